@@ -1,0 +1,1 @@
+"""Named presets: values, no logic."""

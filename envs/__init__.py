@@ -1,0 +1,1 @@
+"""One adapter per simulator suite to one vector-environment protocol."""

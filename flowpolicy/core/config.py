@@ -1,0 +1,71 @@
+"""Frozen dataclasses to JSON with kind tags, and back. No pickle, no import by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from flowpolicy.core.errors import ConfigError, nearest
+
+Kinds = Mapping[str, type]
+"""Tag in the JSON -> dataclass. A plain dict; a moved class does not break a checkpoint."""
+
+
+def encode(value: Any, kinds: Kinds) -> Any:
+    """Turn a config into JSON values. Every dataclass becomes ``{"kind": tag, field: ...}``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        tag = next((name for name, cls in kinds.items() if cls is type(value)), None)
+        if tag is None:
+            raise ConfigError(f"{type(value).__name__} has no kind tag", fix="add it to the table of kinds")
+        fields = {f.name: encode(getattr(value, f.name), kinds) for f in dataclasses.fields(value)}
+        return {"kind": tag, **fields}
+    if isinstance(value, (list, tuple)):
+        return [encode(item, kinds) for item in value]
+    if isinstance(value, dict):
+        return {str(k): encode(v, kinds) for k, v in value.items()}
+    return value
+
+
+def decode(value: Any, kinds: Kinds, where: str = "config") -> Any:
+    """Inverse of :func:`encode`. Unknown kinds and unknown or missing fields are errors that name the place."""
+    if isinstance(value, list):
+        return tuple(decode(item, kinds, where) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "kind" not in value:
+        return {k: decode(v, kinds, f"{where}.{k}") for k, v in value.items()}
+    tag = value["kind"]
+    if tag not in kinds:
+        raise ConfigError(f"{where}: unknown kind '{tag}'", expected=nearest(str(tag), kinds))
+    cls = kinds[tag]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    given = {k: decode(v, kinds, f"{where}.{k}") for k, v in value.items() if k != "kind"}
+    for name in given:
+        if name not in fields:
+            raise ConfigError(f"{where}: {tag} has no field '{name}'", expected=nearest(name, fields))
+    hints = typing.get_type_hints(cls)
+    for name, item in given.items():
+        if not _fits(item, hints[name]):
+            raise ConfigError(f"{where}.{name} is {item!r}", expected=f"a value of type {hints[name]}")
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}", fix="the file was written by another version of flowpolicy") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Shallow type check: enough to catch a string where a number belongs."""
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    target = origin or hint
+    return not isinstance(target, type) or isinstance(value, target)

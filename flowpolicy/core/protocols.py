@@ -1,0 +1,93 @@
+"""The protocols between rooms: agents, environments and the configs that build them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from flowpolicy.core.spec import Spec
+
+Metrics = dict[str, torch.Tensor]
+"""Scalars of one update, still on the device: reading them is the logger's business."""
+
+Observation = dict[str, np.ndarray]
+"""Observation of n environments: name -> (n, *shape) float32."""
+
+
+class Agent(Protocol):
+    """An algorithm in training. One file in ``agents/`` per algorithm."""
+
+    config: Any
+
+    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
+        """One gradient step. Tensors only: no host synchronisation, no draw from a global generator."""
+
+    def policy(self) -> Any:
+        """The deployable policy with the averaged weights (:class:`flowpolicy.policy.Policy`)."""
+
+    def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Everything that the next update depends on, as ``{file stem: {name: tensor}}``."""
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Inverse of :meth:`state_dict`; strict."""
+
+
+@dataclasses.dataclass
+class Step:
+    """What one environment step of n slots returns."""
+
+    obs: Observation
+    """Observations after the step, name -> (n, *shape)."""
+    reward: np.ndarray
+    """(n,) float64."""
+    terminated: np.ndarray
+    """(n,) bool: the task ended; bootstrapping stops."""
+    truncated: np.ndarray
+    """(n,) bool: the horizon was reached."""
+    success: np.ndarray
+    """(n,) bool: the success criterion of the spec holds now."""
+
+
+class VecEnv(Protocol):
+    """Several copies ("slots") of one environment.
+
+    ``reset`` takes *plan indices*: index i is always the same initial state, whatever the number of
+    slots or workers and whenever other episodes end.
+    """
+
+    spec: Spec
+    num_envs: int
+
+    def reset(self, indices: Sequence[int], slots: Sequence[int]) -> Observation:
+        """Start the initial states ``indices`` in ``slots``; observations in the same order."""
+
+    def step(self, action: np.ndarray, slots: Sequence[int]) -> Step:
+        """Step ``slots`` with ``action`` (len(slots), a) in environment units; results in the same order."""
+
+    def render(self, slot: int) -> np.ndarray:
+        """(height, width, 3) uint8 picture of one slot."""
+
+    def close(self) -> None:
+        """Stop the workers."""
+
+
+class EnvConfig(Protocol):
+    """A frozen dataclass in ``envs/`` that names an environment."""
+
+    def spec(self) -> Spec:
+        """The spec, without creating (or even importing) the simulator."""
+
+    def make(self, num_envs: int) -> VecEnv:
+        """Create the environment with ``num_envs`` slots, in worker processes where that pays."""
+
+
+class Demonstrator(Protocol):
+    """Writes a file of demonstrations."""
+
+    def __call__(self, out: Path, *, episodes: int, seed: int, quality: str) -> None: ...

@@ -1,0 +1,187 @@
+"""What an observation and an action are, in words and numbers: :class:`Spec` and :class:`Contract`.
+
+An environment, a dataset file and a robot each state a :class:`Spec`. A trained policy carries a
+:class:`Contract`: the spec that it was trained for and how it is to be run. Before a policy meets a
+dataset, an environment or a robot the two are compared, and a difference is an error that prints the
+differing line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.core.config import decode, encode
+from flowpolicy.core.errors import CheckpointError, ContractError
+from flowpolicy.core.files import read_json, write_json
+
+UNSTATED = "unstated"
+"""Written where a file does not say; compares equal to anything."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservationSpec:
+    """One observation key."""
+
+    shape: tuple[int, ...]
+    """Shape of one time step."""
+    units: str = UNSTATED
+    """Meaning and units in words, e.g. 'position of the gripper in the world frame, m'."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSpec:
+    """The action convention. Every word of it decides whether an arm moves as intended."""
+
+    size: int
+    """Number of dimensions of one action."""
+    convention: str = UNSTATED
+    """'delta' (relative to the current pose), 'absolute', or the environment's own word."""
+    frame: str = UNSTATED
+    """Frame in which the action is expressed."""
+    units: str = UNSTATED
+    """Units of each part, and what the ends of the range stand for."""
+    rotation: str = UNSTATED
+    """Rotation representation, e.g. 'axis-angle'."""
+    gripper: str = UNSTATED
+    """Sign and meaning of the gripper dimension."""
+    rate_hz: float = 0.0
+    """Control rate; 0 where the file does not say."""
+    low: float = -1.0
+    """Smallest value that the environment accepts in any dimension."""
+    high: float = 1.0
+    """Largest value that the environment accepts in any dimension."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What an environment or dataset speaks."""
+
+    observation: dict[str, ObservationSpec]
+    """Observation keys in the order in which they are concatenated."""
+    action: ActionSpec
+    """Action convention."""
+    env_id: str = UNSTATED
+    """Name of the environment, e.g. 'robosuite/Lift'."""
+    env_version: str = UNSTATED
+    """Version of the simulator package."""
+    horizon: int = 0
+    """Steps after which an episode is cut off; 0 where the file does not say."""
+    success: str = UNSTATED
+    """Definition of success in words."""
+    reward_shift: float = 0.0
+    """Added to the reward that the file or simulator gives."""
+
+    def differences(self, other: Spec) -> list[str]:
+        """Lines on which the two disagree; what either leaves unstated agrees with anything."""
+        lines = []
+        for key in [*self.observation, *(k for k in other.observation if k not in self.observation)]:
+            if key not in other.observation or key not in self.observation:
+                mine, theirs = key in self.observation, key in other.observation
+                lines.append(f"observation {key}: {_presence(mine)} against {_presence(theirs)}")
+            else:
+                lines += _compare(f"observation {key}", self.observation[key], other.observation[key])
+        lines += _compare("action", self.action, other.action)
+        for field in ("env_id", "env_version", "horizon", "success", "reward_shift"):
+            lines += _differ(field, getattr(self, field), getattr(other, field))
+        return lines
+
+
+@dataclasses.dataclass(frozen=True)
+class Contract:
+    """Everything that must hold where a policy is used; written as ``contract.json``."""
+
+    spec: Spec
+    """The spec that the policy was trained for."""
+    history: int
+    """Observations per decision."""
+    chunk: int
+    """Actions predicted per decision."""
+    execute: int
+    """Actions of a chunk that are executed before the next decision."""
+    nfe: int
+    """Network evaluations per chunk."""
+    dataset_id: str = UNSTATED
+    """Name of the training file."""
+    dataset_sha256: str = UNSTATED
+    """Hash of the training file."""
+    dataset_filter: str = ""
+    """Filter key that selected the training episodes; empty means all."""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Versions of the libraries that the policy was trained with."""
+
+    def require(self, other: Spec, what: str, fix: str) -> None:
+        """Raise :class:`ContractError` unless ``other`` offers what the policy was trained for.
+
+        Extra observation keys of ``other`` are no disagreement: the policy does not read them.
+        """
+        wanted = {k: v for k, v in other.observation.items() if k in self.spec.observation}
+        lines = self.spec.differences(dataclasses.replace(other, observation=wanted))
+        if lines:
+            raise ContractError(
+                f"the policy's contract and {what} disagree (contract against {what}):\n    " + "\n    ".join(lines),
+                fix=fix,
+            )
+
+
+_KINDS: dict[str, type] = {
+    "contract": Contract,
+    "spec": Spec,
+    "observation": ObservationSpec,
+    "action": ActionSpec,
+}
+
+
+def save_contract(path: Path, contract: Contract) -> None:
+    """Write ``contract.json`` atomically."""
+    write_json(path, {"schema": 1, **encode(contract, _KINDS)})
+
+
+def load_contract(path: Path) -> Contract:
+    """Read ``contract.json``."""
+    value = read_json(path)
+    if not isinstance(value, dict) or value.pop("schema", None) != 1:
+        raise CheckpointError(f"{path} has an unknown schema version", fix="use the flowpolicy version that wrote it")
+    return contract_from(value, str(path))
+
+
+def contract_from(value: Mapping[str, Any], where: str) -> Contract:
+    """Decode a contract from JSON values."""
+    contract = decode(dict(value), _KINDS, where)
+    if not isinstance(contract, Contract):
+        raise CheckpointError(f"{where} does not hold a contract", fix="restore the file from a copy")
+    return contract
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide what a policy computes."""
+    names = ("flowpolicy", "torch", "numpy", "tensordict", "gymnasium", "mujoco", "robosuite", "gymnasium-robotics")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _presence(present: bool) -> str:
+    return "present" if present else "absent"
+
+
+def _compare(prefix: str, mine: Any, theirs: Any) -> list[str]:
+    lines = []
+    for field in dataclasses.fields(mine):
+        lines += _differ(f"{prefix}.{field.name}", getattr(mine, field.name), getattr(theirs, field.name))
+    return lines
+
+
+def _differ(name: str, mine: Any, theirs: Any) -> list[str]:
+    unstated = (UNSTATED, 0) if name.endswith(("rate_hz", "horizon")) else (UNSTATED,)
+    if mine == theirs or mine in unstated or theirs in unstated:
+        return []
+    return [f"{name}: {mine!r} against {theirs!r}"]

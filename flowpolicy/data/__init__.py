@@ -1,0 +1,1 @@
+"""Read and write dataset files, window, normalise, check."""

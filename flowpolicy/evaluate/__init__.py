@@ -1,0 +1,1 @@
+"""Evaluation plans, seeded rollouts, statistics, video, reports."""

@@ -1,0 +1,1 @@
+"""The mathematics of flow policies, one file per axis."""

@@ -1,0 +1,1 @@
+"""Velocity and flow-map networks, encoders, EMA."""

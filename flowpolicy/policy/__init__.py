@@ -1,0 +1,1 @@
+"""The deployable thing: contract, normaliser, network, solver."""
