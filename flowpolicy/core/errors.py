@@ -17,6 +17,7 @@ class FlowPolicyError(Exception):
         what: what happened, naming the file, key or flag.
         expected: what would have been right.
         fix: what to do about it.
+
     """
 
     def __init__(self, what: str, *, expected: str = "", fix: str = "") -> None:
@@ -45,7 +46,7 @@ class ConfigError(FlowPolicyError):
     """A preset, flag or combination of options that does not exist or cannot work."""
 
 
-class EnvironmentError(FlowPolicyError):  # noqa: A001 - the field's word; the builtin is an alias of OSError
+class SimulatorError(FlowPolicyError):
     """A simulator cannot be created or does not behave as its adapter says."""
 
 
@@ -53,7 +54,7 @@ class TrainingError(FlowPolicyError):
     """Training cannot go on, for instance because the loss is no longer finite."""
 
 
-class MissingExtra(FlowPolicyError):
+class MissingExtraError(FlowPolicyError):
     """An optional package is needed and not installed."""
 
     def __init__(self, package: str, extra: str) -> None:

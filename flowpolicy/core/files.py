@@ -31,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         flush(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         flush(path.parent)
     except OSError as error:
         if error.errno == errno.ENOSPC:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,9 +84,3 @@ class EnvConfig(Protocol):
 
     def make(self, num_envs: int) -> VecEnv:
         """Create the environment with ``num_envs`` slots, in worker processes where that pays."""
-
-
-class Demonstrator(Protocol):
-    """Writes a file of demonstrations."""
-
-    def __call__(self, out: Path, *, episodes: int, seed: int, quality: str) -> None: ...
