@@ -1,0 +1,92 @@
+"""Checkpoint folders: published whole, verified before use, newest named by ``LATEST``.
+
+::
+
+    RUN/checkpoints/LATEST              name of the newest whole checkpoint; moves last
+    RUN/checkpoints/step_00001000/      weights, ema, optim, normalizer (safetensors), state, config,
+                                        contract (JSON), card.md, manifest.json (SHA-256 of every file)
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from flowpolicy.core.errors import CheckpointError
+from flowpolicy.core.files import flush, read_json, sha256, write_json, write_text
+
+FOLDER = "checkpoints"
+LATEST = "LATEST"
+MANIFEST = "manifest.json"
+ESSENTIAL = ("weights.safetensors", "ema.safetensors", "normalizer.safetensors", "config.json", "contract.json")
+
+
+def publish(run: Path, step: int, write: Callable[[Path], None], keep: int = 0) -> Path:
+    """Write a checkpoint of ``run`` and make it the newest.
+
+    ``write`` fills a temporary folder, which is renamed when every file is on the disk; only then does
+    ``LATEST`` move. Killed at any moment, the newest checkpoint is the previous whole one.
+
+    Args:
+        run: the run folder.
+        step: number of finished updates.
+        write: fills the folder that it is given.
+        keep: how many newest checkpoints stay; 0 keeps all.
+
+    """
+    root = run / FOLDER
+    root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".step_*"):
+        shutil.rmtree(leftover)
+    final = root / f"step_{step:08d}"
+    temporary = root / f".{final.name}"
+    temporary.mkdir()
+    write(temporary)
+    write_json(temporary / MANIFEST, {path.name: sha256(path) for path in sorted(temporary.iterdir())})
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    flush(root)
+    write_text(root / LATEST, final.name + "\n")
+    if keep:
+        for old in sorted(root.glob("step_*"))[:-keep]:
+            shutil.rmtree(old)
+    return final
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint folder meant by ``path``: itself, or the newest one of a run; verified.
+
+    Raises:
+        CheckpointError: nothing there, or a file is missing or altered.
+
+    """
+    if (path / MANIFEST).exists() or (path / "contract.json").exists():
+        folder = path
+    elif (path / FOLDER / LATEST).exists():
+        folder = path / FOLDER / (path / FOLDER / LATEST).read_text(encoding="utf-8").strip()
+    else:
+        raise CheckpointError(
+            f"{path} holds no checkpoint",
+            expected=f"a run folder with {FOLDER}/{LATEST}, or a checkpoint folder with {MANIFEST}",
+            fix="train first: flowpolicy train PRESET --out RUN",
+        )
+    verify(folder)
+    return folder
+
+
+def verify(folder: Path) -> None:
+    """Check every file of a checkpoint against its manifest."""
+    manifest = read_json(folder / MANIFEST)
+    for name in dict.fromkeys([*ESSENTIAL, *manifest]):
+        path = folder / name
+        if not path.exists():
+            raise CheckpointError(
+                f"{path} is missing", fix="restore the file, or name an older checkpoint folder of the run"
+            )
+        if name not in manifest or sha256(path) != manifest[name]:
+            raise CheckpointError(
+                f"{path} was altered after it was written (its SHA-256 differs from {MANIFEST})",
+                fix="restore the file, or name an older checkpoint folder of the run",
+            )
