@@ -1,1 +1,63 @@
-"""The command line."""
+"""``flowpolicy``: dispatches to :mod:`flowpolicy.commands`. Imports nothing heavy, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from flowpolicy import __version__
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "data": ("data", "make TASK | info FILE: generate demonstrations, describe a file"),
+    "doctor": ("doctor", "check a dataset file, and with --env replay it in the simulator"),
+    "train": ("train", "train PRESET on a dataset file"),
+    "resume": ("resume", "continue a run that was stopped, bit for bit"),
+    "eval": ("evaluate", "success and return of a run on an evaluation plan, with intervals"),
+    "compare": ("compare", "paired comparison of two evaluated runs"),
+    "card": ("card", "success against network evaluations against latency, table and picture"),
+    "bench": ("bench", "update | latency | data | rollout: speed as ratios inside one run"),
+}
+"""Command -> (module of :mod:`flowpolicy.commands` with a ``run(argv)``, one line of help)."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; exits with 2 on errors that the user can mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Idle OpenMP threads that spin stall torch beside any busy process; must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return
+    if arguments[0] == "--version":
+        sys.stdout.write(f"flowpolicy {__version__}\n")
+        return
+    sys.exit(_dispatch(arguments[0], arguments[1:]))
+
+
+def _dispatch(command: str, arguments: list[str]) -> int:
+    from flowpolicy.core.errors import ConfigError, FlowPolicyError, nearest
+
+    try:
+        if command not in COMMANDS:
+            raise ConfigError(f"unknown command '{command}'", expected=nearest(command, COMMANDS))
+        module = import_module(f"flowpolicy.commands.{COMMANDS[command][0]}")
+        return int(module.run(arguments) or 0)
+    except FlowPolicyError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; a training run goes on with: flowpolicy resume RUN\n")
+        return 130
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return (
+        "usage: flowpolicy [-h] [--version] COMMAND ...\n\n"
+        "Offline RL and robot learning with flow-matching policies.\n\ncommands:\n"
+        + "\n".join(lines)
+        + "\n\n'flowpolicy COMMAND --help' explains a command; 'flowpolicy train debug' trains in seconds.\n"
+    )

@@ -42,17 +42,32 @@ def publish(run: Path, step: int, write: Callable[[Path], None], keep: int = 0) 
     final = root / f"step_{step:08d}"
     temporary = root / f".{final.name}"
     temporary.mkdir()
-    write(temporary)
-    write_json(temporary / MANIFEST, {path.name: sha256(path) for path in sorted(temporary.iterdir())})
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
+    try:
+        write(temporary)
+        write_json(temporary / MANIFEST, {path.name: sha256(path) for path in sorted(temporary.iterdir())})
+        _rename(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     flush(root)
     write_text(root / LATEST, final.name + "\n")
     if keep:
         for old in sorted(root.glob("step_*"))[:-keep]:
             shutil.rmtree(old)
     return final
+
+
+def _rename(temporary: Path, final: Path) -> None:
+    """Move a finished folder into place; a whole one that stands there (killed before LATEST moved) is kept."""
+    if final.exists():
+        try:
+            verify(final)
+        except CheckpointError:
+            shutil.rmtree(final)
+        else:
+            shutil.rmtree(temporary)
+            return
+    temporary.rename(final)
 
 
 def resolve(path: Path) -> Path:

@@ -54,6 +54,10 @@ class TrainingError(FlowPolicyError):
     """Training cannot go on, for instance because the loss is no longer finite."""
 
 
+class EvaluationError(FlowPolicyError):
+    """An evaluation cannot go on, or two evaluations cannot be compared."""
+
+
 class MissingExtraError(FlowPolicyError):
     """An optional package is needed and not installed."""
 

@@ -23,6 +23,8 @@ class Agent(Protocol):
     """An algorithm in training. One file in ``agents/`` per algorithm."""
 
     config: Any
+    policy_config: Any
+    """What rebuilding the policy takes; written into the checkpoint's ``config.json``."""
 
     def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
         """One gradient step. Tensors only: no host synchronisation, no draw from a global generator."""

@@ -1,0 +1,55 @@
+# make demo: install, generate demonstrations, train three policies, evaluate, compare.
+# make test: install what the tests need and run them all.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+
+.PHONY: demo test lint types imports wheel clean
+
+demo: $(VENV)/.demo
+	$(BIN)/flowpolicy demo --out runs/demo
+
+test: $(VENV)/.dev
+	PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
+
+# torch goes first and alone: with torch present, no other package can pull a second build of it.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt torch
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e '.[sim]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e '.[sim,dev]'
+	touch $@
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Types and imports are read from the unpacked wheel: an editable mapping is invisible to both tools.
+build/lint: $(VENV)/.dev FORCE
+	rm -rf build && mkdir -p build/lint
+	$(BIN)/python -m build --quiet --wheel --no-isolation --outdir build/wheel .
+	cd build/lint && unzip -q ../wheel/*.whl && cp ../../pyproject.toml .
+
+types: build/lint
+	cd build/lint && PYTHONSAFEPATH= ../../$(BIN)/mypy --strict -p flowpolicy.core -p flowpolicy.flows -p flowpolicy.policy
+	cd build/lint && PYTHONSAFEPATH= ../../$(BIN)/mypy -p flowpolicy
+
+imports: build/lint
+	cd build/lint && PYTHONPATH=. ../../$(BIN)/lint-imports
+
+# The wheel alone, in a fresh environment outside the checkout, with its core dependencies only.
+wheel: build/lint
+	.ci/wheel $(PYTHON) build/wheel constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+FORCE:

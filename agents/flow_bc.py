@@ -1,0 +1,64 @@
+"""Flow behaviour cloning: velocity matching, many network evaluations per chunk.
+
+Lipman et al. 2023 (arXiv 2210.02747), Liu et al. 2023 (arXiv 2209.03003); as a policy [algorithms 4.1].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.flows.interpolant import interpolate, velocity
+from flowpolicy.flows.matching import matching_loss
+from flowpolicy.flows.solvers import SolverName, steps_for
+from flowpolicy.flows.times import uniform
+from flowpolicy.policy.policy import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowBC(ImitationConfig):
+    """Flow behaviour cloning."""
+
+    solver: SolverName = "euler"
+    """Solver of the generating differential equation."""
+    nfe: int = 10
+    """Network evaluations per chunk."""
+
+    def __post_init__(self) -> None:
+        steps_for(self.nfe, self.solver)
+
+    def build(self, *args: Any, **kwargs: Any) -> FlowBCAgent:
+        """The agent in training; arguments of :class:`ImitationAgent`."""
+        return FlowBCAgent(self, *args, **kwargs)
+
+
+class FlowBCAgent(ImitationAgent):
+    """Regresses the velocity a - noise at uniform times."""
+
+    config: FlowBC
+
+    @property
+    def sampler(self) -> Sampler:
+        """The configured solver."""
+        return self.config.solver
+
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Noise (b, h, a) and times (b,)."""
+        noise = torch.randn(action.shape, generator=generator, device=action.device)
+        return noise, uniform(action.shape[0], generator)
+
+    def loss(
+        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Tensor
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """Velocity-matching loss."""
+        noise, t = draws
+        data = self.normalizer.action(action)
+        cond, _ = self.actor.condition(self.normalizer.obs(obs))
+        output = self.actor.net(interpolate(noise, data, t), t, cond)
+        return matching_loss(output.value, velocity(noise, data), valid), {}

@@ -1,0 +1,184 @@
+"""What behaviour-cloning agents share: the actor, the optimiser and the shape of one update.
+
+An algorithm adds two methods: ``draw`` (everything random, from the given generator) and ``loss``
+(pure and compiled).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from flowpolicy.core.errors import CheckpointError
+from flowpolicy.core.keys import ACTION, OBS, VALID
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.spec import Contract
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.nets.ema import EMA
+from flowpolicy.nets.encoder import StateEncoder
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.policy.policy import Actor, Net, Policy, PolicyConfig, Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warm-up, cosine decay, clipped gradients and averaged weights."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 1e-6
+    """Decoupled weight decay."""
+    warmup: int = 200
+    """Updates of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: cosine decay to zero over the planned steps, or constant."""
+    clip: float = 10.0
+    """Largest gradient norm."""
+    ema: float = 0.999
+    """Decay of the averaged weights that the policy uses."""
+
+    def lr_at(self, update: int, steps: int) -> float:
+        """Learning rate of the update with this number, of ``steps`` planned."""
+        warm = min(1.0, (update + 1) / max(1, self.warmup))
+        if self.schedule == "constant":
+            return self.lr * warm
+        progress = min(1.0, max(0, update - self.warmup) / max(1, steps - self.warmup))
+        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImitationConfig:
+    """Options of every behaviour-cloning agent."""
+
+    net: Net = MLP()
+    """Trunk over the chunk: mlp, unet or transformer."""
+    encoder: StateEncoder = StateEncoder()
+    """Encoder of the observation history."""
+    optimizer: Optimizer = Optimizer()
+    """Optimiser and averaging."""
+    history: int = 1
+    """Observations per decision."""
+    chunk: int = 8
+    """Actions predicted per decision."""
+    execute: int = 8
+    """Actions of a chunk that are executed before the next decision."""
+
+
+class ImitationAgent(nn.Module):
+    """Base of the behaviour-cloning agents.
+
+    Args:
+        config: options.
+        contract: sizes and conventions; ``history``, ``chunk``, ``execute`` and ``nfe`` come from ``config``.
+        normalizer: fitted on the training data; actions in [-1, 1].
+        steps: planned number of updates, for the learning-rate schedule.
+        seed: seeds the initial weights.
+        compile: compile the loss and its gradient into one graph.
+
+    """
+
+    def __init__(
+        self,
+        config: ImitationConfig,
+        contract: Contract,
+        normalizer: Normalizer,
+        *,
+        steps: int,
+        seed: int,
+        compile: bool,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.config, self.contract, self.steps = config, contract, steps
+        self.policy_config = PolicyConfig(config.net, config.encoder, self.sampler)
+        # torch initialises layers from its global generator only, so the fork keeps the caller's state.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_generator(seed, "weights").initial_seed())
+            self.actor = Actor(self.policy_config, contract).to(device)
+        self.normalizer = normalizer.to(device)
+        self.ema = EMA(self.actor, config.optimizer.ema)
+        self.optimizer = torch.optim.AdamW(
+            self.actor.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True
+        )
+        self.updates = 0
+        self._loss = torch.compile(self.loss, dynamic=False) if compile else self.loss
+
+    @property
+    def sampler(self) -> Sampler:
+        """How the trained policy generates a chunk."""
+        raise NotImplementedError
+
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Everything random in one update."""
+        raise NotImplementedError
+
+    def loss(
+        self,
+        obs: dict[str, Tensor],
+        action: Float[Tensor, "b h a"],
+        valid: Bool[Tensor, "b h"],
+        *draws: Tensor,
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """Scalar loss and metrics of one batch in environment units."""
+        raise NotImplementedError
+
+    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
+        """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
+        options = self.config.optimizer
+        action = batch[ACTION]
+        loss, metrics = self._loss(
+            dict(batch[OBS].items()), action, batch[VALID], *self.draw(action, generator)
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.actor.parameters(), options.clip, foreach=True)
+        lr = options.lr_at(self.updates, self.steps)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        self.ema.update(self.actor)
+        self.updates += 1
+        return {"loss": loss.detach(), "grad_norm": norm, "lr": torch.tensor(lr), **metrics}
+
+    def policy(self) -> Policy:
+        """The policy with the averaged weights; shares nothing with the agent."""
+        policy = Policy(self.policy_config, self.contract, self.normalizer)
+        policy.actor.load_state_dict(self.ema.state_dict())
+        return policy.eval().requires_grad_(False)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
+        """Files of a checkpoint: ``weights``, ``ema``, ``optim`` and ``normalizer``."""
+        optim = {"updates": torch.tensor(self.updates)}
+        for name, parameter in self.actor.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                optim[f"{key}/{name}"] = value
+        return {
+            "weights": self.actor.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optim": optim,
+            "normalizer": self.normalizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:  # type: ignore[override]
+        """Inverse of :meth:`state_dict`; strict."""
+        try:
+            self.actor.load_state_dict(state["weights"])
+            self.ema.load_state_dict(state["ema"])
+            self.normalizer.load_state_dict(state["normalizer"])
+            self.updates = int(state["optim"]["updates"])
+            for name, parameter in self.actor.named_parameters():
+                self.optimizer.state[parameter] = {
+                    key: state["optim"][f"{key}/{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit the agent of its config: {error}",
+                fix="resume with the flowpolicy version that wrote it",
+            ) from error

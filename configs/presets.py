@@ -1,0 +1,60 @@
+"""Named presets: values, no logic. One line per algorithm and task."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flowpolicy.agents.dm1 import DM1
+from flowpolicy.agents.flow_bc import FlowBC
+from flowpolicy.agents.imitation import Optimizer
+from flowpolicy.agents.regression import Regression
+from flowpolicy.data.dataset import DataConfig
+from flowpolicy.data.normalize import NormalizerConfig
+from flowpolicy.flows.dispersive import Dispersive
+from flowpolicy.flows.times import PairLaw
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.policy.policy import KINDS as POLICY_KINDS
+from flowpolicy.train.experiment import Experiment
+
+KINDS: dict[str, type] = {
+    "experiment": Experiment,
+    "data": DataConfig,
+    "normalizer": NormalizerConfig,
+    "optimizer": Optimizer,
+    "pairs": PairLaw,
+    "dispersive": Dispersive,
+    "dm1": DM1,
+    "flow_bc": FlowBC,
+    "regression": Regression,
+    **POLICY_KINDS,
+}
+"""Tags of the config classes in ``config.json``."""
+
+ARM_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
+
+LIFT = Experiment(agent=DM1(), env="lift", data=DataConfig(obs_keys=ARM_KEYS), steps=8_000)
+CAN = Experiment(agent=DM1(), env="can", data=DataConfig(obs_keys=ARM_KEYS), steps=30_000)
+DOOR = Experiment(agent=DM1(), env="door", data=DataConfig(obs_keys=("state",)), steps=20_000)
+DEBUG = Experiment(
+    agent=FlowBC(net=MLP(width=64, depth=2)),
+    env="toy",
+    steps=300,
+    batch_size=64,
+    checkpoint_every=100,
+    threads=1,
+    compile=False,
+)
+
+PRESETS: dict[str, tuple[str, Experiment]] = {
+    "debug": ("Flow BC on toy data that it generates itself; no simulator, seconds", DEBUG),
+    "dm1-lift": ("DM1 on robosuite Lift, one evaluation per chunk", LIFT),
+    "flow-bc-lift": ("Flow BC on robosuite Lift, ten evaluations per chunk", replace(LIFT, agent=FlowBC())),
+    "regression-lift": ("Regression control on robosuite Lift", replace(LIFT, agent=Regression())),
+    "dm1-can": ("DM1 on robosuite PickPlaceCan", CAN),
+    "flow-bc-can": ("Flow BC on robosuite PickPlaceCan", replace(CAN, agent=FlowBC())),
+    "regression-can": ("Regression control on robosuite PickPlaceCan", replace(CAN, agent=Regression())),
+    "dm1-door": ("DM1 on Adroit door, human demonstrations (D4RL)", DOOR),
+    "flow-bc-door": ("Flow BC on Adroit door, human demonstrations (D4RL)", replace(DOOR, agent=FlowBC())),
+    "regression-door": ("Regression control on Adroit door (D4RL)", replace(DOOR, agent=Regression())),
+}
+"""Preset name -> (description, experiment)."""

@@ -1,0 +1,54 @@
+"""Progress of long work on the console."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flowpolicy.train import Trainer
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int, completed: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """Yield a function (finished, note) that moves a bar; on a file or pipe, some plain lines instead."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        marks = iter(range(1, 11))
+        due = next(marks)
+
+        def lines(finished: int, note: str = "") -> None:
+            nonlocal due
+            if finished * 10 >= due * total:
+                console.print(f"{title} {finished}/{total} {note}", soft_wrap=True, highlight=False)
+                while finished * 10 >= due * total:
+                    due = next(marks, 11 * total)
+
+        yield lines
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, completed=completed, note="")
+        yield lambda finished, note="": bar.update(task, completed=finished, note=note)
+
+
+@contextlib.contextmanager
+def training_progress(trainer: Trainer, folder: Path) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A bar that shows loss and where the time goes."""
+    with progress_bar(f"train {folder}", trainer.experiment.steps, trainer.step) as move:
+
+        def report(step: int, row: dict[str, float]) -> None:
+            times = "  ".join(f"{name} {row[f'{name}_ms']:.2f}" for name in ("data", "update", "log"))
+            move(step, f"loss {row['loss']:.4f}  ms per step: {times}")
+
+        yield report

@@ -1,0 +1,113 @@
+"""``flowpolicy train PRESET``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from flowpolicy.commands.arguments import pick
+from flowpolicy.commands.progress import training_progress
+from flowpolicy.configs.presets import KINDS, PRESETS
+from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.policy.policy import NETS
+from flowpolicy.train import Experiment, Trainer
+
+VARIANTS: dict[str, dict[str, Any]] = {"agent.net": NETS}
+"""Fields whose value is one of several configs: ``--agent.net unet`` picks it with its defaults."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCommand(Experiment):
+    """An experiment and where it goes."""
+
+    out: str = ""
+    """Run folder; runs/PRESET-seedS unless given."""
+    verify_resume: bool = False
+    """First prove on this machine that a killed and resumed run equals an uninterrupted one, bit for bit."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train a preset, with any field overridden by a flag."""
+    preset, rest = pick(argv, PRESETS, "train", "preset")
+    command = parse(preset, rest)
+    if command.verify_resume:
+        from flowpolicy.train.verify import verify_resume
+
+        verify_resume([sys.executable, "-m", "flowpolicy", "train", preset, *_without_destination(rest)], command.steps)
+    folder = Path(command.out or f"runs/{preset}-seed{command.seed}")
+    experiment = Experiment(**{f.name: getattr(command, f.name) for f in dataclasses.fields(Experiment)})
+    train(experiment, folder)
+    return 0
+
+
+def parse(preset: str, argv: Sequence[str]) -> TrainCommand:
+    """The preset with the overrides of ``argv``."""
+    base = PRESETS[preset][1]
+    values = {f.name: getattr(base, f.name) for f in dataclasses.fields(Experiment)}
+    argv = list(argv)
+    for path, variants in VARIANTS.items():
+        if f"--{path}" in argv:
+            at = argv.index(f"--{path}")
+            name = argv[at + 1] if at + 1 < len(argv) else ""
+            if name not in variants:
+                raise ConfigError(f"--{path} '{name}' does not exist", expected=nearest(name, variants))
+            owner, field = path.split(".")
+            values[owner] = dataclasses.replace(values[owner], **{field: variants[name]})
+            del argv[at : at + 2]
+    return tyro.cli(
+        TrainCommand,
+        default=TrainCommand(**values),
+        args=argv,
+        prog=f"flowpolicy train {preset}",
+        description=PRESETS[preset][0],
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None:
+    """Train or resume with progress on the console, then draw the learning curves."""
+    from flowpolicy.envs import find_env
+    from flowpolicy.evaluate.curves import draw_curves
+
+    env = find_env(experiment.env)
+    if not experiment.data.path:
+        experiment = dataclasses.replace(experiment, data=_generate(experiment, folder))
+    trainer = Trainer(experiment, folder, env.spec(), KINDS, resume=resume)
+    with training_progress(trainer, folder) as report:
+        newest = trainer.train(report)
+    draw_curves(folder / "metrics.csv", folder / "curves.png")
+    sys.stdout.write(f"checkpoint {newest}\ncurves     {folder / 'curves.png'}\n")
+
+
+def _generate(experiment: Experiment, folder: Path) -> Any:
+    """Toy demonstrations made on the spot; other environments need a file."""
+    from flowpolicy.envs.demonstrators import make_demonstrations
+
+    if experiment.env != "toy":
+        raise ConfigError(
+            "no training file is given",
+            expected="--data.path FILE",
+            fix=f"make one with: flowpolicy data make {experiment.env} --episodes 200 --out FILE",
+        )
+    path = folder / "toy.hdf5"
+    if not path.exists():
+        make_demonstrations("toy", path, episodes=50, seed=experiment.seed, quality="expert", workers=1)
+    return dataclasses.replace(experiment.data, path=str(path))
+
+
+def _without_destination(argv: Sequence[str]) -> list[str]:
+    """The flags without --out and --verify-resume, which the verification chooses itself."""
+    kept, skip = [], False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word == "--out":
+            skip = True
+        elif not word.startswith(("--out=", "--verify-resume", "--verify_resume")):
+            kept.append(word)
+    return kept

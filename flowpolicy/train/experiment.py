@@ -1,0 +1,105 @@
+"""One training run as a value: what is trained on what, for how long, from which seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flowpolicy.core.errors import ConfigError, DataError
+from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
+from flowpolicy.data.dataset import DataConfig, Dataset
+from flowpolicy.data.normalize import NormalizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides the weights of a run. Presets are values of this class."""
+
+    agent: Any
+    """Algorithm and its options."""
+    env: str
+    """Environment that the policy is meant for; its spec enters the contract."""
+    data: DataConfig = DataConfig()
+    """Training file."""
+    normalizer: NormalizerConfig = NormalizerConfig()
+    """Scaling of observations and actions, fitted once on the training file."""
+    steps: int = 10_000
+    """Gradient updates."""
+    batch_size: int = 256
+    """Windows per update."""
+    seed: int = 0
+    """Seeds the weights, the batches and the noise."""
+    checkpoint_every: int = 2_000
+    """Updates between checkpoints; the last update always writes one."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that stay on the disk; 0 keeps all."""
+    log_every: int = 50
+    """Updates between two rows of metrics.csv."""
+    compile: bool = True
+    """Compile loss and gradient into one graph (needs a C++ compiler)."""
+    threads: int = 2
+    """CPU threads. Part of the experiment: another number sums in another order."""
+    device: str = "cpu"
+    """'cpu' or a CUDA device."""
+    tensorboard: bool = True
+    """Write TensorBoard events beside metrics.csv."""
+    wandb: str = ""
+    """Weights & Biases project; empty writes nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every", "log_every", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}", expected="at least 1")
+        agent = self.agent
+        if not 1 <= agent.execute <= agent.chunk or agent.history < 1:
+            raise ConfigError(
+                f"--agent.execute {agent.execute}, --agent.chunk {agent.chunk}, --agent.history {agent.history}",
+                expected="1 <= execute <= chunk and history >= 1",
+            )
+
+
+def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contract:
+    """The contract of a run: the environment's spec, checked against the file, limited to the keys used.
+
+    Raises:
+        ContractError: file and environment disagree.
+        DataError: the file lacks an observation key that is asked for.
+
+    """
+    keys = experiment.data.obs_keys or tuple(dataset.spec.observation)
+    unknown = [key for key in keys if key not in env.observation]
+    if unknown:
+        raise DataError(
+            f"the environment '{experiment.env}' gives no observation {', '.join(unknown)}",
+            expected=f"keys among {', '.join(env.observation)}",
+            fix="--data.obs-keys KEY KEY ...",
+        )
+    spec = dataclasses.replace(env, observation={key: env.observation[key] for key in keys})
+    agent = experiment.agent
+    contract = Contract(
+        spec=spec,
+        history=agent.history,
+        chunk=agent.chunk,
+        execute=agent.execute,
+        nfe=agent.nfe,
+        dataset_id=dataset.path.name,
+        dataset_sha256=dataset.sha256,
+        dataset_filter=dataset.filter_key,
+        versions=library_versions(),
+    )
+    contract.require(
+        dataset.spec, f"the file {dataset.path}", "train on data of this environment, or name the right --env"
+    )
+    return contract
+
+
+def require_same_data(contract: Contract, stored: Contract) -> None:
+    """Refuse to resume on a file other than the one that the run was started on."""
+    if UNSTATED not in (contract.dataset_sha256, stored.dataset_sha256) and (
+        contract.dataset_sha256 != stored.dataset_sha256
+    ):
+        raise DataError(
+            f"the training file {contract.dataset_id} has changed since the run was started "
+            f"(SHA-256 {contract.dataset_sha256[:12]}..., was {stored.dataset_sha256[:12]}...)",
+            fix="restore the file, or start a new run on the new one",
+        )

@@ -1,0 +1,204 @@
+"""The only training loop. A run killed at any moment and resumed equals the uninterrupted run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from flowpolicy.core import checkpoint
+from flowpolicy.core.config import Kinds, encode
+from flowpolicy.core.errors import ConfigError, TrainingError
+from flowpolicy.core.files import read_json, read_tensors, write_json, write_tensors, write_text
+from flowpolicy.core.protocols import Agent, Metrics
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.spec import Contract, Spec, load_contract, save_contract
+from flowpolicy.data.dataset import load_dataset
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.data.windows import WindowSampler
+from flowpolicy.train.experiment import Experiment, make_contract, require_same_data
+from flowpolicy.train.log import Logger, make_loggers
+
+Report = Callable[[int, dict[str, float]], None]
+"""Called with the finished updates and the newest metrics; drives the progress bar."""
+
+
+@dataclasses.dataclass
+class Clock:
+    """Milliseconds spent on batches, updates and logging since the last row."""
+
+    data: float = 0.0
+    update: float = 0.0
+    log: float = 0.0
+    steps: int = 0
+
+    def row(self) -> dict[str, float]:
+        """Mean milliseconds per update; starts anew."""
+        steps = max(1, self.steps)
+        row = {f"{name}_ms": 1e3 * getattr(self, name) / steps for name in ("data", "update", "log")}
+        self.data = self.update = self.log = 0.0
+        self.steps = 0
+        return row
+
+
+class Trainer:
+    """An experiment in progress: agent, batches, random streams and loggers.
+
+    Args:
+        experiment: what to train.
+        run: run folder.
+        env: spec of the environment that the policy is meant for.
+        kinds: tags of the config classes, for ``config.json``.
+        resume: continue from the newest checkpoint of ``run``.
+
+    """
+
+    def __init__(self, experiment: Experiment, run: Path, env: Spec, kinds: Kinds, *, resume: bool = False) -> None:
+        torch.set_num_threads(experiment.threads)
+        self.experiment, self.run, self.kinds = experiment, run, kinds
+        newest = checkpoint.resolve(run) if resume else None
+        if not resume and run.exists() and any(run.glob(f"{checkpoint.FOLDER}/step_*")):
+            raise ConfigError(
+                f"{run} already holds a run", fix=f"flowpolicy resume {run}, or choose another --out folder"
+            )
+        dataset = load_dataset(experiment.data)
+        self.contract: Contract = make_contract(experiment, dataset, env)
+        if newest:
+            stored = load_contract(newest / "contract.json")
+            require_same_data(self.contract, stored)
+            self.contract = stored
+        agent = experiment.agent
+        self.batches = WindowSampler(
+            dataset, agent.history, agent.chunk, experiment.batch_size, device=experiment.device
+        )
+        self.agent: Agent = agent.build(
+            self.contract,
+            Normalizer.fit(dataset, experiment.normalizer),
+            steps=experiment.steps,
+            seed=experiment.seed,
+            compile=experiment.compile,
+            device=experiment.device,
+        )
+        # The position of the batch stream is also the sampler's cursor: batches are drawn with replacement.
+        self.streams = {
+            name: torch_generator(experiment.seed, name, device=experiment.device) for name in ("batches", "noise")
+        }
+        self.step = 0
+        self.seconds = 0.0
+        if newest:
+            self._restore(newest)
+
+    def train(self, report: Report = lambda step, row: None) -> Path:
+        """Train to the end and return the last checkpoint."""
+        experiment, clock = self.experiment, Clock()
+        self.run.mkdir(parents=True, exist_ok=True)
+        loggers = make_loggers(
+            self.run, tensorboard=experiment.tensorboard, wandb=experiment.wandb, resume_at=self.step
+        )
+        newest = self.run
+        try:
+            while self.step < experiment.steps:
+                metrics = self._update(clock)
+                last = self.step == experiment.steps
+                if last or self.step % experiment.log_every == 0:
+                    report(self.step, self._log(metrics, clock, loggers))
+                if last or self.step % experiment.checkpoint_every == 0:
+                    self._require_finite(metrics)
+                    newest = self.save()
+        finally:
+            for logger in loggers:
+                logger.close()
+        return newest if newest != self.run else checkpoint.resolve(self.run)
+
+    def _update(self, clock: Clock) -> Metrics:
+        start = time.perf_counter()
+        batch: TensorDict = self.batches.draw(self.streams["batches"])
+        drawn = time.perf_counter()
+        metrics = self.agent.update(batch, self.streams["noise"])
+        done = time.perf_counter()
+        self.step += 1
+        clock.data += drawn - start
+        clock.update += done - drawn
+        clock.steps += 1
+        self.seconds += done - start
+        return metrics
+
+    def _log(self, metrics: Metrics, clock: Clock, loggers: list[Logger]) -> dict[str, float]:
+        start = time.perf_counter()
+        row = {name: float(value) for name, value in metrics.items()} | clock.row()
+        if not math.isfinite(row["loss"]):
+            self._require_finite(metrics)
+        for logger in loggers:
+            logger.log(self.step, row)
+        clock.log += time.perf_counter() - start
+        return row
+
+    def _require_finite(self, metrics: Metrics) -> None:
+        bad = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]
+        if bad:
+            raise TrainingError(
+                f"{', '.join(bad)} of update {self.step} is not finite; no checkpoint was written after it",
+                fix="lower --agent.optimizer.lr, or check the file with flowpolicy doctor",
+            )
+
+    def save(self) -> Path:
+        """Write a checkpoint and make it the newest."""
+
+        def write(folder: Path) -> None:
+            for name, tensors in self.agent.state_dict().items():
+                write_tensors(folder / f"{name}.safetensors", tensors)
+            write_json(folder / "state.json", self._state())
+            write_json(folder / "config.json", self._config())
+            save_contract(folder / "contract.json", self.contract)
+            write_text(folder / "card.md", self._card())
+
+        return checkpoint.publish(self.run, self.step, write, self.experiment.keep_checkpoints)
+
+    def _restore(self, folder: Path) -> None:
+        state = read_json(folder / "state.json")
+        names = ("weights", "ema", "optim", "normalizer")
+        self.agent.load_state_dict({name: read_tensors(folder / f"{name}.safetensors") for name in names})
+        for name, stream in self.streams.items():
+            stream.set_state(torch.frombuffer(bytearray(b64decode(state["generators"][name])), dtype=torch.uint8))
+        self.step, self.seconds = state["step"], state["train_seconds"]
+
+    def _state(self) -> dict[str, Any]:
+        streams = {name: b64encode(stream.get_state().numpy().tobytes()) for name, stream in self.streams.items()}
+        return {
+            "schema": 1,
+            "step": self.step,
+            "train_seconds": self.seconds,
+            "generators": {name: state.decode() for name, state in streams.items()},
+        }
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "experiment": encode(self.experiment, self.kinds),
+            "policy": encode(self.agent.policy_config, self.kinds),
+        }
+
+    def _card(self) -> str:
+        contract = self.contract
+        return "\n".join(
+            [
+                f"# {type(self.experiment.agent).__name__} for {contract.spec.env_id}",
+                "",
+                f"- updates: {self.step} of {self.experiment.steps}, seed {self.experiment.seed}",
+                f"- data: {contract.dataset_id}, SHA-256 {contract.dataset_sha256}",
+                f"- acts in {contract.nfe} network evaluation(s) per chunk of {contract.chunk} actions, "
+                f"{contract.execute} of which are executed",
+                f"- action: {contract.spec.action.convention}, {contract.spec.action.units}, "
+                f"{contract.spec.action.rate_hz:g} Hz",
+                "",
+                "Load with `flowpolicy.policy.Policy.load(folder)`; `contract.json` says what it may be used for.",
+                "",
+            ]
+        )
