@@ -34,9 +34,7 @@ def matching_loss(
     return error.sum() / entries.sum().clamp(min=1)
 
 
-def adaptive_weight(
-    error: Float[Tensor, " b"], power: float = 0.0, constant: float = 1e-3
-) -> Float[Tensor, " b"]:
+def adaptive_weight(error: Float[Tensor, " b"], power: float = 0.0, constant: float = 1e-3) -> Float[Tensor, " b"]:
     """MeanFlow's row weight ``1 / (sg(error) + constant) ** power`` (arXiv 2505.13447, section 4.3).
 
     With power > 0 the loss is robust: it estimates a mode where velocity matching needs a mean. Image models

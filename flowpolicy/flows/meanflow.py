@@ -25,9 +25,7 @@ from flowpolicy.flows.matching import matching_loss
 class TangentMap(Protocol):
     """A mean-velocity network that gives its directional derivative with the value."""
 
-    def __call__(
-        self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor
-    ) -> Any:
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor) -> Any:
         """An object with the fields ``value`` (b, h, a) and ``features``: mean velocity from s to t at x."""
 
     def with_tangent(

@@ -1,0 +1,47 @@
+"""Exponential moving average of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Average of a module's parameters: ``average += (1 - d) (weights - average)``.
+
+    The decay warms up, ``d = min(decay, (1 + n) / (10 + n))`` at update n = 0, 1, ..., so that the initial
+    weights are forgotten after some ten updates whatever the decay. Buffers are copied.
+
+    The number of updates is the caller's: the state is the averaged weights alone, under the module's own
+    names, and loads into the module as it is.
+
+    Args:
+        module: whose weights are averaged; its weights now are the first average.
+        decay: final decay, in [0, 1).
+
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._average = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, updates: int) -> None:
+        """Take one step towards the weights of ``module``; ``updates`` is the number of earlier calls."""
+        decay = min(self.decay, (1 + updates) / (10 + updates))
+        parameters = dict(module.named_parameters())
+        torch._foreach_lerp_([self._average[name] for name in parameters], list(parameters.values()), 1 - decay)
+        for name, value in module.state_dict().items():
+            if name not in parameters:
+                self._average[name].copy_(value)
+
+    def load_state_dict(self, weights: Mapping[str, Tensor], updates: int) -> None:
+        """Take up :meth:`weights` after ``updates`` updates; strict. KeyError names what is missing or unknown."""
+        wrong = set(weights) ^ set(self._average)
+        if wrong:
+            raise KeyError(f"missing or unknown in the averaged weights: {', '.join(sorted(wrong))}")
+        self.updates = updates
+        for name, value in self._average.items():
+            value.copy_(weights[name])

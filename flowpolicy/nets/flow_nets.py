@@ -1,0 +1,73 @@
+"""The two kinds of flow network: velocity at a time, and mean velocity over an interval."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowpolicy.nets.time_features import TimeFeatures
+from flowpolicy.nets.trunk import FlowOutput, Trunk
+
+__all__ = ["FlowOutput", "MapNet", "TrunkConfig", "VelocityNet"]
+
+
+class TrunkConfig(Protocol):
+    """A frozen dataclass that builds a trunk: ``MLP``, ``UNet``, ``Transformer``."""
+
+    def build(self, action: int, chunk: int, cond: int, time: int) -> Trunk:
+        """The trunk for chunks (chunk, action), conditions of size ``cond``, time features of size ``time``."""
+
+
+class VelocityNet(nn.Module):
+    """Velocity v(x, t, cond) on the way from noise (t = 0) to data (t = 1)."""
+
+    def __init__(self, trunk: TrunkConfig, action: int, chunk: int, cond: int) -> None:
+        super().__init__()
+        self.times = TimeFeatures()
+        self.trunk = trunk.build(action, chunk, cond, self.times.size)
+
+    def forward(self, x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], cond: Float[Tensor, "b c"]) -> FlowOutput:
+        """Velocity of the noisy chunks x at the times t in [0, 1]."""
+        return self.trunk(x, self.times(t), cond)
+
+
+class MapNet(nn.Module):
+    """Mean velocity U(x, s, t, cond) from s to t >= s; ``s == t`` gives the velocity at s.
+
+    The flow map is ``x + (t - s) U(x, s, t)``. Conditions on (s, t - s): the length of the interval is what
+    tells a velocity from a jump.
+    """
+
+    def __init__(self, trunk: TrunkConfig, action: int, chunk: int, cond: int) -> None:
+        super().__init__()
+        self.times = TimeFeatures()
+        self.trunk = trunk.build(action, chunk, cond, 2 * self.times.size)
+
+    def forward(
+        self, x: Float[Tensor, "b h a"], s: Float[Tensor, " b"], t: Float[Tensor, " b"], cond: Float[Tensor, "b c"]
+    ) -> FlowOutput:
+        """Mean velocity from s to t of chunks x that are at the noisier end s."""
+        return self.trunk(x, self._features(s, t), cond)
+
+    def with_tangent(
+        self,
+        x: Float[Tensor, "b h a"],
+        s: Float[Tensor, " b"],
+        t: Float[Tensor, " b"],
+        cond: Float[Tensor, "b c"],
+        dx: Float[Tensor, "b h a"],
+        ds: Float[Tensor, " b"],
+        skip: int,
+    ) -> tuple[FlowOutput, Float[Tensor, "n h a"]]:
+        """Mean velocity of all rows, and its derivative along (dx, ds), t fixed, for the n = b - skip last rows.
+
+        The derivative carries no graph.
+        """
+        slope = torch.cat([self.times.derivative(s), -self.times.derivative(t - s)], dim=1)
+        return self.trunk.with_tangent(x, self._features(s, t), cond, dx, slope * ds.unsqueeze(1), skip)
+
+    def _features(self, s: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([self.times(s), self.times(t - s)], dim=1)

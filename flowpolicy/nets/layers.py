@@ -1,0 +1,65 @@
+"""Layers that survive ``torch.compile`` of ``torch.func.jvp``, and the hand-written derivatives of two of them.
+
+``nn.LayerNorm`` and ``nn.GroupNorm`` do not (torch 2.13: internal assert in their forward derivative).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+_SLOPE = 1.5957691216057308  # 2 sqrt(2 / pi)
+_CUBIC = 0.044715
+
+
+def gelu(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """GELU in its tanh form, written with the sigmoid: compiles to half the time of ``tanh`` on a CPU."""
+    return x * torch.sigmoid(_SLOPE * (x + _CUBIC * x**3))
+
+
+def gelu_derivative(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
+    """Derivative of :func:`gelu`."""
+    square = x * x
+    gate = torch.sigmoid(_SLOPE * x * (1 + _CUBIC * square))
+    return gate + x * gate * (1 - gate) * _SLOPE * (1 + 3 * _CUBIC * square)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation of the last dimension (Ba et al. 2016, arXiv 1607.06450)."""
+
+    def __init__(self, size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Zero mean and unit variance per row, then weight and bias."""
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight + self.bias
+
+    def derivative(self, x: Float[Tensor, "*b d"], dx: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Derivative of :meth:`forward` at x along dx."""
+        centred = x - x.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        normal = centred * scale
+        along = (normal * dx).mean(-1, keepdim=True)
+        return (dx - dx.mean(-1, keepdim=True) - normal * along) * scale * self.weight
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation of (b, channels, length) (Wu and He 2018, arXiv 1803.08494)."""
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.weight = nn.Parameter(torch.ones(channels, 1))
+        self.bias = nn.Parameter(torch.zeros(channels, 1))
+
+    def forward(self, x: Float[Tensor, "b d l"]) -> Float[Tensor, "b d l"]:
+        """Zero mean and unit variance per row and group, then weight and bias per channel."""
+        grouped = x.reshape(x.shape[0], self.groups, -1)
+        centred = grouped - grouped.mean(-1, keepdim=True)
+        normal = centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return normal.reshape(x.shape) * self.weight + self.bias
