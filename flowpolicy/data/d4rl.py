@@ -1,0 +1,130 @@
+"""D4RL HDF5 (Fu et al., "D4RL: Datasets for Deep Data-Driven Reinforcement Learning", 2020).
+
+Flat arrays ``observations``, ``actions``, ``rewards``, ``terminals`` and, in most files, ``timeouts`` and
+``infos/*``. An episode ends at a terminal or a timeout; a last episode that ends at neither is kept. In a
+file without ``timeouts`` episodes end at terminals only, and a warning says so. ``mask`` = 1 - terminal.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from flowpolicy.core import keys
+from flowpolicy.core.errors import DataError, nearest
+from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
+from flowpolicy.data.hdf5 import EpisodeColumns, open_hdf5, read_array, require_steps
+
+STATE = "state"
+"""Name of the one observation key."""
+
+
+class D4RLRecording:
+    """An open D4RL file.
+
+    Args:
+        file: the open file.
+        path: named in errors.
+        filter_key: must be empty, the format has none.
+        obs_keys: empty or ``("state",)``.
+
+    """
+
+    format = "d4rl"
+
+    def __init__(self, file: h5py.File, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
+        if filter_key:
+            raise DataError(
+                f"{path}: the filter key {filter_key} does not exist", fix="D4RL files have none: leave it out"
+            )
+        for key in obs_keys:
+            if key != STATE:
+                raise DataError(f"{path}: the observation {key} does not exist", expected=nearest(key, [STATE]))
+        self.path, self.file = path, file
+        self.starts, self.ends, self.terminals = _split(file, path)
+        self.lengths = tuple(int(n) for n in self.ends - self.starts)
+        self.names = tuple(f"episode_{i}" for i in range(len(self.lengths)))
+        self.env_args: dict[str, Any] = {}
+        self.filters: dict[str, int] = {}
+        steps = int(self.ends[-1])
+        for key, ndim in (("observations", 2), ("actions", 2), ("rewards", 1)):
+            _require_shape(file, key, steps, ndim, path)
+        self.spec = Spec(
+            observation={STATE: ObservationSpec((int(file["observations"].shape[1]),))},
+            action=ActionSpec(int(file["actions"].shape[1])),
+        )
+
+    def episode(self, index: int) -> EpisodeColumns:
+        """Columns of episode ``index``."""
+        rows = slice(int(self.starts[index]), int(self.ends[index]))
+        obs, action, reward = (self._rows(key, rows) for key in ("observations", "actions", "rewards"))
+        mask = 1.0 - self.terminals[rows].astype(np.float32)
+        return EpisodeColumns(obs={STATE: obs}, action=action, reward=reward, mask=mask)
+
+    def key(self, index: int, column: str, name: str = "") -> str:
+        """Name of a column in the file."""
+        return {keys.OBS: "observations", keys.ACTION: "actions", keys.REWARD: "rewards"}[column]
+
+    def _rows(self, key: str, rows: slice) -> np.ndarray:
+        try:
+            return np.asarray(self.file[key][rows], dtype=np.float32)
+        except (OSError, RuntimeError) as error:
+            raise DataError(f"{self.path}: {key} cannot be read: {error}", fix="copy the file again") from error
+
+
+def initial_states(path: Path) -> dict[str, np.ndarray]:
+    """Simulator state at the start of every episode, for replay: name -> (E, n) float64.
+
+    Taken from ``infos/initial_state/*`` (one row per episode) where present, else from the rows of
+    ``infos/*`` at which episodes start, for instance ``qpos`` and ``qvel``.
+
+    Raises:
+        DataError: the file holds no ``infos``, or their lengths do not fit.
+
+    """
+    with open_hdf5(path) as file:
+        starts, ends, _ = _split(file, path)
+        infos = file.get("infos")
+        if not isinstance(infos, h5py.Group) or not len(infos):
+            raise DataError(f"{path}: infos is missing, so episodes cannot be replayed")
+        stored = infos.get("initial_state")
+        if isinstance(stored, h5py.Group):
+            found = {name: read_array(stored, name, path) for name in stored}
+            for name, value in found.items():
+                require_steps(value, len(starts), value.ndim, f"infos/initial_state/{name}", path)
+            return found
+        rows = [name for name, node in infos.items() if isinstance(node, h5py.Dataset) and len(node) == ends[-1]]
+        return {name: read_array(infos, name, path)[starts] for name in rows}
+
+
+def _split(file: h5py.File, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First rows (E,), rows after the last (E,) and terminal flags (N,)."""
+    terminals = read_array(file, "terminals", path).astype(bool)
+    steps = len(file["actions"]) if "actions" in file else len(terminals)
+    if steps == 0:
+        raise DataError(f"{path}: actions holds no step")
+    require_steps(terminals, steps, 1, "terminals", path)
+    last = terminals.copy()
+    if "timeouts" in file:
+        timeouts = read_array(file, "timeouts", path).astype(bool)
+        require_steps(timeouts, steps, 1, "timeouts", path)
+        last |= timeouts
+    else:
+        warnings.warn(f"{path} has no timeouts: episodes are split at terminals only", stacklevel=2)
+    last[-1] = True
+    ends = np.flatnonzero(last) + 1
+    return np.concatenate([[0], ends[:-1]]), ends, terminals
+
+
+def _require_shape(file: h5py.File, key: str, steps: int, ndim: int, path: Path) -> None:
+    node = file.get(key)
+    if not isinstance(node, h5py.Dataset):
+        raise DataError(f"{path}: {key} is missing", expected=f"found: {', '.join(file)}")
+    if node.ndim != ndim or node.shape[0] != steps:
+        wanted = f"({steps},)" if ndim == 1 else f"({steps}, size)"
+        raise DataError(f"{path}: {key} has shape {node.shape}", expected=f"{wanted}, one row per action")

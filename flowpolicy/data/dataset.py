@@ -1,0 +1,223 @@
+"""One flat :class:`Dataset` from a file in any known format, memory-mapped when it is large."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from tensordict import MemoryMappedTensor, TensorDict
+from torch import Tensor
+
+from flowpolicy.core import keys
+from flowpolicy.core.errors import DataError
+from flowpolicy.core.files import sha256, write_json
+from flowpolicy.core.spec import Spec
+from flowpolicy.data.d4rl import D4RLRecording
+from flowpolicy.data.hdf5 import EpisodeColumns, Recording, open_hdf5
+from flowpolicy.data.robomimic import RobomimicRecording
+
+_COMPLETE = "complete.json"
+
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Column name -> shape and type; an observation is named ``obs.<name>``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which file to learn from."""
+
+    path: str = ""
+    """Dataset file: RoboMimic or D4RL HDF5, told apart by content."""
+    filter_key: str = ""
+    """RoboMimic filter key that selects episodes, e.g. 'better'; empty means all."""
+    obs_keys: tuple[str, ...] = ()
+    """Observations to use, in this order; empty means every low-dimensional one."""
+    memory_limit_mb: int = 2048
+    """Datasets larger than this are memory-mapped from a cache folder instead of held in memory."""
+
+
+@dataclasses.dataclass
+class Dataset:
+    """N time steps of E episodes, one after the other."""
+
+    steps: TensorDict
+    """The columns of :mod:`flowpolicy.core.keys`, batch size (N,)."""
+    lengths: Tensor
+    """(E,) int64 steps per episode, in row order."""
+    names: tuple[str, ...]
+    """Episode names in the file, e.g. 'demo_0'."""
+    spec: Spec
+    """What the file says about observations and actions."""
+    env_args: dict[str, Any]
+    """RoboMimic's description of the environment; empty for other formats."""
+    path: Path
+    """The file."""
+    sha256: str
+    """Hash of the file."""
+    filter_key: str
+    """Filter key that selected the episodes; empty means all."""
+
+    @property
+    def starts(self) -> Int64[Tensor, " episodes"]:
+        """First row of each episode."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    @property
+    def memory_mapped(self) -> bool:
+        """Whether the columns live in files rather than in memory."""
+        return isinstance(self.steps[keys.ACTION], MemoryMappedTensor)
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """Read a dataset file; every value is checked to be finite.
+
+    Raises:
+        DataError: naming file, key and remedy, when the file is missing, foreign, truncated or inconsistent,
+            holds NaN or infinity, or does not have the filter or observation keys asked for.
+
+    """
+    return _load(config, check=True)
+
+
+def load_unchecked(config: DataConfig) -> Dataset:
+    """Like :func:`load_dataset`, but lets NaN and infinity through, for the doctor to report."""
+    return _load(config, check=False)
+
+
+@contextmanager
+def open_recording(config: DataConfig) -> Iterator[Recording]:
+    """Open a file with the reader of its format, found by content."""
+    path = Path(config.path)
+    if not config.path:
+        raise DataError("no dataset file was named", fix="pass --data.path FILE")
+    with open_hdf5(path) as file:
+        if "data" in file:
+            yield RobomimicRecording(file, path, config.filter_key, config.obs_keys)
+        elif "observations" in file or "actions" in file:
+            yield D4RLRecording(file, path, config.filter_key, config.obs_keys)
+        else:
+            raise DataError(
+                f"{path} is in no known layout; it holds {', '.join(file) or 'nothing'}",
+                expected="RoboMimic (data/demo_0/...) or D4RL (observations, actions, ...)",
+            )
+
+
+def _load(config: DataConfig, check: bool) -> Dataset:
+    with open_recording(config) as recording:
+        path = Path(config.path)
+        digest = sha256(path)
+        layout = _layout(recording)
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+        if size <= config.memory_limit_mb << 20:
+            columns = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layout.items()}
+            _fill(columns, recording, path, check)
+        else:
+            columns = _memory_map(_cache_folder(digest, config, check), layout, recording, path, check)
+        return Dataset(
+            steps=_as_tensordict(columns, sum(recording.lengths)),
+            lengths=torch.tensor(recording.lengths, dtype=torch.int64),
+            names=recording.names,
+            spec=recording.spec,
+            env_args=recording.env_args,
+            path=path,
+            sha256=digest,
+            filter_key=config.filter_key,
+        )
+
+
+def _layout(recording: Recording) -> Layout:
+    """Shape and type of every column, under names that also serve as file names."""
+    rows = sum(recording.lengths)
+    layout: Layout = {
+        f"{keys.OBS}.{name}": ((rows, *spec.shape), torch.float32) for name, spec in recording.spec.observation.items()
+    }
+    layout[keys.ACTION] = ((rows, recording.spec.action.size), torch.float32)
+    layout[keys.REWARD] = ((rows,), torch.float32)
+    layout[keys.MASK] = ((rows,), torch.float32)
+    layout[keys.TERMINAL] = ((rows,), torch.bool)
+    layout[keys.EPISODE] = ((rows,), torch.int64)
+    return layout
+
+
+def _fill(columns: dict[str, Tensor], recording: Recording, path: Path, check: bool) -> None:
+    """Copy the file into the columns, one episode at a time."""
+    row = 0
+    for index, steps in enumerate(recording.lengths):
+        episode = recording.episode(index)
+        if check:
+            _require_finite(episode, recording, index, path)
+        rows = slice(row, row + steps)
+        for name, value in episode.obs.items():
+            columns[f"{keys.OBS}.{name}"][rows] = torch.from_numpy(value)
+        columns[keys.ACTION][rows] = torch.from_numpy(episode.action)
+        columns[keys.REWARD][rows] = torch.from_numpy(episode.reward)
+        columns[keys.MASK][rows] = torch.from_numpy(episode.mask)
+        columns[keys.TERMINAL][rows] = torch.arange(steps) == steps - 1
+        columns[keys.EPISODE][rows] = index
+        row += steps
+
+
+def _require_finite(episode: EpisodeColumns, recording: Recording, index: int, path: Path) -> None:
+    named = {recording.key(index, keys.ACTION): episode.action, recording.key(index, keys.REWARD): episode.reward}
+    named |= {recording.key(index, keys.OBS, name): value for name, value in episode.obs.items()}
+    for key, value in named.items():
+        if not np.isfinite(value).all():
+            step = int(np.argwhere(~np.isfinite(value))[0][0])
+            raise DataError(
+                f"{path}: {key} holds NaN or infinity, first at step {step} of {recording.names[index]}",
+                expected="finite numbers",
+                fix="remove or repair the episode; `flowpolicy doctor FILE` lists every such place",
+            )
+
+
+def _memory_map(folder: Path, layout: Layout, recording: Recording, path: Path, check: bool) -> dict[str, Tensor]:
+    """Columns in files under ``folder``: those of an earlier run where complete, else written now.
+
+    The files are written beside ``folder``, the marker last, and the finished folder is renamed into place, so
+    neither a killed nor a second process can leave a cache that looks complete and is not.
+    """
+    if not (folder / _COMPLETE).exists():
+        temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+        temporary.mkdir(parents=True)
+        try:
+            created = {
+                name: MemoryMappedTensor.empty(shape, dtype=dtype, filename=str(temporary / f"{name}.bin"))
+                for name, (shape, dtype) in layout.items()
+            }
+            _fill(created, recording, path, check)
+            write_json(temporary / _COMPLETE, {"source": str(path)})
+            # Another process may have finished the same folder meanwhile; then its equal copy is used.
+            if not (folder / _COMPLETE).exists():
+                temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return {
+        name: MemoryMappedTensor.from_filename(str(folder / f"{name}.bin"), dtype=dtype, shape=torch.Size(shape))
+        for name, (shape, dtype) in layout.items()
+    }
+
+
+def _cache_folder(digest: str, config: DataConfig, check: bool) -> Path:
+    """A folder that is another one for other content, another selection or unchecked values."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    selection = json.dumps([config.filter_key, config.obs_keys, check])
+    return root / "flowpolicy" / f"{digest}-{hashlib.sha256(selection.encode()).hexdigest()[:12]}"
+
+
+def _as_tensordict(columns: dict[str, Tensor], rows: int) -> TensorDict:
+    prefix = f"{keys.OBS}."
+    obs = {name.removeprefix(prefix): value for name, value in columns.items() if name.startswith(prefix)}
+    rest = {name: value for name, value in columns.items() if not name.startswith(prefix)}
+    return TensorDict({keys.OBS: TensorDict(obs, batch_size=[rows]), **rest}, batch_size=[rows])

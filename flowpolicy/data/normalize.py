@@ -1,0 +1,149 @@
+"""Scale observations and actions, per key and dimension, fitted once and stored with the policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from flowpolicy.core import keys
+from flowpolicy.data.dataset import Dataset
+
+Scaling = Literal["standard", "minmax", "quantile", "none"]
+
+_NEAR_CONSTANT = 1e-4
+_BLOCK = 1 << 16
+_QUANTILES = (0.01, 0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalizerConfig:
+    """How to scale."""
+
+    obs: Scaling = "standard"
+    """Observations: 'standard' (mean 0, deviation 1), 'minmax' or 'quantile' (1 % and 99 %) to [-1, 1], 'none'."""
+    action: Scaling = "minmax"
+    """Actions: the same choices."""
+
+
+class Normalizer(nn.Module):
+    """``y = (x - offset) * scale`` for every observation key and for actions.
+
+    A near-constant dimension, whose spread (deviation, or half the range) is below 1e-4 of max(1, |centre|),
+    passes through unchanged: dividing by it would blow up noise.
+
+    Args:
+        obs: width of each observation key.
+        action: number of action dimensions.
+
+    """
+
+    def __init__(self, obs: Mapping[str, int], action: int) -> None:
+        super().__init__()
+        self.obs_scaling = nn.ModuleDict({_module_name(name): _Affine(width) for name, width in obs.items()})
+        self.action_scaling = _Affine(action)
+
+    @classmethod
+    def fit(cls, dataset: Dataset, config: NormalizerConfig) -> Normalizer:
+        """Fit to every row of a dataset, block by block where it is memory-mapped.
+
+        Warns once, naming key and dimensions, when some are near-constant.
+        """
+        columns = dataset.steps[keys.OBS]
+        normalizer = cls({name: column.shape[1] for name, column in columns.items()}, dataset.spec.action.size)
+        constant = {}
+        for name, column in columns.items():
+            scaling = cast(_Affine, normalizer.obs_scaling[_module_name(name)])
+            constant[f"{keys.OBS}/{name}"] = scaling.fit(column, config.obs)
+        constant[keys.ACTION] = normalizer.action_scaling.fit(dataset.steps[keys.ACTION], config.action)
+        named = [f"{key} {dims}" for key, dims in constant.items() if dims]
+        if named:
+            warnings.warn(
+                f"{dataset.path}: near-constant dimensions are passed through unscaled: {', '.join(named)}",
+                stacklevel=2,
+            )
+        return normalizer
+
+    def obs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Normalise observations, name -> (..., d); keys that the normaliser does not know are left out."""
+        return {
+            name: self.obs_scaling[_module_name(name)](value)
+            for name, value in obs.items()
+            if _module_name(name) in self.obs_scaling
+        }
+
+    def action(self, action: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
+        """Environment units to normalised units."""
+        return self.action_scaling(action)
+
+    def unaction(self, action: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
+        """Normalised units to environment units; inverse of :meth:`action` to float32 round-off."""
+        return action / self.action_scaling.scale + self.action_scaling.offset
+
+
+class _Affine(nn.Module):
+    """Offset and scale of one key."""
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("offset", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return (x - self.offset) * self.scale
+
+    def fit(self, column: Float[Tensor, "n d"], scaling: Scaling) -> list[int]:
+        """Set offset and scale; returns the dimensions that are passed through as near-constant."""
+        if scaling == "none":
+            return []
+        if scaling == "standard":
+            center, spread = _moments(column)
+        else:
+            low, high = _range(column) if scaling == "minmax" else _quantiles(column)
+            center, spread = (low + high) / 2, (high - low) / 2
+        constant = spread < _NEAR_CONSTANT * center.abs().clamp(min=1.0)
+        self.offset.copy_(torch.where(constant, 0.0, center))
+        self.scale.copy_(torch.where(constant, 1.0, 1.0 / spread))
+        return constant.nonzero().flatten().tolist()
+
+
+def _module_name(name: str) -> str:
+    """A module name for an observation key: no dot, and never an attribute of ModuleDict."""
+    return "obs/" + name.replace(".", "/")
+
+
+def _moments(column: Float[Tensor, "n d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
+    """Mean and deviation in two passes: the one-pass formula cancels where the mean is large."""
+    rows = column.shape[0]
+    mean = torch.stack([block.double().sum(0) for block in column.split(_BLOCK)]).sum(0) / rows
+    square = torch.stack([(block.double() - mean).square().sum(0) for block in column.split(_BLOCK)]).sum(0) / rows
+    return mean, square.sqrt()
+
+
+def _range(column: Float[Tensor, "n d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
+    low = torch.stack([block.amin(0) for block in column.split(_BLOCK)]).amin(0)
+    high = torch.stack([block.amax(0) for block in column.split(_BLOCK)]).amax(0)
+    return low.double(), high.double()
+
+
+def _quantiles(column: Float[Tensor, "n d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
+    """Exact quantiles with linear interpolation; one dimension in memory at a time."""
+    ordered = (column[:, d].sort().values for d in range(column.shape[1]))
+    pairs = [[_interpolate(values, q) for q in _QUANTILES] for values in ordered]
+    low, high = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    return low, high
+
+
+def _interpolate(ordered: Float[Tensor, " n"], quantile: float) -> float:
+    position = quantile * (ordered.shape[0] - 1)
+    below = int(position)
+    above = min(below + 1, ordered.shape[0] - 1)
+    return float(torch.lerp(ordered[below].double(), ordered[above].double(), position - below))

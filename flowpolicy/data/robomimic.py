@@ -1,0 +1,216 @@
+"""RoboMimic HDF5 (Mandlekar et al., "What Matters in Learning from Offline Human Demonstrations", 2021).
+
+``data/demo_i`` holds ``actions``, ``rewards``, ``dones``, ``states``, ``obs/*`` and ``next_obs/*`` with the
+attributes ``num_samples`` and ``model_file``; ``data`` has the attributes ``total`` and ``env_args`` (JSON);
+``mask/<filter>`` lists the episodes that a filter key selects.
+
+RoboMimic writes ``dones`` = 1 at success, at the end of a trajectory, or both (``done_mode`` 0, 1, 2) and
+does not store which. An end without success is a truncation, so ``mask`` is 0 only where ``dones`` is 1
+*and* the reward is that of success: ``reward_scale`` (1 unless ``env_args`` says otherwise).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from flowpolicy.core import keys
+from flowpolicy.core.errors import DataError, nearest
+from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
+from flowpolicy.data.hdf5 import EpisodeColumns, choose_keys, open_hdf5, read_array, require_group, require_steps
+
+_ROBOSUITE = 1  # robomimic.envs.env_base.EnvType.ROBOSUITE_TYPE
+
+
+class RobomimicRecording:
+    """An open RoboMimic file.
+
+    Args:
+        file: the open file.
+        path: named in errors.
+        filter_key: name in ``mask/``; empty selects every episode.
+        obs_keys: observations to read; empty selects every low-dimensional one.
+
+    """
+
+    format = "robomimic"
+
+    def __init__(self, file: h5py.File, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
+        self.path = path
+        self.data = require_group(file, "data", path)
+        self.filters = {name: len(file["mask"][name]) for name in file.get("mask", ())}
+        self.names = self._select(file, filter_key)
+        first = self._demo(self.names[0])
+        self.obs_keys = choose_keys(first["obs"], obs_keys, path)
+        self.lengths = tuple(self._steps(name) for name in self.names)
+        self.env_args = _parse_env_args(self.data, path)
+        self.success_reward = success_reward(self.env_args)
+        shapes = {key: ObservationSpec((_width(first["obs"][key]),)) for key in self.obs_keys}
+        self.spec = Spec(
+            observation=shapes,
+            action=action_spec(self.env_args, int(first["actions"].shape[1])),
+            env_id=_env_id(self.env_args),
+            env_version=str(self.env_args.get("env_version") or UNSTATED),
+        )
+
+    def episode(self, index: int) -> EpisodeColumns:
+        """Columns of the episode ``names[index]``."""
+        name, steps = self.names[index], self.lengths[index]
+        demo = self._demo(name)
+        where = f"data/{name}"
+        action = read_array(demo, "actions", self.path)
+        require_steps(action, steps, 2, f"{where}/actions", self.path)
+        reward, done = (read_array(demo, key, self.path) for key in ("rewards", "dones"))
+        require_steps(reward, steps, 1, f"{where}/rewards", self.path)
+        require_steps(done, steps, 1, f"{where}/dones", self.path)
+        obs = {}
+        for key in self.obs_keys:
+            value = read_array(demo["obs"], key, self.path)
+            value = value[:, None] if value.ndim == 1 else value
+            require_steps(value, steps, 2, f"{where}/obs/{key}", self.path)
+            obs[key] = value.astype(np.float32)
+        ended = (done == 1) & (reward >= self.success_reward)
+        return EpisodeColumns(
+            obs=obs,
+            action=action.astype(np.float32),
+            reward=reward.astype(np.float32),
+            mask=1.0 - ended.astype(np.float32),
+        )
+
+    def key(self, index: int, column: str, name: str = "") -> str:
+        """Path of a column of an episode in the file."""
+        parts = {keys.OBS: f"obs/{name}", keys.ACTION: "actions", keys.REWARD: "rewards"}
+        return f"data/{self.names[index]}/{parts[column]}"
+
+    def _select(self, file: h5py.File, filter_key: str) -> tuple[str, ...]:
+        names = [name for name, node in self.data.items() if isinstance(node, h5py.Group)]
+        if not names:
+            raise DataError(f"{self.path}: data holds no episode", expected="groups data/demo_0, data/demo_1, ...")
+        if filter_key:
+            if filter_key not in self.filters:
+                known = nearest(filter_key, self.filters) if self.filters else "this file has no filter keys"
+                raise DataError(f"{self.path}: the filter key mask/{filter_key} does not exist", expected=known)
+            chosen = [bytes(name).decode() for name in file["mask"][filter_key][()]]
+            if not chosen:
+                raise DataError(
+                    f"{self.path}: the filter key mask/{filter_key} selects no episode",
+                    fix=f"choose another one ({', '.join(self.filters)}) or none",
+                )
+            for name in chosen:
+                if name not in names:
+                    raise DataError(f"{self.path}: mask/{filter_key} names {name}, but data/{name} is missing")
+            names = chosen
+        return tuple(sorted(names, key=_number))
+
+    def _demo(self, name: str) -> h5py.Group:
+        demo = require_group(self.data, name, self.path)
+        if not isinstance(demo.get("obs"), h5py.Group):
+            raise DataError(
+                f"{self.path}: data/{name} has no observations (data/{name}/obs); it holds {', '.join(demo)}",
+                expected="the RoboMimic layout; a raw robosuite recording stores simulator states only",
+                fix="extract observations with robomimic's scripts/dataset_states_to_obs.py",
+            )
+        return demo
+
+    def _steps(self, name: str) -> int:
+        demo, key = self._demo(name), f"data/{name}/actions"
+        node = demo.get("actions")
+        if not isinstance(node, h5py.Dataset):
+            raise DataError(f"{self.path}: {key} is missing", expected=f"found: {', '.join(demo)}")
+        width = self._demo(self.names[0])["actions"].shape[-1]
+        if node.ndim != 2 or node.shape[0] == 0 or node.shape[1] != width:
+            raise DataError(f"{self.path}: {key} has shape {node.shape}", expected=f"(steps, {width}), steps > 0")
+        stated = demo.attrs.get("num_samples", node.shape[0])
+        if stated != node.shape[0]:
+            raise DataError(f"{self.path}: {key} has {node.shape[0]} rows, but num_samples says {stated}")
+        return int(node.shape[0])
+
+
+def action_spec(env_args: dict[str, Any], size: int) -> ActionSpec:
+    """The action convention that ``env_args`` states.
+
+    Reads the arm controller of robosuite from 1.5 on (``controller_configs.body_parts.right``) and before
+    (``controller_configs`` itself, ``control_delta``). What the file does not say stays unstated.
+    """
+    kwargs = env_args.get("env_kwargs") or {}
+    rate = float(kwargs.get("control_freq") or 0.0)
+    configs: Any = kwargs.get("controller_configs") or {}
+    first: dict[str, Any] = configs[0] if isinstance(configs, list) else configs
+    arm = (first.get("body_parts") or {}).get("right", first)
+    if not str(arm.get("type", "")).startswith("OSC_"):
+        return ActionSpec(size, rate_hz=rate)
+    pose = arm["type"] == "OSC_POSE"
+    if "input_type" in arm:
+        convention, frame = str(arm["input_type"]), str(arm.get("input_ref_frame", UNSTATED))
+    elif "control_delta" in arm:
+        # Before 1.5 robosuite had one frame only and therefore no word for it.
+        convention, frame = "delta" if arm["control_delta"] else "absolute", "world"
+    else:
+        convention, frame = UNSTATED, UNSTATED
+    return ActionSpec(
+        size,
+        convention=convention,
+        frame=frame,
+        units=_units(arm) if convention == "delta" else UNSTATED,
+        rotation="axis-angle" if pose else UNSTATED,
+        gripper="last dimension: -1 opens, +1 closes" if size == (7 if pose else 4) else UNSTATED,
+        rate_hz=rate,
+        low=float(np.min(arm.get("input_min", -1.0))),
+        high=float(np.max(arm.get("input_max", 1.0))),
+    )
+
+
+def success_reward(env_args: dict[str, Any]) -> float:
+    """Smallest reward that counts as success: robosuite scales every task's best reward to ``reward_scale``."""
+    scale = (env_args.get("env_kwargs") or {}).get("reward_scale", 1.0)
+    return (1.0 if scale is None else float(scale)) - 1e-6
+
+
+def read_initial_state(path: Path, name: str) -> tuple[np.ndarray, str]:
+    """Simulator state (n,) at the start of an episode and the XML of its model ("" when not stored)."""
+    with open_hdf5(path) as file:
+        demo = require_group(require_group(file, "data", path), name, path)
+        states = read_array(demo, "states", path)
+        return states[0], str(demo.attrs.get("model_file", ""))
+
+
+def _units(arm: dict[str, Any]) -> str:
+    high = np.atleast_1d(np.asarray(arm.get("output_max", []), dtype=float))
+    if high.size < 3:
+        return UNSTATED
+    rotation = f", {high[3]:g} rad" if high.size >= 6 else ""
+    return f"1 stands for {high[0]:g} m{rotation} per step"
+
+
+def _env_id(env_args: dict[str, Any]) -> str:
+    name = env_args.get("env_name")
+    if not name:
+        return UNSTATED
+    return f"robosuite/{name}" if env_args.get("type", _ROBOSUITE) == _ROBOSUITE else str(name)
+
+
+def _parse_env_args(data: h5py.Group, path: Path) -> dict[str, Any]:
+    if "env_args" not in data.attrs:
+        return {}
+    try:
+        value = json.loads(data.attrs["env_args"])
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise DataError(f"{path}: the attribute env_args of data is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: the attribute env_args of data is no JSON object")
+    return value
+
+
+def _width(node: h5py.Dataset) -> int:
+    return int(node.shape[1]) if node.ndim == 2 else 1
+
+
+def _number(name: str) -> tuple[int, str]:
+    """Sort demo_2 before demo_10; names without a number come first, by name."""
+    tail = name.rpartition("_")[2]
+    return (int(tail) if tail.isdigit() else -1, name)

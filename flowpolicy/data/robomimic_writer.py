@@ -1,0 +1,110 @@
+"""Write RoboMimic HDF5, whole or not at all, with the same bytes for the same episodes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from flowpolicy.core.errors import DataError
+from flowpolicy.core.files import replacing
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One episode of T steps; row t is the observation before action t and what followed."""
+
+    actions: np.ndarray
+    """(T, a) in environment units."""
+    rewards: np.ndarray
+    """(T,) reward after the action."""
+    dones: np.ndarray
+    """(T,) 1 at success or at the end of the episode."""
+    obs: Mapping[str, np.ndarray]
+    """name -> (T, d) before the action."""
+    next_obs: Mapping[str, np.ndarray]
+    """name -> (T, d) after the action."""
+    states: np.ndarray | None = None
+    """(T, n) flattened simulator states before the action."""
+    model_xml: str | None = None
+    """MuJoCo model of the episode."""
+
+
+class RobomimicWriter:
+    """Context manager that writes episodes to ``path``, numbered in the order in which they are added.
+
+    The file appears at ``path`` when the block ends without an error. Until then, and after ``kill -9``,
+    whatever stood there before stays.
+
+    Args:
+        path: the file to write.
+        env_args: RoboMimic's description of the environment (``env_name``, ``type``, ``env_kwargs``, ...).
+
+    """
+
+    def __init__(self, path: Path | str, env_args: Mapping[str, Any]) -> None:
+        self.path, self.env_args = Path(path), env_args
+        self._stack = contextlib.ExitStack()
+        self._members: dict[str, list[str]] = {}
+        self._episodes = self._total = 0
+
+    def __enter__(self) -> RobomimicWriter:
+        temporary = self._stack.enter_context(replacing(self.path))
+        try:
+            self._file = self._stack.enter_context(h5py.File(temporary, "w"))
+        except BaseException:
+            self._stack.close()
+            raise
+        self._data = self._file.create_group("data")
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            # Inside the stack, so that a failure of the last writes also discards the temporary file.
+            self._stack.callback(self._finish)
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, episode: Episode, filters: Sequence[str] = ()) -> str:
+        """Append an episode and enter it in the filter keys ``filters``; returns its name, e.g. ``demo_3``.
+
+        Raises:
+            DataError: the columns differ in length or the episode is empty.
+
+        """
+        name = f"demo_{self._episodes}"
+        steps = len(episode.actions)
+        columns = {"actions": episode.actions, "rewards": episode.rewards, "dones": episode.dones}
+        columns |= {f"obs/{key}": value for key, value in episode.obs.items()}
+        columns |= {f"next_obs/{key}": value for key, value in episode.next_obs.items()}
+        if episode.states is not None:
+            columns["states"] = episode.states
+        for key, value in columns.items():
+            if len(value) != steps or steps == 0:
+                raise DataError(
+                    f"{self.path}: data/{name}/{key} has {len(value)} rows", expected=f"{steps}, at least 1"
+                )
+        group = self._data.create_group(name)
+        for key, value in columns.items():
+            # Without time stamps equal episodes give equal bytes.
+            group.create_dataset(key, data=np.asarray(value), track_times=False)
+        group.attrs["num_samples"] = steps
+        if episode.model_xml is not None:
+            group.attrs["model_file"] = episode.model_xml
+        for key in filters:
+            self._members.setdefault(key, []).append(name)
+        self._episodes += 1
+        self._total += steps
+        return name
+
+    def _finish(self) -> None:
+        self._data.attrs["total"] = self._total
+        self._data.attrs["env_args"] = json.dumps(self.env_args, indent=4)
+        mask = self._file.create_group("mask")
+        for key, names in self._members.items():
+            mask.create_dataset(key, data=np.array(names, dtype="S"), track_times=False)

@@ -1,0 +1,101 @@
+"""Draw batches of windows: observation history, action chunk, and which of its steps are real."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from tensordict import TensorDict
+from torch import Tensor
+
+from flowpolicy.core import keys
+from flowpolicy.core.errors import DataError
+from flowpolicy.data.dataset import Dataset
+
+
+class WindowSampler:
+    """Draws windows that start uniformly at any row of a dataset.
+
+    A window at row i has the observations of rows i-o+1 ... i and the actions of rows i ... i+h-1. It never
+    crosses an episode end: before the first row of the episode the first observation repeats, past the last
+    row the last action repeats with ``valid`` False.
+
+    The low-dimensional columns are packed once into one matrix on ``device``, so a draw is one gather of
+    observations and one of actions; a memory-mapped dataset is gathered from its files instead.
+
+    Args:
+        dataset: where to draw from.
+        history: o, observations per window.
+        chunk: h, actions per window.
+        batch_size: b, windows per draw.
+        device: where batches are wanted.
+
+    Raises:
+        DataError: every episode is shorter than a chunk.
+
+    """
+
+    def __init__(
+        self, dataset: Dataset, history: int, chunk: int, batch_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        longest = int(dataset.lengths.max())
+        if longest < chunk:
+            raise DataError(
+                f"{dataset.path}: every episode is shorter than a chunk of {chunk} actions (the longest has {longest})",
+                fix=f"choose a chunk of at most {longest}, or record longer episodes",
+            )
+        self.batch_size, self.device = batch_size, torch.device(device)
+        steps = dataset.steps
+        self.rows = steps.batch_size[0]
+        self.names = list(steps[keys.OBS].keys())
+        if dataset.memory_mapped:
+            self._obs = [steps[keys.OBS, name] for name in self.names]
+            self._action = steps[keys.ACTION]
+        else:
+            self._obs = [torch.cat([steps[keys.OBS, name] for name in self.names], dim=1).to(self.device)]
+            self._action = steps[keys.ACTION].to(self.device)
+        self._widths = [steps[keys.OBS, name].shape[1] for name in self.names]
+        # Rows are looked up where the data is: on the device, or on the CPU for a memory-mapped file.
+        place = self._action.device
+        first = dataset.starts.repeat_interleave(dataset.lengths)
+        last = (dataset.starts + dataset.lengths - 1).repeat_interleave(dataset.lengths)
+        self._bounds = torch.stack([first, last], dim=1).to(place)
+        self._back = torch.arange(1 - history, 1, device=place)
+        self._ahead = torch.arange(chunk, device=place)
+
+    def draw(self, generator: torch.Generator) -> TensorDict:
+        """A batch of windows.
+
+        Args:
+            generator: the only source of randomness.
+
+        Returns:
+            ``("obs", name)`` (b, o, d) float32, ``"action"`` (b, h, a) float32, ``"valid"`` (b, h) bool.
+
+        """
+        index = torch.randint(self.rows, (self.batch_size,), generator=generator, device=generator.device)
+        return self.at(index)
+
+    def at(self, index: Int64[Tensor, " b"]) -> TensorDict:
+        """The windows that start at rows ``index`` of the dataset."""
+        index = index.to(self._bounds.device)
+        first, last = self._bounds.index_select(0, index).split(1, dim=1)
+        past = torch.maximum(index[:, None] + self._back, first)
+        ahead = index[:, None] + self._ahead
+        valid: Bool[Tensor, "b h"] = ahead <= last
+        action = _gather(self._action, torch.minimum(ahead, last))
+        obs = torch.cat([_gather(column, past) for column in self._obs], dim=2).split(self._widths, dim=2)
+        named = {name: value.to(self.device) for name, value in zip(self.names, obs, strict=True)}
+        batch_size = [index.shape[0]]
+        return TensorDict(
+            {
+                keys.OBS: TensorDict(named, batch_size=batch_size),
+                keys.ACTION: action.to(self.device),
+                keys.VALID: valid.to(self.device),
+            },
+            batch_size=batch_size,
+        )
+
+
+def _gather(column: Float[Tensor, "n d"], rows: Int64[Tensor, "b w"]) -> Float[Tensor, "b w d"]:
+    """Rows of a matrix, windowed."""
+    return column.index_select(0, rows.reshape(-1)).view(*rows.shape, column.shape[1])
