@@ -71,11 +71,8 @@ class Normalizer(nn.Module):
 
     def obs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Normalise observations, name -> (..., d); keys that the normaliser does not know are left out."""
-        return {
-            name: self.obs_scaling[_module_name(name)](value)
-            for name, value in obs.items()
-            if _module_name(name) in self.obs_scaling
-        }
+        known = {name: _module_name(name) for name in obs if _module_name(name) in self.obs_scaling}
+        return {name: self.obs_scaling[module](obs[name]) for name, module in known.items()}
 
     def action(self, action: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """Environment units to normalised units."""
