@@ -1,0 +1,270 @@
+"""robosuite 1.5.2 manipulation tasks (Zhu et al., "robosuite", 2020): Panda, OSC pose control, 20 Hz.
+
+The controller configuration below is what the adapter *means* by an action; it is handed to the
+simulator, written into generated files as ``env_args``, and read back from them by the same function
+(:func:`flowpolicy.data.robomimic.action_spec`), so that the three cannot disagree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import dataclasses
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.core.errors import ConfigError, MissingExtraError, SimulatorError, nearest
+from flowpolicy.core.seed import derive
+from flowpolicy.core.spec import ObservationSpec, Spec
+from flowpolicy.data.robomimic import action_spec
+from flowpolicy.envs.vector import Outcome, ProcessVecEnv
+
+VERSION = "1.5.2"
+"""The supported robosuite release; another one may compute other trajectories."""
+
+_ARM = {
+    "type": "OSC_POSE",
+    "input_max": 1,
+    "input_min": -1,
+    "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
+    "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
+    "kp": 150,
+    "damping_ratio": 1,
+    "impedance_mode": "fixed",
+    "kp_limits": [0, 300],
+    "damping_ratio_limits": [0, 10],
+    "position_limits": None,
+    "orientation_limits": None,
+    "uncouple_pos_ori": True,
+    "input_type": "delta",
+    "input_ref_frame": "base",
+    "interpolation": None,
+    "ramp_ratio": 0.2,
+    "gripper": {"type": "GRIP"},
+}
+_KWARGS: dict[str, Any] = {
+    "robots": ["Panda"],
+    "controller_configs": {"type": "BASIC", "body_parts": {"right": _ARM}},
+    "has_renderer": False,
+    "has_offscreen_renderer": False,
+    "use_camera_obs": False,
+    "use_object_obs": True,
+    "control_freq": 20,
+    "reward_shaping": False,
+    "reward_scale": 1.0,
+    "ignore_done": True,
+    "hard_reset": False,
+}
+_UNITS = {
+    "robot0_eef_pos": "position of the gripper site in the world frame, m",
+    "robot0_eef_quat": "orientation of the hand in the world frame, quaternion xyzw",
+    "robot0_gripper_qpos": "positions of the two fingers, m; +-0.04 is open",
+    "object": "object-state of robosuite: position (m) and quaternion xyzw of the object in the world frame "
+    "and relative to the gripper, in robosuite's order",
+}
+_TASKS = {
+    "Lift": (10, "the cube's centre is more than 0.04 m above the table top"),
+    "PickPlaceCan": (14, "the can lies in its bin and the gripper is more than 0.042 m away from it"),
+}
+_GL_PACKAGES = "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
+_MODEL_SEED = 0  # the cube's edge is drawn when the model is built; one model for all slots and indices
+
+
+@dataclasses.dataclass(frozen=True)
+class RobosuiteConfig:
+    """A robosuite task."""
+
+    task: str = "Lift"
+    """Name of the robosuite environment: Lift or PickPlaceCan."""
+    horizon: int = 150
+    """Steps of 50 ms after which an episode is cut off."""
+    obs_keys: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
+    """Observation keys, with RoboMimic's names ('object' is robosuite's 'object-state')."""
+
+    def spec(self) -> Spec:
+        """The spec, without importing the simulator."""
+        if self.task not in _TASKS:
+            raise ConfigError(f"unknown robosuite task '{self.task}'", expected=nearest(self.task, _TASKS))
+        width, success = _TASKS[self.task]
+        shapes = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": width}
+        for key in self.obs_keys:
+            if key not in shapes:
+                raise ConfigError(f"unknown observation key '{key}'", expected=nearest(key, shapes))
+        return Spec(
+            observation={key: ObservationSpec((shapes[key],), _UNITS[key]) for key in self.obs_keys},
+            action=action_spec(self.env_args(), 7),
+            env_id=f"robosuite/{self.task}",
+            env_version=VERSION,
+            horizon=self.horizon,
+            success=success,
+        )
+
+    def env_args(self) -> dict[str, Any]:
+        """``env_args`` of a RoboMimic file recorded in this environment (environment type 1: robosuite)."""
+        return {"env_name": self.task, "env_version": VERSION, "type": 1, "env_kwargs": copy.deepcopy(_KWARGS)}
+
+    def make(self, num_envs: int) -> ProcessVecEnv:
+        """One worker process per core."""
+        return ProcessVecEnv(self.spec(), functools.partial(RobosuiteEnv.create, self), num_envs)
+
+
+class RobosuiteEnv:
+    """One robosuite simulation (:class:`flowpolicy.envs.vector.SingleEnv`).
+
+    Success terminates: ``terminated`` is True from the step on which the criterion holds. The simulation
+    itself goes on when stepped further. The horizon truncates.
+
+    Args:
+        env_args: environment name and keyword arguments, as in a RoboMimic file.
+        obs_keys: observations to return.
+        horizon: steps until truncation; 0 for none.
+
+    """
+
+    def __init__(self, env_args: Mapping[str, Any], obs_keys: tuple[str, ...], horizon: int = 0) -> None:
+        suite = import_robosuite()
+        self.task, self.obs_keys, self.horizon = str(env_args["env_name"]), obs_keys, horizon
+        kwargs = {**env_args["env_kwargs"], "seed": _MODEL_SEED, "has_offscreen_renderer": False}
+        with _quiet():
+            self.sim_env = suite.make(self.task, **kwargs)
+        self._steps = 0
+
+    @classmethod
+    def create(cls, config: RobosuiteConfig) -> RobosuiteEnv:
+        """The environment of a config."""
+        config.spec()
+        return cls(config.env_args(), config.obs_keys, config.horizon)
+
+    def reset(self, index: int) -> dict[str, np.ndarray]:
+        """Start planned initial state ``index``."""
+        return self.reset_from(derive(0, "plan", "robosuite", self.task, index))
+
+    def reset_from(self, seed: int) -> dict[str, np.ndarray]:
+        """Start the initial state that ``seed`` draws: joint noise and object placement."""
+        # Robots and placement samplers hold references to this one generator.
+        self.sim_env.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+        with _quiet():
+            self.sim_env.reset()
+        self._steps = 0
+        return self._observe()
+
+    def step(self, action: np.ndarray) -> Outcome:
+        """Apply one action (7,), clipped to [-1, 1]."""
+        observed, reward, _, _ = self.sim_env.step(np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0))
+        self._steps += 1
+        success = self.success()
+        return Outcome(
+            self._select(observed), float(reward), success, bool(self.horizon and self._steps >= self.horizon), success
+        )
+
+    def success(self) -> bool:
+        """Whether the task's criterion holds now."""
+        return bool(self.sim_env._check_success())
+
+    def state(self) -> np.ndarray:
+        """(n,) flat simulator state: time, positions, velocities."""
+        return np.array(self.sim_env.sim.get_state().flatten())
+
+    def model_xml(self) -> str:
+        """The model, as RoboMimic stores it per episode."""
+        return str(self.sim_env.sim.model.get_xml())
+
+    def load(self, model_xml: str, state: np.ndarray) -> dict[str, np.ndarray]:
+        """Start from a stored model (empty: keep the present one) and simulator state."""
+        with _quiet():
+            if model_xml:
+                self.sim_env.reset()
+                self.sim_env.reset_from_xml_string(self.sim_env.edit_model_xml(model_xml))
+                self.sim_env.sim.reset()
+            else:
+                self.reset(0)
+        self._steps = 0
+        return self.show(state)
+
+    def show(self, state: np.ndarray) -> dict[str, np.ndarray]:
+        """Set a simulator state, positions to velocities, without stepping."""
+        if state.shape != self.state().shape:
+            raise SimulatorError(
+                f"a stored state has {state.size} numbers, the simulator {self.state().size}",
+                fix="the file belongs to another task or model",
+            )
+        self.sim_env.sim.set_state_from_flattened(state)
+        self.sim_env.sim.forward()
+        return self._observe()
+
+    def render(self, height: int = 256, width: int = 256, camera: str = "agentview") -> np.ndarray:
+        """(height, width, 3) uint8 picture; the first call creates the off-screen renderer."""
+        sim = self.sim_env.sim
+        if sim._render_context_offscreen is None:
+            self._create_renderer()
+        return np.ascontiguousarray(sim.render(width=width, height=height, camera_name=camera)[::-1])
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self.sim_env.close()
+
+    def _create_renderer(self) -> None:
+        try:
+            from robosuite.utils.binding_utils import MjRenderContextOffscreen
+
+            if os.environ.get("MUJOCO_GL") == "egl":
+                ctypes.CDLL("libEGL.so.1")
+            context = MjRenderContextOffscreen(self.sim_env.sim, device_id=-1)
+            context.vopt.geomgroup[0] = 0  # collision shapes
+        except Exception as error:  # PyOpenGL raises whatever the missing library makes it raise
+            raise SimulatorError(
+                f"no picture: OpenGL cannot be started (MUJOCO_GL={os.environ.get('MUJOCO_GL')}): {error}",
+                fix=_GL_PACKAGES + ", or do without video",
+            ) from error
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        # Relative poses are computed from the poses of the previous update (zeros after a reset).
+        self.sim_env._get_observations(force_update=True)
+        return self._select(self.sim_env._get_observations(force_update=True))
+
+    def _select(self, observed: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        names = {key: "object-state" if key == "object" else key for key in self.obs_keys}
+        return {key: np.array(observed[name], dtype=np.float32) for key, name in names.items()}
+
+
+def import_robosuite() -> Any:
+    """The robosuite package, quietly; checked to be the supported version."""
+    if "DISPLAY" not in os.environ:
+        os.environ.setdefault("MUJOCO_GL", "egl")  # read by mujoco and robosuite on import
+    try:
+        with _quiet():
+            import robosuite
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "robosuite", "robosuite") from error
+    except ImportError as error:
+        raise SimulatorError(
+            f"robosuite cannot be imported: {error}",
+            fix="apt-get install libgl1 libglib2.0-0 (for its OpenCV), or pip install opencv-python-headless<5",
+        ) from error
+    if robosuite.__version__ != VERSION:
+        raise SimulatorError(
+            f"robosuite {robosuite.__version__} is installed",
+            expected=VERSION,
+            fix="pip install 'flowpolicy[robosuite]'",
+        )
+    return robosuite
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence robosuite's chatter about optional packages and absent body parts."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
