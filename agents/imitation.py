@@ -134,16 +134,14 @@ class ImitationAgent(nn.Module):
         """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
         options = self.config.optimizer
         action = batch[ACTION]
-        loss, metrics = self._loss(
-            dict(batch[OBS].items()), action, batch[VALID], *self.draw(action, generator)
-        )
+        loss, metrics = self._loss(dict(batch[OBS].items()), action, batch[VALID], *self.draw(action, generator))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.actor.parameters(), options.clip, foreach=True)
         lr = options.lr_at(self.updates, self.steps)
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
-        self.ema.update(self.actor)
+        self.ema.update(self.actor, self.updates)
         self.updates += 1
         return {"loss": loss.detach(), "grad_norm": norm, "lr": torch.tensor(lr), **metrics}
 
@@ -170,9 +168,9 @@ class ImitationAgent(nn.Module):
         """Inverse of :meth:`state_dict`; strict."""
         try:
             self.actor.load_state_dict(state["weights"])
-            self.ema.load_state_dict(state["ema"])
             self.normalizer.load_state_dict(state["normalizer"])
             self.updates = int(state["optim"]["updates"])
+            self.ema.load_state_dict(state["ema"])
             for name, parameter in self.actor.named_parameters():
                 self.optimizer.state[parameter] = {
                     key: state["optim"][f"{key}/{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")

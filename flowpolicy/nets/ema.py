@@ -37,11 +37,14 @@ class EMA:
             if name not in parameters:
                 self._average[name].copy_(value)
 
-    def load_state_dict(self, weights: Mapping[str, Tensor], updates: int) -> None:
-        """Take up :meth:`weights` after ``updates`` updates; strict. KeyError names what is missing or unknown."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights under the module's names, for ``module.load_state_dict``; not a copy."""
+        return dict(self._average)
+
+    def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
+        """Take up stored weights; strict. KeyError names what is missing or unknown."""
         wrong = set(weights) ^ set(self._average)
         if wrong:
             raise KeyError(f"missing or unknown in the averaged weights: {', '.join(sorted(wrong))}")
-        self.updates = updates
         for name, value in self._average.items():
             value.copy_(weights[name])

@@ -18,7 +18,7 @@ from flowpolicy.core.files import read_json, read_tensors
 from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.solvers import integrate, jump, steps_for
-from flowpolicy.nets.encoder import StateEncoder
+from flowpolicy.nets.encoder import EncoderOutput, StateEncoder
 from flowpolicy.nets.flow_nets import MapNet, VelocityNet
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.transformer import Transformer
@@ -67,7 +67,7 @@ class Actor(nn.Module):
         flow = MapNet if config.sampler == "map" else VelocityNet
         self.net = flow(config.net, action=contract.spec.action.size, chunk=contract.chunk, cond=self.encoder.width)
 
-    def condition(self, obs: dict[str, Tensor]) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b f"]]:
+    def condition(self, obs: dict[str, Tensor]) -> EncoderOutput:
         """Condition vector and encoder feature of *normalised* observations, name -> (b, o, *shape)."""
         flat = torch.cat([obs[key].flatten(2) for key in self.keys], dim=-1).flatten(1)
         return self.encoder(flat)
@@ -93,9 +93,7 @@ class Policy(nn.Module):
         self.evaluations = 0
 
     @torch.inference_mode()
-    def act(
-        self, obs: dict[str, Tensor], generator: torch.Generator, nfe: int | None = None
-    ) -> Float[Tensor, "b h a"]:
+    def act(self, obs: dict[str, Tensor], generator: torch.Generator, nfe: int | None = None) -> Float[Tensor, "b h a"]:
         """One action chunk per row, in environment units.
 
         Args:

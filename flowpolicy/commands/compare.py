@@ -1,0 +1,49 @@
+"""``flowpolicy compare RUN_A RUN_B``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from flowpolicy.commands.arguments import call
+from flowpolicy.core.errors import EvaluationError
+from flowpolicy.evaluate import report
+from flowpolicy.evaluate.tables import comparison_table
+
+
+def run(argv: Sequence[str]) -> int:
+    """Compare two runs."""
+    return call(compare, argv, "compare")
+
+
+def compare(run_a: Annotated[Path, tyro.conf.Positional], run_b: Annotated[Path, tyro.conf.Positional], /) -> None:
+    """Paired comparison of two runs evaluated on one plan.
+
+    Args:
+        run_a: run folder with evaluations, or an evaluation file.
+        run_b: the other one.
+
+    """
+    first, second = _newest_common(run_a, run_b)
+    Console().print(comparison_table(first, second, report.compare(first, second)))
+
+
+def _newest_common(run_a: Path, run_b: Path) -> tuple[report.Evaluation, report.Evaluation]:
+    """The newest evaluations of both that share a plan; failing that, the newest of each."""
+    ours, theirs = _evaluations(run_a), _evaluations(run_b)
+    shared = [(a, b) for a in ours for b in theirs if a.plan.digest == b.plan.digest]
+    return shared[0] if shared else (ours[0], theirs[0])
+
+
+def _evaluations(run: Path) -> list[report.Evaluation]:
+    """Evaluations of a run, newest first."""
+    if run.is_file():
+        return [report.load_evaluation(run)]
+    files = sorted((run / "eval").glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    if not files:
+        raise EvaluationError(f"{run} has no evaluations", fix=f"flowpolicy eval {run}")
+    return [report.load_evaluation(path) for path in files]
