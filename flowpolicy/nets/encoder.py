@@ -42,7 +42,7 @@ class StateProjection(nn.Module):
 
     def __init__(self, config: StateEncoder, obs: int) -> None:
         super().__init__()
-        self.width = config.width + obs
+        self.size = config.width + obs
         self.project = nn.Sequential() if config.width == 0 else _projection(obs, config.width)
 
     def forward(self, obs: Float[Tensor, "b n"]) -> EncoderOutput:
