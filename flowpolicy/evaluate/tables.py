@@ -1,0 +1,99 @@
+"""Tables for the terminal: one evaluation, two compared, several side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from flowpolicy.evaluate.report import Evaluation, Latency
+from flowpolicy.evaluate.statistics import Comparison, Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One row of :func:`methods_table`."""
+
+    name: str
+    """Name of the method."""
+    evaluation: Evaluation
+    """Its outcomes."""
+    training_seconds: float
+    """Wall time of training."""
+    parameters: int
+    """Trained parameters."""
+
+
+def percent(interval: Interval) -> str:
+    """A rate in percent with its interval, e.g. '95.0 % [88.8, 97.8]'."""
+    return f"{100 * interval.mean:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def number(interval: Interval) -> str:
+    """A mean with its interval, e.g. '812 [640, 977]'."""
+    return f"{interval.mean:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+
+
+def microseconds(latency: Latency | None) -> str:
+    """Median and 99th percentile, e.g. '310 / 480'; a dash where nothing was measured."""
+    return f"{latency.p50_us:.0f} / {latency.p99_us:.0f}" if latency else "-"
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """One evaluation, a line per quantity."""
+    table = Table(title=f"{evaluation.run} at step {evaluation.step}, {evaluation.plan.env_id}", show_header=False)
+    table.add_row("episodes", str(len(evaluation.episodes)))
+    table.add_row("success, Wilson 95 %", percent(evaluation.success))
+    table.add_row("return, bootstrap 95 %", number(evaluation.return_))
+    if evaluation.normalized:
+        table.add_row("normalised score, bootstrap 95 %", number(evaluation.normalized))
+    table.add_row("network evaluations per chunk", str(evaluation.nfe))
+    table.add_row("decision latency p50 / p99, us", microseconds(evaluation.latency))
+    table.add_row("plan", evaluation.plan.digest[:12])
+    return table
+
+
+def comparison_table(a: Evaluation, b: Evaluation, comparison: Comparison) -> Table:
+    """Two evaluations on one plan, their paired difference, and the verdict in words."""
+    table = Table("", "A", "B", "A - B, paired 95 %", title=f"A = {a.run}, B = {b.run}", caption=verdict(comparison))
+    points = comparison.difference
+    table.add_row(
+        "success",
+        percent(a.success),
+        percent(b.success),
+        f"{100 * points.mean:+.1f} points [{100 * points.low:+.1f}, {100 * points.high:+.1f}]",
+    )
+    table.add_row("return", number(a.return_), number(b.return_), number(comparison.return_difference))
+    table.add_row("succeeded alone", str(comparison.only_a), str(comparison.only_b), "")
+    table.add_row("NFE", str(a.nfe), str(b.nfe), "")
+    table.add_row("latency p50 / p99, us", microseconds(a.latency), microseconds(b.latency), "")
+    return table
+
+
+def verdict(comparison: Comparison) -> str:
+    """Whether the difference of success is resolved, in words."""
+    evidence = f"exact McNemar p = {comparison.p_value:.3g} over {comparison.n} pairs"
+    if not comparison.resolved:
+        return f"Not resolved: these episodes do not tell A and B apart ({evidence})."
+    better = "A" if comparison.difference.mean > 0 else "B"
+    return f"Resolved: {better} succeeds more often ({evidence})."
+
+
+def methods_table(methods: Sequence[Method], title: str) -> Table:
+    """Several methods side by side, a row per method."""
+    table = Table("method", title=title)
+    for header in ("NFE", "success [Wilson 95 %]", "return [95 %]", "latency p50 / p99, us", "training", "parameters"):
+        table.add_column(header, justify="right")
+    for method in methods:
+        minutes, seconds = divmod(round(method.training_seconds), 60)
+        table.add_row(
+            method.name,
+            str(method.evaluation.nfe),
+            percent(method.evaluation.success),
+            number(method.evaluation.return_),
+            microseconds(method.evaluation.latency),
+            f"{minutes} min {seconds:02d} s",
+            f"{method.parameters:,}",
+        )
+    return table
