@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from flowpolicy.core import keys
@@ -102,11 +102,11 @@ class _Affine(nn.Module):
         if scaling == "none":
             return []
         if scaling == "standard":
-            center, spread = _moments(column)
+            center, spread = moments(column)
         else:
             low, high = _range(column) if scaling == "minmax" else _quantiles(column)
             center, spread = (low + high) / 2, (high - low) / 2
-        constant = spread < _NEAR_CONSTANT * center.abs().clamp(min=1.0)
+        constant = near_constant(center, spread)
         self.offset.copy_(torch.where(constant, 0.0, center))
         self.scale.copy_(torch.where(constant, 1.0, 1.0 / spread))
         return constant.nonzero().flatten().tolist()
@@ -117,7 +117,12 @@ def _module_name(name: str) -> str:
     return "obs/" + name.replace(".", "/")
 
 
-def _moments(column: Float[Tensor, "n d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
+def near_constant(center: Float64[Tensor, " d"], spread: Float64[Tensor, " d"]) -> Bool[Tensor, " d"]:
+    """Dimensions whose spread is below 1e-4 of max(1, |centre|)."""
+    return spread < _NEAR_CONSTANT * center.abs().clamp(min=1.0)
+
+
+def moments(column: Float[Tensor, "n d"]) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
     """Mean and deviation in two passes: the one-pass formula cancels where the mean is large."""
     rows = column.shape[0]
     mean = torch.stack([block.double().sum(0) for block in column.split(_BLOCK)]).sum(0) / rows

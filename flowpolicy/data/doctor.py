@@ -1,0 +1,303 @@
+"""What is in a dataset file and what is wrong with it. Pure functions; ``report.py`` prints their results."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowpolicy.core import keys
+from flowpolicy.core.spec import ActionSpec
+from flowpolicy.data.dataset import DataConfig, Dataset, load_unchecked, open_recording
+from flowpolicy.data.normalize import moments, near_constant
+from flowpolicy.data.robomimic import success_reward
+
+Level = Literal["ok", "note", "warning", "error"]
+
+Replay = Callable[[Dataset, int], list[bool]]
+"""Replays the first n episodes open-loop in a simulator; whether each one succeeded."""
+
+# Iglewicz and Hoaglin (1993), "How to Detect and Handle Outliers": modified z-scores above 3.5.
+_LENGTH_Z = 3.5
+# Differences of human actions have heavy tails: 3.5 would flag every brisk movement.
+_JUMP_Z = 20.0
+# A dimension with fewer values (an open/close gripper) is a switch, and switches may jump.
+_SWITCH_VALUES = 8
+_LISTED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """Facts about a dataset file."""
+
+    path: Path
+    format: str
+    """'robomimic' or 'd4rl'."""
+    episodes: int
+    steps: int
+    lengths: tuple[int, int, int]
+    """Smallest, median and largest episode length."""
+    env_id: str
+    env_version: str
+    action: ActionSpec
+    observations: dict[str, tuple[tuple[int, ...], float, float]]
+    """name -> shape of one step, smallest and largest finite value."""
+    action_range: tuple[float, float]
+    rewards: tuple[float, ...]
+    """Distinct rewards, ascending."""
+    success: float | None
+    """Share of episodes that reach the reward of success; None where the format does not define one."""
+    filters: dict[str, int]
+    """Filter key -> number of episodes."""
+    size: int
+    """Bytes of the file."""
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """The result of one check."""
+
+    level: Level
+    check: str
+    message: str
+    """What was found and what it means."""
+    advice: str = ""
+    """What to do about it."""
+
+
+def describe(path: Path | str) -> Description:
+    """Describe a file, NaN or not.
+
+    Raises:
+        DataError: the file cannot be read or its structure is inconsistent.
+
+    """
+    config = DataConfig(path=str(path))
+    dataset = load_unchecked(config)
+    with open_recording(config) as recording:
+        layout, filters = recording.format, recording.filters
+    spec, lengths = dataset.spec, dataset.lengths
+    return Description(
+        path=dataset.path,
+        format=layout,
+        episodes=len(lengths),
+        steps=int(lengths.sum()),
+        lengths=(int(lengths.min()), int(lengths.median()), int(lengths.max())),
+        env_id=spec.env_id,
+        env_version=spec.env_version,
+        action=spec.action,
+        observations={
+            name: (spec.observation[name].shape, *_span(column)) for name, column in dataset.steps[keys.OBS].items()
+        },
+        action_range=_span(dataset.steps[keys.ACTION]),
+        rewards=tuple(_rewards(dataset)),
+        success=_success(dataset) if dataset.env_args else None,
+        filters=filters,
+        size=dataset.path.stat().st_size,
+        sha256=dataset.sha256,
+    )
+
+
+def diagnose(dataset: Dataset, replay: Replay | None = None, episodes: int = 10) -> list[Finding]:
+    """Check a dataset loaded with :func:`~flowpolicy.data.dataset.load_unchecked`.
+
+    Args:
+        dataset: what to check.
+        replay: replays episodes in the dataset's environment, or None to skip that check.
+        episodes: how many to replay.
+
+    Returns:
+        One finding per check. A file with a finding of level 'error' should not be trained on.
+
+    """
+    findings = [
+        _check_finite(dataset),
+        _check_constant(dataset),
+        _check_range(dataset),
+        _check_lengths(dataset),
+        _check_rewards(dataset),
+        _check_duplicates(dataset),
+        _check_jumps(dataset),
+    ]
+    return [*findings, _check_replay(dataset, replay, episodes)] if replay else findings
+
+
+def failed(findings: Iterable[Finding]) -> bool:
+    """Whether a command that shows these findings should exit with an error."""
+    return any(finding.level == "error" for finding in findings)
+
+
+def _check_finite(dataset: Dataset) -> Finding:
+    places = []
+    for name, column in _columns(dataset).items():
+        rows = (~torch.isfinite(column)).any(dim=1).nonzero().flatten()
+        places += [f"{name} at {_place(dataset, int(row))}" for row in rows]
+    if not places:
+        return Finding("ok", "finite", "every value is finite")
+    return Finding(
+        "error",
+        "finite",
+        f"NaN or infinity in {len(places)} places: {_list(places)}; one such value destroys a network",
+        "remove or repair these episodes; training refuses the file until then",
+    )
+
+
+def _check_constant(dataset: Dataset) -> Finding:
+    constant = []
+    for name, column in _columns(dataset).items():
+        dims = near_constant(*moments(_finite(column))).nonzero().flatten().tolist()
+        constant += [f"{name}[{dim}]" for dim in dims]
+    if not constant:
+        return Finding("ok", "constant dimensions", "every dimension varies")
+    return Finding(
+        "warning",
+        "constant dimensions",
+        f"{len(constant)} dimensions are constant or nearly so: {', '.join(constant)}; they carry no information "
+        "and are passed through unscaled",
+        "check the sensor or the task; leave such observations out with --data.obs-keys",
+    )
+
+
+def _check_range(dataset: Dataset) -> Finding:
+    spec = dataset.spec.action
+    action = dataset.steps[keys.ACTION]
+    outside = ((action < spec.low - 1e-6) | (action > spec.high + 1e-6)).any(dim=1).double().mean()
+    if outside == 0:
+        return Finding("ok", "action range", f"every action lies in [{spec.low:g}, {spec.high:g}]")
+    return Finding(
+        "warning",
+        "action range",
+        f"{float(outside):.1%} of the actions leave [{spec.low:g}, {spec.high:g}]; an environment clips them, so "
+        "the file does not hold what was executed",
+        "clip when recording, or check the units of the actions",
+    )
+
+
+def _check_lengths(dataset: Dataset) -> Finding:
+    outliers = (_robust_z(dataset.lengths.float()).abs() > _LENGTH_Z).nonzero().flatten().tolist()
+    if not outliers:
+        return Finding("ok", "episode lengths", "no outlier")
+    named = [f"{dataset.names[i]} ({int(dataset.lengths[i])})" for i in outliers]
+    return Finding(
+        "warning",
+        "episode lengths",
+        f"{len(outliers)} episodes are unusually short or long against a median of {int(dataset.lengths.median())} "
+        f"steps: {_list(named)}",
+        "look at them: aborted recordings and pauses teach the policy to stop",
+    )
+
+
+def _check_rewards(dataset: Dataset) -> Finding:
+    values = _rewards(dataset)
+    shown = ", ".join(f"{v:g}" for v in values) if len(values) <= _LISTED else f"{len(values)} distinct values"
+    if len(values) < 2:
+        return Finding(
+            "warning",
+            "rewards",
+            f"the only reward is {shown or 'NaN'}: the file does not say which episodes succeed",
+            "imitation can be trained; anything that uses rewards cannot",
+        )
+    return Finding("ok", "rewards", shown if len(values) <= _LISTED else f"{shown}, {values[0]:g} to {values[-1]:g}")
+
+
+def _check_duplicates(dataset: Dataset) -> Finding:
+    seen: dict[bytes, str] = {}
+    pairs = []
+    starts, lengths = dataset.starts.tolist(), dataset.lengths.tolist()
+    columns = list(_columns(dataset).values())
+    for name, start, steps in zip(dataset.names, starts, lengths, strict=True):
+        digest = hashlib.sha256()
+        for column in columns:
+            digest.update(column[start : start + steps].numpy().tobytes())
+        first = seen.setdefault(digest.digest(), name)
+        if first != name:
+            pairs.append(f"{name} = {first}")
+    if not pairs:
+        return Finding("ok", "duplicates", "no episode occurs twice")
+    return Finding(
+        "warning",
+        "duplicates",
+        f"{len(pairs)} episodes repeat another one: {_list(pairs)}; they count twice in training and leak between "
+        "training and validation",
+        "remove them",
+    )
+
+
+def _check_jumps(dataset: Dataset) -> Finding:
+    action = dataset.steps[keys.ACTION]
+    continuous = [d for d in range(action.shape[1]) if action[:, d].unique().numel() > _SWITCH_VALUES]
+    inside = (dataset.steps[keys.EPISODE].diff() == 0).nonzero().flatten()
+    if not continuous or inside.numel() < 2:
+        return Finding("ok", "action jumps", "no continuous dimension to check")
+    size = action[:, continuous].diff(dim=0).norm(dim=1)[inside].nan_to_num()
+    z = _robust_z(size)
+    jumps = int((z > _JUMP_Z).sum())
+    if jumps == 0:
+        return Finding("ok", "action jumps", "no jump between consecutive actions")
+    worst = _place(dataset, int(inside[z.argmax()]) + 1)
+    return Finding(
+        "warning",
+        "action jumps",
+        f"{jumps} of {len(inside)} steps jump by more than {_JUMP_Z:g} robust deviations, the largest to {worst}",
+        "look for dropped frames, lost tracking or episodes that were joined; filter if they are none of the task",
+    )
+
+
+def _check_replay(dataset: Dataset, replay: Replay, episodes: int) -> Finding:
+    outcomes = replay(dataset, min(episodes, len(dataset.names)))
+    share = sum(outcomes) / len(outcomes)
+    message = f"{sum(outcomes)} of {len(outcomes)} episodes succeed when their actions are replayed open-loop"
+    if share >= 0.9:
+        return Finding("ok", "replay", message)
+    advice = "check the simulator version, the controller configuration and the control rate against the file"
+    return Finding("warning" if share > 0 else "error", "replay", message, advice)
+
+
+def _columns(dataset: Dataset) -> dict[str, Float[Tensor, "n d"]]:
+    """Actions, rewards and observations as matrices."""
+    reward = dataset.steps[keys.REWARD][:, None]
+    observations = {f"{keys.OBS}/{name}": column for name, column in dataset.steps[keys.OBS].items()}
+    return {keys.ACTION: dataset.steps[keys.ACTION], keys.REWARD: reward, **observations}
+
+
+def _finite(column: Float[Tensor, "n d"]) -> Float[Tensor, "m d"]:
+    return column[torch.isfinite(column).all(dim=1)]
+
+
+def _rewards(dataset: Dataset) -> list[float]:
+    return _finite(dataset.steps[keys.REWARD][:, None]).unique().tolist()
+
+
+def _span(column: Float[Tensor, "n d"]) -> tuple[float, float]:
+    finite = _finite(column)
+    return (float(finite.min()), float(finite.max())) if finite.numel() else (float("nan"), float("nan"))
+
+
+def _success(dataset: Dataset) -> float:
+    reached = dataset.steps[keys.REWARD] >= success_reward(dataset.env_args)
+    return dataset.steps[keys.EPISODE][reached].unique().numel() / len(dataset.lengths)
+
+
+def _robust_z(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Modified z-score: 0.6745 (x - median) / MAD, with the mean absolute deviation where the MAD is 0."""
+    deviation = values - values.median()
+    mad = deviation.abs().median()
+    scale = mad / 0.6745 if mad > 0 else deviation.abs().mean() * 1.253314
+    return deviation / scale if scale > 0 else torch.zeros_like(values)
+
+
+def _place(dataset: Dataset, row: int) -> str:
+    episode = int(dataset.steps[keys.EPISODE][row])
+    return f"{dataset.names[episode]} step {row - int(dataset.starts[episode])}"
+
+
+def _list(items: list[str]) -> str:
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more

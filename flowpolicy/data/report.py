@@ -1,0 +1,73 @@
+"""Print what the doctor found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from flowpolicy.core.spec import UNSTATED
+from flowpolicy.data.doctor import Description, Finding
+
+_STYLE = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
+_LISTED = 8
+
+
+def print_description(description: Description, console: Console) -> None:
+    """Print the facts about a file as a table."""
+    table = Table(title=str(description.path), show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _rows(description):
+        table.add_row(name, value)
+    console.print(table)
+
+
+def print_findings(findings: Sequence[Finding], console: Console) -> None:
+    """Print one line per check: level, what it means, what to do."""
+    table = Table()
+    for title in ("check", "result", "finding", "what to do"):
+        table.add_column(title, overflow="fold")
+    for finding in findings:
+        level = f"[{_STYLE[finding.level]}]{finding.level}[/]"
+        table.add_row(finding.check, level, finding.message.replace("[", r"\["), finding.advice)
+    console.print(table)
+
+
+def _rows(description: Description) -> list[tuple[str, str]]:
+    shortest, median, longest = description.lengths
+    rate = description.action.rate_hz
+    rows = [
+        ("format", description.format),
+        ("episodes", str(description.episodes)),
+        ("steps", f"{description.steps} (per episode: min {shortest}, median {median}, max {longest})"),
+        ("environment", f"{description.env_id}, version {description.env_version}"),
+        ("rate", f"{rate:g} Hz" if rate else UNSTATED),
+        ("action", f"{description.action.size} dimensions, {_range(*description.action_range)}"),
+    ]
+    convention = {k: v for k, v in dataclasses.asdict(description.action).items() if k not in ("size", "rate_hz")}
+    rows += [(f"  {name}", f"{value:g}" if isinstance(value, float) else value) for name, value in convention.items()]
+    for name, (shape, low, high) in description.observations.items():
+        rows.append((f"obs {name}", f"{shape}, {_range(low, high)}"))
+    success = "not defined in this format" if description.success is None else f"{description.success:.1%} of episodes"
+    filters = ", ".join(f"{name} ({count})" for name, count in description.filters.items())
+    return [
+        *rows,
+        ("rewards", _values(description.rewards)),
+        ("success", success),
+        ("filter keys", filters or "none"),
+        ("size", f"{description.size / 1e6:.1f} MB"),
+        ("sha256", description.sha256),
+    ]
+
+
+def _range(low: float, high: float) -> str:
+    return f"from {low:.4g} to {high:.4g}"
+
+
+def _values(values: Sequence[float]) -> str:
+    if len(values) <= _LISTED:
+        return ", ".join(f"{value:g}" for value in values)
+    return f"{len(values)} distinct values, {_range(values[0], values[-1])}"
