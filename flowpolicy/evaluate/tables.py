@@ -75,7 +75,9 @@ def verdict(comparison: Comparison) -> str:
     """Whether the difference of success is resolved, in words."""
     evidence = f"exact McNemar p = {comparison.p_value:.3g} over {comparison.n} pairs"
     if not comparison.resolved:
-        return f"Not resolved: these episodes do not tell A and B apart ({evidence})."
+        excluded = comparison.difference.low > 0 or comparison.difference.high < 0
+        hair = " The interval leaves out zero by a hair; the exact test, which decides, does not." if excluded else ""
+        return f"Not resolved: these episodes do not tell A and B apart ({evidence}).{hair}"
     better = "A" if comparison.difference.mean > 0 else "B"
     return f"Resolved: {better} succeeds more often ({evidence})."
 

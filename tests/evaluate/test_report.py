@@ -134,6 +134,8 @@ def test_compare_pairs_episodes_by_the_plan():
     assert verdict(result).startswith("Resolved: A succeeds more often")
     assert verdict(compare(b, a)).startswith("Resolved: B succeeds more often")
     assert verdict(compare(a, a)).startswith("Not resolved")
+    assert "hair" not in verdict(compare(a, a))
+    assert "hair" in verdict(compare(evaluation([True] * 5 + [False] * 15), evaluation([False] * 20)))
 
 
 def test_tables_show_the_numbers():
