@@ -13,15 +13,18 @@ from flowpolicy.core.errors import ConfigError, nearest
 Kinds = Mapping[str, type]
 """Tag in the JSON -> dataclass. A plain dict; a moved class does not break a checkpoint."""
 
+TAG = "class"
+"""Key of the tag: a Python keyword, so that no field can have its name."""
+
 
 def encode(value: Any, kinds: Kinds) -> Any:
-    """Turn a config into JSON values. Every dataclass becomes ``{"kind": tag, field: ...}``."""
+    """Turn a config into JSON values. Every dataclass becomes ``{"class": tag, field: ...}``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tag = next((name for name, cls in kinds.items() if cls is type(value)), None)
         if tag is None:
             raise ConfigError(f"{type(value).__name__} has no kind tag", fix="add it to the table of kinds")
         fields = {f.name: encode(getattr(value, f.name), kinds) for f in dataclasses.fields(value)}
-        return {"kind": tag, **fields}
+        return {TAG: tag, **fields}
     if isinstance(value, (list, tuple)):
         return [encode(item, kinds) for item in value]
     if isinstance(value, dict):
@@ -35,14 +38,14 @@ def decode(value: Any, kinds: Kinds, where: str = "config") -> Any:
         return tuple(decode(item, kinds, where) for item in value)
     if not isinstance(value, dict):
         return value
-    if "kind" not in value:
+    if TAG not in value:
         return {k: decode(v, kinds, f"{where}.{k}") for k, v in value.items()}
-    tag = value["kind"]
+    tag = value[TAG]
     if tag not in kinds:
         raise ConfigError(f"{where}: unknown kind '{tag}'", expected=nearest(str(tag), kinds))
     cls = kinds[tag]
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    given = {k: decode(v, kinds, f"{where}.{k}") for k, v in value.items() if k != "kind"}
+    given = {k: decode(v, kinds, f"{where}.{k}") for k, v in value.items() if k != TAG}
     for name in given:
         if name not in fields:
             raise ConfigError(f"{where}: {tag} has no field '{name}'", expected=nearest(name, fields))
@@ -58,6 +61,8 @@ def decode(value: Any, kinds: Kinds, where: str = "config") -> Any:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Shallow type check: enough to catch a string where a number belongs."""
+    if hint is Any:
+        return True
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return value in typing.get_args(hint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ Observation = dict[str, np.ndarray]
 """Observation of n environments: name -> (n, *shape) float32."""
 
 
+@runtime_checkable
 class Agent(Protocol):
     """An algorithm in training. One file in ``agents/`` per algorithm."""
 
@@ -55,6 +56,7 @@ class Step:
     """(n,) bool: the success criterion of the spec holds now."""
 
 
+@runtime_checkable
 class VecEnv(Protocol):
     """Several copies ("slots") of one environment.
 
@@ -78,6 +80,7 @@ class VecEnv(Protocol):
         """Stop the workers."""
 
 
+@runtime_checkable
 class EnvConfig(Protocol):
     """A frozen dataclass in ``envs/`` that names an environment."""
 

@@ -65,7 +65,7 @@ class Actor(nn.Module):
         self.keys = tuple(contract.spec.observation)
         self.encoder = config.encoder.build(contract.history * sum(sizes))
         flow = MapNet if config.sampler == "map" else VelocityNet
-        self.net = flow(config.net, action=contract.spec.action.size, chunk=contract.chunk, cond=self.encoder.width)
+        self.net = flow(config.net, action=contract.spec.action.size, chunk=contract.chunk, cond=self.encoder.size)
 
     def condition(self, obs: dict[str, Tensor]) -> EncoderOutput:
         """Condition vector and encoder feature of *normalised* observations, name -> (b, o, *shape)."""

@@ -1,0 +1,60 @@
+"""One suite that every behaviour-cloning agent runs through."""
+
+from __future__ import annotations
+
+import torch
+
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
+from flowpolicy.data.dataset import DataConfig, load_dataset
+from flowpolicy.data.normalize import Normalizer, NormalizerConfig
+from flowpolicy.data.windows import WindowSampler
+
+
+def build(config, path, *, steps=50, seed=0):
+    """An agent on the file ``path`` and its window sampler."""
+    dataset = load_dataset(DataConfig(path=str(path)))
+    spec = Spec({k: ObservationSpec(v.shape) for k, v in dataset.spec.observation.items()}, ActionSpec(2))
+    contract = Contract(spec, config.history, config.chunk, config.execute, config.nfe)
+    normalizer = Normalizer.fit(dataset, NormalizerConfig())
+    agent = config.build(contract, normalizer, steps=steps, seed=seed, compile=False)
+    return agent, WindowSampler(dataset, config.history, config.chunk, 32)
+
+
+def flat(state):
+    return {f"{file}/{name}": value.clone() for file, tensors in state.items() for name, value in tensors.items()}
+
+
+def check_agent(config, path):
+    """Learns, acts, is reproducible by seed and resumes bit for bit."""
+    agent, windows = build(config, path)
+    draw, noise = torch_generator(0, "draw"), torch_generator(0, "noise")
+    torch.manual_seed(1)
+    global_state = torch.random.get_rng_state()
+    start = flat(agent.state_dict())
+    losses = []
+    for _ in range(20):
+        losses.append(float(agent.update(windows.draw(draw), noise)["loss"]))
+    assert torch.equal(torch.random.get_rng_state(), global_state), "an update drew from the global generator"
+    trained = flat(agent.state_dict())
+    assert all(torch.isfinite(value).all() for value in trained.values())
+    moved = [name for name in start if name.startswith("weights/") and not torch.equal(start[name], trained[name])]
+    assert moved == [name for name in start if name.startswith("weights/")], "a weight never moved"
+
+    streams = draw.get_state(), noise.get_state()
+    uninterrupted = float(agent.update(windows.draw(draw), noise)["loss"])
+    other, _ = build(config, path, seed=9)
+    other.load_state_dict({f: {n: trained[f"{f}/{n}"] for n in t} for f, t in agent.state_dict().items()})
+    draw.set_state(streams[0])
+    noise.set_state(streams[1])
+    assert float(other.update(windows.draw(draw), noise)["loss"]) == uninterrupted
+    for name, value in flat(agent.state_dict()).items():
+        assert torch.equal(value, flat(other.state_dict())[name]), name
+
+    policy = agent.policy()
+    obs = {key: torch.randn(3, config.history, *spec.shape) for key, spec in policy.contract.spec.observation.items()}
+    chunk = policy.act(obs, torch_generator(0))
+    assert chunk.shape == (3, config.chunk, 2)
+    assert policy.evaluations == config.nfe
+    assert torch.equal(chunk, policy.act(obs, torch_generator(0)))
+    return losses

@@ -1,0 +1,210 @@
+"""Assembly of the behaviour-cloning agents and what distinguishes them."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from flowpolicy.agents.dm1 import DM1
+from flowpolicy.agents.flow_bc import FlowBC
+from flowpolicy.agents.imitation import Optimizer
+from flowpolicy.agents.regression import Regression
+from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.core.keys import ACTION, OBS, VALID
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.flows.dispersive import Dispersive
+from flowpolicy.flows.times import PairLaw
+from flowpolicy.nets.encoder import StateEncoder
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.nets.transformer import Transformer
+from flowpolicy.nets.unet import UNet
+
+from .shared import build, check_agent
+
+SMALL = {"net": MLP(width=32, depth=2), "encoder": StateEncoder(width=8), "chunk": 4, "execute": 4}
+AGENTS = {"dm1": DM1(**SMALL), "flow_bc": FlowBC(**SMALL), "regression": Regression(**SMALL)}
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_suite(name, demonstrations):
+    check_agent(AGENTS[name], demonstrations)
+
+
+@pytest.mark.parametrize("net", [UNet(), Transformer()])
+def test_dm1_trains_on_every_trunk(net, demonstrations):
+    check_agent(dataclasses.replace(AGENTS["dm1"], net=net, history=2), demonstrations)
+
+
+def loss_of(config, path, seed=0):
+    agent, windows = build(config, path, seed=0)
+    with torch.no_grad():
+        for name, value in agent.actor.named_parameters():
+            value += 0.1 * torch.randn(value.shape, generator=torch_generator(seed, name))
+    batch = windows.draw(torch_generator(seed, "draw"))
+    draws = agent.draw(batch[ACTION], torch_generator(seed, "noise"))
+    loss, metrics = agent.loss(dict(batch[OBS].items()), batch[ACTION], batch[VALID], *draws)
+    return agent, loss, metrics
+
+
+def test_the_dispersive_term_reaches_the_encoder_and_only_with_its_weight(demonstrations):
+    """DS-7, and defect D1 of the released DM1: its regulariser carried no gradient."""
+    config = dataclasses.replace(AGENTS["dm1"], dispersive=Dispersive(weight=0.0))
+    agent, plain, _ = loss_of(config, demonstrations)
+    plain.backward()
+    without = agent.actor.encoder.project[0].weight.grad.clone()
+    agent, spread, metrics = loss_of(dataclasses.replace(config, dispersive=Dispersive(weight=0.5)), demonstrations)
+    spread.backward()
+    difference = agent.actor.encoder.project[0].weight.grad - without
+    assert difference.abs().max() > 1e-4
+    assert spread.item() == pytest.approx(plain.item() + 0.5 * metrics["dispersive"].item(), rel=1e-5)
+    trunk = [p.grad for n, p in agent.actor.net.named_parameters()]
+    assert all(torch.isfinite(g).all() for g in trunk)
+
+
+def test_deterministic_data_gives_zero_meanflow_loss_for_the_exact_network(demonstrations):
+    """MF-6: for a single action a0 the exact mean velocity is (a0 - x) / (1 - s); every row's loss is then 0."""
+    agent, windows = build(dataclasses.replace(AGENTS["dm1"], dispersive=Dispersive(weight=0.0)), demonstrations)
+    batch = windows.draw(torch_generator(0, "draw"))
+    constant = torch.full_like(batch[ACTION], 0.25)
+    target = agent.normalizer.action(constant)[:1]
+
+    class Exact(torch.nn.Module):
+        def value(self, x, s):
+            return (target - x) / (1 - s).reshape(-1, 1, 1)
+
+        def with_tangent(self, x, s, t, cond, dx, ds, skip):
+            from flowpolicy.nets.flow_nets import FlowOutput
+
+            _, tangent = torch.func.jvp(self.value, (x[skip:], s[skip:]), (dx[skip:], ds[skip:]))
+            return FlowOutput(self.value(x, s), {}), tangent
+
+    agent.actor.net = Exact()
+    noise, s, t = agent.draw(constant, torch_generator(0, "noise"))
+    s = s.clamp(max=0.95)
+    loss, _ = agent.loss(dict(batch[OBS].items()), constant, batch[VALID], noise, s, torch.maximum(s, t))
+    assert loss.item() < 1e-9
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kappa": 0.3},
+        {"adaptive_power": 0.5},
+        {"pairs": PairLaw(share_diagonal=0.5)},
+        {"pairs": PairLaw(share_endpoint=0.4)},
+        {"pairs": PairLaw(share_uniform=0.9)},
+        {"pairs": PairLaw(logit_mean=-1.0)},
+        {"pairs": PairLaw(logit_std=0.2)},
+        {"dispersive": Dispersive(kind="cosine")},
+        {"dispersive": Dispersive(kind="hinge")},
+        {"dispersive": Dispersive(kind="covariance")},
+        {"dispersive": Dispersive(weight=0.1)},
+        {"dispersive": Dispersive(temperature=0.1)},
+        {"dispersive": Dispersive(kind="hinge", margin=3.0)},
+        {"dispersive": Dispersive(normalise=False)},
+        {"dispersive": Dispersive(per_dimension=False)},
+        {"dispersive": Dispersive(include_diagonal=True)},
+        {"encoder": StateEncoder(width=0)},
+        {"net": MLP(width=16, depth=2)},
+        {"net": MLP(width=32, depth=3)},
+        {"history": 2},
+        {"chunk": 3, "execute": 3},
+    ],
+)
+def test_every_option_of_dm1_changes_the_loss(change, demonstrations):
+    base = loss_of(dataclasses.replace(AGENTS["dm1"], dispersive=Dispersive(kind=_kind(change))), demonstrations)[1]
+    assert loss_of(dataclasses.replace(AGENTS["dm1"], **change), demonstrations)[1].item() != base.item()
+
+
+def _kind(change):
+    dispersive = change.get("dispersive", Dispersive())
+    return dispersive.kind if dispersive.kind == "hinge" and dispersive.margin != Dispersive().margin else "l2"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("lr", 1e-2), ("weight_decay", 0.5), ("warmup", 5), ("schedule", "constant"), ("clip", 1e-3), ("ema", 0.05)],
+)
+def test_every_option_of_the_optimizer_changes_the_policy(field, value, demonstrations):
+    def policy(options):
+        agent, windows = build(dataclasses.replace(AGENTS["flow_bc"], optimizer=options), demonstrations, steps=12)
+        draw, noise = torch_generator(0, "draw"), torch_generator(0, "noise")
+        for _ in range(12):
+            agent.update(windows.draw(draw), noise)
+        return torch.cat([p.flatten() for p in agent.policy().actor.parameters()])
+
+    base = Optimizer(warmup=2)
+    assert not torch.equal(policy(base), policy(dataclasses.replace(base, **{field: value})))
+
+
+def test_learning_rate_warms_up_and_decays():
+    options = Optimizer(lr=1.0, warmup=10)
+    rates = [options.lr_at(update, 100) for update in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[-1] < 0.001
+
+
+def test_padded_steps_do_not_count(demonstrations):
+    agent, windows = build(AGENTS["regression"], demonstrations)
+    batch = windows.draw(torch_generator(0, "draw"))
+    valid = torch.ones_like(batch[VALID])
+    valid[:, 2:] = False
+    other = batch[ACTION].clone()
+    other[:, 2:] = 0.77
+    obs = dict(batch[OBS].items())
+    assert agent.loss(obs, batch[ACTION], valid)[0].item() == agent.loss(obs, other, valid)[0].item()
+
+
+def test_regression_acts_in_one_evaluation_only(demonstrations):
+    agent, _ = build(AGENTS["regression"], demonstrations)
+    policy = agent.policy()
+    obs = {key: torch.zeros(1, 1, *spec.shape) for key, spec in policy.contract.spec.observation.items()}
+    with pytest.raises(ConfigError, match="regression policy cannot act in 2"):
+        policy.act(obs, torch_generator(0), nfe=2)
+
+
+def test_a_solver_that_cannot_spend_the_evaluations_is_refused():
+    with pytest.raises(ConfigError, match="nfe=3"):
+        FlowBC(solver="midpoint", nfe=3)
+
+
+def test_a_foreign_state_is_refused(demonstrations):
+    agent, _ = build(AGENTS["dm1"], demonstrations)
+    other, _ = build(dataclasses.replace(AGENTS["dm1"], net=MLP(width=16, depth=2)), demonstrations)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        agent.load_state_dict(other.state_dict())
+
+
+@pytest.mark.slow
+def test_dm1_learns_two_modes_in_one_evaluation(tmp_path):
+    """Data at +-0.5 with equal odds: one evaluation must reach both, where regression gives the mean 0."""
+    import numpy as np
+
+    from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+
+    stream = np.random.default_rng(0)
+    with RobomimicWriter(tmp_path / "modes.hdf5", {"env_name": "Modes", "type": 1, "env_kwargs": {}}) as writer:
+        for _ in range(200):
+            sign = stream.choice([-1.0, 1.0])
+            actions = np.full((4, 2), 0.5) * sign + 0.02 * stream.normal(size=(4, 2))
+            obs = {"state": stream.normal(size=(4, 3)) * 0.1}
+            zeros = np.zeros(4)
+            writer.add(Episode(actions=actions, rewards=zeros, dones=zeros, obs=obs, next_obs=obs))
+    config = dataclasses.replace(
+        AGENTS["dm1"],
+        net=MLP(width=128, depth=3),
+        chunk=1,
+        execute=1,
+        optimizer=Optimizer(lr=2e-3, warmup=20, ema=0.99),
+    )
+    agent, windows = build(config, tmp_path / "modes.hdf5", steps=1500)
+    draw, noise = torch_generator(0, "draw"), torch_generator(0, "noise")
+    windows.batch_size = 256
+    for _ in range(1500):
+        agent.update(windows.draw(draw), noise)
+    chunk = agent.policy().act({"state": torch.zeros(1000, 1, 3)}, torch_generator(1), nfe=1)[:, 0]
+    on_a_mode = ((chunk.abs() - 0.5).abs() < 0.2).all(1) & (chunk[:, 0].sign() == chunk[:, 1].sign())
+    assert on_a_mode.float().mean() > 0.85
+    assert 0.35 < (chunk[on_a_mode, 0] > 0).float().mean() < 0.65

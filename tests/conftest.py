@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowpolicy.core.seed import numpy_generator
+from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
+from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def spec() -> Spec:
+    return Spec(
+        observation={"state": ObservationSpec((3,), "m"), "goal": ObservationSpec((2,), "m")},
+        action=ActionSpec(2, "delta", "world", "0.1 m per unit", "none", "none", 20.0),
+        env_id="test/Point",
+        env_version="1",
+        horizon=30,
+        success="within 0.05 m of the goal",
+    )
+
+
+@pytest.fixture
+def contract(spec: Spec) -> Contract:
+    return Contract(spec=spec, history=2, chunk=4, execute=3, nfe=1, dataset_id="d", dataset_sha256="0" * 64)
+
+
+def write_demonstrations(
+    path: Path, *, sizes=(("state", 3), ("goal", 2)), action=2, lengths=(9, 12, 7), seed=0
+) -> Path:
+    """A small RoboMimic file of random but learnable episodes: the action is a linear function of the state."""
+    stream = numpy_generator(seed, "demonstrations")
+    mixing = stream.normal(size=(sizes[0][1], action))
+    with RobomimicWriter(path, {"env_name": "Point", "type": 1, "env_kwargs": {"control_freq": 20}}) as writer:
+        for length in lengths:
+            obs = {name: stream.normal(size=(length, width)) for name, width in sizes}
+            actions = np.tanh(obs[sizes[0][0]] @ mixing)
+            dones = np.zeros(length)
+            dones[-1] = 1
+            writer.add(
+                Episode(actions=actions, rewards=dones.copy(), dones=dones, obs=obs, next_obs=obs),
+                filters=("train",),
+            )
+    return path
+
+
+@pytest.fixture
+def demonstrations(tmp_path: Path) -> Path:
+    return write_demonstrations(tmp_path / "demonstrations.hdf5")
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
