@@ -35,7 +35,7 @@ def save_video(folder: Path, position: int, episode: Episode, fps: float) -> Pat
     """
     if not episode.frames:
         raise EvaluationError(f"episode {position} has no frames", fix="name it in rollout(record=...)")
-    ffmpeg = require_ffmpeg()
+    ffmpeg = require_imageio()
     path = folder / f"episode_{position:04d}_{'success' if episode.success else 'failure'}.mp4"
     frames = [decorate(episode, step) for step in range(len(episode.frames))]
     height, width = frames[0].shape[:2]
@@ -56,7 +56,7 @@ def save_video(folder: Path, position: int, episode: Episode, fps: float) -> Pat
     return path
 
 
-def require_ffmpeg() -> ModuleType:
+def require_imageio() -> ModuleType:
     """The package imageio_ffmpeg; call it before a rollout whose frames are to be written.
 
     Raises:
