@@ -1,0 +1,115 @@
+import math
+
+import pytest
+import torch
+
+from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, squared_distances
+
+X1 = torch.tensor([[0, 0], [3, 4]], dtype=torch.float64)
+X2 = torch.tensor([[1, 0], [0, 1], [-1, 0], [0, -1]], dtype=torch.float64)
+X3 = torch.tensor([[1, 2]] * 4, dtype=torch.float64)
+RAW = {"normalise": False, "per_dimension": False}
+KINDS = ("l2", "cosine", "hinge", "covariance")
+
+
+def rows(b, f, seed=0):
+    return torch.randn(b, f, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def loss(features, kind="l2", **options):
+    return float(dispersive_loss(features, Dispersive(kind, temperature=0.5, **options)))
+
+
+TABLE = [
+    ("DS-1", "l2", {**RAW, "include_diagonal": True}, (-0.693147, -1.349995, 0)),
+    ("DS-2", "l2", {"normalise": False, "include_diagonal": True}, (-0.693147, -1.132438, 0)),
+    ("DS-3", "cosine", {**RAW, "include_diagonal": True}, (None, 0.867562, 2)),
+    ("DS-4 diagonal", "hinge", {**RAW, "margin": 3.0, "include_diagonal": True}, (4.5, 2.75, 9)),
+    ("DS-4", "hinge", {**RAW, "margin": 3.0}, (0, 0.666667, 9)),
+    ("DS-5", "covariance", RAW, (72, 0, 0)),
+    ("DS-6", "l2", {}, (None, -4.396349, 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "options", "expected"), TABLE, ids=[row[0] for row in TABLE])
+def test_table_of_values(name, kind, options, expected):
+    for features, value in zip((X1, X2, X3), expected, strict=True):
+        if value is not None:
+            assert loss(features, kind, **options) == pytest.approx(value, abs=1e-6)
+
+
+def test_ds_6_equilateral_triangle_is_the_optimum():
+    angle = torch.arange(3, dtype=torch.float64) * 2 * math.pi / 3
+    triangle = torch.stack([angle.cos(), angle.sin()], dim=1)
+    assert loss(triangle) == pytest.approx(-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ds_8_invariances(kind):
+    features = rows(12, 5)
+    rotation = torch.linalg.qr(rows(5, 5, seed=1)).Q
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
+    value = loss(features, kind)
+    assert loss(features[order], kind) == pytest.approx(value, rel=1e-9)
+    assert loss(7 * features, kind) == pytest.approx(value, rel=1e-9)
+    if kind != "covariance":
+        assert loss(features @ rotation, kind) == pytest.approx(value, rel=1e-9)
+    if kind != "cosine":
+        assert loss(features + 3, kind, **RAW) == pytest.approx(loss(features, kind, **RAW), rel=1e-9)
+
+
+def test_ds_8_without_normalisation_norms_are_inflated():
+    features = rows(12, 5)
+    assert loss(7 * features, **RAW) < loss(features, **RAW) - 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("features", [X2[:1], X3, torch.zeros(4, 3, dtype=torch.float64)], ids=["one", "same", "zero"])
+def test_ds_9_finite_at_collapse(kind, features):
+    features = features.clone().requires_grad_()
+    value = dispersive_loss(features, Dispersive(kind))
+    (gradient,) = torch.autograd.grad(value, features)
+    assert gradient.isfinite().all()
+    if len(features) == 1:
+        assert float(value.detach()) == 0 and (gradient == 0).all()
+
+
+def test_ds_9_a_small_difference_grows():
+    features = X3.clone()
+    features[0, 0] += 1e-3
+    features.requires_grad_()
+    before = float(squared_distances(features.detach()).max())
+    for _ in range(20):
+        (gradient,) = torch.autograd.grad(dispersive_loss(features, Dispersive()), features)
+        features = (features - 0.1 * gradient).detach().requires_grad_()
+    assert float(squared_distances(features.detach()).max()) > 2 * before
+
+
+def test_ds_10_gradient_is_alive_at_ordinary_feature_scale():
+    """Where the released code's gradient is exactly zero: 64 x 128 standard normal features."""
+    features = rows(64, 128).requires_grad_()
+    options = Dispersive(temperature=0.5, normalise=False, include_diagonal=True)
+    (gradient,) = torch.autograd.grad(dispersive_loss(features, options), features)
+    assert 2e-2 < float(gradient.norm()) < 1e-1
+
+
+def test_ds_10_the_nearest_pair_is_pushed_hardest():
+    features = torch.tensor([[0.0, 1], [0.1, 1], [3, -1]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(dispersive_loss(features, Dispersive(**RAW)), features)
+    assert gradient[0].norm() > 10 * gradient[2].norm()
+
+
+def test_ds_11_points_on_the_circle_become_a_triangle():
+    angle = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64, requires_grad=True)
+    for _ in range(400):
+        points = torch.stack([angle.cos(), angle.sin()], dim=1)
+        (gradient,) = torch.autograd.grad(dispersive_loss(points, Dispersive()), angle)
+        angle = (angle - 0.1 * gradient).detach().requires_grad_()
+    gaps = torch.sort(angle.detach().remainder(2 * math.pi)).values.diff()
+    torch.testing.assert_close(gaps, torch.full((2,), 2 * math.pi / 3, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
+def test_nearly_collapsed_float32_rows_keep_their_distances():
+    features = torch.ones(2, 64) * 5
+    features[0, 0] += 1e-3
+    assert float(squared_distances(features)[0, 1]) == pytest.approx(1e-6, rel=1e-2)
