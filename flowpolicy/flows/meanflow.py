@@ -12,7 +12,7 @@ and velocities change their sign.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,6 +22,7 @@ from flowpolicy.flows.interpolant import rows
 from flowpolicy.flows.matching import matching_loss
 
 
+@runtime_checkable
 class TangentMap(Protocol):
     """A mean-velocity network that gives its directional derivative with the value."""
 

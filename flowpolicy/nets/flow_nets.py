@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from flowpolicy.nets.trunk import FlowOutput, Trunk
 __all__ = ["FlowOutput", "MapNet", "TrunkConfig", "VelocityNet"]
 
 
+@runtime_checkable
 class TrunkConfig(Protocol):
     """A frozen dataclass that builds a trunk: ``MLP``, ``UNet``, ``Transformer``."""
 
