@@ -1,0 +1,49 @@
+"""Every trunk under torch.compile, in a process without the type-checking import hook."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import torch
+from flowpolicy.flows.meanflow import meanflow
+from flowpolicy.nets.flow_nets import MapNet
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.nets.transformer import Transformer
+from flowpolicy.nets.unet import UNet
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+trunk = {"mlp": MLP(16, 2), "unet": UNet(8, 2), "transformer": Transformer(16, 1, 2)}["NAME"]
+net = MapNet(trunk, action=2, chunk=3, cond=4)
+for parameter in net.parameters():
+    parameter.data = 0.3 * torch.randn_like(parameter)
+x, w = torch.randn(2, 8, 3, 2)
+s, t = torch.rand(2, 8).sort(0).values
+cond, valid = torch.randn(8, 4), torch.ones(8, 3, dtype=torch.bool)
+
+
+def loss(x, s, t):
+    return meanflow(net, x, s, t, w, cond, valid, skip=2).loss
+
+
+def jvp(x, s):
+    return torch.func.jvp(lambda x, s: net(x, s, t, cond).value, (x, s), (w, torch.ones_like(s)))
+
+
+def gradients(function):
+    return torch.autograd.grad(function(x, s, t), list(net.parameters()))
+
+
+compiled = torch.compile(loss, fullgraph=True, dynamic=False)
+torch.testing.assert_close(gradients(compiled), gradients(loss), rtol=1e-3, atol=1e-4)
+torch.testing.assert_close(torch.compile(jvp, fullgraph=True, dynamic=False)(x, s), jvp(x, s), rtol=1e-3, atol=1e-4)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlp", "unet", "transformer"])
+def test_compiled_loss_gradient_and_jvp_equal_the_eager_ones(name):
+    done = subprocess.run([sys.executable, "-c", PROGRAM.replace("NAME", name)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
