@@ -221,13 +221,8 @@ def _check_duplicates(dataset: Dataset) -> Finding:
             pairs.append(f"{name} = {first}")
     if not pairs:
         return Finding("ok", "duplicates", "no episode occurs twice")
-    return Finding(
-        "warning",
-        "duplicates",
-        f"{len(pairs)} episodes repeat another one: {_list(pairs)}; they count twice in training and leak between "
-        "training and validation",
-        "remove them",
-    )
+    message = f"{len(pairs)} episodes repeat another one: {_list(pairs)}; they count twice and leak into validation"
+    return Finding("warning", "duplicates", message, "remove them")
 
 
 def _check_jumps(dataset: Dataset) -> Finding:

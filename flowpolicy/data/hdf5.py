@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import h5py
 import numpy as np
@@ -29,6 +29,7 @@ class EpisodeColumns:
     """(T,) float32, 0 only on true termination."""
 
 
+@runtime_checkable
 class Recording(Protocol):
     """An open dataset file, read episode by episode. One implementation per file format."""
 

@@ -1,0 +1,98 @@
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flowpolicy.data.normalize import Normalizer, NormalizerConfig
+
+from .test_windows import numbered
+
+
+def dataset_of(column: torch.Tensor):
+    """Observation "a" and the action are ``column``; "b" counts."""
+    dataset = numbered([column.shape[0]])
+    dataset.steps["obs"].set("a", column)
+    dataset.steps.set("action", column.repeat(1, 3)[:, :3].contiguous())
+    return dataset
+
+
+def fit(column, obs="standard", action="minmax"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return Normalizer.fit(dataset_of(column), NormalizerConfig(obs, action))
+
+
+def test_standard_is_mean_zero_deviation_one():
+    column = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e3, 10.0]) + 5000
+    scaled = fit(column, action="none").obs({"a": column})["a"].double()
+    torch.testing.assert_close(scaled[:, 0].mean(), torch.tensor(0.0).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled[:, 0].std(correction=0), torch.tensor(1.0).double(), atol=1e-4, rtol=0)
+
+
+def test_minmax_maps_the_range_to_one():
+    column = torch.tensor([[1.0, -4.0], [3.0, 0.0], [2.0, 2.0]])
+    scaled = fit(column, obs="minmax").obs({"a": column})["a"]
+    torch.testing.assert_close(scaled, torch.tensor([[-1.0, -1.0], [1.0, 1 / 3], [0.0, 1.0]]))
+
+
+def test_quantile_maps_one_and_ninety_nine_percent():
+    column = torch.arange(101.0)[:, None].repeat(1, 2)
+    normalizer = fit(column, obs="quantile")
+    torch.testing.assert_close(
+        normalizer.obs({"a": torch.tensor([[1.0, 99.0], [50.0, 0.0]])})["a"],
+        torch.tensor([[-1.0, 1.0], [0.0, -50 / 49]]),
+    )
+
+
+def test_none_leaves_values_alone():
+    column = torch.randn(10, 2)
+    assert torch.equal(fit(column, obs="none").obs({"a": column})["a"], column)
+
+
+@pytest.mark.parametrize("scaling", ["standard", "minmax", "quantile", "none"])
+def test_inverse_is_exact_to_round_off(scaling):
+    column = torch.rand(500, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([2.0, 0.1, 50.0]) - 1
+    normalizer = fit(column, obs="none", action=scaling)
+    action = torch.rand(4, 7, 3) * 2 - 1
+    ulp = torch.finfo(torch.float32).eps * 50
+    torch.testing.assert_close(normalizer.unaction(normalizer.action(action)), action, atol=4 * ulp, rtol=0)
+
+
+@pytest.mark.parametrize("scaling", ["standard", "minmax", "quantile"])
+def test_near_constant_dimension_passes_through_with_one_warning(scaling):
+    column = torch.stack([torch.linspace(-1, 1, 100), 1000.0 + 1e-3 * torch.linspace(-1, 1, 100)], dim=1)
+    dataset = dataset_of(column)
+    with pytest.warns(UserWarning, match="near-constant") as caught:
+        normalizer = Normalizer.fit(dataset, NormalizerConfig(scaling, "none"))
+    assert len(caught) == 1 and "obs/a [1]" in str(caught[0].message)
+    assert torch.equal(normalizer.obs({"a": column})["a"][:, 1], column[:, 1])
+
+
+def test_small_but_real_spread_is_scaled():
+    column = torch.linspace(-1e-3, 1e-3, 50)[:, None].repeat(1, 2)
+    assert float(fit(column, obs="minmax").obs({"a": column})["a"].max()) == pytest.approx(1.0)
+
+
+def test_state_survives_safetensors(tmp_path):
+    column = torch.randn(50, 2)
+    normalizer = fit(column)
+    save_file(normalizer.state_dict(), tmp_path / "normalizer.safetensors")
+    other = Normalizer({"a": 2, "b": 1}, 3)
+    other.load_state_dict(load_file(tmp_path / "normalizer.safetensors"))
+    torch.testing.assert_close(other.obs({"a": column})["a"], normalizer.obs({"a": column})["a"])
+    torch.testing.assert_close(other.unaction(torch.ones(3)), normalizer.unaction(torch.ones(3)))
+
+
+def test_awkward_observation_names():
+    normalizer = Normalizer({"observation.state": 2, "keys": 1, "type": 3}, 1)
+    obs = {"observation.state": torch.ones(5, 2), "keys": torch.ones(1), "unused": torch.ones(1)}
+    assert set(normalizer.obs(obs)) == {"observation.state", "keys"}
+
+
+def test_blocks_do_not_change_the_fit(monkeypatch):
+    column = torch.randn(1001, 2, generator=torch.Generator().manual_seed(2))
+    whole = fit(column, obs="standard", action="minmax").state_dict()
+    monkeypatch.setattr("flowpolicy.data.normalize._BLOCK", 13)
+    for name, value in fit(column, obs="standard", action="minmax").state_dict().items():
+        torch.testing.assert_close(value, whole[name])
