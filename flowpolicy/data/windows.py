@@ -51,7 +51,9 @@ class WindowSampler:
             self._obs = [steps[keys.OBS, name] for name in self.names]
             self._action = steps[keys.ACTION]
         else:
-            self._obs = [torch.cat([steps[keys.OBS, name] for name in self.names], dim=1).to(self.device)]
+            columns = [steps[keys.OBS, name] for name in self.names]
+            packed = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+            self._obs = [packed.to(self.device)]
             self._action = steps[keys.ACTION].to(self.device)
         self._widths = [steps[keys.OBS, name].shape[1] for name in self.names]
         # Rows are looked up where the data is: on the device, or on the CPU for a memory-mapped file.
@@ -83,7 +85,9 @@ class WindowSampler:
         ahead = index[:, None] + self._ahead
         valid: Bool[Tensor, "b h"] = ahead <= last
         action = _gather(self._action, torch.minimum(ahead, last))
-        obs = torch.cat([_gather(column, past) for column in self._obs], dim=2).split(self._widths, dim=2)
+        gathered = [_gather(column, past) for column in self._obs]
+        # A packed matrix is taken apart again; the columns of a memory-mapped file come one by one.
+        obs = gathered[0].split(self._widths, dim=2) if len(gathered) == 1 else gathered
         named = {name: value.to(self.device) for name, value in zip(self.names, obs, strict=True)}
         batch_size = [index.shape[0]]
         return TensorDict(
