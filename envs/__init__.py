@@ -1,1 +1,36 @@
-"""One adapter per simulator suite to one vector-environment protocol."""
+"""One adapter per simulator suite to one vector-environment protocol.
+
+Nothing here imports a simulator before an environment is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flowpolicy.envs.adroit import AdroitConfig, normalized_door_score
+from flowpolicy.envs.robosuite import RobosuiteConfig
+from flowpolicy.envs.toy import ToyConfig
+
+from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.protocols import EnvConfig
+
+ENVS: dict[str, EnvConfig] = {
+    "lift": RobosuiteConfig("Lift", horizon=150),
+    "can": RobosuiteConfig("PickPlaceCan", horizon=300),
+    "door": AdroitConfig(),
+    "toy": ToyConfig(),
+}
+"""Environments by the name that the command line uses."""
+
+
+def find_env(name: str) -> EnvConfig:
+    """The environment with this name, or with this ``env_id`` (such as ``robosuite/Lift``)."""
+    by_id = {config.spec().env_id: config for config in ENVS.values()}
+    if name not in ENVS and name not in by_id:
+        raise ConfigError(f"unknown environment '{name}'", expected=nearest(name, [*ENVS, *by_id]))
+    return ENVS[name] if name in ENVS else by_id[name]
+
+
+def normalized_score(env_id: str) -> Callable[[float], float] | None:
+    """Return of an episode -> normalised score; None where the field has no reference returns."""
+    return normalized_door_score if env_id == AdroitConfig().spec().env_id else None

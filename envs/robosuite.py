@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
 import dataclasses
 import functools
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from flowpolicy.envs.rendering import choose_opengl, opengl
+from flowpolicy.envs.vector import Outcome, ProcessVecEnv
 
 from flowpolicy.core.errors import ConfigError, MissingExtraError, SimulatorError, nearest
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import ObservationSpec, Spec
 from flowpolicy.data.robomimic import action_spec
-from flowpolicy.envs.vector import Outcome, ProcessVecEnv
 
 VERSION = "1.5.2"
 """The supported robosuite release; another one may compute other trajectories."""
@@ -73,7 +72,6 @@ _TASKS = {
     "Lift": (10, "the cube's centre is more than 0.04 m above the table top"),
     "PickPlaceCan": (14, "the can lies in its bin and the gripper is more than 0.042 m away from it"),
 }
-_GL_PACKAGES = "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri libopengl0"
 _MODEL_SEED = 0  # the cube's edge is drawn when the model is built; one model for all slots and indices
 
 
@@ -211,18 +209,11 @@ class RobosuiteEnv:
         self.sim_env.close()
 
     def _create_renderer(self) -> None:
-        try:
-            from robosuite.utils.binding_utils import MjRenderContextOffscreen
+        from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
-            if os.environ.get("MUJOCO_GL") == "egl":
-                ctypes.CDLL("libEGL.so.1")
+        with opengl():
             context = MjRenderContextOffscreen(self.sim_env.sim, device_id=-1)
-            context.vopt.geomgroup[0] = 0  # collision shapes
-        except Exception as error:  # PyOpenGL raises whatever the missing library makes it raise
-            raise SimulatorError(
-                f"no picture: OpenGL cannot be started (MUJOCO_GL={os.environ.get('MUJOCO_GL')}): {error}",
-                fix=_GL_PACKAGES + ", or do without video",
-            ) from error
+        context.vopt.geomgroup[0] = 0  # collision shapes
 
     def _observe(self) -> dict[str, np.ndarray]:
         # Relative poses are computed from the poses of the previous update (zeros after a reset).
@@ -236,8 +227,7 @@ class RobosuiteEnv:
 
 def import_robosuite() -> Any:
     """The robosuite package, quietly; checked to be the supported version."""
-    if "DISPLAY" not in os.environ:
-        os.environ.setdefault("MUJOCO_GL", "egl")  # read by mujoco and robosuite on import
+    choose_opengl()
     try:
         with _quiet():
             import robosuite

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
+import functools
 import os
-import signal
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from flowpolicy.envs.worker import Worker, collect, start_workers
 
-from flowpolicy.core.errors import FlowPolicyError, SimulatorError
+from flowpolicy.core.errors import SimulatorError
 from flowpolicy.core.protocols import Observation, Step
 from flowpolicy.core.spec import Spec
 
@@ -100,12 +97,8 @@ class ProcessVecEnv:
     def __init__(self, spec: Spec, factory: EnvFactory, num_envs: int, num_workers: int | None = None) -> None:
         self.spec, self.num_envs = spec, num_envs
         count = min(num_envs, num_workers or len(os.sched_getaffinity(0)))
-        self._workers = [_Worker(factory, len(range(first, num_envs, count))) for first in range(count)]
-        try:
-            self._collect({worker: worker.receive for worker in self._workers})
-        except BaseException:
-            self.close()
-            raise
+        shares = [len(range(first, num_envs, count)) for first in range(count)]
+        self._workers = start_workers([functools.partial(_Slots, factory, share) for share in shares])
 
     def reset(self, indices: Sequence[int], slots: Sequence[int]) -> Observation:
         """Start the initial states ``indices`` in ``slots``; observations in the same order."""
@@ -132,117 +125,35 @@ class ProcessVecEnv:
 
     def _call(self, method: str, slots: Sequence[int], arguments: Sequence[Any]) -> list[Any]:
         """One method call per slot; results in the order of ``slots``."""
-        count = len(self._workers)
-        orders: dict[_Worker, list[int]] = {}
-        for row, slot in enumerate(slots):
-            orders.setdefault(self._workers[slot % count], []).append(row)
         if len(arguments) != len(slots):
-            raise SimulatorError(f"{method}: {len(arguments)} arguments for {len(slots)} slots")
-        for worker, rows in orders.items():
-            worker.send((method, [(slots[row] // count, arguments[row]) for row in rows]))
-        replies = self._collect({worker: worker.receive for worker in orders})
+            raise SimulatorError(f"{method}: {len(arguments)} rows for {len(slots)} slots")
+        count = len(self._workers)
+        rows: dict[Worker, list[int]] = {}
+        for row, slot in enumerate(slots):
+            rows.setdefault(self._workers[slot % count], []).append(row)
+        for worker, mine in rows.items():
+            worker.send(method, [(slots[row] // count, arguments[row]) for row in mine])
         results: list[Any] = [None] * len(slots)
-        for worker, rows in orders.items():
-            for row, result in zip(rows, replies[worker], strict=True):
-                results[row] = result
+        for worker, replies in collect(rows).items():
+            for row, reply in zip(rows[worker], replies, strict=True):
+                results[row] = reply
         return results
 
-    def _collect(self, pending: dict[_Worker, Callable[[], Any]]) -> dict[_Worker, Any]:
-        """Answers of all workers; the first error is raised once every pipe is drained."""
-        replies, errors = {}, []
-        for worker, receive in pending.items():
-            try:
-                replies[worker] = receive()
-            except FlowPolicyError as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-        return replies
 
-
-class _Worker:
-    """One process and the parent's end of its pipe."""
+class _Slots:
+    """The copies of one worker; lives in the worker process."""
 
     def __init__(self, factory: EnvFactory, copies: int) -> None:
-        # spawn: a forked copy of this process would share torch's threads and GL state.
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, factory, copies), daemon=True)
-        with single_threaded():
-            self._process.start()
-        theirs.close()
+        self._envs = [factory() for _ in range(copies)]
 
-    def send(self, message: Any) -> None:
-        with contextlib.suppress(OSError):  # a dead worker is reported by receive
-            self._pipe.send(message)
+    def reset(self, calls: Sequence[tuple[int, int]]) -> list[dict[str, np.ndarray]]:
+        return [self._envs[copy].reset(index) for copy, index in calls]
 
-    def receive(self) -> Any:
-        wait([self._pipe, self._process.sentinel])
-        try:
-            problem, result = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            self._process.join(timeout=5)
-            raise SimulatorError(
-                f"an environment worker died (process {self._process.pid}, exit code {self._process.exitcode})",
-                fix="negative codes are signals (-9: killed, often for lack of memory): use fewer environments; "
-                "a script that creates environments needs `if __name__ == '__main__':`",
-            ) from error
-        if problem is not None:
-            raise SimulatorError(problem[0], expected=problem[1], fix=problem[2])
-        return result
+    def step(self, calls: Sequence[tuple[int, np.ndarray]]) -> list[Outcome]:
+        return [self._envs[copy].step(action) for copy, action in calls]
 
-    def stop(self) -> None:
-        self._pipe.close()
-        self._process.join(timeout=10)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-
-def _serve(pipe: Connection, factory: EnvFactory, copies: int) -> None:
-    """A worker's life: answer messages until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    envs: list[SingleEnv] = []
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone
-        pipe.send(_answer(lambda: envs.extend(factory() for _ in range(copies))))
-        while True:
-            method, calls = pipe.recv()
-            pipe.send(_answer(lambda m=method, c=calls: [_invoke(envs[slot], m, argument) for slot, argument in c]))
-    for env in envs:
-        env.close()
-
-
-def _invoke(env: SingleEnv, method: str, argument: Any) -> Any:
-    if method == "reset":
-        return env.reset(argument)
-    return env.step(argument) if method == "step" else env.render()
-
-
-def _answer(work: Callable[[], Any]) -> tuple[tuple[str, str, str] | None, Any]:
-    """(problem, result); the problem is (what, expected, fix) in words, so that it crosses the pipe."""
-    try:
-        return None, work()
-    except FlowPolicyError as error:
-        return (error.what, error.expected, error.fix), None
-    except Exception as error:
-        where = "".join(traceback.format_tb(error.__traceback__)[-2:]).rstrip()
-        return (f"the environment raised {type(error).__name__}: {error}\n{where}", "", ""), None
-
-
-@contextlib.contextmanager
-def single_threaded() -> Iterator[None]:
-    """Processes started inside use one thread each for linear algebra: there is one of them per core."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    def render(self, calls: Sequence[tuple[int, None]]) -> list[np.ndarray]:
+        return [self._envs[copy].render() for copy, _ in calls]
 
 
 def stack_obs(rows: Sequence[dict[str, np.ndarray]]) -> Observation:

@@ -1,0 +1,188 @@
+"""Generate demonstration files with the scripted demonstrators, in parallel.
+
+Episode i depends on (seed, i) alone, so the same seed gives the same file content whatever the number of
+workers. The streams are named apart from those of evaluation plans: no evaluation state is ever trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from flowpolicy.envs.can_demonstrator import CanDemonstrator
+from flowpolicy.envs.pick_demonstrator import LEVELS, LiftDemonstrator, PickDemonstrator, draw_style
+from flowpolicy.envs.recording import Recorder, Recording, make_episode
+from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
+from flowpolicy.envs.toy import ToyConfig, ToyRecorder
+from flowpolicy.envs.worker import Worker, collect, start_workers
+
+from flowpolicy.core.errors import ConfigError, SimulatorError, nearest
+from flowpolicy.core.seed import derive, numpy_generator
+from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+
+Quality = Literal["expert", "mixed"]
+
+_ATTEMPTS = 50  # a demonstrator that fails this often is broken
+_SETTLED = 4  # an episode ends when success has held for this many steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What was generated."""
+
+    episodes: int
+    steps: int
+    attempts: int
+    """Episodes simulated, including the rejected ones."""
+    successes: int
+
+
+class RobosuiteRecorder:
+    """Runs a scripted demonstrator in robosuite.
+
+    Args:
+        config: the task.
+        demonstrator: class of its demonstrator.
+
+    """
+
+    def __init__(self, config: RobosuiteConfig, demonstrator: type[PickDemonstrator]) -> None:
+        self._env = RobosuiteEnv.create(config)
+        self._xml = self._env.model_xml()
+        self._task, self._demonstrator = config.task, demonstrator
+
+    def record(self, seed: int, index: int, level: str, keep_failures: bool) -> Recording:
+        """The first successful attempt, or the first one at all when failures are kept."""
+        for attempt in range(_ATTEMPTS):
+            stream = ("demonstration", "robosuite", self._task, index, attempt)
+            rng = numpy_generator(seed, *stream, "style")
+            obs = self._env.reset_from(derive(seed, *stream, "state"))
+            episode, success = self._run(obs, level, rng)
+            if success or keep_failures:
+                return Recording(episode, success, attempt + 1)
+        raise SimulatorError(f"the demonstrator of {self._task} failed {_ATTEMPTS} times in a row (episode {index})")
+
+    def _run(self, obs: dict[str, np.ndarray], level: str, rng: np.random.Generator) -> tuple[Episode, bool]:
+        style = draw_style(LEVELS[level], self._demonstrator.usual_steps, rng)
+        demonstrator = self._demonstrator(style, rng)
+        rows: list[tuple[Any, ...]] = []
+        held = 0
+        while held < _SETTLED and len(rows) < style.patience:
+            state, action = self._env.state(), demonstrator.act(obs)
+            outcome = self._env.step(action)
+            rows.append((obs, state, action, outcome.reward, outcome.success, outcome.obs))
+            obs, held = outcome.obs, held + 1 if outcome.success else 0
+        return make_episode(rows, self._xml), held == _SETTLED
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    create: Callable[[], Recorder]
+    env_args: Callable[[], Mapping[str, Any]]
+    in_process: bool = False
+    """Whether a whole file takes less time than starting a worker."""
+
+
+def _robosuite(config: RobosuiteConfig, demonstrator: type[PickDemonstrator]) -> _Task:
+    return _Task(functools.partial(RobosuiteRecorder, config, demonstrator), config.env_args)
+
+
+TASKS = {
+    "lift": _robosuite(RobosuiteConfig("Lift"), LiftDemonstrator),
+    "can": _robosuite(RobosuiteConfig("PickPlaceCan"), CanDemonstrator),
+    "toy": _Task(functools.partial(ToyRecorder, ToyConfig()), ToyConfig().env_args, in_process=True),
+}
+"""Tasks with a scripted demonstrator."""
+
+
+def make_demonstrations(
+    task: str,
+    out: Path,
+    episodes: int,
+    seed: int = 0,
+    quality: str = "expert",
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Summary:
+    """Write a RoboMimic file with ``episodes`` demonstrations of ``task`` ("lift", "can" or "toy").
+
+    ``expert`` keeps successful episodes only. ``mixed`` has equal shares of three quality levels with the
+    filter keys ``better``, ``okay`` and ``worse``, and keeps failed episodes, filter key ``failed`` (the
+    others: ``successful``). Both have ``train`` and ``valid`` (a tenth of the episodes).
+
+    Args:
+        task: one of :data:`TASKS`.
+        out: the file; appears whole or not at all.
+        episodes: number of episodes.
+        seed: seed of everything.
+        quality: ``expert`` or ``mixed``.
+        workers: processes; default one per core.
+        progress: called with the number of episodes finished since the last call.
+
+    """
+    if task not in TASKS:
+        raise ConfigError(f"there is no demonstrator for '{task}'", expected=nearest(task, TASKS))
+    if quality not in get_args(Quality):
+        raise ConfigError(f"unknown quality '{quality}'", expected=nearest(quality, get_args(Quality)))
+    if episodes < 1:
+        raise ConfigError(f"{episodes} episodes were asked for", expected="at least 1")
+    levels = ["better"] if quality == "expert" else list(LEVELS)
+    calls = [(seed, i, levels[i % len(levels)], quality == "mixed") for i in range(episodes)]
+    count = 0 if TASKS[task].in_process else min(episodes, workers or len(os.sched_getaffinity(0)))
+    valid = _validation(seed, task, episodes)
+    steps = attempts = successes = 0
+    with RobomimicWriter(out, TASKS[task].env_args()) as writer:
+        for index, recording in enumerate(_record_all(TASKS[task].create, calls, count)):
+            filters = ["valid" if index in valid else "train"]
+            if quality == "mixed":
+                filters += [calls[index][2], "successful" if recording.success else "failed"]
+            writer.add(recording.episode, filters)
+            steps += len(recording.episode.actions)
+            attempts += recording.attempts
+            successes += recording.success
+            if progress is not None:
+                progress(1)
+    return Summary(episodes, steps, attempts, successes)
+
+
+def _validation(seed: int, task: str, episodes: int) -> set[int]:
+    """A tenth of the episodes, at least one of two."""
+    share = max(episodes // 10, int(episodes > 1))
+    return set(numpy_generator(seed, "demonstration", task, "valid").permutation(episodes)[:share].tolist())
+
+
+def _record_all(create: Callable[[], Recorder], calls: list[tuple[Any, ...]], count: int) -> Iterator[Recording]:
+    """Recordings in the order of ``calls``, made by ``count`` workers (0: in this process)."""
+    if count == 0:
+        recorder = create()
+        yield from (recorder.record(*call) for call in calls)
+        return
+    workers = start_workers([create] * count)
+    try:
+        pending, finished, following = {}, {}, 0
+        for index, call in enumerate(calls):
+            worker = workers[index] if index < count else _free(pending, finished)
+            worker.send("record", *call)
+            pending[worker] = index
+            while following in finished:
+                yield finished.pop(following)
+                following += 1
+        finished |= {pending[worker]: recording for worker, recording in collect(pending).items()}
+        yield from (finished[index] for index in range(following, len(calls)))
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _free(pending: dict[Worker, int], finished: dict[int, Recording]) -> Worker:
+    """Wait for a worker to finish, file its recording, and return it."""
+    pipes = {worker.pipe: worker for worker in pending}
+    worker = pipes[wait(list(pipes))[0]]  # the pipe of a dead worker is ready too
+    finished[pending.pop(worker)] = worker.receive()
+    return worker

@@ -1,0 +1,44 @@
+"""What a demonstrator hands to the file writer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import numpy as np
+
+from flowpolicy.data.robomimic_writer import Episode
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """One finished episode."""
+
+    episode: Episode
+    success: bool
+    """Whether the success criterion held at the end."""
+    attempts: int
+    """Episodes that were simulated until this one was kept."""
+
+
+class Recorder(Protocol):
+    """Records episodes of one task; lives in a worker process."""
+
+    def record(self, seed: int, index: int, level: str, keep_failures: bool) -> Recording:
+        """Episode ``index`` under ``seed`` at a quality level."""
+
+
+def make_episode(rows: list[tuple[Any, ...]], model_xml: str | None = None) -> Episode:
+    """An episode from rows (observation, state, action, reward, success, next observation)."""
+    obs, states, actions, rewards, success, next_obs = zip(*rows, strict=True)
+    dones = np.array(success, dtype=np.int64)
+    dones[-1] = 1  # RoboMimic's done_mode 2: at success and at the end
+    return Episode(
+        actions=np.stack(actions).astype(np.float64),
+        rewards=np.array(rewards, dtype=np.float64),
+        dones=dones,
+        obs={key: np.stack([row[key] for row in obs]) for key in obs[0]},
+        next_obs={key: np.stack([row[key] for row in next_obs]) for key in obs[0]},
+        states=np.stack(states),
+        model_xml=model_xml,
+    )
