@@ -1,0 +1,165 @@
+"""The loop stores, stops and resumes without losing a bit."""
+
+import csv
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from flowpolicy.agents.dm1 import DM1
+from flowpolicy.configs.presets import KINDS, PRESETS
+from flowpolicy.core import checkpoint
+from flowpolicy.core.config import decode
+from flowpolicy.core.errors import ConfigError, ContractError, DataError, TrainingError
+from flowpolicy.core.files import read_json
+from flowpolicy.data.dataset import DataConfig
+from flowpolicy.nets.encoder import StateEncoder
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.policy import Policy
+from flowpolicy.train import Trainer
+from flowpolicy.train.experiment import Experiment
+from flowpolicy.train.verify import compare
+
+
+@pytest.fixture
+def experiment(demonstrations):
+    agent = DM1(net=MLP(width=16, depth=2), encoder=StateEncoder(width=8), chunk=3, execute=3)
+    return Experiment(
+        agent=agent,
+        env="point",
+        data=DataConfig(path=str(demonstrations)),
+        steps=12,
+        batch_size=8,
+        checkpoint_every=5,
+        keep_checkpoints=0,
+        log_every=2,
+        threads=1,
+        compile=False,
+        tensorboard=False,
+    )
+
+
+@pytest.fixture
+def env(spec):
+    return dataclasses.replace(spec, env_id="robosuite/Point")
+
+
+def test_a_run_leaves_what_the_contract_promises(experiment, env, tmp_path):
+    newest = Trainer(experiment, tmp_path / "run", env, KINDS).train()
+    assert newest.name == "step_00000012"
+    names = {path.name for path in newest.iterdir()}
+    assert names == {
+        *("weights.safetensors", "ema.safetensors", "optim.safetensors", "normalizer.safetensors"),
+        *("state.json", "config.json", "contract.json", "card.md", "manifest.json"),
+    }
+    config = read_json(newest / "config.json")
+    assert decode(config["experiment"], KINDS) == experiment
+    policy = Policy.load(tmp_path / "run")
+    assert policy.contract.dataset_sha256 == checkpoint.read_json(newest / "contract.json")["dataset_sha256"]
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert [int(row["step"]) for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert {"loss", "lr", "grad_norm", "data_ms", "update_ms", "log_ms", "dispersive"} <= set(rows[0])
+
+
+@pytest.mark.parametrize("killed_at", [5, 10])
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(killed_at, experiment, env, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    Trainer(experiment, whole, env, KINDS).train()
+    shutil.copytree(whole, broken)
+    for folder in (broken / "checkpoints").glob("step_*"):
+        if int(folder.name.split("_")[1]) > killed_at:
+            shutil.rmtree(folder)
+    (broken / "checkpoints" / "LATEST").write_text(f"step_{killed_at:08d}\n")
+    Trainer(experiment, broken, env, KINDS, resume=True).train()
+    compare(checkpoint.resolve(whole), checkpoint.resolve(broken))
+
+    def metrics(run):
+        timing = ("data_ms", "update_ms", "log_ms")
+        rows = csv.DictReader((run / "metrics.csv").open())
+        return [{k: v for k, v in row.items() if k not in timing} for row in rows]
+
+    assert metrics(whole) == metrics(broken)
+
+
+def test_compare_notices_a_single_bit(experiment, env, tmp_path):
+    for name in ("a", "b"):
+        Trainer(experiment, tmp_path / name, env, KINDS).train()
+    compare(checkpoint.resolve(tmp_path / "a"), checkpoint.resolve(tmp_path / "b"))
+    Trainer(dataclasses.replace(experiment, seed=1), tmp_path / "c", env, KINDS).train()
+    with pytest.raises(TrainingError, match="differs"):
+        compare(checkpoint.resolve(tmp_path / "a"), checkpoint.resolve(tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", 1),
+        ("batch_size", 7),
+        ("steps", 13),
+        ("data", {"filter_key": "train", "obs_keys": ("state",)}),
+        ("normalizer", {"obs": "minmax"}),
+        ("normalizer", {"action": "standard"}),
+    ],
+)
+def test_every_field_that_decides_weights_changes_them(field, value, experiment, env, tmp_path):
+    if isinstance(value, dict):
+        value = dataclasses.replace(getattr(experiment, field), **value)
+    Trainer(experiment, tmp_path / "a", env, KINDS).train()
+    Trainer(dataclasses.replace(experiment, **{field: value}), tmp_path / "b", env, KINDS).train()
+    hashes = [read_json(checkpoint.resolve(tmp_path / run) / "manifest.json")["weights.safetensors"] for run in "ab"]
+    assert hashes[0] != hashes[1]
+
+
+def test_checkpoint_and_log_intervals_and_keep(experiment, env, tmp_path):
+    changed = dataclasses.replace(experiment, checkpoint_every=4, keep_checkpoints=2, log_every=6)
+    Trainer(changed, tmp_path, env, KINDS).train()
+    stored = sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*"))
+    assert stored == ["step_00000008", "step_00000012"]
+    assert (tmp_path / "metrics.csv").read_text().count("\n") == 3
+
+
+def test_tensorboard_events_are_written(experiment, env, tmp_path):
+    Trainer(dataclasses.replace(experiment, tensorboard=True), tmp_path, env, KINDS).train()
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_a_second_run_does_not_overwrite_the_first(experiment, env, tmp_path):
+    Trainer(experiment, tmp_path, env, KINDS).train()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        Trainer(experiment, tmp_path, env, KINDS)
+
+
+def test_a_changed_file_is_not_resumed_on(experiment, env, tmp_path, demonstrations):
+    from ..conftest import write_demonstrations
+
+    Trainer(experiment, tmp_path / "run", env, KINDS).train()
+    write_demonstrations(demonstrations, seed=3)
+    with pytest.raises(DataError, match="has changed since"):
+        Trainer(experiment, tmp_path / "run", env, KINDS, resume=True)
+
+
+def test_data_of_another_environment_is_refused(experiment, spec, tmp_path):
+    with pytest.raises(ContractError, match="env_id: 'test/Point' against 'robosuite/Point'"):
+        Trainer(experiment, tmp_path, spec, KINDS)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(experiment, env, tmp_path):
+    trainer = Trainer(experiment, tmp_path, env, KINDS)
+    update = trainer.agent.update
+    calls = iter(range(1, 100))
+
+    def poisoned(batch, generator):
+        metrics = update(batch, generator)
+        return {**metrics, "loss": torch.tensor(float("nan"))} if next(calls) > 7 else metrics
+
+    trainer.agent.update = poisoned
+    with pytest.raises(TrainingError, match="loss of update 8 is not finite"):
+        trainer.train()
+    assert checkpoint.resolve(tmp_path).name == "step_00000005"
+
+
+@pytest.mark.parametrize("field", ["steps", "batch_size", "checkpoint_every", "log_every", "threads"])
+def test_numbers_below_one_are_refused(field):
+    with pytest.raises(ConfigError, match=field.replace("_", "-")):
+        dataclasses.replace(PRESETS["debug"][1], **{field: 0})
