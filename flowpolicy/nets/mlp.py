@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -28,7 +30,7 @@ class MLP:
 
 
 class ResidualMLP(Trunk):
-    """``h = in(x, time, cond)``; ``h += W gelu(norm(h))`` depth - 1 times; ``out(gelu(norm(h)))``.
+    """``h = inlet(x, time, cond)``, then depth - 1 times ``h += W gelu(norm(h))``, then ``W gelu(norm(h))``.
 
     Normalisation before each block keeps the identity path open, so depth does not slow training; the cost is
     that of a plain MLP of the same depth. The last layer starts at zero: the first MeanFlow targets then are the
@@ -42,11 +44,10 @@ class ResidualMLP(Trunk):
         super().__init__()
         self.moving = chunk * action + time
         self.inlet = nn.Linear(self.moving + cond, config.width)
-        self.blocks = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.depth - 1))
-        self.norms = nn.ModuleList(LayerNorm(config.width) for _ in range(config.depth))
-        self.outlet = nn.Linear(config.width, chunk * action)
-        nn.init.zeros_(self.outlet.weight)
-        nn.init.zeros_(self.outlet.bias)
+        self.blocks = nn.ModuleList(_Layer(config.width, config.width) for _ in range(config.depth - 1))
+        self.outlet = _Layer(config.width, chunk * action)
+        nn.init.zeros_(self.outlet.linear.weight)
+        nn.init.zeros_(self.outlet.linear.bias)
 
     def forward(self, x: Float[Tensor, "b h a"], time: Float[Tensor, "b e"], cond: Float[Tensor, "b c"]) -> FlowOutput:
         """Output for chunks x at times with features ``time``."""
@@ -68,22 +69,33 @@ class ResidualMLP(Trunk):
         with torch.no_grad():
             moving = torch.cat([dx[skip:].flatten(1), dtime[skip:]], dim=1)
             tangent = functional.linear(moving, self.inlet.weight[:, : self.moving])
-            for state, norm, block in zip(hidden[:-1], self.norms[:-1], self.blocks, strict=True):
-                tangent = tangent + functional.linear(_slope(norm, state[skip:], tangent), block.weight)
-            tangent = functional.linear(_slope(self.norms[-1], hidden[-1][skip:], tangent), self.outlet.weight)
+            for state, block in zip(hidden[:-1], cast("Iterable[_Layer]", self.blocks), strict=True):
+                tangent = tangent + block.derivative(state[skip:], tangent)
+            tangent = self.outlet.derivative(hidden[-1][skip:], tangent)
         return output, tangent.reshape(dx[skip:].shape)
 
     def _hidden(self, x: Tensor, time: Tensor, cond: Tensor) -> list[Tensor]:
         states = [self.inlet(torch.cat([x.flatten(1), time, cond], dim=1))]
-        for norm, block in zip(self.norms[:-1], self.blocks, strict=True):
-            states.append(states[-1] + block(gelu(norm(states[-1]))))
+        for block in self.blocks:
+            states.append(states[-1] + block(states[-1]))
         return states
 
     def _output(self, x: Tensor, hidden: list[Tensor]) -> FlowOutput:
-        value = self.outlet(gelu(self.norms[-1](hidden[-1]))).reshape(x.shape)
+        value = self.outlet(hidden[-1]).reshape(x.shape)
         return FlowOutput(value, {"trunk": hidden[min(1, len(hidden) - 1)]})
 
 
-def _slope(norm: nn.Module, state: Tensor, tangent: Tensor) -> Tensor:
-    """Derivative of ``gelu(norm(state))`` along ``tangent``."""
-    return gelu_derivative(norm(state)) * norm.derivative(state, tangent)
+class _Layer(nn.Module):
+    """``linear(gelu(norm(x)))`` and its derivative."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm(inputs)
+        self.linear = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
+        return self.linear(gelu(self.norm(x)))
+
+    def derivative(self, x: Float[Tensor, "b i"], dx: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
+        """Derivative of :meth:`forward` at x along dx."""
+        return functional.linear(gelu_derivative(self.norm(x)) * self.norm.derivative(x, dx), self.linear.weight)

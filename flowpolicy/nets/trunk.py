@@ -37,7 +37,7 @@ class Trunk(nn.Module):
         """
         output = self(x, time, cond)
         with torch.no_grad():
-            _, tangent = torch.func.jvp(
+            tangent = torch.func.jvp(
                 lambda x, time: self(x, time, cond[skip:]).value, (x[skip:], time[skip:]), (dx[skip:], dtime[skip:])
-            )
+            )[1]
         return output, tangent
