@@ -1,0 +1,33 @@
+"""Timing on a machine that is not quiet: alternated rounds, medians, quartiles."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+Rounds = dict[str, np.ndarray]
+"""Name -> (rounds,) seconds per call."""
+
+
+def alternate(work: Mapping[str, Callable[[], object]], rounds: int, calls: int) -> Rounds:
+    """Time ``calls`` calls of every entry of ``work`` in turn, ``rounds`` times over.
+
+    What disturbs the machine for longer than a round disturbs all entries alike, so ratios inside one
+    round hold where absolute times do not.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, call in work.items():
+            start = time.perf_counter()
+            for _ in range(calls):
+                call()
+            seconds[name].append((time.perf_counter() - start) / calls)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {"median": float(median), "low": float(low), "high": float(high)}
