@@ -12,9 +12,10 @@ from flowpolicy.envs.robosuite import RobosuiteConfig
 from flowpolicy.envs.toy import ToyConfig
 
 from flowpolicy.core.errors import ConfigError, nearest
-from flowpolicy.core.protocols import EnvConfig
 
-ENVS: dict[str, EnvConfig] = {
+SuiteConfig = RobosuiteConfig | AdroitConfig | ToyConfig
+
+ENVS: dict[str, SuiteConfig] = {
     "lift": RobosuiteConfig("Lift", horizon=150),
     "can": RobosuiteConfig("PickPlaceCan", horizon=300),
     "door": AdroitConfig(),
@@ -23,7 +24,7 @@ ENVS: dict[str, EnvConfig] = {
 """Environments by the name that the command line uses."""
 
 
-def find_env(name: str) -> EnvConfig:
+def find_env(name: str) -> SuiteConfig:
     """The environment with this name, or with this ``env_id`` (such as ``robosuite/Lift``)."""
     by_id = {config.spec().env_id: config for config in ENVS.values()}
     if name not in ENVS and name not in by_id:

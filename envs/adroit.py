@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
 
 import numpy as np
 from flowpolicy.envs.rendering import choose_opengl, opengl
+from flowpolicy.envs.replay import Replayed, replay_episodes
 from flowpolicy.envs.vector import Outcome, SerialVecEnv
 
-from flowpolicy.core.errors import MissingExtraError
+from flowpolicy.core.errors import DataError, MissingExtraError
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
+from flowpolicy.data.d4rl import initial_states
+from flowpolicy.data.dataset import Dataset
 
 _RANDOM, _EXPERT = -56.5, 2880.6  # reference returns of D4RL (Fu et al., 2020, table of Adroit scores)
 
@@ -44,6 +48,25 @@ class AdroitConfig:
     def make(self, num_envs: int) -> SerialVecEnv:
         """All slots in this process: a step costs less than a message to a worker."""
         return SerialVecEnv(self.spec(), functools.partial(AdroitEnv, self.horizon), num_envs)
+
+    def replay(self, dataset: Dataset, episodes: int) -> list[bool]:
+        """Success of the first episodes of a D4RL file, replayed open-loop from their stored states."""
+        return [one.success for one in self.replay_returns(dataset, episodes)]
+
+    def replay_returns(self, dataset: Dataset, episodes: int) -> list[Replayed]:
+        """Like :meth:`replay`, with returns; whole episodes, whatever the horizon."""
+        states = initial_states(dataset.path)
+        for name in ("qpos", "qvel", "door_body_pos"):
+            if name not in states:
+                raise DataError(f"{dataset.path}: infos/initial_state/{name} is missing, so it cannot be replayed")
+        env = AdroitEnv()
+
+        def start(row: int) -> AdroitEnv:
+            env.load({name: value[row].astype(np.float64) for name, value in states.items()})
+            return env
+
+        with contextlib.closing(env):
+            return replay_episodes(dataset, episodes, start)
 
 
 class AdroitEnv:

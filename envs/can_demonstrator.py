@@ -7,8 +7,8 @@ from flowpolicy.envs.pick_demonstrator import CLOSE, OPEN, PickDemonstrator, Sce
 
 _BIN = np.array([0.1975, 0.4025])  # centre of the can's compartment in the world frame, m
 _HALF = np.array([0.0975, 0.1225])  # half its size
-_WITHIN_REACH = np.array([0.15, 0.34])  # the stretched arm cannot set down much further away
-_SET_DOWN = 0.885  # the can's centre is at 0.86 when it stands on the floor
+_WITHIN_REACH = np.array([0.165, 0.352])  # the stretched arm cannot set down much further away
+_SET_DOWN = 0.89  # the can's centre is at 0.86 when it stands on the floor
 
 
 class CanDemonstrator(PickDemonstrator):
@@ -39,16 +39,17 @@ class CanDemonstrator(PickDemonstrator):
     def decide(self, scene: Scene) -> np.ndarray:
         """Let go of a can that is low in its compartment and withdraw upwards; otherwise pick it."""
         inside = np.all(np.abs(scene.thing[:2] - _BIN) < _HALF - 0.01)
-        if inside and scene.thing[2] < _SET_DOWN + 0.01:
+        if inside and scene.thing[2] < _SET_DOWN + 0.015:
             rise = 0.08 * np.clip((scene.opening - self.grasped_opening) / 0.006, 0.0, 1.0)
-            return self.towards(scene, scene.hand + [0.0, 0.0, rise], OPEN)
+            return self.towards(scene, scene.hand + np.array([0.0, 0.0, rise]), OPEN)
         return super().decide(scene)
 
     def carry(self, scene: Scene) -> np.ndarray:
         """Up, across once above the walls, and down above the spot."""
-        distance = np.linalg.norm(self._spot - scene.hand[:2])
+        across = self._spot - scene.thing[:2]
+        distance = np.linalg.norm(across)
         raised = np.clip((scene.hand[2] - 0.94) / 0.06, 0.0, 1.0) if distance > 0.1 else 1.0
         far = np.clip((distance - 0.02) / 0.08, 0.0, 1.0)
-        height = _SET_DOWN - 0.01 + (self._height - _SET_DOWN) * far
-        goal = np.array([*(scene.hand[:2] + raised * (self._spot - scene.hand[:2])), height])
+        height = _SET_DOWN - 0.015 + (self._height - _SET_DOWN) * far
+        goal = np.array([*(scene.hand[:2] + raised * across), height])
         return self.towards(scene, goal, CLOSE)

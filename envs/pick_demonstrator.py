@@ -189,7 +189,7 @@ class PickDemonstrator:
         closing = scene.opening < 0.072 and near < 0.02 and abs(above) < 0.02 and self._step > 0
         ready = near < reach and abs(above) < reach and turn < 0.2
         grip = CLOSE if ready or (closing and turn < 0.3) else OPEN
-        return self.towards(scene, goal + [*aside, clearance], grip)
+        return self.towards(scene, goal + np.array([*aside, clearance]), grip)
 
     def holding(self, scene: Scene) -> bool:
         """Whether the object is between closed fingers."""
@@ -221,7 +221,7 @@ class LiftDemonstrator(PickDemonstrator):
 
     def carry(self, scene: Scene) -> np.ndarray:
         """Straight up."""
-        return self.towards(scene, scene.hand + [0.0, 0.0, 0.06], CLOSE)
+        return self.towards(scene, scene.hand + np.array([0.0, 0.0, 0.06]), CLOSE)
 
 
 def read_scene(obs: dict[str, np.ndarray], position: np.ndarray, quaternion: np.ndarray) -> Scene:

@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 from flowpolicy.envs.rendering import choose_opengl, opengl
+from flowpolicy.envs.replay import replay_episodes, require_recorded_in
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv
 
 from flowpolicy.core.errors import ConfigError, MissingExtraError, SimulatorError, nearest
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import ObservationSpec, Spec
-from flowpolicy.data.robomimic import action_spec
+from flowpolicy.data.dataset import Dataset
+from flowpolicy.data.hdf5 import open_hdf5, read_array
+from flowpolicy.data.robomimic import action_spec, read_initial_state
 
 VERSION = "1.5.2"
 """The supported robosuite release; another one may compute other trajectories."""
@@ -112,6 +115,31 @@ class RobosuiteConfig:
         """One worker process per core."""
         return ProcessVecEnv(self.spec(), functools.partial(RobosuiteEnv.create, self), num_envs)
 
+    def replay(self, dataset: Dataset, episodes: int) -> list[bool]:
+        """Success of the first episodes of a RoboMimic file, replayed open-loop from their stored states."""
+        require_recorded_in(self.spec(), dataset)
+        env = RobosuiteEnv(dataset.env_args, ())
+
+        def start(row: int) -> RobosuiteEnv:
+            state, xml = read_initial_state(dataset.path, dataset.names[row])
+            env.load(xml, state)
+            return env
+
+        with contextlib.closing(env):
+            return [one.success for one in replay_episodes(dataset, episodes, start)]
+
+    def playback(self, dataset: Dataset, episodes: int) -> list[bool]:
+        """Whether success holds in the last stored simulator state of the first episodes, without stepping."""
+        require_recorded_in(self.spec(), dataset)
+        env = RobosuiteEnv(dataset.env_args, ())
+        found = []
+        with contextlib.closing(env), open_hdf5(dataset.path) as file:
+            for name in dataset.names[:episodes]:
+                demo = file["data"][name]
+                env.load(str(demo.attrs.get("model_file", "")), read_array(demo, "states", dataset.path)[-1])
+                found.append(env.success())
+        return found
+
 
 class RobosuiteEnv:
     """One robosuite simulation (:class:`flowpolicy.envs.vector.SingleEnv`).
@@ -184,10 +212,6 @@ class RobosuiteEnv:
             else:
                 self.reset(0)
         self._steps = 0
-        return self.show(state)
-
-    def show(self, state: np.ndarray) -> dict[str, np.ndarray]:
-        """Set a simulator state, positions to velocities, without stepping."""
         if state.shape != self.state().shape:
             raise SimulatorError(
                 f"a stored state has {state.size} numbers, the simulator {self.state().size}",

@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 from flowpolicy.envs.recording import Recording, make_episode
+from flowpolicy.envs.replay import replay_episodes, require_recorded_in
 from flowpolicy.envs.vector import Outcome, SerialVecEnv
 
 from flowpolicy.core.seed import derive, numpy_generator
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
+from flowpolicy.data.dataset import Dataset
+from flowpolicy.data.robomimic import read_initial_state
 
 _STEP = 0.1  # length that an action of 1 stands for
 _GOAL = np.array([0.0, 1.0])
@@ -49,6 +52,17 @@ class ToyConfig:
     def make(self, num_envs: int) -> SerialVecEnv:
         """All slots in this process."""
         return SerialVecEnv(self.spec(), functools.partial(ToyEnv, self.horizon), num_envs)
+
+    def replay(self, dataset: Dataset, episodes: int) -> list[bool]:
+        """Success of the first episodes of a file, replayed open-loop from their stored states."""
+        require_recorded_in(self.spec(), dataset)
+
+        def start(row: int) -> ToyEnv:
+            env = ToyEnv(horizon=0)
+            env.position = read_initial_state(dataset.path, dataset.names[row])[0]
+            return env
+
+        return [one.success for one in replay_episodes(dataset, episodes, start)]
 
 
 class ToyEnv:

@@ -1,0 +1,126 @@
+"""The generated files: success, diversity, reproducibility, and what RoboMimic expects in them."""
+
+import h5py
+import numpy as np
+import pytest
+from flowpolicy.envs import ENVS
+from flowpolicy.envs.demonstrators import make_demonstrations
+from flowpolicy.envs.toy import expert_action
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.data.dataset import DataConfig, load_dataset
+
+
+def content(path):
+    """Every dataset and attribute of a file."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, node: found.update(
+                {f"{name}@{key}": str(value) for key, value in node.attrs.items()}
+                | ({name: node[()].tobytes()} if isinstance(node, h5py.Dataset) else {})
+            )
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def lift(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lift") / "lift.hdf5"
+    return path, make_demonstrations("lift", path, episodes=3, seed=5, workers=1)
+
+
+@pytest.mark.sim
+def test_lift_same_seed_same_content_for_one_and_two_workers(lift, tmp_path):
+    make_demonstrations("lift", tmp_path / "two.hdf5", episodes=3, seed=5, workers=2)
+    assert content(lift[0]) == content(tmp_path / "two.hdf5")
+
+
+@pytest.mark.sim
+def test_lift_demonstrations_replay_play_back_and_match_the_environment(lift):
+    path, summary = lift
+    dataset = load_dataset(DataConfig(path=str(path)))
+    assert summary.successes == 3
+    assert dataset.spec.differences(ENVS["lift"].spec()) == []
+    assert ENVS["lift"].replay(dataset, 3) == [True] * 3
+    assert ENVS["lift"].playback(dataset, 3) == [True] * 3
+    assert dataset.steps["action"].abs().max() <= 1
+    ends = dataset.starts + dataset.lengths - 1
+    assert (dataset.steps["mask"][ends] == 0).all()
+    assert (dataset.steps["reward"][ends] == 1).all()
+    assert (dataset.steps["reward"][dataset.starts] == 0).all()
+
+
+@pytest.mark.sim
+def test_evaluation_never_starts_where_a_demonstration_did(lift):
+    dataset = load_dataset(DataConfig(path=str(lift[0])))
+    env = ENVS["lift"].make(1)
+    planned = np.concatenate([env.reset([i], [0])["object"] for i in range(20)])
+    env.close()
+    shown = dataset.steps["obs", "object"][dataset.starts].numpy()
+    assert np.abs(planned[:, None] - shown[None]).max(axis=-1).min() > 1e-4
+
+
+@pytest.mark.sim
+def test_can_demonstration_ends_in_its_bin(tmp_path):
+    summary = make_demonstrations("can", tmp_path / "can.hdf5", episodes=1, seed=0, workers=1)
+    dataset = load_dataset(DataConfig(path=str(tmp_path / "can.hdf5")))
+    can = dataset.steps["obs", "object"][-1, 7:10]
+    assert summary.successes == 1
+    assert dataset.spec.differences(ENVS["can"].spec()) == []
+    assert 0.1 < can[0] < 0.295
+    assert 0.28 < can[1] < 0.525
+    assert 0.8 < can[2] < 0.9
+
+
+def test_toy_content_depends_on_the_seed_alone(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        make_demonstrations("toy", tmp_path / name, episodes=12, seed=seed)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert content(tmp_path / "a") != content(tmp_path / "c")
+
+
+def test_mixed_files_have_equal_shares_and_label_failures(tmp_path):
+    counts = []
+    make_demonstrations("toy", tmp_path / "toy", episodes=60, quality="mixed", progress=counts.append)
+    with h5py.File(tmp_path / "toy") as file:
+        members = {key: set(file["mask"][key][()].tolist()) for key in file["mask"]}
+        won = {name.encode() for name, demo in file["data"].items() if demo["rewards"][-1] == 1}
+    assert [len(members[key]) for key in ("better", "okay", "worse")] == [20, 20, 20]
+    assert len(members["valid"]) == 6
+    assert members["train"] | members["valid"] == set().union(*(members[k] for k in ("better", "okay", "worse")))
+    assert not members["train"] & members["valid"]
+    assert members["successful"] == won
+    assert sum(counts) == 60
+    lengths = {}
+    for key in ("better", "worse"):
+        dataset = load_dataset(DataConfig(path=str(tmp_path / "toy"), filter_key=key))
+        lengths[key] = dataset.lengths.double().mean()
+    assert lengths["worse"] > 1.3 * lengths["better"]
+
+
+def test_the_toy_expert_goes_round_on_both_sides_and_replays(tmp_path):
+    make_demonstrations("toy", tmp_path / "toy", episodes=40)
+    dataset = load_dataset(DataConfig(path=str(tmp_path / "toy")))
+    assert ENVS["toy"].replay(dataset, 40) == [True] * 40
+    position = dataset.steps["obs", "position"].numpy()
+    middle = position[np.abs(position[:, 1]) < 0.1, 0]
+    assert middle.min() < -0.3
+    assert middle.max() > 0.3
+
+
+def test_the_toy_expert_aims_at_the_tangent_point():
+    # From (0, -1) the tangent to a circle of radius r leaves the axis at asin(r): 0.45 aside per unit length.
+    np.testing.assert_allclose(expert_action(np.array([0.0, -1.0]), 1, 1.0), [0.45, np.sqrt(1 - 0.45**2)], atol=1e-12)
+    np.testing.assert_allclose(expert_action(np.array([0.0, -1.0]), -1, 1.0), [-0.45, np.sqrt(1 - 0.45**2)], atol=1e-12)
+    np.testing.assert_allclose(expert_action(np.array([0.0, 0.95]), 1, 1.0), [0.0, 0.5], atol=1e-12)
+
+
+def test_unknown_names_are_refused_with_a_suggestion(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'lift'"):
+        make_demonstrations("lifft", tmp_path / "x", episodes=1)
+    with pytest.raises(ConfigError, match="did you mean 'mixed'"):
+        make_demonstrations("toy", tmp_path / "x", episodes=1, quality="mix")
+    with pytest.raises(ConfigError, match="0 episodes"):
+        make_demonstrations("toy", tmp_path / "x", episodes=0)
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,155 @@
+"""What every environment owes the VecEnv protocol, and what happens when a worker fails."""
+
+import dataclasses
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from flowpolicy.envs import ENVS, find_env
+from flowpolicy.envs.toy import ToyConfig, ToyEnv
+from flowpolicy.envs.vector import ProcessVecEnv, SerialVecEnv
+
+from flowpolicy.core.errors import ConfigError, SimulatorError
+
+ALL = [
+    "toy",
+    pytest.param("door", marks=pytest.mark.sim),
+    pytest.param("lift", marks=pytest.mark.sim),
+    pytest.param("can", marks=pytest.mark.sim),
+]
+STEPS = 6
+
+
+class FailingEnv(ToyEnv):
+    """Raises or kills its process on request."""
+
+    def step(self, action):
+        if action[0] == 7:
+            raise ValueError("the gears are stripped")
+        if action[0] == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+def actions(spec, rows):
+    return np.random.default_rng(0).uniform(-1, 1, size=(STEPS, rows, spec.action.size)).astype(np.float32)
+
+
+def trajectory(env, index, slot, moves):
+    """All numbers of one episode, flat."""
+    found = [*env.reset([index], [slot]).values()]
+    for move in moves:
+        step = env.step(move[None], [slot])
+        found += [*step.obs.values(), step.reward, step.terminated, step.truncated, step.success]
+    return np.concatenate([np.ravel(value).astype(np.float64) for value in found])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_index_is_the_same_episode_in_every_slot_whatever_the_slot_did_before(name):
+    config = ENVS[name]
+    env = config.make(2)
+    moves = actions(config.spec(), 1)[:, 0]
+    first = trajectory(env, 3, 0, moves)
+    other = trajectory(env, 4, 1, moves[::-1])
+    again = trajectory(env, 3, 1, moves)
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first, trajectory(env, 3, 0, moves))
+    assert not np.array_equal(first, other)
+    env.close()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_shapes_match_the_spec_and_rows_follow_the_slots_asked_for(name):
+    config = dataclasses.replace(ENVS[name], horizon=STEPS)
+    spec = config.spec()
+    env = config.make(3)
+    alone = env.reset([11], [2])
+    obs = env.reset([10, 11], [1, 0])
+    assert list(obs) == list(spec.observation)
+    for key, value in obs.items():
+        assert value.shape == (2, *spec.observation[key].shape)
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value[1], alone[key][0])
+    for count, move in enumerate(0.1 * actions(spec, 2), start=1):
+        step = env.step(move, [1, 0])
+        assert step.reward.shape == step.terminated.shape == step.success.shape == (2,)
+        assert step.truncated.tolist() == [count == STEPS] * 2
+    env.close()
+
+
+def test_processes_and_serial_agree_whatever_the_number_of_workers():
+    factory, spec = functools.partial(ToyEnv, 40), ToyConfig().spec()
+    serial = SerialVecEnv(spec, factory, 5)
+    moves = actions(spec, 5)
+    slots, indices = [3, 0, 4, 1, 2], [9, 8, 7, 6, 5]
+    expected = serial.reset(indices, slots)["position"], [serial.step(move, slots).obs["position"] for move in moves]
+    for workers in (1, 2):
+        with ProcessVecEnv(spec, factory, 5, workers) as env:
+            np.testing.assert_array_equal(env.reset(indices, slots)["position"], expected[0])
+            for move, wanted in zip(moves, expected[1], strict=True):
+                np.testing.assert_array_equal(env.step(move, slots).obs["position"], wanted)
+
+
+def test_an_exception_or_death_in_a_worker_is_an_error_and_the_others_go_on():
+    with ProcessVecEnv(ToyConfig().spec(), functools.partial(FailingEnv, 40), 2, 2) as env:
+        env.reset([0, 1], [0, 1])
+        with pytest.raises(SimulatorError, match="the gears are stripped"):
+            env.step(np.array([[7.0, 0.0], [0.1, 0.0]]), [0, 1])
+        assert env.step(np.full((2, 2), 0.1), [0, 1]).reward.shape == (2,)
+        with pytest.raises(SimulatorError, match=r"died.*exit code -9"):
+            env.step(np.array([[8.0, 0.0]]), [0])
+        with pytest.raises(SimulatorError, match="died"):
+            env.reset([0], [0])
+        assert env.reset([5], [1])["position"].shape == (1, 2)
+
+
+def test_an_environment_that_cannot_be_created_is_an_error():
+    with pytest.raises(SimulatorError, match="positional argument"):
+        ProcessVecEnv(ToyConfig().spec(), ToyEnv, 1)
+
+
+def test_workers_end_with_a_killed_parent():
+    script = (
+        "import functools, os, signal, multiprocessing\n"
+        "from flowpolicy.envs.toy import ToyConfig, ToyEnv\n"
+        "from flowpolicy.envs.vector import ProcessVecEnv\n"
+        "if __name__ == '__main__':\n"
+        "    env = ProcessVecEnv(ToyConfig().spec(), functools.partial(ToyEnv, 40), 2, 2)\n"
+        "    print(*[p.pid for p in multiprocessing.active_children()], flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    workers = [int(pid) for pid in done.stdout.split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(alive(pid) for pid in workers):
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_names_and_ids_are_found_and_others_get_a_suggestion():
+    assert find_env("lift") is find_env("robosuite/Lift") is ENVS["lift"]
+    with pytest.raises(ConfigError, match="did you mean 'lift'"):
+        find_env("lfit")
+
+
+def test_the_configs_do_not_import_a_simulator():
+    script = (
+        "import sys; from flowpolicy.envs import ENVS; [c.spec() for c in ENVS.values()]\n"
+        "print([m for m in ('mujoco', 'robosuite', 'gymnasium_robotics') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
