@@ -12,10 +12,10 @@ import dataclasses
 from typing import Any
 
 import torch
-from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.flows.dispersive import Dispersive, dispersive_loss
 from flowpolicy.flows.interpolant import interpolate, velocity

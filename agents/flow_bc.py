@@ -9,10 +9,10 @@ import dataclasses
 from typing import Any
 
 import torch
-from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.matching import matching_loss

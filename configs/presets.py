@@ -8,7 +8,6 @@ from flowpolicy.agents.dm1 import DM1
 from flowpolicy.agents.flow_bc import FlowBC
 from flowpolicy.agents.imitation import Optimizer
 from flowpolicy.agents.regression import Regression
-
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.flows.dispersive import Dispersive

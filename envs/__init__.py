@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.envs.adroit import AdroitConfig, normalized_door_score
 from flowpolicy.envs.robosuite import RobosuiteConfig
 from flowpolicy.envs.toy import ToyConfig
-
-from flowpolicy.core.errors import ConfigError, nearest
 
 SuiteConfig = RobosuiteConfig | AdroitConfig | ToyConfig
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from flowpolicy.envs.pick_demonstrator import CLOSE, OPEN, PickDemonstrator, Scene, Style, read_scene
 
 _BIN = np.array([0.1975, 0.4025])  # centre of the can's compartment in the world frame, m

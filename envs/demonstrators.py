@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+
+from flowpolicy.core.errors import ConfigError, SimulatorError, nearest
+from flowpolicy.core.seed import derive, numpy_generator
+from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 from flowpolicy.envs.can_demonstrator import CanDemonstrator
 from flowpolicy.envs.pick_demonstrator import LEVELS, LiftDemonstrator, PickDemonstrator, draw_style
 from flowpolicy.envs.recording import Recorder, Recording, make_episode
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.toy import ToyConfig, ToyRecorder
 from flowpolicy.envs.worker import Worker, collect, start_workers
-
-from flowpolicy.core.errors import ConfigError, SimulatorError, nearest
-from flowpolicy.core.seed import derive, numpy_generator
-from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 
 Quality = Literal["expert", "mixed"]
 

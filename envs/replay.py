@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from flowpolicy.envs.vector import SingleEnv
-
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.spec import Spec
 from flowpolicy.data.dataset import Dataset
+from flowpolicy.envs.vector import SingleEnv
 
 
 @dataclasses.dataclass(frozen=True)

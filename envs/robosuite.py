@@ -17,9 +17,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from flowpolicy.envs.rendering import choose_opengl, opengl
-from flowpolicy.envs.replay import replay_episodes, require_recorded_in
-from flowpolicy.envs.vector import Outcome, ProcessVecEnv
 
 from flowpolicy.core.errors import ConfigError, MissingExtraError, SimulatorError, nearest
 from flowpolicy.core.seed import derive
@@ -27,6 +24,9 @@ from flowpolicy.core.spec import ObservationSpec, Spec
 from flowpolicy.data.dataset import Dataset
 from flowpolicy.data.hdf5 import open_hdf5, read_array
 from flowpolicy.data.robomimic import action_spec, read_initial_state
+from flowpolicy.envs.rendering import choose_opengl, opengl
+from flowpolicy.envs.replay import replay_episodes, require_recorded_in
+from flowpolicy.envs.vector import Outcome, ProcessVecEnv
 
 VERSION = "1.5.2"
 """The supported robosuite release; another one may compute other trajectories."""

@@ -12,14 +12,14 @@ import functools
 from typing import Any
 
 import numpy as np
-from flowpolicy.envs.recording import Recording, make_episode
-from flowpolicy.envs.replay import replay_episodes, require_recorded_in
-from flowpolicy.envs.vector import Outcome, SerialVecEnv
 
 from flowpolicy.core.seed import derive, numpy_generator
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.dataset import Dataset
 from flowpolicy.data.robomimic import read_initial_state
+from flowpolicy.envs.recording import Recording, make_episode
+from flowpolicy.envs.replay import replay_episodes, require_recorded_in
+from flowpolicy.envs.vector import Outcome, SerialVecEnv
 
 _STEP = 0.1  # length that an action of 1 stands for
 _GOAL = np.array([0.0, 1.0])

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from flowpolicy.envs.worker import Worker, collect, start_workers
 
 from flowpolicy.core.errors import SimulatorError
 from flowpolicy.core.protocols import Observation, Step
 from flowpolicy.core.spec import Spec
+from flowpolicy.envs.worker import Worker, collect, start_workers
 
 
 class Outcome(NamedTuple):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.table import Table
 from tensordict import TensorDict
 
 from flowpolicy.core import keys
@@ -27,7 +29,7 @@ def bench_data(
     batch_size: int = 256,
     repeats: int = 200,
     device: str = "cpu",
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Time the sampling of a batch from random data, alternating with the update it feeds.
 
     Args:
@@ -69,6 +71,17 @@ def bench_data(
         "batch_size": batch_size,
         "chunk": chunk,
     }
+
+
+def data_table(result: dict[str, Any]) -> Table:
+    """The result of :func:`bench_data` for the console."""
+    title = f"{result['rows']:,} rows, batch {result['batch_size']}, chunk {result['chunk']}"
+    table = Table("", "median", "quartiles", title=title)
+    quartiles = f"{result['sample_ms_p25']:.3f} - {result['sample_ms_p75']:.3f} ms"
+    table.add_row("sampling a batch", f"{result['sample_ms']:.3f} ms", quartiles)
+    table.add_row("update", f"{result['update_ms']:.2f} ms", "")
+    table.add_row("share of sampling", f"{100 * result['share']:.2f} %", "")
+    return table
 
 
 def _random_dataset(rows: int, obs: int, action: int, length: int = 250) -> Dataset:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from rich.table import Table
 
 from flowpolicy.bench.measure import alternate, spread
 from flowpolicy.core.seed import numpy_generator
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 
 
-def bench_rollout(*, task: str = "Lift", num_envs: int = 4, steps: int = 20, rounds: int = 5) -> dict[str, object]:
+def bench_rollout(*, task: str = "Lift", num_envs: int = 4, steps: int = 20, rounds: int = 5) -> dict[str, Any]:
     """Step robosuite through worker processes and, in alternation, one bare simulator in this process.
 
     Args:
@@ -41,3 +44,13 @@ def bench_rollout(*, task: str = "Lift", num_envs: int = 4, steps: int = 20, rou
         "steps_per_second": {name: spread(np.asarray(rate)) for name, rate in rates.items()},
         "ratio": spread(rates["vector"] / rates["bare"]),
     }
+
+
+def rollout_table(result: dict[str, Any]) -> Table:
+    """The result of :func:`bench_rollout` for the console."""
+    table = Table("", "median", "quartiles", title=f"{result['task']}, {result['num_envs']} slots")
+    for name, value in result["steps_per_second"].items():
+        table.add_row(f"{name}, steps/s", f"{value['median']:.1f}", f"{value['low']:.1f} - {value['high']:.1f}")
+    ratio = result["ratio"]
+    table.add_row("vector / bare", f"{ratio['median']:.2f}", f"{ratio['low']:.2f} - {ratio['high']:.2f}")
+    return table

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flowpolicy.agents.dm1 import DM1
 from flowpolicy.agents.flow_bc import FlowBC
-from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
+from flowpolicy.agents.imitation import ImitationAgent
 from flowpolicy.bench.measure import alternate, spread
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.seed import torch_generator
@@ -61,8 +61,10 @@ def bench_update(
 def _bench(threads: int, rounds: int, calls: int, batch_size: int, net: MLP) -> dict[str, Any]:
     batch, first = _batch(batch_size), {}
     agents = {
-        FLOW: _agent(FlowBC(net=net, encoder=StateEncoder(width=0), chunk=CHUNK)),
-        MEANFLOW: _agent(DM1(net=net, encoder=StateEncoder(width=0), chunk=CHUNK, dispersive=Dispersive(weight=0.0))),
+        FLOW: make_agent(FlowBC(net=net, encoder=StateEncoder(width=0), chunk=CHUNK, execute=CHUNK)),
+        MEANFLOW: make_agent(
+            DM1(net=net, encoder=StateEncoder(width=0), chunk=CHUNK, execute=CHUNK, dispersive=Dispersive(weight=0.0))
+        ),
     }
     work: dict[str, Callable[[], object]] = {}
     for name, agent in agents.items():
@@ -121,10 +123,11 @@ def update_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _agent(config: ImitationConfig) -> ImitationAgent:
-    spec = Spec({"state": ObservationSpec((OBS_SIZE,))}, ActionSpec(ACTION_SIZE))
+def make_agent(config: DM1 | FlowBC, obs: int = OBS_SIZE, action: int = ACTION_SIZE) -> ImitationAgent:
+    """A fresh compiled agent for one observation of size ``obs`` and actions of size ``action``."""
+    spec = Spec({"state": ObservationSpec((obs,))}, ActionSpec(action))
     contract = Contract(spec, config.history, config.chunk, config.execute, config.nfe)
-    return config.build(contract, Normalizer({"state": OBS_SIZE}, ACTION_SIZE), steps=10**6, seed=0, compile=True)
+    return config.build(contract, Normalizer({"state": obs}, action), steps=10**6, seed=0, compile=True)
 
 
 def _batch(size: int) -> TensorDict:

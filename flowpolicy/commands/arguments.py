@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,11 @@ def pick(argv: Sequence[str], table: dict[str, tuple[str, Any]], command: str, n
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, table))
         lines = "\n".join(f"  {name:<{width}}  {text}" for name, (text, _) in table.items())
-        raise SystemExit(f"usage: flowpolicy {command} {noun.upper()} [-h] [OPTIONS]\n\n{noun}s:\n{lines}")
+        usage = f"usage: flowpolicy {command} {noun.upper()} [-h] [OPTIONS]\n\n{noun}s:\n{lines}\n"
+        if not argv:
+            raise ConfigError(f"flowpolicy {command}: no {noun} given\n{usage}")
+        sys.stdout.write(usage)
+        raise SystemExit(0)
     if argv[0] not in table:
         raise ConfigError(f"flowpolicy {command}: unknown {noun} '{argv[0]}'", expected=nearest(argv[0], table))
     return argv[0], list(argv[1:])

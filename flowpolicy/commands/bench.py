@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -23,3 +23,93 @@ def run(argv: Sequence[str]) -> int:
     }
     name, rest = pick(argv, table, "bench", "measurement")
     return call(table[name][1], rest, f"bench {name}")
+
+
+def update(threads: int = 2, rounds: int = 30, batch_size: int = 256, json: Path | None = None) -> None:
+    """Compiled gradient steps of MeanFlow and of flow matching with one MLP of 4 x 512, in one run.
+
+    Args:
+        threads: torch threads.
+        rounds: alternated rounds.
+        batch_size: rows per batch.
+        json: where to write the figures.
+
+    """
+    from flowpolicy.bench.update import bench_update, update_table
+
+    _show(bench_update(threads=threads, rounds=rounds, batch_size=batch_size), update_table, json)
+
+
+def latency(
+    run: Annotated[Path | None, tyro.conf.Positional] = None,
+    /,
+    threads: int = 1,
+    calls: int = 2000,
+    json: Path | None = None,
+) -> None:
+    """One-step latency at batch 1: p50, p99, p99.9, and its ratio to the bare products of the same weights.
+
+    Args:
+        run: run of a policy that acts in one evaluation; an untrained DM1 with Lift's sizes unless given.
+        threads: torch threads.
+        calls: timed calls.
+        json: where to write the figures.
+
+    """
+    from flowpolicy.agents.dm1 import DM1
+    from flowpolicy.bench.latency import bench_latency, latency_table
+    from flowpolicy.bench.update import make_agent
+    from flowpolicy.policy import Policy
+
+    policy = Policy.load(run) if run else make_agent(DM1(), obs=19, action=7).policy()
+    _show(bench_latency(policy, calls=calls, threads=threads), latency_table, json)
+
+
+def data(preset: str = "dm1-lift", chunk: int = 16, threads: int = 2, json: Path | None = None) -> None:
+    """Share of an update spent on sampling its batch from a million rows.
+
+    Args:
+        preset: whose agent is updated.
+        chunk: actions per window.
+        threads: torch threads.
+        json: where to write the figures.
+
+    """
+    import dataclasses
+
+    import torch
+
+    from flowpolicy.bench.data import bench_data, data_table
+    from flowpolicy.bench.update import make_agent
+    from flowpolicy.configs.presets import PRESETS
+    from flowpolicy.core.seed import torch_generator
+
+    name, _ = pick([preset], PRESETS, "bench data --preset", "preset")
+    torch.set_num_threads(threads)
+    config = dataclasses.replace(PRESETS[name][1].agent, chunk=chunk)
+    agent, noise = make_agent(config, obs=39, action=28), torch_generator(0, "bench", "noise")
+    result = bench_data(lambda batch: agent.update(batch, noise), history=config.history, chunk=chunk)
+    _show({**result, "threads": threads, "preset": preset}, data_table, json)
+
+
+def rollout(
+    task: Literal["Lift", "PickPlaceCan"] = "Lift", slots: int = 4, rounds: int = 10, json: Path | None = None
+) -> None:
+    """Environment steps per second through the vector environment over those of the bare simulator.
+
+    Args:
+        task: robosuite task.
+        slots: slots of the vector environment, dealt to one worker process per core.
+        rounds: alternated rounds of 20 steps.
+        json: where to write the figures.
+
+    """
+    from flowpolicy.bench.rollout import bench_rollout, rollout_table
+
+    _show(bench_rollout(task=task, num_envs=slots, rounds=rounds), rollout_table, json)
+
+
+def _show(result: dict[str, Any], table: Any, json: Path | None) -> None:
+    Console().print(table(result))
+    if json is not None:
+        write_json(json, result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -116,7 +116,7 @@ def loaded(run: Path) -> Iterator[tuple[Policy, VecEnv, Path]]:
 
 
 @contextmanager
-def counting(run: Path, plan: EvaluationPlan) -> Iterator[object]:
+def counting(run: Path, plan: EvaluationPlan) -> Iterator[Callable[[Episode], None]]:
     """Progress of a rollout: episodes done and successes so far."""
     done = successes = 0
     with progress_bar(f"eval {run}", len(plan.indices)) as move:

@@ -39,10 +39,10 @@ class CsvLogger:
         self._stream = path.open("a" if resume_at else "w", newline="", encoding="utf-8")
 
     def _truncate(self, path: Path, step: int) -> None:
-        header, *rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")))) or [[]]
-        whole = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= step]
-        self.columns = header
-        write_text(path, "".join(",".join(row) + "\n" for row in [header, *whole]))
+        lines = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+        self.columns = lines[0] if lines else []
+        whole = [row for row in lines[1:] if len(row) == len(lines[0]) and row[0].isdigit() and int(row[0]) <= step]
+        write_text(path, "".join(",".join(row) + "\n" for row in [*lines[:1], *whole]))
 
     def log(self, step: int, row: dict[str, float]) -> None:
         """Append one row; the first decides the columns."""

@@ -34,7 +34,9 @@ def test_agreement_is_silent(contract, spec):
 )
 def test_every_word_of_the_action_convention_counts(contract, spec, field, value):
     other = dataclasses.replace(spec, action=dataclasses.replace(spec.action, **{field: value}))
-    with pytest.raises(ContractError, match=re.escape(f"action.{field}: {getattr(spec.action, field)!r} against {value!r}")):
+    with pytest.raises(
+        ContractError, match=re.escape(f"action.{field}: {getattr(spec.action, field)!r} against {value!r}")
+    ):
         contract.require(other, "the robot", "re-train")
 
 

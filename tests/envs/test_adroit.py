@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flowpolicy.envs import ENVS, normalized_score
 
 from flowpolicy.data.dataset import DataConfig, load_dataset
+from flowpolicy.envs import ENVS, normalized_score
 
 DOOR = Path(__file__).parents[3] / "shared/data/adroit_door_human.hdf5"
 

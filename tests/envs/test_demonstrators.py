@@ -3,12 +3,12 @@
 import h5py
 import numpy as np
 import pytest
-from flowpolicy.envs import ENVS
-from flowpolicy.envs.demonstrators import make_demonstrations
-from flowpolicy.envs.toy import expert_action
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.data.dataset import DataConfig, load_dataset
+from flowpolicy.envs import ENVS
+from flowpolicy.envs.demonstrators import make_demonstrations
+from flowpolicy.envs.toy import expert_action
 
 
 def content(path):

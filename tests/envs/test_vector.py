@@ -10,11 +10,11 @@ import time
 
 import numpy as np
 import pytest
+
+from flowpolicy.core.errors import ConfigError, SimulatorError
 from flowpolicy.envs import ENVS, find_env
 from flowpolicy.envs.toy import ToyConfig, ToyEnv
 from flowpolicy.envs.vector import ProcessVecEnv, SerialVecEnv
-
-from flowpolicy.core.errors import ConfigError, SimulatorError
 
 ALL = [
     "toy",

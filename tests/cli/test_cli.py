@@ -1,0 +1,144 @@
+"""The command line as a user meets it: names, exit codes, messages, and a whole run without a simulator."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flowpolicy.configs.presets import PRESETS
+from flowpolicy.core import checkpoint
+from flowpolicy.train.verify import compare
+
+COMMAND = [sys.executable, "-m", "flowpolicy"]
+QUICK = ["--steps", "40", "--checkpoint-every", "10", "--no-tensorboard"]
+
+
+def flowpolicy(*arguments, cwd, **options):
+    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def debug_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("debug")
+    done = flowpolicy("train", "debug", *QUICK, "--out", "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def test_help_lists_the_commands_and_imports_nothing_heavy(tmp_path):
+    code = "import sys; from flowpolicy.cli import main; main(['--help']); print(sorted({'torch', 'numpy', 'tyro'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n")
+    for name in ("data", "doctor", "train", "resume", "eval", "compare", "card", "bench"):
+        assert re.search(rf"^  {name} ", done.stdout, re.M)
+
+
+@pytest.mark.parametrize("command", ["data", "doctor", "train", "resume", "eval", "compare", "card", "bench", "demo"])
+def test_every_command_explains_itself(command, tmp_path):
+    done = flowpolicy(command, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "usage: flowpolicy" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["trian", "debug"], "did you mean 'train'"),
+        (["train", "dm1-lft"], "did you mean 'dm1-lift'"),
+        (["train", "debug", "--agent.net", "mpl"], "did you mean 'mlp'"),
+        (["train", "debug", "--stepz", "3"], "--steps"),
+        (["train", "debug", "--steps", "0"], "at least 1"),
+        (["train", "dm1-lift"], "flowpolicy data make lift"),
+        (["train", "dm1-lift", "--data.path", "absent.hdf5"], "absent.hdf5"),
+        (["eval", "absent"], "flowpolicy train"),
+        (["resume", "absent"], "flowpolicy train"),
+        (["compare", "absent", "absent"], "flowpolicy eval"),
+        (["bench", "latencey"], "did you mean 'latency'"),
+        (["data", "info", "absent.hdf5"], "absent.hdf5"),
+    ],
+)
+def test_a_mistake_exits_with_2_and_a_hint(arguments, hint, tmp_path):
+    done = flowpolicy(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert hint in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_train_eval_compare_card_without_a_simulator(debug_run, tmp_path):
+    home = debug_run.parent
+    assert (debug_run / "curves.png").stat().st_size > 5000
+    for run in ("run", "other"):
+        if run == "other":
+            shutil.copytree(debug_run, home / "other")
+        done = flowpolicy("eval", run, "--episodes", 6, "--json", f"{run}.json", cwd=home)
+        assert done.returncode == 0, done.stderr
+    value = json.loads((home / "run.json").read_text())
+    assert set(value["success"]) >= {"mean", "low", "high", "n"}
+    assert set(value["return"]) >= {"mean", "low", "high"}
+    assert value["nfe"] == 10
+    assert len(value["episodes"]) == 6
+    done = flowpolicy("compare", "run", "other", cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert "Not resolved" in done.stdout
+    assert flowpolicy("eval", "run", "--episodes", 6, "--nfe", 2, "--json", "two.json", cwd=home).returncode == 0
+    assert json.loads((home / "two.json").read_text())["nfe"] == 2
+    done = flowpolicy("card", "run", "--episodes", 2, cwd=home)
+    assert done.returncode == 0, done.stderr
+    assert (debug_run / "card" / "card.png").stat().st_size > 5000
+
+
+def test_the_same_plan_gives_the_same_outcomes(debug_run):
+    home = debug_run.parent
+    for name in ("a.json", "b.json"):
+        assert flowpolicy("eval", "run", "--episodes", 5, "--seed", 3, "--json", name, cwd=home).returncode == 0
+    a, b = (json.loads((home / name).read_text())["episodes"] for name in ("a.json", "b.json"))
+    for one, other in zip(a, b, strict=True):
+        del one["policy_seconds"], other["policy_seconds"]
+        assert one == other
+
+
+def test_killed_and_resumed_equals_uninterrupted(debug_run, tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, "train", "debug", *QUICK, "--out", "killed"], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    latest = tmp_path / "killed" / "checkpoints" / "LATEST"
+    while process.poll() is None and not latest.exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = flowpolicy("resume", "killed", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    compare(checkpoint.resolve(debug_run), checkpoint.resolve(tmp_path / "killed"))
+
+
+@pytest.mark.slow
+def test_verify_resume_with_the_compiled_update(tmp_path):
+    # The cache of another session must not decide whether the compiler works.
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    flags = ["--compile", "--steps", "30", "--agent.net.width", "32", "--out", "run", "--verify-resume"]
+    done = flowpolicy("train", "debug", *flags, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "equal bit for bit" in done.stderr
+    assert (tmp_path / "run" / "checkpoints" / "LATEST").exists()
+
+
+def test_a_checkpoint_with_a_missing_file_is_refused(debug_run, tmp_path):
+    shutil.copytree(debug_run, tmp_path / "run")
+    (checkpoint.resolve(tmp_path / "run") / "ema.safetensors").unlink()
+    for command in (["eval", "run"], ["resume", "run"]):
+        done = flowpolicy(*command, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "ema.safetensors is missing" in done.stderr
+
+
+def test_every_preset_is_described_and_named_by_algorithm_and_task():
+    for task in ("lift", "can", "door"):
+        for method in ("dm1", "flow-bc", "regression"):
+            assert f"{method}-{task}" in PRESETS
+    assert all(text for text, _ in PRESETS.values())

@@ -1,0 +1,134 @@
+"""A policy is pure, strict about its files, and honest about its evaluations."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flowpolicy.core import checkpoint
+from flowpolicy.core.config import encode
+from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.core.files import read_json, write_json, write_tensors
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.spec import save_contract
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.nets.encoder import StateEncoder
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.nets.transformer import Transformer
+from flowpolicy.nets.unet import UNet
+from flowpolicy.policy import ChunkQueue, Policy
+from flowpolicy.policy.policy import KINDS, PolicyConfig
+
+NETS = [MLP(width=16, depth=2), UNet(), Transformer()]
+
+
+def make(contract, sampler="map", net=NETS[0]):
+    torch.manual_seed(0)
+    normalizer = Normalizer({k: v.shape[0] for k, v in contract.spec.observation.items()}, contract.spec.action.size)
+    for value in normalizer.state_dict().values():
+        value.copy_(torch.rand(value.shape) + 0.5)
+    policy = Policy(PolicyConfig(net, StateEncoder(width=8), sampler), contract, normalizer)
+    for parameter in policy.actor.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return policy.eval().requires_grad_(False)
+
+
+def store(policy, run, step=1):
+    def write(folder):
+        for name in ("weights", "ema"):
+            write_tensors(folder / f"{name}.safetensors", policy.actor.state_dict())
+        write_tensors(folder / "normalizer.safetensors", policy.normalizer.state_dict())
+        write_json(folder / "config.json", {"policy": encode(policy.config, KINDS)})
+        save_contract(folder / "contract.json", policy.contract)
+
+    return checkpoint.publish(run, step, write)
+
+
+def observe(contract, rows=3, seed=0):
+    generator = torch_generator(seed, "obs")
+    shapes = {k: v.shape for k, v in contract.spec.observation.items()}
+    return {k: torch.randn(rows, contract.history, *s, generator=generator) for k, s in shapes.items()}
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("sampler", ["map", "euler", "midpoint", "heun", "direct"])
+def test_a_loaded_policy_acts_like_the_stored_one(sampler, net, contract, tmp_path):
+    policy = make(contract, sampler, net)
+    store(policy, tmp_path)
+    nfe = 2 if sampler in ("midpoint", "heun") else 1
+    obs = observe(contract)
+    chunk = policy.act(obs, torch_generator(1), nfe)
+    assert torch.equal(Policy.load(tmp_path).act(obs, torch_generator(1), nfe), chunk)
+    assert chunk.shape == (3, contract.chunk, 2)
+
+
+@pytest.mark.parametrize(("sampler", "nfe"), [("map", 1), ("map", 4), ("euler", 10), ("midpoint", 6), ("heun", 6)])
+def test_evaluations_are_counted_where_the_network_is_called(sampler, nfe, contract):
+    policy = make(contract, sampler)
+    calls = []
+    policy.actor.net.register_forward_hook(lambda *_: calls.append(1))
+    policy.act(observe(contract), torch_generator(0), nfe)
+    assert policy.evaluations == len(calls) == nfe
+
+
+def test_an_impossible_number_of_evaluations_is_refused(contract):
+    with pytest.raises(ConfigError, match="nfe=3"):
+        make(contract, "midpoint").act(observe(contract), torch_generator(0), 3)
+
+
+def test_acting_is_pure_and_stays_in_the_range_of_the_data(contract):
+    policy = make(contract)
+    state = torch.random.get_rng_state()
+    obs = observe(contract)
+    before = {k: v.clone() for k, v in obs.items()}
+    first = policy.act(obs, torch_generator(5))
+    assert torch.equal(first, policy.act(obs, torch_generator(5)))
+    assert not torch.equal(first, policy.act(obs, torch_generator(6)))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(obs[k], before[k]) for k in obs)
+    corner = policy.normalizer.unaction(torch.stack([-torch.ones(2), torch.ones(2)]))
+    assert (first >= corner[0] - 1e-6).all() and (first <= corner[1] + 1e-6).all()
+
+
+def test_extra_observations_are_ignored_and_a_missing_one_is_an_error(contract):
+    policy = make(contract)
+    obs = observe(contract)
+    extra = policy.act({**obs, "camera": torch.zeros(3, 2, 5)}, torch_generator(0))
+    assert torch.equal(extra, policy.act(obs, torch_generator(0)))
+    with pytest.raises(KeyError, match="goal"):
+        policy.act({"state": obs["state"]}, torch_generator(0))
+
+
+def test_weights_that_do_not_fit_are_refused(contract, tmp_path):
+    folder = store(make(contract), tmp_path)
+    tensors = load_file(folder / "ema.safetensors")
+    save_file({k: v for k, v in list(tensors.items())[1:]}, folder / "ema.safetensors")
+    manifest = read_json(folder / "manifest.json")
+    manifest["ema.safetensors"] = checkpoint.sha256(folder / "ema.safetensors")
+    write_json(folder / "manifest.json", manifest)
+    with pytest.raises(CheckpointError, match="does not fit the network"):
+        Policy.load(tmp_path)
+
+
+def test_an_unknown_network_is_refused(contract, tmp_path):
+    folder = store(make(contract), tmp_path)
+    config = read_json(folder / "config.json")
+    config["policy"]["net"]["class"] = "resnet"
+    write_json(folder / "config.json", config)
+    manifest = read_json(folder / "manifest.json")
+    manifest["config.json"] = checkpoint.sha256(folder / "config.json")
+    write_json(folder / "manifest.json", manifest)
+    with pytest.raises(Exception, match="unknown kind 'resnet'"):
+        Policy.load(tmp_path)
+
+
+def test_queue_executes_the_first_actions_of_each_chunk():
+    queue = ChunkQueue(execute=2)
+    assert queue.empty
+    queue.push(torch.arange(8.0).reshape(4, 2))
+    assert [queue.pop().tolist(), queue.pop().tolist()] == [[0.0, 1.0], [2.0, 3.0]]
+    assert queue.empty
+    with pytest.raises(IndexError):
+        queue.pop()
+    queue.push(torch.zeros(4, 2))
+    queue.push(torch.ones(4, 2))
+    assert queue.pop().tolist() == [1.0, 1.0]
