@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,11 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         return int(module.run(arguments) or 0)
     except FlowPolicyError as error:
         sys.stderr.write(f"error: {error}\n")
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stderr.write(f"error: no space left on the disk ({error})\n  fix: free some, then: flowpolicy resume RUN\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped; a training run goes on with: flowpolicy resume RUN\n")

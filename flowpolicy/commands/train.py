@@ -77,6 +77,9 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
     env = find_env(experiment.env)
     if not experiment.data.path:
         experiment = dataclasses.replace(experiment, data=_generate(experiment, folder))
+    # Absolute, so that the run can be resumed from another working directory.
+    data = dataclasses.replace(experiment.data, path=str(Path(experiment.data.path).absolute()))
+    experiment = dataclasses.replace(experiment, data=data)
     trainer = Trainer(experiment, folder, env.spec(), KINDS, resume=resume)
     with training_progress(trainer, folder) as report:
         newest = trainer.train(report)

@@ -14,6 +14,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, nearest
@@ -70,14 +71,14 @@ class D4RLRecording:
         """Name of a column in the file."""
         return {keys.OBS: "observations", keys.ACTION: "actions", keys.REWARD: "rewards"}[column]
 
-    def _rows(self, key: str, rows: slice) -> np.ndarray:
+    def _rows(self, key: str, rows: slice) -> NDArray[Any]:
         try:
             return np.asarray(self.file[key][rows], dtype=np.float32)
         except (OSError, RuntimeError) as error:
             raise DataError(f"{self.path}: {key} cannot be read: {error}", fix="copy the file again") from error
 
 
-def initial_states(path: Path) -> dict[str, np.ndarray]:
+def initial_states(path: Path) -> dict[str, NDArray[Any]]:
     """Simulator state at the start of every episode, for replay: name -> (E, n) float64.
 
     Taken from ``infos/initial_state/*`` (one row per episode) where present, else from the rows of
@@ -102,7 +103,7 @@ def initial_states(path: Path) -> dict[str, np.ndarray]:
         return {name: read_array(infos, name, path)[starts] for name in rows}
 
 
-def _split(file: h5py.File, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _split(file: h5py.File, path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """First rows (E,), rows after the last (E,) and terminal flags (N,)."""
     terminals = read_array(file, "terminals", path).astype(bool)
     steps = len(file["actions"]) if "actions" in file else len(terminals)

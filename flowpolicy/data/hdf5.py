@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.core.errors import DataError, nearest
 from flowpolicy.core.spec import Spec
@@ -19,13 +20,13 @@ from flowpolicy.core.spec import Spec
 class EpisodeColumns:
     """One episode of T steps."""
 
-    obs: dict[str, np.ndarray]
+    obs: dict[str, NDArray[Any]]
     """name -> (T, d) float32, observation before the action of the same row."""
-    action: np.ndarray
+    action: NDArray[Any]
     """(T, a) float32."""
-    reward: np.ndarray
+    reward: NDArray[Any]
     """(T,) float32."""
-    mask: np.ndarray
+    mask: NDArray[Any]
     """(T,) float32, 0 only on true termination."""
 
 
@@ -68,7 +69,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
-def read_array(group: h5py.Group, name: str, path: Path) -> np.ndarray:
+def read_array(group: h5py.Group, name: str, path: Path) -> NDArray[Any]:
     """All values of a dataset; missing and unreadable ones are errors that name the key."""
     key = key_of(group, name)
     if name not in group:
@@ -94,7 +95,7 @@ def require_group(group: h5py.Group, name: str, path: Path) -> h5py.Group:
     return node
 
 
-def require_steps(array: np.ndarray, steps: int, ndim: int, key: str, path: Path) -> None:
+def require_steps(array: NDArray[Any], steps: int, ndim: int, key: str, path: Path) -> None:
     """Raise unless ``array`` has ``steps`` rows and ``ndim`` dimensions."""
     if array.ndim != ndim or array.shape[0] != steps:
         wanted = f"({steps},)" if ndim == 1 else f"({steps}, size)"

@@ -76,7 +76,8 @@ class Normalizer(nn.Module):
 
     def action(self, action: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """Environment units to normalised units."""
-        return self.action_scaling(action)
+        scaled: Tensor = self.action_scaling(action)
+        return scaled
 
     def unaction(self, action: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """Normalised units to environment units; inverse of :meth:`action` to float32 round-off."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, nearest
@@ -171,7 +172,7 @@ def success_reward(env_args: dict[str, Any]) -> float:
     return (1.0 if scale is None else float(scale)) - 1e-6
 
 
-def read_initial_state(path: Path, name: str) -> tuple[np.ndarray, str]:
+def read_initial_state(path: Path, name: str) -> tuple[NDArray[Any], str]:
     """Simulator state (n,) at the start of an episode and the XML of its model ("" when not stored)."""
     with open_hdf5(path) as file:
         demo = require_group(require_group(file, "data", path), name, path)

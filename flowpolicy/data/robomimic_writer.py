@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -39,8 +38,8 @@ class Episode:
 class RobomimicWriter:
     """Context manager that writes episodes to ``path``, numbered in the order in which they are added.
 
-    The file appears at ``path`` when the block ends without an error. Until then, and after ``kill -9``,
-    whatever stood there before stays.
+    The file appears at ``path`` when the block ends without an error. Until then, on a full disk and after
+    ``kill -9``, whatever stood there before stays. The episodes are held in memory until then.
 
     Args:
         path: the file to write.
@@ -50,25 +49,22 @@ class RobomimicWriter:
 
     def __init__(self, path: Path | str, env_args: Mapping[str, Any]) -> None:
         self.path, self.env_args = Path(path), env_args
-        self._stack = contextlib.ExitStack()
         self._members: dict[str, list[str]] = {}
         self._episodes = self._total = 0
 
     def __enter__(self) -> RobomimicWriter:
-        temporary = self._stack.enter_context(replacing(self.path))
-        try:
-            self._file = self._stack.enter_context(h5py.File(temporary, "w"))
-        except BaseException:
-            self._stack.close()
-            raise
+        # In memory until whole: HDF5 crashes the process when a disk runs full under an open file.
+        self._file = h5py.File(self.path.name, "w", driver="core", backing_store=False)
         self._data = self._file.create_group("data")
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if error is None:
-            # Inside the stack, so that a failure of the last writes also discards the temporary file.
-            self._stack.callback(self._finish)
-        self._stack.__exit__(kind, error, trace)
+        with self._file:
+            if error is None:
+                self._finish()
+                self._file.flush()
+                with replacing(self.path) as temporary:
+                    temporary.write_bytes(self._file.id.get_file_image())
 
     def add(self, episode: Episode, filters: Sequence[str] = ()) -> str:
         """Append an episode and enter it in the filter keys ``filters``; returns its name, e.g. ``demo_3``.
