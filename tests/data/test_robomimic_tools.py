@@ -1,15 +1,10 @@
 """The field's own tools read our files and draw our windows.
 
 robomimic requires torchvision and d4rl requires mujoco_py and mjrl, neither of which can be installed beside
-our torch and mujoco; so both live, without their dependencies, in a virtual environment of their own. It sees
-the packages of this one after its own through a .pth file.
+our torch and mujoco; so both live, without their dependencies, in a virtual environment of their own.
 """
 
 import json
-import os
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +13,8 @@ import torch
 
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.data.windows import WindowSampler
+
+from ..peer_venv import peer_python, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -71,28 +68,8 @@ np.savez(
 
 @pytest.fixture(scope="session")
 def peer() -> Path:
-    """Python of the environment that holds the peers, built once."""
-    root = Path(os.environ.get("FLOWPOLICY_PEER_VENV", Path(__file__).parents[2] / ".venv-robomimic"))
-    python, complete = root / "bin" / "python", root / "complete.txt"
-    if complete.exists() and complete.read_text() == "\n".join(PACKAGES):
-        return python
-    try:
-        run(sys.executable, "-m", "venv", "--clear", str(root))
-        run(str(python), "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES)
-    except subprocess.CalledProcessError as error:
-        reason = f"the environment with robomimic cannot be built: {error.stderr}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    (site,) = root.glob("lib/python*/site-packages")
-    (site / "zz_host.pth").write_text(sysconfig.get_path("purelib"))
-    complete.write_text("\n".join(PACKAGES))
-    return python
-
-
-def run(*command: str, **environment: str) -> str:
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=settings).stdout
+    """Python of the environment that holds the peers."""
+    return peer_python("robomimic", *PACKAGES)
 
 
 @pytest.mark.parametrize("filter_key", ["", "okay"])
