@@ -9,7 +9,7 @@ in the papers; :mod:`flowpolicy.flows.meanflow` states the identity with the sig
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +21,7 @@ from flowpolicy.flows.dispersive import Dispersive, dispersive_loss
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.meanflow import meanflow
 from flowpolicy.flows.times import PairLaw
+from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.policy import Sampler
 
 
@@ -68,7 +69,7 @@ class DM1Agent(ImitationAgent):
         data = self.normalizer.action(action)
         cond, feature = self.actor.condition(self.normalizer.obs(obs))
         flow = meanflow(
-            self.actor.net,
+            cast(MapNet, self.actor.net),  # what the actor builds for the sampler 'map'
             interpolate(noise, data, s),
             s,
             t,

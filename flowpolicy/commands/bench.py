@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from flowpolicy.core.files import write_json
 
 def run(argv: Sequence[str]) -> int:
     """Measure one kind of speed."""
-    table = {
+    table: dict[str, tuple[str, Callable[..., None]]] = {
         "update": ("gradient step of MeanFlow over flow matching and over the bare matrix products", update),
         "latency": ("one-step latency over the bare matrix-vector products of the same weights", latency),
         "data": ("share of an update spent on sampling its batch", data),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from flowpolicy.commands.progress import progress_bar
 
 def run(argv: Sequence[str]) -> int:
     """Make or describe a dataset file."""
-    commands = {
+    commands: dict[str, tuple[str, Callable[..., None]]] = {
         "make": ("generate demonstrations with a scripted demonstrator", make),
         "info": ("describe a file", info),
     }

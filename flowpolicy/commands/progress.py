@@ -39,7 +39,11 @@ def progress_bar(title: str, total: int, completed: int = 0) -> Iterator[Callabl
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total, completed=completed, note="")
-        yield lambda finished, note="": bar.update(task, completed=finished, note=note)
+
+        def move(finished: int, note: str = "") -> None:
+            bar.update(task, completed=finished, note=note)
+
+        yield move
 
 
 @contextlib.contextmanager

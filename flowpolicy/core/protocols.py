@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from tensordict import TensorDict
+from numpy.typing import NDArray
 
 from flowpolicy.core.spec import Spec
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict  # a simulator process that imports this file needs none
 
 Metrics = dict[str, torch.Tensor]
 """Scalars of one update, still on the device: reading them is the logger's business."""
 
-Observation = dict[str, np.ndarray]
+Observation = dict[str, NDArray[Any]]
 """Observation of n environments: name -> (n, *shape) float32."""
 
 
@@ -46,13 +48,13 @@ class Step:
 
     obs: Observation
     """Observations after the step, name -> (n, *shape)."""
-    reward: np.ndarray
+    reward: NDArray[Any]
     """(n,) float64."""
-    terminated: np.ndarray
+    terminated: NDArray[Any]
     """(n,) bool: the task ended; bootstrapping stops."""
-    truncated: np.ndarray
+    truncated: NDArray[Any]
     """(n,) bool: the horizon was reached."""
-    success: np.ndarray
+    success: NDArray[Any]
     """(n,) bool: the success criterion of the spec holds now."""
 
 
@@ -70,10 +72,10 @@ class VecEnv(Protocol):
     def reset(self, indices: Sequence[int], slots: Sequence[int]) -> Observation:
         """Start the initial states ``indices`` in ``slots``; observations in the same order."""
 
-    def step(self, action: np.ndarray, slots: Sequence[int]) -> Step:
+    def step(self, action: NDArray[Any], slots: Sequence[int]) -> Step:
         """Step ``slots`` with ``action`` (len(slots), a) in environment units; results in the same order."""
 
-    def render(self, slot: int) -> np.ndarray:
+    def render(self, slot: int) -> NDArray[Any]:
         """(height, width, 3) uint8 picture of one slot."""
 
     def close(self) -> None:

@@ -32,7 +32,8 @@ class VelocityNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], cond: Float[Tensor, "b c"]) -> FlowOutput:
         """Velocity of the noisy chunks x at the times t in [0, 1]."""
-        return self.trunk(x, self.times(t), cond)
+        output: FlowOutput = self.trunk(x, self.times(t), cond)
+        return output
 
 
 class MapNet(nn.Module):
@@ -51,7 +52,8 @@ class MapNet(nn.Module):
         self, x: Float[Tensor, "b h a"], s: Float[Tensor, " b"], t: Float[Tensor, " b"], cond: Float[Tensor, "b c"]
     ) -> FlowOutput:
         """Mean velocity from s to t of chunks x that are at the noisier end s."""
-        return self.trunk(x, self._features(s, t), cond)
+        output: FlowOutput = self.trunk(x, self._features(s, t), cond)
+        return output
 
     def with_tangent(
         self,

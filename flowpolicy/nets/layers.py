@@ -63,7 +63,8 @@ class GroupNorm(nn.Module):
         grouped = x.unflatten(2, (self.groups, -1))
         centred = grouped - grouped.mean((1, 3), keepdim=True)
         normal = centred * (centred.square().mean((1, 3), keepdim=True) + self.eps).rsqrt()
-        return normal.flatten(2) * self.weight + self.bias
+        output: Tensor = normal.flatten(2) * self.weight + self.bias
+        return output
 
 
 class Conv(nn.Module):
@@ -90,4 +91,5 @@ class Conv(nn.Module):
         length, margin = x.shape[1], self.kernel // 2
         padded = functional.pad(x, (0, 0, margin, margin))
         shifted = [padded[:, start : start + length : self.stride] for start in range(self.kernel)]
-        return self.linear(torch.cat(shifted, dim=2))
+        output: Tensor = self.linear(torch.cat(shifted, dim=2))
+        return output

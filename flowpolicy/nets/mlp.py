@@ -94,7 +94,8 @@ class _Layer(nn.Module):
         self.linear = nn.Linear(inputs, outputs)
 
     def forward(self, x: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
-        return self.linear(gelu(self.norm(x)))
+        output: Tensor = self.linear(gelu(self.norm(x)))
+        return output
 
     def derivative(self, x: Float[Tensor, "b i"], dx: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
         """Derivative of :meth:`forward` at x along dx."""

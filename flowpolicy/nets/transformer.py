@@ -88,9 +88,11 @@ class _Block(nn.Module):
     def forward(self, x: Float[Tensor, "b h d"], embedding: Float[Tensor, "b d"]) -> Float[Tensor, "b h d"]:
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulate(embedding).unsqueeze(1).chunk(6, dim=2)
         x = x + gate1 * self._attend(self.norm1(x) * (1 + scale1) + shift1)
-        return x + gate2 * self.narrow(gelu(self.widen(self.norm2(x) * (1 + scale2) + shift2)))
+        output: Tensor = x + gate2 * self.narrow(gelu(self.widen(self.norm2(x) * (1 + scale2) + shift2)))
+        return output
 
     def _attend(self, x: Float[Tensor, "b h d"]) -> Float[Tensor, "b h d"]:
         query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[3])).softmax(3)
-        return self.mix((weights @ value).transpose(1, 2).flatten(2))
+        mixed: Tensor = self.mix((weights @ value).transpose(1, 2).flatten(2))
+        return mixed

@@ -98,4 +98,5 @@ class _Block(nn.Module):
     def forward(self, x: Float[Tensor, "b l i"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b l o"]:
         scale, shift = self.film(embedding).unsqueeze(1).chunk(2, dim=2)
         hidden = gelu(self.norm1(self.conv1(x))) * (1 + scale) + shift
-        return self.residual(x) + gelu(self.norm2(self.conv2(hidden)))
+        shortcut: Tensor = self.residual(x)
+        return shortcut + gelu(self.norm2(self.conv2(hidden)))

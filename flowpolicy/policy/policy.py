@@ -70,7 +70,8 @@ class Actor(nn.Module):
     def condition(self, obs: dict[str, Tensor]) -> EncoderOutput:
         """Condition vector and encoder feature of *normalised* observations, name -> (b, o, *shape)."""
         flat = torch.cat([obs[key].flatten(2) for key in self.keys], dim=-1).flatten(1)
-        return self.encoder(flat)
+        output: EncoderOutput = self.encoder(flat)
+        return output
 
 
 class Policy(nn.Module):
@@ -125,7 +126,8 @@ class Policy(nn.Module):
             if nfe != 1:
                 raise ConfigError(f"a regression policy cannot act in {nfe} evaluations", expected="nfe 1")
             self.evaluations += 1
-            return self.actor.net(torch.zeros_like(noise), noise.new_zeros(noise.shape[0]), cond).value
+            chunk: Tensor = self.actor.net(torch.zeros_like(noise), noise.new_zeros(noise.shape[0]), cond).value
+            return chunk
         steps = steps_for(nfe, sampler)
         if sampler == "map":
             return jump(self._counted(lambda x, s, t: self.actor.net(x, s, t, cond).value), noise, steps)
