@@ -32,7 +32,10 @@ def debug_run(tmp_path_factory):
 
 
 def test_help_lists_the_commands_and_imports_nothing_heavy(tmp_path):
-    code = "import sys; from flowpolicy.cli import main; main(['--help']); print(sorted({'torch', 'numpy', 'tyro'} & set(sys.modules)))"
+    code = (
+        "import sys; from flowpolicy.cli import main; main(['--help']); "
+        "print(sorted({'torch', 'numpy', 'tyro'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.endswith("[]\n")
     for name in ("data", "doctor", "train", "resume", "eval", "compare", "card", "bench"):

@@ -54,7 +54,7 @@ def test_observations_must_be_there_in_shape(contract, spec):
     with pytest.raises(ContractError, match="observation goal: present against absent"):
         contract.require(missing, "the file", "")
     shape = dataclasses.replace(spec.observation["goal"], shape=(5,))
-    with pytest.raises(ContractError, match="observation goal.shape"):
+    with pytest.raises(ContractError, match=r"observation goal\.shape"):
         contract.require(
             dataclasses.replace(spec, observation={**spec.observation, "goal": shape}), "the environment", ""
         )

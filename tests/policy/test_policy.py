@@ -101,7 +101,7 @@ def test_extra_observations_are_ignored_and_a_missing_one_is_an_error(contract):
 def test_weights_that_do_not_fit_are_refused(contract, tmp_path):
     folder = store(make(contract), tmp_path)
     tensors = load_file(folder / "ema.safetensors")
-    save_file({k: v for k, v in list(tensors.items())[1:]}, folder / "ema.safetensors")
+    save_file(dict(list(tensors.items())[1:]), folder / "ema.safetensors")
     manifest = read_json(folder / "manifest.json")
     manifest["ema.safetensors"] = checkpoint.sha256(folder / "ema.safetensors")
     write_json(folder / "manifest.json", manifest)
