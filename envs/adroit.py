@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,10 +13,12 @@ from flowpolicy.core.errors import DataError, MissingExtraError
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.d4rl import initial_states
-from flowpolicy.data.dataset import Dataset
 from flowpolicy.envs.rendering import choose_opengl, opengl
 from flowpolicy.envs.replay import Replayed, replay_episodes
 from flowpolicy.envs.vector import Outcome, SerialVecEnv
+
+if TYPE_CHECKING:
+    from flowpolicy.data.dataset import Dataset  # brings tensordict, seconds of every worker's start
 
 _RANDOM, _EXPERT = -56.5, 2880.6  # reference returns of D4RL (Fu et al., 2020, table of Adroit scores)
 

@@ -165,7 +165,9 @@ def _record_all(create: Callable[[], Recorder], calls: list[tuple[Any, ...]], co
         return
     workers = start_workers([create] * count)
     try:
-        pending, finished, following = {}, {}, 0
+        pending: dict[Worker, int] = {}
+        finished: dict[int, Recording] = {}
+        following = 0
         for index, call in enumerate(calls):
             worker = workers[index] if index < count else _free(pending, finished)
             worker.send("record", *call)
@@ -182,7 +184,7 @@ def _record_all(create: Callable[[], Recorder], calls: list[tuple[Any, ...]], co
 
 def _free(pending: dict[Worker, int], finished: dict[int, Recording]) -> Worker:
     """Wait for a worker to finish, file its recording, and return it."""
-    pipes = {worker.pipe: worker for worker in pending}
-    worker = pipes[wait(list(pipes))[0]]  # the pipe of a dead worker is ready too
+    ready = wait([worker.pipe for worker in pending])  # the pipe of a dead worker is ready too
+    worker = next(worker for worker in pending if worker.pipe in ready)
     finished[pending.pop(worker)] = worker.receive()
     return worker

@@ -138,7 +138,7 @@ class PickDemonstrator:
     def __init__(self, style: Style, rng: np.random.Generator) -> None:
         self.style, self._rng = style, rng
         self._step = 0
-        self._yaw: float | None = None
+        self._yaw = 0.0  # chosen at the first step
 
     def act(self, obs: dict[str, np.ndarray]) -> np.ndarray:
         """(7,) float32 action in [-1, 1] for the observation; what it returns is what is executed."""
@@ -167,7 +167,7 @@ class PickDemonstrator:
     def choose_yaw(self, scene: Scene) -> float:
         """The intended yaw: small turns are likelier at first, afterwards the grasp nearest to the last choice."""
         yaws = self.grasp_yaws(scene)
-        if self._yaw is not None:
+        if self._step > 0:
             return float(yaws[np.argmin(np.abs(_wrap(yaws - self._yaw)))])
         turns = np.abs(_wrap(yaws - scene.yaw))
         likely = np.exp(-(turns - turns.min()) / np.radians(12)) * (turns < max(np.radians(70), turns.min() + 1e-6))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.spec import Spec
-from flowpolicy.data.dataset import Dataset
 from flowpolicy.envs.vector import SingleEnv
+
+if TYPE_CHECKING:
+    from flowpolicy.data.dataset import Dataset  # brings tensordict, seconds of every worker's start
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,19 +14,21 @@ import functools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flowpolicy.core.errors import ConfigError, MissingExtraError, SimulatorError, nearest
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import ObservationSpec, Spec
-from flowpolicy.data.dataset import Dataset
 from flowpolicy.data.hdf5 import open_hdf5, read_array
 from flowpolicy.data.robomimic import action_spec, read_initial_state
 from flowpolicy.envs.rendering import choose_opengl, opengl
 from flowpolicy.envs.replay import replay_episodes, require_recorded_in
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv
+
+if TYPE_CHECKING:
+    from flowpolicy.data.dataset import Dataset  # brings tensordict, seconds of every worker's start
 
 VERSION = "1.5.2"
 """The supported robosuite release; another one may compute other trajectories."""

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flowpolicy.core.seed import derive, numpy_generator
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
-from flowpolicy.data.dataset import Dataset
 from flowpolicy.data.robomimic import read_initial_state
 from flowpolicy.envs.recording import Recording, make_episode
 from flowpolicy.envs.replay import replay_episodes, require_recorded_in
 from flowpolicy.envs.vector import Outcome, SerialVecEnv
+
+if TYPE_CHECKING:
+    from flowpolicy.data.dataset import Dataset  # brings tensordict, seconds of every worker's start
 
 _STEP = 0.1  # length that an action of 1 stands for
 _GOAL = np.array([0.0, 1.0])

@@ -1,3 +1,6 @@
+import importlib
+from pathlib import Path
+
 import pytest
 
 from flowpolicy.envs.demonstrators import make_demonstrations
@@ -15,3 +18,10 @@ def can_file(tmp_path_factory):
     """(path, summary) of one Can demonstration."""
     path = tmp_path_factory.mktemp("can") / "can.hdf5"
     return path, make_demonstrations("can", path, episodes=1, seed=0, workers=1)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """The module ``failing``, importable by worker processes too."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    return importlib.import_module("failing")

@@ -1,13 +1,17 @@
 """The generated files: success, diversity, reproducibility, and what RoboMimic expects in them."""
 
+import contextlib
+import dataclasses
+
 import h5py
 import numpy as np
 import pytest
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.errors import ConfigError, SimulatorError
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.envs import ENVS
-from flowpolicy.envs.demonstrators import make_demonstrations
+from flowpolicy.envs.demonstrators import TASKS, make_demonstrations
+from flowpolicy.envs.robosuite import RobosuiteEnv
 from flowpolicy.envs.toy import expert_action
 
 
@@ -24,21 +28,15 @@ def content(path):
     return found
 
 
-@pytest.fixture(scope="module")
-def lift(tmp_path_factory):
-    path = tmp_path_factory.mktemp("lift") / "lift.hdf5"
-    return path, make_demonstrations("lift", path, episodes=3, seed=5, workers=1)
-
-
 @pytest.mark.sim
-def test_lift_same_seed_same_content_for_one_and_two_workers(lift, tmp_path):
+def test_lift_same_seed_same_content_for_one_and_two_workers(lift_file, tmp_path):
     make_demonstrations("lift", tmp_path / "two.hdf5", episodes=3, seed=5, workers=2)
-    assert content(lift[0]) == content(tmp_path / "two.hdf5")
+    assert content(lift_file[0]) == content(tmp_path / "two.hdf5")
 
 
 @pytest.mark.sim
-def test_lift_demonstrations_replay_play_back_and_match_the_environment(lift):
-    path, summary = lift
+def test_lift_demonstrations_replay_play_back_and_match_the_environment(lift_file):
+    path, summary = lift_file
     dataset = load_dataset(DataConfig(path=str(path)))
     assert summary.successes == 3
     assert dataset.spec.differences(ENVS["lift"].spec()) == []
@@ -52,25 +50,33 @@ def test_lift_demonstrations_replay_play_back_and_match_the_environment(lift):
 
 
 @pytest.mark.sim
-def test_evaluation_never_starts_where_a_demonstration_did(lift):
-    dataset = load_dataset(DataConfig(path=str(lift[0])))
-    env = ENVS["lift"].make(1)
-    planned = np.concatenate([env.reset([i], [0])["object"] for i in range(20)])
-    env.close()
+def test_evaluation_never_starts_where_a_demonstration_did(lift_file):
+    dataset = load_dataset(DataConfig(path=str(lift_file[0])))
+    with contextlib.closing(RobosuiteEnv.create(ENVS["lift"])) as env:
+        planned = np.stack([env.reset(i)["object"] for i in range(20)])
     shown = dataset.steps["obs", "object"][dataset.starts].numpy()
     assert np.abs(planned[:, None] - shown[None]).max(axis=-1).min() > 1e-4
 
 
 @pytest.mark.sim
-def test_can_demonstration_ends_in_its_bin(tmp_path):
-    summary = make_demonstrations("can", tmp_path / "can.hdf5", episodes=1, seed=0, workers=1)
-    dataset = load_dataset(DataConfig(path=str(tmp_path / "can.hdf5")))
+def test_can_demonstration_ends_in_its_bin(can_file):
+    path, summary = can_file
+    dataset = load_dataset(DataConfig(path=str(path)))
     can = dataset.steps["obs", "object"][-1, 7:10]
     assert summary.successes == 1
     assert dataset.spec.differences(ENVS["can"].spec()) == []
     assert 0.1 < can[0] < 0.295
     assert 0.28 < can[1] < 0.525
     assert 0.8 < can[2] < 0.9
+
+
+def test_a_worker_that_dies_while_recording_leaves_what_was_there(failing, tmp_path, monkeypatch):
+    (tmp_path / "toy.hdf5").write_text("older")
+    task = dataclasses.replace(TASKS["toy"], create=failing.DyingRecorder, in_process=False)
+    monkeypatch.setitem(TASKS, "toy", task)
+    with pytest.raises(SimulatorError, match="died"):
+        make_demonstrations("toy", tmp_path / "toy.hdf5", episodes=9, workers=2)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("toy.hdf5", "older")]
 
 
 def test_toy_content_depends_on_the_seed_alone(tmp_path):
