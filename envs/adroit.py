@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,7 +87,9 @@ class AdroitEnv:
         choose_opengl()
         try:
             import gymnasium
-            import gymnasium_robotics
+
+            with contextlib.redirect_stderr(io.StringIO()):  # a notice about other environments
+                import gymnasium_robotics
         except ModuleNotFoundError as error:
             raise MissingExtraError(error.name or "gymnasium-robotics", "adroit") from error
         gymnasium.register_envs(gymnasium_robotics)

@@ -221,6 +221,10 @@ class RobosuiteEnv:
             )
         self.sim_env.sim.set_state_from_flattened(state)
         self.sim_env.sim.forward()
+        for robot in self.sim_env.robots:
+            # The posture that the arm is drawn to lies in the controller, which still has that of the reset.
+            arm = robot.composite_controller.part_controllers["right"]
+            arm.update_initial_joints(self.sim_env.sim.data.qpos[arm.qpos_index])
         return self._observe()
 
     def render(self, height: int = 256, width: int = 256, camera: str = "agentview") -> np.ndarray:

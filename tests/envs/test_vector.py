@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import os
 import subprocess
 import sys
 import time
+from ctypes.util import find_library
 
 import numpy as np
 import pytest
@@ -65,6 +67,31 @@ def test_shapes_match_the_spec_and_rows_follow_the_slots_asked_for(env):
         assert {key: value.shape for key, value in step.obs.items()} == {key: value.shape for key, value in obs.items()}
         assert step.reward.shape == step.terminated.shape == step.success.shape == (2,)
         assert step.truncated.tolist() == [count == STEPS] * 2
+
+
+def test_a_picture_shows_the_slot_asked_for(env):
+    if env.spec.env_id != ENVS["toy"].spec().env_id and find_library("EGL") is None:
+        pytest.skip("libEGL is not installed")
+    env.reset([3, 4, 3], [0, 1, 2])
+    shown, other, same = (env.render(slot) for slot in range(3))
+    assert shown.dtype == np.uint8 and shown.ndim == 3 and shown.shape[2] == 3
+    assert len(np.unique(shown.reshape(-1, 3), axis=0)) >= 4
+    np.testing.assert_array_equal(shown, same)
+    assert (shown != other).any()
+
+
+@pytest.mark.sim
+def test_without_opengl_the_error_names_the_packages():
+    script = (
+        "from flowpolicy.envs.adroit import AdroitEnv\nfrom flowpolicy.core.errors import SimulatorError\n"
+        "env = AdroitEnv()\nenv.reset(0)\n"
+        "try: env.render()\nexcept SimulatorError as error: print(error)\n"
+    )
+    without = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**without, "MUJOCO_GL": "glfw"})
+    assert "OpenGL cannot be started (MUJOCO_GL=glfw)" in done.stdout
+    assert "apt-get install libegl1" in done.stdout
 
 
 def test_processes_and_serial_agree():
