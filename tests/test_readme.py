@@ -1,0 +1,92 @@
+"""Whatever README.md names exists: commands with their flags, make targets, files, imports."""
+
+import ast
+import functools
+import re
+import types
+from pathlib import Path
+
+import pytest
+import tyro
+
+from flowpolicy.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)
+SPANS = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```", "", README, flags=re.S | re.M))
+LINES = [line.split("#")[0].strip() for language, block in BLOCKS if not language for line in block.splitlines()]
+COMPLETE = [line for line in LINES if line.startswith("flowpolicy ")]
+MENTIONED = [span for span in SPANS if span.startswith("flowpolicy ")]
+
+
+@pytest.fixture
+def parse_only(monkeypatch):
+    """Every command parses its arguments, and then does nothing."""
+    cli = tyro.cli
+
+    def parse(function, **options):
+        @functools.wraps(function)
+        def idle(*args, **kwargs):
+            return 0
+
+        return cli(idle, **options)
+
+    monkeypatch.setattr("flowpolicy.commands.arguments.tyro", types.SimpleNamespace(cli=parse))
+    monkeypatch.setattr("flowpolicy.commands.train.train", lambda *args, **kwargs: None)
+    monkeypatch.setattr("flowpolicy.train.verify.verify_resume", lambda *args, **kwargs: None)
+
+
+@pytest.mark.parametrize("command", sorted(set(COMPLETE + MENTIONED)))
+def test_a_named_command_is_accepted(command, parse_only):
+    words = command.split()[1:]
+    if command not in COMPLETE and not any(word.startswith("-") for word in words):
+        words.append("--help")  # a mention may leave out what a complete command needs
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 0
+
+
+@pytest.mark.parametrize(
+    "line", ["mkae", "data mkae lift", "train dm1-lft", "card runs/lift --episode-s 3", "bench updat"]
+)
+def test_a_wrong_command_would_be_noticed(line, parse_only):
+    with pytest.raises(SystemExit) as end:
+        main(line.split())
+    assert end.value.code == 2
+
+
+def test_every_command_line_tool_is_shown():
+    shown = {command.split()[1] for command in COMPLETE + MENTIONED}
+    assert set(COMMANDS) - {"demo"} <= shown  # 'make demo' runs it
+
+
+def test_named_flags_exist(capsys):
+    known = ""
+    for words in (["train", "dm1-lift"], ["data", "make"], ["eval"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        known += capsys.readouterr().out
+    flags = {span.split()[0] for span in SPANS if span.startswith("--")}
+    assert flags
+    assert not [flag for flag in flags if not re.search(rf"{re.escape(flag)}\b", known)]
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    named = {text.split()[1] for text in LINES + SPANS if re.match(r"make \w", text)}
+    assert named
+    assert named <= targets
+
+
+def test_named_files_exist():
+    links = {link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link}
+    files = {span for span in SPANS if re.fullmatch(r"[\w./-]+\.(md|txt|py|toml)", span)}
+    assert not [name for name in links | files if not (ROOT / name).exists()]
+
+
+def test_the_python_block_imports_what_exists():
+    for block in (block for language, block in BLOCKS if language == "python"):
+        imports = [node for node in ast.parse(block).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert imports
+        exec(compile(ast.Module(imports, []), "README.md", "exec"), {})
