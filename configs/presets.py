@@ -33,10 +33,12 @@ KINDS: dict[str, type] = {
 ARM_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 
 # Ten decisions a second: a chunk of 0.2 s at 20 Hz, replaced when half of it is executed.
-ARM = {"chunk": 4, "execute": 2}
-LIFT = Experiment(agent=DM1(**ARM), env="lift", data=DataConfig(obs_keys=ARM_KEYS), steps=8_000)
-CAN = replace(LIFT, agent=DM1(**ARM), env="can", steps=20_000)
-DOOR = Experiment(agent=DM1(**ARM), env="door", data=DataConfig(obs_keys=("state",)), steps=10_000)
+DM1_ARM = DM1(chunk=4, execute=2)
+FLOW_BC_ARM = FlowBC(chunk=4, execute=2)
+REGRESSION_ARM = Regression(chunk=4, execute=2)
+LIFT = Experiment(agent=DM1_ARM, env="lift", data=DataConfig(obs_keys=ARM_KEYS), steps=8_000)
+CAN = replace(LIFT, env="can", steps=20_000)
+DOOR = Experiment(agent=DM1_ARM, env="door", data=DataConfig(obs_keys=("state",)), steps=10_000)
 DEBUG = Experiment(
     agent=FlowBC(net=MLP(width=64, depth=2)),
     env="toy",
@@ -50,13 +52,13 @@ DEBUG = Experiment(
 PRESETS: dict[str, tuple[str, Experiment]] = {
     "debug": ("Flow BC on toy data that it generates itself; no simulator, seconds", DEBUG),
     "dm1-lift": ("DM1 on robosuite Lift, one evaluation per chunk", LIFT),
-    "flow-bc-lift": ("Flow BC on robosuite Lift, ten evaluations per chunk", replace(LIFT, agent=FlowBC(**ARM))),
-    "regression-lift": ("Regression control on robosuite Lift", replace(LIFT, agent=Regression(**ARM))),
+    "flow-bc-lift": ("Flow BC on robosuite Lift, ten evaluations per chunk", replace(LIFT, agent=FLOW_BC_ARM)),
+    "regression-lift": ("Regression control on robosuite Lift", replace(LIFT, agent=REGRESSION_ARM)),
     "dm1-can": ("DM1 on robosuite PickPlaceCan", CAN),
-    "flow-bc-can": ("Flow BC on robosuite PickPlaceCan", replace(CAN, agent=FlowBC(**ARM))),
-    "regression-can": ("Regression control on robosuite PickPlaceCan", replace(CAN, agent=Regression(**ARM))),
+    "flow-bc-can": ("Flow BC on robosuite PickPlaceCan", replace(CAN, agent=FLOW_BC_ARM)),
+    "regression-can": ("Regression control on robosuite PickPlaceCan", replace(CAN, agent=REGRESSION_ARM)),
     "dm1-door": ("DM1 on Adroit door, human demonstrations (D4RL)", DOOR),
-    "flow-bc-door": ("Flow BC on Adroit door, human demonstrations (D4RL)", replace(DOOR, agent=FlowBC(**ARM))),
-    "regression-door": ("Regression control on Adroit door (D4RL)", replace(DOOR, agent=Regression(**ARM))),
+    "flow-bc-door": ("Flow BC on Adroit door, human demonstrations (D4RL)", replace(DOOR, agent=FLOW_BC_ARM)),
+    "regression-door": ("Regression control on Adroit door (D4RL)", replace(DOOR, agent=REGRESSION_ARM)),
 }
 """Preset name -> (description, experiment)."""

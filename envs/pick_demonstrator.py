@@ -180,12 +180,12 @@ class PickDemonstrator:
         goal = scene.thing + self.style.offset
         above = scene.hand[2] - goal[2]
         aside = self.style.side * np.clip(above - 0.03, 0.0, 0.12)
-        error = np.linalg.norm(goal[:2] + aside - scene.hand[:2])
+        error = float(np.linalg.norm(goal[:2] + aside - scene.hand[:2]))
         turn = abs(_wrap(self._yaw - scene.yaw))
         reach = self.style.clumsiness * self.tolerance
-        misfit = error + 0.04 * max(turn - 0.05, 0.0)
+        misfit = error + 0.04 * max(float(turn) - 0.05, 0.0)
         clearance = (self.top + self.style.hover) * np.clip((misfit - 0.8 * reach) / 0.02, 0.0, 1.0)
-        near = np.linalg.norm(goal[:2] - scene.hand[:2])
+        near = float(np.linalg.norm(goal[:2] - scene.hand[:2]))
         closing = scene.opening < 0.072 and near < 0.02 and abs(above) < 0.02 and self._step > 0
         ready = near < reach and abs(above) < reach and turn < 0.2
         grip = CLOSE if ready or (closing and turn < 0.3) else OPEN

@@ -14,7 +14,9 @@ from flowpolicy.data.windows import WindowSampler
 def build(config, path, *, steps=50, seed=0):
     """An agent on the file ``path`` and its window sampler."""
     dataset = load_dataset(DataConfig(path=str(path)))
-    spec = Spec({k: ObservationSpec(v.shape) for k, v in dataset.spec.observation.items()}, ActionSpec(2))
+    spec = Spec(
+        {k: ObservationSpec(v.shape) for k, v in dataset.spec.observation.items()}, ActionSpec(dataset.spec.action.size)
+    )
     contract = Contract(spec, config.history, config.chunk, config.execute, config.nfe)
     normalizer = Normalizer.fit(dataset, NormalizerConfig())
     agent = config.build(contract, normalizer, steps=steps, seed=seed, compile=False)

@@ -1,0 +1,109 @@
+"""Every preset trains two steps, stores, resumes bit for bit, loads as a policy and acts in its environment."""
+
+import dataclasses
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from flowpolicy.configs.presets import KINDS, PRESETS
+from flowpolicy.core import checkpoint
+from flowpolicy.core.seed import numpy_generator, torch_generator
+from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+from flowpolicy.envs import find_env
+from flowpolicy.evaluate.plan import make_plan
+from flowpolicy.evaluate.report import make_evaluation
+from flowpolicy.evaluate.rollout import rollout
+from flowpolicy.policy import Policy
+from flowpolicy.train import Trainer
+from flowpolicy.train.verify import compare
+
+LENGTH = 40
+
+
+def random_file(path, env):
+    """Noise in the layout, shapes and conventions of the environment's data."""
+    config, stream = find_env(env), numpy_generator(0, "random", env)
+    spec = config.spec()
+
+    def column(width):
+        return stream.uniform(-1, 1, size=(LENGTH, width))
+
+    if env == "door":
+        with h5py.File(path, "w") as file:
+            file["observations"], file["actions"] = column(39), column(28)
+            file["rewards"] = column(1)[:, 0]
+            file["terminals"] = np.zeros(LENGTH, dtype=bool)
+            file["timeouts"] = np.arange(LENGTH) % 20 == 19
+        return path
+    with RobomimicWriter(path, config.env_args()) as writer:
+        for _ in range(3):
+            obs = {name: column(*value.shape) for name, value in spec.observation.items()}
+            zeros = np.zeros(LENGTH)
+            writer.add(Episode(column(spec.action.size), zeros, zeros, obs, obs))
+    return path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset(name, tmp_path):
+    experiment = PRESETS[name][1]
+    data = random_file(tmp_path / "data.hdf5", experiment.env)
+    experiment = dataclasses.replace(
+        experiment,
+        data=dataclasses.replace(experiment.data, path=str(data)),
+        steps=2,
+        checkpoint_every=1,
+        batch_size=16,
+        threads=1,
+        compile=False,
+        tensorboard=False,
+    )
+    env = find_env(experiment.env)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    Trainer(experiment, whole, env.spec(), KINDS).train()
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "checkpoints" / "step_00000002")
+    (broken / "checkpoints" / "LATEST").write_text("step_00000001\n")
+    Trainer(experiment, broken, env.spec(), KINDS, resume=True).train()
+    compare(checkpoint.resolve(whole), checkpoint.resolve(broken))
+
+    policy = Policy.load(whole)
+    shapes = {key: value.shape for key, value in policy.contract.spec.observation.items()}
+    obs = {key: torch.zeros(1, policy.contract.history, *shape) for key, shape in shapes.items()}
+    chunk = policy.act(obs, torch_generator(0))
+    assert chunk.shape == (1, experiment.agent.chunk, policy.contract.spec.action.size)
+    assert policy.evaluations == experiment.agent.nfe
+    if name.startswith("dm1"):
+        assert policy.evaluations == 1
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("name", ["debug", "dm1-lift", "dm1-can", "dm1-door"])
+def test_preset_in_its_environment(name, tmp_path):
+    experiment = PRESETS[name][1]
+    data = random_file(tmp_path / "data.hdf5", experiment.env)
+    experiment = dataclasses.replace(
+        experiment,
+        data=dataclasses.replace(experiment.data, path=str(data)),
+        steps=1,
+        batch_size=16,
+        threads=1,
+        compile=False,
+        tensorboard=False,
+    )
+    config = find_env(experiment.env)
+    Trainer(experiment, tmp_path / "run", config.spec(), KINDS).train()
+    env = config.make(1)
+    short = dataclasses.replace(config, horizon=6).make(1) if experiment.env != "door" else env
+    try:
+        policy = Policy.load(tmp_path / "run")
+        policy.contract = dataclasses.replace(policy.contract, spec=dataclasses.replace(short.spec))
+        plan = make_plan(short.spec.env_id, 2, 0)
+        evaluation = make_evaluation(plan, rollout(policy, short, plan))
+    finally:
+        env.close()
+        short.close()
+    assert evaluation.nfe == experiment.agent.nfe
+    assert evaluation.success.n == 2
