@@ -36,8 +36,8 @@ ARM_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"
 DM1_ARM = DM1(chunk=4, execute=2)
 FLOW_BC_ARM = FlowBC(chunk=4, execute=2)
 REGRESSION_ARM = Regression(chunk=4, execute=2)
-LIFT = Experiment(agent=DM1_ARM, env="lift", data=DataConfig(obs_keys=ARM_KEYS), steps=8_000)
-CAN = replace(LIFT, env="can", steps=20_000)
+LIFT = Experiment(agent=DM1_ARM, env="lift", data=DataConfig(obs_keys=ARM_KEYS), steps=6_000)
+CAN = replace(LIFT, env="can", steps=15_000)
 DOOR = Experiment(agent=DM1_ARM, env="door", data=DataConfig(obs_keys=("state",)), steps=10_000)
 DEBUG = Experiment(
     agent=FlowBC(net=MLP(width=64, depth=2)),
@@ -45,7 +45,6 @@ DEBUG = Experiment(
     steps=300,
     batch_size=64,
     checkpoint_every=100,
-    threads=1,
     compile=False,
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -27,8 +26,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 on errors that the user can mend."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Idle OpenMP threads that spin stall torch beside any busy process; must be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(_help())
         return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
@@ -14,9 +16,9 @@ from flowpolicy.commands.arguments import call
 from flowpolicy.commands.compare import compare
 from flowpolicy.commands.data import make
 from flowpolicy.commands.evaluate import evaluate_run
-from flowpolicy.commands.train import train
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core import checkpoint
+from flowpolicy.core.errors import TrainingError
 from flowpolicy.core.files import read_json
 from flowpolicy.evaluate.tables import Method, methods_table
 from flowpolicy.policy import Policy
@@ -46,9 +48,9 @@ def demo(out: Path = Path("runs/demo"), demonstrations: int = 200, episodes: int
     data = out / "lift.hdf5"
     if not data.exists():
         make("lift", data, episodes=demonstrations)
+    _train_all(out, data)
     methods = []
-    for name, preset in METHODS.items():
-        _train(out / name, preset, data)
+    for name in METHODS:
         evaluation, _ = evaluate_run(out / name, episodes=episodes, video=video)
         folder = checkpoint.resolve(out / name)
         seconds = read_json(folder / "state.json")["train_seconds"]
@@ -61,10 +63,23 @@ def demo(out: Path = Path("runs/demo"), demonstrations: int = 200, episodes: int
     sys.stdout.write(f"the demo took {(time.perf_counter() - start) / 60:.1f} min\n")
 
 
-def _train(folder: Path, preset: str, data: Path) -> None:
-    experiment = PRESETS[preset][1]
-    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path=str(data)))
-    started = (folder / checkpoint.FOLDER / checkpoint.LATEST).exists()
-    if started and read_json(checkpoint.resolve(folder) / "state.json")["step"] == experiment.steps:
-        return
-    train(experiment, folder, resume=started)
+def _train_all(out: Path, data: Path) -> None:
+    """Train what is not finished, as many runs at a time as there are cores: each uses one thread."""
+    waiting = [command for name, preset in METHODS.items() if (command := _training(out / name, preset, data))]
+    # Several live progress bars would overwrite each other; this makes the trainings print lines instead.
+    environment = {**os.environ, "TTY_COMPATIBLE": "0"}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        codes = list(
+            pool.map(lambda command: subprocess.run(command, check=False, env=environment).returncode, waiting)
+        )
+    if any(codes):
+        raise TrainingError("a training of the demo failed; its message stands above", fix="mend it and run again")
+
+
+def _training(folder: Path, preset: str, data: Path) -> list[str]:
+    """The command that trains or resumes a run; empty if it is finished."""
+    flowpolicy = [sys.executable, "-m", "flowpolicy"]
+    if not (folder / checkpoint.FOLDER / checkpoint.LATEST).exists():
+        return [*flowpolicy, "train", preset, "--data.path", str(data), "--out", str(folder)]
+    finished = read_json(checkpoint.resolve(folder) / "state.json")["step"] == PRESETS[preset][1].steps
+    return [] if finished else [*flowpolicy, "resume", str(folder)]

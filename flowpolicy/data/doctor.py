@@ -188,7 +188,7 @@ def _check_lengths(dataset: Dataset) -> Finding:
     return Finding(
         "warning",
         "episode lengths",
-        f"{len(outliers)} episodes are unusually short or long against a median of {int(dataset.lengths.median())} "
+        f"unusually short or long ({len(outliers)}) against a median of {int(dataset.lengths.median())} "
         f"steps: {_list(named)}",
         "look at them: aborted recordings and pauses teach the policy to stop",
     )
@@ -221,7 +221,7 @@ def _check_duplicates(dataset: Dataset) -> Finding:
             pairs.append(f"{name} = {first}")
     if not pairs:
         return Finding("ok", "duplicates", "no episode occurs twice")
-    message = f"{len(pairs)} episodes repeat another one: {_list(pairs)}; they count twice and leak into validation"
+    message = f"repeats of another episode ({len(pairs)}): {_list(pairs)}; they count twice and leak into validation"
     return Finding("warning", "duplicates", message, "remove them")
 
 
@@ -251,7 +251,9 @@ def _check_replay(dataset: Dataset, replay: Replay, episodes: int) -> Finding:
     message = f"{sum(outcomes)} of {len(outcomes)} episodes succeed when their actions are replayed open-loop"
     if share >= 0.9:
         return Finding("ok", "replay", message)
-    advice = "check the simulator version, the controller configuration and the control rate against the file"
+    advice = (
+        "unless the file holds failures on purpose: check simulator version, controller configuration and control rate"
+    )
     return Finding("warning" if share > 0 else "error", "replay", message, advice)
 
 

@@ -8,25 +8,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_HIGHEST = 30.0  # rad: a MeanFlow target holds the time derivative, which grows with the frequency.
-
 
 class TimeFeatures(nn.Module):
-    """``[t, sin(w t), cos(w t)]`` with angular frequencies w geometric from pi/2 to 30 rad.
+    """``[t, sin(w t), cos(w t)]`` with angular frequencies w geometric from pi/2 to ``highest``.
 
-    Slow enough for bounded derivatives (at most 30), fast enough to tell apart times near the data, which the
-    usual frequencies below 1 cannot do on [0, 1]. Deterministic, no parameters; safe under ``torch.func.jvp``
-    and ``torch.compile``.
+    Derivatives are bounded by ``highest``. The usual frequencies below 1 cannot tell apart times near the data;
+    see the two flow networks for what each of them needs. Deterministic, no parameters; safe under
+    ``torch.func.jvp`` and ``torch.compile``.
 
     Args:
         frequencies: number of frequencies; the features have size ``1 + 2 * frequencies``.
+        highest: largest angular frequency, rad per unit of flow time.
 
     """
 
-    def __init__(self, frequencies: int = 8) -> None:
+    def __init__(self, frequencies: int, highest: float) -> None:
         super().__init__()
         self.size = 1 + 2 * frequencies
-        angular = torch.logspace(math.log10(math.pi / 2), math.log10(_HIGHEST), frequencies)
+        angular = torch.logspace(math.log10(math.pi / 2), math.log10(highest), frequencies)
         self.register_buffer("angular", angular, persistent=False)
         self.angular: Tensor
 

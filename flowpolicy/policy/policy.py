@@ -176,5 +176,6 @@ def _load_strictly(module: nn.Module, path: Path) -> None:
         module.load_state_dict(read_tensors(path), strict=True)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path} does not fit the network of config.json: {error}", fix="use the checkpoint's own config.json"
+            f"{path} does not fit the network of config.json: {error}",
+            fix="use the flowpolicy version that wrote the checkpoint (contract.json names it)",
         ) from error

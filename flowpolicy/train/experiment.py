@@ -37,8 +37,9 @@ class Experiment:
     """Updates between two rows of metrics.csv."""
     compile: bool = True
     """Compile loss and gradient into one graph (needs a C++ compiler)."""
-    threads: int = 2
-    """CPU threads. Part of the experiment: another number sums in another order."""
+    threads: int = 1
+    """CPU threads. Part of the experiment: another number sums in another order. Several threads wait for each
+    other in spin loops and stall beside any busy process; one thread per run and several runs do not."""
     device: str = "cpu"
     """'cpu' or a CUDA device."""
     tensorboard: bool = True

@@ -49,17 +49,18 @@ def test_conv_is_a_convolution(length, kernel, stride):
     assert want.shape[2] == math.ceil(length / stride)
 
 
-def test_time_features_are_bounded_and_know_their_derivative():
-    times = TimeFeatures().double()
+@pytest.mark.parametrize(("frequencies", "highest"), [(8, 30.0), (2, math.pi)])
+def test_time_features_are_bounded_and_know_their_derivative(frequencies, highest):
+    times = TimeFeatures(frequencies, highest).double()
     t = torch.linspace(0, 1, 50, dtype=torch.float64)
     assert times(t).shape == (50, times.size) and times(t).abs().max() <= 1
     exact = torch.func.jvp(times, (t,), (torch.ones_like(t),))[1]
     torch.testing.assert_close(times.derivative(t), exact)
-    assert 1 < exact.abs().max() <= 30 * (1 + 1e-6)
+    assert 1 < exact.abs().max() <= highest * (1 + 1e-6)
 
 
 def test_time_features_tell_late_times_apart():
-    """Frequencies below 1 on [0, 1] span hardly more than {1, t, t ** 2}; these have a dozen directions."""
-    features = TimeFeatures()(torch.linspace(0, 1, 200)).double()
+    """Frequencies below 1 on [0, 1] span hardly more than {1, t, t ** 2}; those of a velocity have a dozen directions."""
+    features = TimeFeatures(8, 30.0)(torch.linspace(0, 1, 200)).double()
     values = torch.linalg.svdvals(features)
     assert int((values > 1e-3 * values[0]).sum()) >= 10

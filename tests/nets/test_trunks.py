@@ -130,7 +130,7 @@ def test_parameter_counts_by_hand():
     i, w = 15 + 17 + 4, 24
     count = sum(parameter.numel() for parameter in net.parameters())
     assert count == (i + 1) * w + 2 * (w + 1) * w + 3 * 2 * w + (w + 1) * 15
-    assert sum(p.numel() for p in MapNet(MLP(width=24, depth=3), 3, 5, 4).parameters()) == count + 17 * w
+    assert sum(p.numel() for p in MapNet(MLP(width=24, depth=3), 3, 5, 4).parameters()) == count + (2 * 5 - 17) * w
 
 
 @pytest.mark.parametrize(
