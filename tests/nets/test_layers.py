@@ -60,7 +60,7 @@ def test_time_features_are_bounded_and_know_their_derivative(frequencies, highes
 
 
 def test_time_features_tell_late_times_apart():
-    """Frequencies below 1 on [0, 1] span hardly more than {1, t, t ** 2}; those of a velocity have a dozen directions."""
+    """Frequencies below 1 on [0, 1] span hardly more than {1, t, t ** 2}; a velocity gets a dozen directions."""
     features = TimeFeatures(8, 30.0)(torch.linspace(0, 1, 200)).double()
     values = torch.linalg.svdvals(features)
     assert int((values > 1e-3 * values[0]).sum()) >= 10
