@@ -33,10 +33,11 @@ KINDS: dict[str, type] = {
 ARM_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 
 # Ten decisions a second: a chunk of 0.2 s at 20 Hz, replaced when half of it is executed.
-DM1_ARM = DM1(chunk=4, execute=2)
-FLOW_BC_ARM = FlowBC(chunk=4, execute=2)
-REGRESSION_ARM = Regression(chunk=4, execute=2)
-LIFT = Experiment(agent=DM1_ARM, env="lift", data=DataConfig(obs_keys=ARM_KEYS), steps=6_000)
+FAST = Optimizer(lr=2e-3)
+DM1_ARM = DM1(chunk=4, execute=2, optimizer=FAST)
+FLOW_BC_ARM = FlowBC(chunk=4, execute=2, optimizer=FAST)
+REGRESSION_ARM = Regression(chunk=4, execute=2, optimizer=FAST)
+LIFT = Experiment(agent=DM1_ARM, env="lift", data=DataConfig(obs_keys=ARM_KEYS), steps=5_000)
 CAN = replace(LIFT, env="can", steps=15_000)
 DOOR = Experiment(agent=DM1_ARM, env="door", data=DataConfig(obs_keys=("state",)), steps=10_000)
 DEBUG = Experiment(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Literal, cast
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from flowpolicy.core import keys
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.data.dataset import Dataset
 
 Scaling = Literal["standard", "minmax", "quantile", "none"]
@@ -29,10 +31,17 @@ class NormalizerConfig:
     """Observations: 'standard' (mean 0, deviation 1), 'minmax' or 'quantile' (1 % and 99 %) to [-1, 1], 'none'."""
     action: Scaling = "minmax"
     """Actions: the same choices."""
+    limit: float = 5.0
+    """Scaled observations are clamped to +- this, so that a dimension that hardly varied in the data, such as the
+    tilt of a standing object, does not swamp the network when it does."""
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise ConfigError(f"--normalizer.limit is {self.limit}", expected="above 0; inf does not clamp")
 
 
 class Normalizer(nn.Module):
-    """``y = (x - offset) * scale`` for every observation key and for actions.
+    """``y = (x - offset) * scale`` for every observation key and for actions; scaled observations are clamped.
 
     A near-constant dimension, whose spread (deviation, or half the range) is below 1e-4 of max(1, |centre|),
     passes through unchanged: dividing by it would blow up noise.
@@ -59,7 +68,7 @@ class Normalizer(nn.Module):
         constant = {}
         for name, column in columns.items():
             scaling = cast(_Affine, normalizer.obs_scaling[_module_name(name)])
-            constant[f"{keys.OBS}/{name}"] = scaling.fit(column, config.obs)
+            constant[f"{keys.OBS}/{name}"] = scaling.fit(column, config.obs, config.limit)
         constant[keys.ACTION] = normalizer.action_scaling.fit(dataset.steps[keys.ACTION], config.action)
         named = [f"{key} {dims}" for key, dims in constant.items() if dims]
         if named:
@@ -70,7 +79,7 @@ class Normalizer(nn.Module):
         return normalizer
 
     def obs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Normalise observations, name -> (..., d); keys that the normaliser does not know are left out."""
+        """Normalise and clamp observations, name -> (..., d); keys that the normaliser does not know are left out."""
         known = {name: _module_name(name) for name in obs if _module_name(name) in self.obs_scaling}
         return {name: self.obs_scaling[module](obs[name]) for name, module in known.items()}
 
@@ -85,21 +94,23 @@ class Normalizer(nn.Module):
 
 
 class _Affine(nn.Module):
-    """Offset and scale of one key."""
+    """Offset, scale and limit of one key."""
 
     offset: Tensor
     scale: Tensor
+    limit: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("offset", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("limit", torch.full((width,), math.inf))
 
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        return (x - self.offset) * self.scale
+        return ((x - self.offset) * self.scale).clamp(-self.limit, self.limit)
 
-    def fit(self, column: Float[Tensor, "n d"], scaling: Scaling) -> list[int]:
-        """Set offset and scale; returns the dimensions that are passed through as near-constant."""
+    def fit(self, column: Float[Tensor, "n d"], scaling: Scaling, limit: float = math.inf) -> list[int]:
+        """Set offset, scale and limit; returns the dimensions that are passed through as near-constant."""
         if scaling == "none":
             return []
         if scaling == "standard":
@@ -110,6 +121,7 @@ class _Affine(nn.Module):
         constant = near_constant(center, spread)
         self.offset.copy_(torch.where(constant, 0.0, center))
         self.scale.copy_(torch.where(constant, 1.0, 1.0 / spread))
+        self.limit.copy_(torch.where(constant, math.inf, limit))
         return constant.nonzero().flatten().tolist()
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.data.normalize import Normalizer, NormalizerConfig
 
 from .test_windows import numbered
@@ -67,6 +68,17 @@ def test_near_constant_dimension_passes_through_with_one_warning(scaling):
         normalizer = Normalizer.fit(dataset, NormalizerConfig(scaling, "none"))
     assert len(caught) == 1 and "obs/a [1]" in str(caught[0].message)
     assert torch.equal(normalizer.obs({"a": column})["a"][:, 1], column[:, 1])
+
+
+@pytest.mark.parametrize("scaling", ["standard", "minmax", "quantile"])
+def test_what_leaves_the_range_of_the_data_is_clamped_in_observations_only(scaling):
+    column = torch.linspace(-1, 1, 50)[:, None].repeat(1, 2)
+    normalizer = Normalizer.fit(dataset_of(column), NormalizerConfig(scaling, scaling, limit=3.0))
+    assert normalizer.obs({"a": torch.tensor([[100.0, -100.0]])})["a"].tolist() == [[3.0, -3.0]]
+    assert normalizer.obs({"a": column})["a"].abs().max() < 3.0
+    assert normalizer.action(torch.full((1, 3), 100.0)).min() > 50.0
+    with pytest.raises(ConfigError, match=r"normalizer.limit is 0"):
+        NormalizerConfig(limit=0.0)
 
 
 def test_small_but_real_spread_is_scaled():

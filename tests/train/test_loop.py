@@ -100,6 +100,7 @@ def test_compare_notices_a_single_bit(experiment, env, tmp_path):
         ("data", {"filter_key": "train", "obs_keys": ("state",)}),
         ("normalizer", {"obs": "minmax"}),
         ("normalizer", {"action": "standard"}),
+        ("normalizer", {"limit": 0.5}),
     ],
 )
 def test_every_field_that_decides_weights_changes_them(field, value, experiment, env, tmp_path):
