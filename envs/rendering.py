@@ -19,6 +19,20 @@ def choose_opengl() -> None:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
+def require_opengl() -> None:
+    """Start and stop a renderer, so that hours of work do not end in a missing library.
+
+    Raises:
+        SimulatorError: OpenGL cannot be started; names the packages.
+
+    """
+    choose_opengl()
+    with opengl():
+        import mujoco
+
+        mujoco.GLContext(16, 16).free()
+
+
 @contextlib.contextmanager
 def opengl() -> Iterator[None]:
     """Create a renderer inside; a missing library becomes an error that names the packages."""

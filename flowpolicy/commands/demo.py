@@ -18,8 +18,9 @@ from flowpolicy.commands.data import make
 from flowpolicy.commands.evaluate import evaluate_run
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core import checkpoint
-from flowpolicy.core.errors import TrainingError
+from flowpolicy.core.errors import SimulatorError, TrainingError
 from flowpolicy.core.files import read_json
+from flowpolicy.envs.rendering import require_opengl
 from flowpolicy.evaluate.tables import Method, methods_table
 from flowpolicy.policy import Policy
 
@@ -45,6 +46,7 @@ def demo(out: Path = Path("runs/demo"), demonstrations: int = 200, episodes: int
 
     """
     start = time.perf_counter()
+    video = _drawable(video)
     data = out / "lift.hdf5"
     if not data.exists():
         make("lift", data, episodes=demonstrations)
@@ -61,6 +63,17 @@ def demo(out: Path = Path("runs/demo"), demonstrations: int = 200, episodes: int
     for name in METHODS:
         sys.stdout.write(f"{name}: {out / name}/curves.png, {out / name}/videos/, {out / name}/eval/\n")
     sys.stdout.write(f"the demo took {(time.perf_counter() - start) / 60:.1f} min\n")
+
+
+def _drawable(video: int) -> int:
+    """The number of videos that can be made: without OpenGL none, which is said before anything is trained."""
+    if video:
+        try:
+            require_opengl()
+        except SimulatorError as error:
+            sys.stderr.write(f"warning: the demo goes on without videos\n{error}\n")
+            return 0
+    return video
 
 
 def _train_all(out: Path, data: Path) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from flowpolicy.core import keys
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.data.dataset import Dataset
 
 Scaling = Literal["standard", "minmax", "quantile", "none"]
@@ -31,6 +31,8 @@ class NormalizerConfig:
     """Observations: 'standard' (mean 0, deviation 1), 'minmax' or 'quantile' (1 % and 99 %) to [-1, 1], 'none'."""
     action: Scaling = "minmax"
     """Actions: the same choices."""
+    per_key: dict[str, Scaling] = dataclasses.field(default_factory=dict)
+    """Observation keys that are scaled otherwise than ``obs`` says, e.g. 'robot0_eef_quat none'."""
     limit: float = 5.0
     """Scaled observations are clamped to +- this, so that a dimension that hardly varied in the data, such as the
     tilt of a standing object, does not swamp the network when it does."""
@@ -62,13 +64,20 @@ class Normalizer(nn.Module):
         """Fit to every row of a dataset, block by block where it is memory-mapped.
 
         Warns once, naming key and dimensions, when some are near-constant.
+
+        Raises:
+            ConfigError: ``per_key`` names an observation that the dataset does not have.
+
         """
         columns = dataset.steps[keys.OBS]
+        for name in config.per_key:
+            if name not in columns.keys():  # noqa: SIM118, a TensorDict iterates over rows
+                raise ConfigError(f"--normalizer.per-key names '{name}'", expected=nearest(name, columns.keys()))
         normalizer = cls({name: column.shape[1] for name, column in columns.items()}, dataset.spec.action.size)
         constant = {}
         for name, column in columns.items():
             scaling = cast(_Affine, normalizer.obs_scaling[_module_name(name)])
-            constant[f"{keys.OBS}/{name}"] = scaling.fit(column, config.obs, config.limit)
+            constant[f"{keys.OBS}/{name}"] = scaling.fit(column, config.per_key.get(name, config.obs), config.limit)
         constant[keys.ACTION] = normalizer.action_scaling.fit(dataset.steps[keys.ACTION], config.action)
         named = [f"{key} {dims}" for key, dims in constant.items() if dims]
         if named:

@@ -81,6 +81,17 @@ def test_what_leaves_the_range_of_the_data_is_clamped_in_observations_only(scali
         NormalizerConfig(limit=0.0)
 
 
+def test_one_key_is_scaled_otherwise():
+    column = torch.linspace(0, 8, 50)[:, None].repeat(1, 2)
+    dataset = dataset_of(column)
+    normalizer = Normalizer.fit(dataset, NormalizerConfig("standard", per_key={"a": "minmax"}))
+    scaled = normalizer.obs({"a": column, "b": dataset.steps["obs", "b"]})
+    assert float(scaled["a"].max()) == 1.0
+    assert float(scaled["b"].std(correction=0)) == pytest.approx(1.0)
+    with pytest.raises(ConfigError, match="did you mean 'b'"):
+        Normalizer.fit(dataset, NormalizerConfig(per_key={"bb": "none"}))
+
+
 def test_small_but_real_spread_is_scaled():
     column = torch.linspace(-1e-3, 1e-3, 50)[:, None].repeat(1, 2)
     assert float(fit(column, obs="minmax").obs({"a": column})["a"].max()) == pytest.approx(1.0)
