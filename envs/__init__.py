@@ -9,26 +9,32 @@ from collections.abc import Callable
 
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.envs.adroit import AdroitConfig, normalized_door_score
+from flowpolicy.envs.ogbench import SUITE, OGBenchConfig
 from flowpolicy.envs.robosuite import RobosuiteConfig
 from flowpolicy.envs.toy import ToyConfig
 
-SuiteConfig = RobosuiteConfig | AdroitConfig | ToyConfig
+SuiteConfig = RobosuiteConfig | AdroitConfig | OGBenchConfig | ToyConfig
 
 ENVS: dict[str, SuiteConfig] = {
     "lift": RobosuiteConfig("Lift", horizon=150),
     "can": RobosuiteConfig("PickPlaceCan", horizon=300),
     "door": AdroitConfig(),
     "toy": ToyConfig(),
+    **{name: OGBenchConfig(name) for name in SUITE},
 }
-"""Environments by the name that the command line uses."""
+"""Environments by the name that the command line uses; OGBench's with their default task."""
 
 
 def find_env(name: str) -> SuiteConfig:
-    """The environment with this name, or with this ``env_id`` (such as ``robosuite/Lift``)."""
+    """The environment with this name, or with this ``env_id`` (such as ``robosuite/Lift``).
+
+    OGBench's other tasks are named ``cube-single-task3`` or ``cube-single-singletask-task3-v0``.
+    """
     by_id = {config.spec().env_id: config for config in ENVS.values()}
-    if name not in ENVS and name not in by_id:
+    found = ENVS.get(name) or by_id.get(name) or OGBenchConfig.parse(name)
+    if found is None:
         raise ConfigError(f"unknown environment '{name}'", expected=nearest(name, [*ENVS, *by_id]))
-    return ENVS[name] if name in ENVS else by_id[name]
+    return found
 
 
 def normalized_score(env_id: str) -> Callable[[float], float] | None:

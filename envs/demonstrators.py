@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
-from multiprocessing.connection import wait
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,7 +23,7 @@ from flowpolicy.envs.pick_demonstrator import LEVELS, LiftDemonstrator, PickDemo
 from flowpolicy.envs.recording import Recorder, Recording, make_episode
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.toy import ToyConfig, ToyRecorder
-from flowpolicy.envs.worker import Worker, collect, start_workers
+from flowpolicy.envs.worker import in_order
 
 Quality = Literal["expert", "mixed"]
 
@@ -138,7 +137,7 @@ def make_demonstrations(
     valid = _validation(seed, task, episodes)
     steps = attempts = successes = 0
     with RobomimicWriter(out, TASKS[task].env_args()) as writer:
-        for index, recording in enumerate(_record_all(TASKS[task].create, calls, count)):
+        for index, recording in enumerate(in_order(TASKS[task].create, "record", calls, count)):
             filters = ["valid" if index in valid else "train"]
             if quality == "mixed":
                 filters += [calls[index][2], "successful" if recording.success else "failed"]
@@ -155,36 +154,3 @@ def _validation(seed: int, task: str, episodes: int) -> set[int]:
     """A tenth of the episodes, at least one of two."""
     share = max(episodes // 10, int(episodes > 1))
     return set(numpy_generator(seed, "demonstration", task, "valid").permutation(episodes)[:share].tolist())
-
-
-def _record_all(create: Callable[[], Recorder], calls: list[tuple[Any, ...]], count: int) -> Iterator[Recording]:
-    """Recordings in the order of ``calls``, made by ``count`` workers (0: in this process)."""
-    if count == 0:
-        recorder = create()
-        yield from (recorder.record(*call) for call in calls)
-        return
-    workers = start_workers([create] * count)
-    try:
-        pending: dict[Worker, int] = {}
-        finished: dict[int, Recording] = {}
-        following = 0
-        for index, call in enumerate(calls):
-            worker = workers[index] if index < count else _free(pending, finished)
-            worker.send("record", *call)
-            pending[worker] = index
-            while following in finished:
-                yield finished.pop(following)
-                following += 1
-        finished |= {pending[worker]: recording for worker, recording in collect(pending).items()}
-        yield from (finished[index] for index in range(following, len(calls)))
-    finally:
-        for worker in workers:
-            worker.stop()
-
-
-def _free(pending: dict[Worker, int], finished: dict[int, Recording]) -> Worker:
-    """Wait for a worker to finish, file its recording, and return it."""
-    ready = wait([worker.pipe for worker in pending])  # the pipe of a dead worker is ready too
-    worker = next(worker for worker in pending if worker.pipe in ready)
-    finished[pending.pop(worker)] = worker.receive()
-    return worker

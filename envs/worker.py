@@ -94,6 +94,50 @@ def collect(workers: Iterable[Worker]) -> dict[Worker, Any]:
     return replies
 
 
+def in_order(create: Callable[[], Any], method: str, calls: Sequence[tuple[Any, ...]], count: int) -> Iterator[Any]:
+    """Results of ``method(*call)`` in the order of ``calls``, computed by ``count`` workers (0: in this process).
+
+    Args:
+        create: makes the object whose method is called, once per worker.
+        method: its name.
+        calls: arguments; whichever worker is free takes the next.
+        count: number of processes.
+
+    """
+    if count == 0:
+        held = create()
+        yield from (getattr(held, method)(*call) for call in calls)
+        return
+    workers = start_workers([create] * count)
+    try:
+        pending: dict[Worker, int] = {}
+        finished: dict[int, Any] = {}
+        following = 0
+        for index, call in enumerate(calls):
+            worker = workers[index] if index < count else _free(pending, finished)
+            worker.send(method, *call)
+            pending[worker] = index
+            while following in finished:
+                yield finished.pop(following)
+                following += 1
+        while pending:
+            _free(pending, finished)
+            while following in finished:
+                yield finished.pop(following)
+                following += 1
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _free(pending: dict[Worker, int], finished: dict[int, Any]) -> Worker:
+    """Wait for a worker to finish, file its result, and return it."""
+    ready = wait([worker.pipe for worker in pending])  # the pipe of a dead worker is ready too
+    worker = next(worker for worker in pending if worker.pipe in ready)
+    finished[pending.pop(worker)] = worker.receive()
+    return worker
+
+
 def _serve(pipe: Connection, factory: Callable[[], Any]) -> None:
     """A worker's life: create the object, answer calls until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business

@@ -159,7 +159,8 @@ def contract_from(value: Mapping[str, Any], where: str) -> Contract:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide what a policy computes."""
-    names = ("flowpolicy", "torch", "numpy", "tensordict", "gymnasium", "mujoco", "robosuite", "gymnasium-robotics")
+    simulators = ("gymnasium", "mujoco", "robosuite", "gymnasium-robotics", "ogbench", "dm_control")
+    names = ("flowpolicy", "torch", "numpy", "tensordict", *simulators)
     found = {"python": platform.python_version()}
     for name in names:
         try:

@@ -26,6 +26,7 @@ from flowpolicy.core.files import sha256, write_json
 from flowpolicy.core.spec import Spec
 from flowpolicy.data.d4rl import D4RLRecording
 from flowpolicy.data.hdf5 import EpisodeColumns, Recording, open_hdf5
+from flowpolicy.data.ogbench import OGBenchRecording, is_npz, open_npz
 from flowpolicy.data.robomimic import RobomimicRecording
 
 _COMPLETE = "complete.json"
@@ -39,9 +40,10 @@ class DataConfig:
     """Which file to learn from."""
 
     path: str = ""
-    """Dataset file: RoboMimic or D4RL HDF5, told apart by content."""
+    """Dataset file: RoboMimic or D4RL HDF5 or OGBench npz, told apart by content."""
     filter_key: str = ""
-    """RoboMimic filter key that selects episodes, e.g. 'better'; empty means all."""
+    """RoboMimic filter key that selects episodes, e.g. 'better'; in OGBench files the task whose rewards are read,
+    e.g. 'task3'. Empty means all, and the default task."""
     obs_keys: tuple[str, ...] = ()
     """Observations to use, in this order; empty means every low-dimensional one."""
     memory_limit_mb: int = 2048
@@ -102,6 +104,10 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
     path = Path(config.path)
     if not config.path:
         raise DataError("no dataset file was named", fix="pass --data.path FILE")
+    if is_npz(path):
+        with open_npz(path) as archive:
+            yield OGBenchRecording(archive, path, config.filter_key, config.obs_keys)
+        return
     with open_hdf5(path) as file:
         if "data" in file:
             yield RobomimicRecording(file, path, config.filter_key, config.obs_keys)

@@ -38,7 +38,7 @@ class Description:
 
     path: Path
     format: str
-    """'robomimic' or 'd4rl'."""
+    """'robomimic', 'd4rl' or 'ogbench'."""
     episodes: int
     steps: int
     lengths: tuple[int, int, int]

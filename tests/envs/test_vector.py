@@ -21,6 +21,9 @@ ALL = [
     pytest.param("door", marks=pytest.mark.sim),
     pytest.param("lift", marks=pytest.mark.sim),
     pytest.param("can", marks=pytest.mark.sim),
+    pytest.param("pointmaze-medium", marks=pytest.mark.sim),
+    pytest.param("cube-single", marks=pytest.mark.sim),
+    pytest.param("scene", marks=pytest.mark.sim),
 ]
 STEPS = 6
 
@@ -161,7 +164,7 @@ def test_names_and_ids_are_found_and_others_get_a_suggestion():
 def test_the_configs_do_not_import_a_simulator():
     script = (
         "import sys; from flowpolicy.envs import ENVS; [c.spec() for c in ENVS.values()]\n"
-        "print([m for m in ('mujoco', 'robosuite', 'gymnasium_robotics') if m in sys.modules])"
+        "print([m for m in ('mujoco', 'robosuite', 'gymnasium_robotics', 'ogbench') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,0 +1,218 @@
+"""OGBench npz (Park et al., "OGBench: Benchmarking Offline Goal-Conditioned RL", ICLR 2025).
+
+Flat arrays ``observations``, ``actions``, ``terminals``, ``qpos``, ``qvel`` and, where there are buttons,
+``button_states``. ``terminals`` marks the last row of each trajectory: its observation is the trajectory's last
+state and its action leads nowhere. All rows are kept; only a row that is followed by another one of its episode
+is a transition.
+
+The official files carry no rewards: those depend on the task. ``flowpolicy data make`` and ``flowpolicy data
+label`` add them: ``rewards`` and ``masks`` of the default task, ``rewards_task1``, ``masks_task1``, ... of every
+task (chosen by the filter key ``task1``, ...), and ``env_id``. Conventions of the labels:
+
+- the reward of a row is measured in the state *before* its action: minus the number of unsolved sub-tasks;
+- ``mask`` is 0 exactly where nothing is left unsolved, so where the reward is 0. A trajectory of play data goes
+  on after that and ends elsewhere: ``mask`` and ``terminals`` are independent of each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.core import keys
+from flowpolicy.core.errors import DataError, nearest
+from flowpolicy.core.files import replacing
+from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
+from flowpolicy.data.d4rl import STATE
+from flowpolicy.data.hdf5 import EpisodeColumns, require_steps
+
+_LABELS = "flowpolicy data label FILE --env NAME --out FILE"
+
+
+class OGBenchRecording:
+    """An open OGBench file.
+
+    Args:
+        file: the open archive.
+        path: named in errors.
+        filter_key: ``task1`` to ``task5`` for the rewards of that task; empty for ``rewards`` and ``masks``.
+        obs_keys: empty or ``("state",)``.
+
+    """
+
+    format = "ogbench"
+
+    def __init__(self, file: NpzFile, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
+        for key in obs_keys:
+            if key != STATE:
+                raise DataError(f"{path}: the observation {key} does not exist", expected=nearest(key, [STATE]))
+        self.path = path
+        action = file.read("actions", 2)
+        self._columns = {name: file.read(name, ndim, len(action)) for name, ndim in (("observations", 2),)}
+        self._columns["actions"] = action
+        ends = _ends(file.read("terminals", 1, len(action)), path)
+        self.starts, self.ends = np.concatenate([[0], ends[:-1]]), ends
+        self.lengths = tuple(int(n) for n in ends - self.starts)
+        self.names = tuple(f"episode_{i}" for i in range(len(ends)))
+        self.env_args: dict[str, Any] = {}
+        labelled = [name.removeprefix("rewards_") for name in file.names if name.startswith("rewards_task")]
+        self.filters = dict.fromkeys(sorted(labelled), len(ends))
+        self._rewards = _label_name("rewards", filter_key, file)
+        self._columns["rewards"] = file.read(self._rewards, 1, len(action))
+        self._columns["masks"] = file.read(_label_name("masks", filter_key, file), 1, len(action))
+        _check_labels(self._columns["rewards"], self._columns["masks"], path)
+        self.spec = Spec(
+            observation={STATE: ObservationSpec((int(self._columns["observations"].shape[1]),))},
+            action=ActionSpec(int(action.shape[1])),
+            env_id=_env_id(file, filter_key),
+        )
+
+    def episode(self, index: int) -> EpisodeColumns:
+        """Columns of episode ``index``, its last row included."""
+        rows = slice(int(self.starts[index]), int(self.ends[index]))
+        obs, action, reward, mask = (
+            self._columns[name][rows].astype(np.float32) for name in ("observations", "actions", "rewards", "masks")
+        )
+        return EpisodeColumns(obs={STATE: obs}, action=action, reward=reward, mask=mask)
+
+    def key(self, index: int, column: str, name: str = "") -> str:
+        """Name of a column in the file."""
+        return {keys.OBS: "observations", keys.ACTION: "actions", keys.REWARD: self._rewards}[column]
+
+
+class NpzFile:
+    """An npz archive read without pickle, with errors that name file and key.
+
+    Args:
+        archive: the open archive.
+        path: named in errors.
+
+    """
+
+    def __init__(self, archive: Any, path: Path) -> None:
+        self._archive, self.path = archive, path
+        self.names: tuple[str, ...] = tuple(archive.files)
+
+    def read(self, name: str, ndim: int, rows: int | None = None) -> NDArray[Any]:
+        """The numbers under ``name``: ``ndim`` dimensions and ``rows`` rows, at least one."""
+        if name not in self.names:
+            raise DataError(f"{self.path}: {name} is missing", expected=f"found: {', '.join(self.names) or 'nothing'}")
+        value = self._load(name)
+        if value.dtype.kind not in "fiub":
+            raise DataError(f"{self.path}: {name} holds {value.dtype}", expected="numbers")
+        if value.ndim != ndim:
+            raise DataError(f"{self.path}: {name} has shape {value.shape}", expected=f"{ndim} dimensions")
+        if len(value) == 0:
+            raise DataError(f"{self.path}: {name} holds no step")
+        if rows is not None:
+            require_steps(value, rows, ndim, name, self.path)
+        return value
+
+    def text(self, name: str) -> str:
+        """The string under ``name``; empty when the file has none."""
+        return str(self._load(name)) if name in self.names else ""
+
+    def all(self) -> dict[str, NDArray[Any]]:
+        """Every array of the file."""
+        return {name: self._load(name) for name in self.names}
+
+    def _load(self, name: str) -> NDArray[Any]:
+        try:
+            return np.asarray(self._archive[name])
+        except Exception as error:  # zlib, zipfile and numpy raise a dozen kinds for a damaged or pickled member
+            raise DataError(
+                f"{self.path}: {name} cannot be read: {error}",
+                fix="copy, download or generate the file again; pickled objects are never loaded",
+            ) from error
+
+
+@contextlib.contextmanager
+def open_npz(path: Path) -> Iterator[NpzFile]:
+    """Open an npz archive; a truncated one is a :class:`DataError`."""
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise DataError(
+            f"{path} is truncated or damaged: {error}", fix="copy, download or generate the file again"
+        ) from error
+    with archive:
+        yield NpzFile(archive, path)
+
+
+def is_npz(path: Path) -> bool:
+    """Whether a file begins like a zip archive, so like every npz."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PK\x03\x04"
+
+
+def write_npz(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write a compressed npz, whole or not at all; equal arrays give equal bytes (its members carry no date)."""
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **columns)
+
+
+def _ends(terminals: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Rows after the last one of each trajectory (E,)."""
+    if not np.isin(terminals, (0, 1)).all():
+        raise DataError(f"{path}: terminals holds other values than 0 and 1", expected="1 on the last row of episodes")
+    if not terminals[-1]:
+        raise DataError(
+            f"{path}: the last row is not marked in terminals, so the file has been cut",
+            expected="terminals = 1 on the last row of every trajectory",
+            fix="download or generate the file again, or mark the end",
+        )
+    return np.flatnonzero(terminals) + 1
+
+
+def _label_name(label: str, filter_key: str, file: NpzFile) -> str:
+    name = f"{label}_{filter_key}" if filter_key else label
+    if name in file.names:
+        return name
+    known = sorted(n.removeprefix("rewards_") for n in file.names if n.startswith("rewards_task"))
+    if filter_key and known:
+        raise DataError(f"{file.path}: there are no {label} for '{filter_key}'", expected=nearest(filter_key, known))
+    raise DataError(
+        f"{file.path}: {name} is missing: OGBench files carry no rewards, those depend on the task",
+        expected="rewards and masks of a single task",
+        fix=f"add them with: {_LABELS}",
+    )
+
+
+def _check_labels(rewards: NDArray[Any], masks: NDArray[Any], path: Path) -> None:
+    """Refuse rewards and masks that the convention of the single-task variants does not explain."""
+    values = np.unique(rewards[np.isfinite(rewards)])
+    if values.size and (values.max() > 0 or not np.array_equal(values, np.round(values))):
+        shown = ", ".join(f"{value:g}" for value in values[:6]) + (", ..." if values.size > 6 else "")
+        raise DataError(
+            f"{path}: no OGBench task has the rewards {{{shown}}}",
+            expected="whole numbers: minus the number of unsolved sub-tasks (mazes: -1, and 0 at the goal)",
+            fix=f"label the file again: {_LABELS}",
+        )
+    if not np.isin(masks, (0, 1)).all():
+        raise DataError(f"{path}: masks holds other values than 0 and 1", expected="0 where the task is solved")
+    wrong = np.flatnonzero((masks == 0) != (rewards == 0))
+    if wrong.size:
+        row = int(wrong[0])
+        raise DataError(
+            f"{path}: masks and rewards contradict each other in {wrong.size} of {len(masks)} rows, first in row "
+            f"{row}: mask {masks[row]:g}, reward {rewards[row]:g}",
+            expected="mask 0 exactly where the task is solved (reward 0), whatever terminals says: "
+            "terminals mark the ends of trajectories, not success",
+            fix=f"label the file again: {_LABELS}",
+        )
+
+
+def _env_id(file: NpzFile, filter_key: str) -> str:
+    stated = file.text("env_id")
+    if filter_key and stated:
+        return re.sub(r"-task\d+-", f"-{filter_key}-", stated)
+    return stated or UNSTATED
