@@ -8,19 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flowpolicy.core.errors import ConfigError, nearest
-from flowpolicy.envs.adroit import AdroitConfig, normalized_door_score
-from flowpolicy.envs.ogbench import SUITE, OGBenchConfig
+from flowpolicy.envs.adroit import AdroitConfig
+from flowpolicy.envs.d4rl import SUITE as D4RL_SUITE
+from flowpolicy.envs.d4rl import D4RLConfig
+from flowpolicy.envs.ogbench import SUITE as OGBENCH_SUITE
+from flowpolicy.envs.ogbench import OGBenchConfig
 from flowpolicy.envs.robosuite import RobosuiteConfig
 from flowpolicy.envs.toy import ToyConfig
 
-SuiteConfig = RobosuiteConfig | AdroitConfig | OGBenchConfig | ToyConfig
+SuiteConfig = RobosuiteConfig | AdroitConfig | D4RLConfig | OGBenchConfig | ToyConfig
 
 ENVS: dict[str, SuiteConfig] = {
     "lift": RobosuiteConfig("Lift", horizon=150),
     "can": RobosuiteConfig("PickPlaceCan", horizon=300),
     "door": AdroitConfig(),
+    "hammer": AdroitConfig(task="hammer"),
+    "pen": AdroitConfig(horizon=100, task="pen"),
+    "relocate": AdroitConfig(task="relocate"),
     "toy": ToyConfig(),
-    **{name: OGBenchConfig(name) for name in SUITE},
+    **{name: D4RLConfig(name) for name in D4RL_SUITE},
+    **{name: OGBenchConfig(name) for name in OGBENCH_SUITE},
 }
 """Environments by the name that the command line uses; OGBench's with their default task."""
 
@@ -38,5 +45,11 @@ def find_env(name: str) -> SuiteConfig:
 
 
 def normalized_score(env_id: str) -> Callable[[float], float] | None:
-    """Return of an episode -> normalised score; None where the field has no reference returns."""
-    return normalized_door_score if env_id == AdroitConfig().spec().env_id else None
+    """Return of an episode -> normalised score; None where the field has no reference returns.
+
+    None for AntMaze too: its score is the rate of success.
+    """
+    config = {config.spec().env_id: config for config in ENVS.values()}.get(env_id)
+    if isinstance(config, AdroitConfig) or (isinstance(config, D4RLConfig) and not config.spec().reward_shift):
+        return config.normalized_score
+    return None

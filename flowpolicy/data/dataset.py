@@ -46,6 +46,8 @@ class DataConfig:
     e.g. 'task3'. Empty means all, and the default task."""
     obs_keys: tuple[str, ...] = ()
     """Observations to use, in this order; empty means every low-dimensional one."""
+    reward_shift: float = 0.0
+    """Added to every reward of the file. -1 for D4RL's AntMaze, whose rewards are 0 and 1."""
     memory_limit_mb: int = 2048
     """Datasets larger than this are memory-mapped from a cache folder instead of held in memory."""
 
@@ -128,14 +130,14 @@ def _load(config: DataConfig, check: bool) -> Dataset:
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
         if size <= config.memory_limit_mb << 20:
             columns = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layout.items()}
-            _fill(columns, recording, path, check)
+            _fill(columns, recording, config, check)
         else:
-            columns = _memory_map(_cache_folder(digest, config, check), layout, recording, path, check)
+            columns = _memory_map(_cache_folder(digest, config, check), layout, recording, config, check)
         return Dataset(
             steps=_as_tensordict(columns, sum(recording.lengths)),
             lengths=torch.tensor(recording.lengths, dtype=torch.int64),
             names=recording.names,
-            spec=recording.spec,
+            spec=dataclasses.replace(recording.spec, reward_shift=config.reward_shift),
             env_args=recording.env_args,
             path=path,
             sha256=digest,
@@ -157,18 +159,19 @@ def _layout(recording: Recording) -> Layout:
     return layout
 
 
-def _fill(columns: dict[str, Tensor], recording: Recording, path: Path, check: bool) -> None:
+def _fill(columns: dict[str, Tensor], recording: Recording, config: DataConfig, check: bool) -> None:
     """Copy the file into the columns, one episode at a time."""
-    row = 0
+    path, row = Path(config.path), 0
     for index, steps in enumerate(recording.lengths):
         episode = recording.episode(index)
         if check:
             _require_finite(episode, recording, index, path)
+            _require_unshifted(episode, recording, index, config)
         rows = slice(row, row + steps)
         for name, value in episode.obs.items():
             columns[f"{keys.OBS}.{name}"][rows] = torch.from_numpy(value)
         columns[keys.ACTION][rows] = torch.from_numpy(episode.action)
-        columns[keys.REWARD][rows] = torch.from_numpy(episode.reward)
+        columns[keys.REWARD][rows] = torch.from_numpy(episode.reward) + config.reward_shift
         columns[keys.MASK][rows] = torch.from_numpy(episode.mask)
         columns[keys.TERMINAL][rows] = torch.arange(steps) == steps - 1
         columns[keys.EPISODE][rows] = index
@@ -188,7 +191,21 @@ def _require_finite(episode: EpisodeColumns, recording: Recording, index: int, p
             )
 
 
-def _memory_map(folder: Path, layout: Layout, recording: Recording, path: Path, check: bool) -> dict[str, Tensor]:
+def _require_unshifted(episode: EpisodeColumns, recording: Recording, index: int, config: DataConfig) -> None:
+    """A shift of -1 is the convention for rewards of 0 and 1, and for no others."""
+    if config.reward_shift == -1.0 and not np.isin(episode.reward, (0.0, 1.0)).all():
+        wrong = float(episode.reward[~np.isin(episode.reward, (0.0, 1.0))][0])
+        raise DataError(
+            f"{config.path}: {recording.key(index, keys.REWARD)} holds {wrong:g} in {recording.names[index]}, "
+            "but a reward shift of -1 is asked for",
+            expected="rewards of 0 and 1 (AntMaze)",
+            fix="leave --data.reward-shift out if the file is shifted already or belongs to another environment",
+        )
+
+
+def _memory_map(
+    folder: Path, layout: Layout, recording: Recording, config: DataConfig, check: bool
+) -> dict[str, Tensor]:
     """Columns in files under ``folder``: those of an earlier run where complete, else written now.
 
     The files are written beside ``folder``, the marker last, and the finished folder is renamed into place, so
@@ -202,8 +219,8 @@ def _memory_map(folder: Path, layout: Layout, recording: Recording, path: Path, 
                 name: MemoryMappedTensor.empty(shape, dtype=dtype, filename=str(temporary / f"{name}.bin"))
                 for name, (shape, dtype) in layout.items()
             }
-            _fill(created, recording, path, check)
-            write_json(temporary / _COMPLETE, {"source": str(path)})
+            _fill(created, recording, config, check)
+            write_json(temporary / _COMPLETE, {"source": config.path})
             # Another process may have finished the same folder meanwhile; then its equal copy is used.
             if not (folder / _COMPLETE).exists():
                 temporary.rename(folder)
@@ -218,7 +235,7 @@ def _memory_map(folder: Path, layout: Layout, recording: Recording, path: Path, 
 def _cache_folder(digest: str, config: DataConfig, check: bool) -> Path:
     """A folder that is another one for other content, another selection or unchecked values."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    selection = json.dumps([config.filter_key, config.obs_keys, check])
+    selection = json.dumps([config.filter_key, config.obs_keys, config.reward_shift, check])
     return root / "flowpolicy" / f"{digest}-{hashlib.sha256(selection.encode()).hexdigest()[:12]}"
 
 

@@ -55,6 +55,22 @@ def test_missing_infos_are_named(d4rl_file):
         initial_states(d4rl_file)
 
 
+@pytest.mark.parametrize("limit", [0, 2048])
+def test_a_reward_shift_is_added_and_stated(d4rl_file, limit, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with h5py.File(d4rl_file, "a") as file:
+        file["rewards"][...] = np.arange(10) == 3
+    plain, shifted = (load(d4rl_file, reward_shift=shift, memory_limit_mb=limit) for shift in (0.0, -1.0))
+    assert shifted.steps["reward"].tolist() == [-1, -1, -1, 0, -1, -1, -1, -1, -1, -1]
+    assert plain.steps["reward"].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert plain.spec.differences(shifted.spec) == ["reward_shift: 0.0 against -1.0"]
+
+
+def test_a_reward_shift_that_no_convention_explains_is_refused(d4rl_file):
+    with pytest.raises(DataError, match="rewards holds 2 in episode_0, but a reward shift of -1"):
+        load(d4rl_file, reward_shift=-1.0)
+
+
 @pytest.mark.skipif(not DOOR.exists(), reason="the door demonstrations are not on this machine")
 def test_door_demonstrations():
     dataset = load(DOOR)

@@ -13,8 +13,8 @@ DOOR = Path(__file__).parents[3] / "shared/data/adroit_door_human.hdf5"
 
 def test_reference_returns_score_zero_and_a_hundred():
     score = normalized_score(ENVS["door"].spec().env_id)
-    assert score(-56.5) == 0
-    assert score(2880.6) == pytest.approx(100)
+    assert score(-56.5) == pytest.approx(0, abs=1e-3)
+    assert score(2880.6) == pytest.approx(100, abs=1e-2)
     assert normalized_score("robosuite/Lift") is None
 
 

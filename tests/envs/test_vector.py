@@ -24,6 +24,7 @@ ALL = [
     pytest.param("pointmaze-medium", marks=pytest.mark.sim),
     pytest.param("cube-single", marks=pytest.mark.sim),
     pytest.param("scene", marks=pytest.mark.sim),
+    *(pytest.param(name, marks=pytest.mark.sim) for name in ("pen", "hopper", "maze2d-umaze", "d4rl-antmaze-medium")),
 ]
 STEPS = 6
 
