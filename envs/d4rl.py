@@ -23,6 +23,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -188,8 +189,12 @@ class D4RLEnv:
 
     def reset(self, index: int) -> dict[str, np.ndarray]:
         """Start planned initial state ``index``."""
+        return self.reset_from(derive(0, "plan", "d4rl", self.name, index))
+
+    def reset_from(self, seed: int) -> dict[str, np.ndarray]:
+        """Start the initial state that ``seed`` draws."""
         self._steps, self._done = 0, 0
-        return self._observe(self.sim_env.reset(seed=derive(0, "plan", "d4rl", self.name, index))[0])
+        return self._observe(self.sim_env.reset(seed=seed)[0])
 
     def step(self, action: np.ndarray) -> Outcome:
         """Apply one action, clipped to [-1, 1]."""
@@ -250,7 +255,9 @@ def _create(name: str, suite: _Suite) -> Any:
         options["maze_map"] = _maze_map(suite.maze, "antmaze" in name)
         if "antmaze" in name:
             options["include_cfrc_ext_in_observation"] = False
-    env = gymnasium.make(registered, **options).unwrapped
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)  # v4, on purpose
+        env: Any = gymnasium.make(registered, **options).unwrapped
     if name.startswith("maze2d"):
         env.position_noise_range = 0.1  # D4RL's
     return env

@@ -1,4 +1,4 @@
-"""``flowpolicy data make TASK``, ``flowpolicy data label FILE`` and ``flowpolicy data info FILE``."""
+"""``flowpolicy data make TASK``, ``download NAME``, ``label FILE`` and ``info FILE``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from flowpolicy.commands.arguments import call, pick
-from flowpolicy.commands.progress import progress_bar
+from flowpolicy.commands.progress import download_bar, progress_bar
 from flowpolicy.core.errors import ConfigError
 
 Task = Literal[
@@ -24,13 +24,17 @@ Task = Literal[
     "puzzle-3x3",
     "pointmaze-medium",
     "pointmaze-large",
+    "maze2d-umaze",
+    "maze2d-medium",
+    "maze2d-large",
 ]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Make, label or describe a dataset file."""
+    """Make, download, label or describe a dataset file."""
     commands: dict[str, tuple[str, Callable[..., None]]] = {
         "make": ("generate data with a scripted demonstrator", make),
+        "download": ("download a published file, or one of Minari's data sets", download),
         "label": ("add the rewards of every task to an OGBench file", label),
         "info": ("describe a file", info),
     }
@@ -47,7 +51,7 @@ def make(
     quality: Literal["expert", "mixed"] = "expert",
     workers: int | None = None,
 ) -> None:
-    """Generate data: RoboMimic HDF5 for lift, can and toy; OGBench npz for the others.
+    """Generate data: RoboMimic HDF5 for lift, can and toy, D4RL HDF5 for maze2d, OGBench npz for the others.
 
     Args:
         task: what to demonstrate.
@@ -55,18 +59,20 @@ def make(
         episodes: number of (training) episodes in the file.
         seed: same seed, same file content, whatever the number of workers.
         quality: lift, can and toy: expert keeps successes only; mixed adds three levels and labelled failures as
-            filter keys. OGBench data has one quality.
+            filter keys. The others have one quality.
         workers: processes; one per core unless given.
 
     """
     from flowpolicy.envs.demonstrators import TASKS, make_demonstrations
+    from flowpolicy.envs.maze2d_data import MAZES, make_maze2d
     from flowpolicy.envs.ogbench_data import make_ogbench, validation_episodes
 
     scripted = task in TASKS
     if not scripted and quality != "expert":
         raise ConfigError(f"--quality {quality} does not exist for {task}", fix="leave --quality out")
     done = 0
-    with progress_bar(f"make {task}", episodes if scripted else episodes + validation_episodes(episodes)) as move:
+    held_out = 0 if scripted or task in MAZES else validation_episodes(episodes)
+    with progress_bar(f"make {task}", episodes + held_out) as move:
 
         def progress(count: int = 1) -> None:
             nonlocal done
@@ -75,9 +81,33 @@ def make(
 
         if scripted:
             make_demonstrations(task, out, episodes, seed, quality, workers, progress)
+        elif task in MAZES:
+            make_maze2d(task, out, episodes, seed, workers, progress)
         else:
             make_ogbench(task, out, episodes, seed, workers, progress)
     sys.stdout.write(f"wrote {out}\n")
+
+
+def download(name: Annotated[str, tyro.conf.Positional], /, sha256: str = "", folder: Path | None = None) -> None:
+    """Download a published dataset by name, unless it is there already, and print its path.
+
+    Args:
+        name: e.g. door-human-v1, antmaze-umaze-v2, cube-single-play-v0, or minari:D4RL/door/human-v2.
+        sha256: expected hash of the file, needed where flowpolicy has none pinned.
+        folder: where to put it; default ~/.cache/flowpolicy/datasets. Minari has its own.
+
+    """
+    from flowpolicy.data.catalogue import find_published
+    from flowpolicy.data.download import fetch
+    from flowpolicy.data.minari import PREFIX, fetch_minari
+
+    if name.startswith(PREFIX):
+        path = fetch_minari(name)
+    else:
+        entry = find_published(name)
+        with download_bar(f"download {name}") as progress:
+            path = fetch(entry, folder, expected_sha256=sha256, progress=progress)
+    sys.stdout.write(f"{path}\n")
 
 
 def label(file: Annotated[Path, tyro.conf.Positional], /, env: str, out: Path) -> None:
@@ -100,7 +130,7 @@ def info(file: Annotated[Path, tyro.conf.Positional], /) -> None:
     """Describe a dataset file as a table.
 
     Args:
-        file: RoboMimic or D4RL HDF5, or OGBench npz.
+        file: RoboMimic, D4RL or Minari HDF5, or OGBench npz.
 
     """
     from flowpolicy.data.doctor import describe

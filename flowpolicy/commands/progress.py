@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from flowpolicy.train import Trainer
 
@@ -44,6 +53,22 @@ def progress_bar(title: str, total: int, completed: int = 0) -> Iterator[Callabl
             bar.update(task, completed=finished, note=note)
 
         yield move
+
+
+@contextlib.contextmanager
+def download_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function (bytes there, bytes of the whole or 0) that moves a bar; silent on a file or pipe."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda there, whole: bar.update(task, completed=there, total=whole or None)
 
 
 @contextlib.contextmanager

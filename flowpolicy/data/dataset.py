@@ -26,6 +26,7 @@ from flowpolicy.core.files import sha256, write_json
 from flowpolicy.core.spec import Spec
 from flowpolicy.data.d4rl import D4RLRecording
 from flowpolicy.data.hdf5 import EpisodeColumns, Recording, open_hdf5
+from flowpolicy.data.minari import MinariRecording, is_minari
 from flowpolicy.data.ogbench import OGBenchRecording, is_npz, open_npz
 from flowpolicy.data.robomimic import RobomimicRecording
 
@@ -40,7 +41,7 @@ class DataConfig:
     """Which file to learn from."""
 
     path: str = ""
-    """Dataset file: RoboMimic or D4RL HDF5 or OGBench npz, told apart by content."""
+    """Dataset file: RoboMimic, D4RL or Minari HDF5, or OGBench npz; told apart by content."""
     filter_key: str = ""
     """RoboMimic filter key that selects episodes, e.g. 'better'; in OGBench files the task whose rewards are read,
     e.g. 'task3'. Empty means all, and the default task."""
@@ -115,10 +116,12 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
             yield RobomimicRecording(file, path, config.filter_key, config.obs_keys)
         elif "observations" in file or "actions" in file:
             yield D4RLRecording(file, path, config.filter_key, config.obs_keys)
+        elif is_minari(file):
+            yield MinariRecording(file, path, config.filter_key, config.obs_keys)
         else:
             raise DataError(
                 f"{path} is in no known layout; it holds {', '.join(file) or 'nothing'}",
-                expected="RoboMimic (data/demo_0/...) or D4RL (observations, actions, ...)",
+                expected="RoboMimic (data/demo_0/...), D4RL (observations, actions, ...) or Minari (episode_0/...)",
             )
 
 

@@ -38,7 +38,7 @@ class Description:
 
     path: Path
     format: str
-    """'robomimic', 'd4rl' or 'ogbench'."""
+    """'robomimic', 'd4rl', 'minari' or 'ogbench'."""
     episodes: int
     steps: int
     lengths: tuple[int, int, int]

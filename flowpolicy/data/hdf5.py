@@ -56,7 +56,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     if not h5py.is_hdf5(path):
         raise DataError(
             f"{path} is not an HDF5 file ({path.stat().st_size} bytes)",
-            expected="a RoboMimic or D4RL HDF5 file, or an OGBench npz",
+            expected="a RoboMimic, D4RL or Minari HDF5 file, or an OGBench npz",
             fix="check the path; a download that stopped early must be repeated",
         )
     try:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.data.catalogue import PUBLISHED
 from flowpolicy.envs import ENVS, normalized_score
 from flowpolicy.envs.d4rl import SUITE, D4RLConfig, D4RLEnv
 
@@ -52,6 +53,11 @@ def test_reference_returns_are_those_of_d4rl(infos):
         assert score(infos.REF_MAX_SCORE[dataset]) == pytest.approx(100), name
     for name, dataset in ANTMAZE.items():
         assert SUITE[name].reference == (infos.REF_MIN_SCORE[dataset], infos.REF_MAX_SCORE[dataset])
+
+
+def test_the_catalogue_points_where_d4rl_does(infos):
+    ours = {name: entry.url for name, entry in PUBLISHED.items() if "offline_rl" in entry.url}
+    assert ours == {name: infos.DATASET_URLS[name] for name in ours}
 
 
 def test_the_score_of_antmaze_is_its_success():
