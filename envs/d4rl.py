@@ -260,6 +260,10 @@ def _create(name: str, suite: _Suite) -> Any:
         env: Any = gymnasium.make(registered, **options).unwrapped
     if name.startswith("maze2d"):
         env.position_noise_range = 0.1  # D4RL's
+    if "antmaze" in name:  # the camera follows nothing of its own accord: look at the whole maze from above
+        size = 4.0 * max(len(suite.maze.split()), len(suite.maze.split()[0]))
+        view = {"distance": 1.3 * size, "elevation": -90.0, "lookat": np.zeros(3)}
+        env.ant_env.mujoco_renderer.default_cam_config = view
     return env
 
 

@@ -88,7 +88,9 @@ def cells_to_go(free: list[Cell], goal: Cell) -> dict[Cell, int]:
 
 def waypoint(position: np.ndarray, target: np.ndarray, distances: dict[Cell, int]) -> np.ndarray:
     """Where to head (2,): the centre of the next cell, or the target itself in its own cell."""
-    cell = min(distances, key=lambda one: float(np.hypot(*(position - one))))
+    cell = (round(float(position[0])), round(float(position[1])))
+    if cell not in distances:  # pressed against a wall
+        cell = min(distances, key=lambda one: float(np.hypot(*(position - one))))
     if distances[cell] == 0:
         return target
     i, j = cell

@@ -9,11 +9,11 @@ from flowpolicy.core.errors import ConfigError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class PublishedScore:
-    """Success that a paper reports, in per cent. Not measured here."""
+    """What a paper reports: success in per cent, or a normalised score. Not measured here."""
 
     mean: float
-    std: float
-    """Standard deviation over seeds."""
+    std: float | None
+    """Standard deviation over seeds; None where the paper gives none."""
     source: str = "Park, Li, Levine, Flow Q-Learning (2025): 1M updates of 4 x 512 networks, 8 seeds, 50 episodes"
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from flowpolicy.commands.data import run
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.envs import ENVS, find_env
@@ -127,3 +128,16 @@ def test_wrong_requests_are_refused(tmp_path):
         make_ogbench("cube-single", tmp_path / "x.hdf5", 1)
     with pytest.raises(ConfigError, match="0 episodes"):
         make_ogbench("cube-single", tmp_path / "x.npz", 0)
+
+
+def test_the_commands_make_label_and_refuse(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("flowpolicy.envs.ogbench_data.EPISODE_ROWS", ROWS)
+    out = tmp_path / "made.npz"
+    run(["make", "pointmaze-large", "--episodes", "1", "--workers", "1", "--out", str(out)])
+    run(["label", str(out), "--env", "pointmaze-large", "--out", str(tmp_path / "labelled.npz")])
+    run(["info", str(out)])
+    assert "pointmaze-large-singletask-task1-v0" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--quality mixed does not exist for pointmaze-large"):
+        run(["make", "pointmaze-large", "--quality", "mixed", "--out", str(out)])
+    with pytest.raises(ConfigError, match="unknown OGBench environment"):
+        run(["label", str(out), "--env", "pointmaze", "--out", str(out)])
