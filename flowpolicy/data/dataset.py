@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class DataConfig:
     """RoboMimic filter key that selects episodes, e.g. 'better'; empty means all."""
     obs_keys: tuple[str, ...] = ()
     """Observations to use, in this order; empty means every low-dimensional one."""
+    short_episodes: Literal["refuse", "pad"] = "refuse"
+    """Episodes shorter than a chunk: refuse the file, or repeat their last action (masked out of the loss)."""
     memory_limit_mb: int = 2048
     """Datasets larger than this are memory-mapped from a cache folder instead of held in memory."""
 

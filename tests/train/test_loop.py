@@ -145,6 +145,16 @@ def test_data_of_another_environment_is_refused(experiment, spec, tmp_path):
         Trainer(experiment, tmp_path, spec, KINDS)
 
 
+def test_an_episode_shorter_than_a_chunk_is_refused_unless_it_is_accepted(experiment, env, tmp_path):
+    agent = dataclasses.replace(experiment.agent, chunk=8)
+    experiment = dataclasses.replace(experiment, agent=agent)
+    with pytest.raises(DataError, match=r"demo_2 has 7 actions, fewer than a chunk of 8 \(1 of 3") as caught:
+        Trainer(experiment, tmp_path / "run", env, KINDS)
+    assert "--data.short-episodes pad" in str(caught.value)
+    data = dataclasses.replace(experiment.data, short_episodes="pad")
+    Trainer(dataclasses.replace(experiment, data=data), tmp_path / "run", env, KINDS).train()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(experiment, env, tmp_path):
     trainer = Trainer(experiment, tmp_path, env, KINDS)
     update = trainer.agent.update
