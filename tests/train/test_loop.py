@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import shutil
+import sys
+import types
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from flowpolicy.agents.dm1 import DM1
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import decode
-from flowpolicy.core.errors import ConfigError, ContractError, DataError, TrainingError
+from flowpolicy.core.errors import ConfigError, ContractError, DataError, MissingExtraError, TrainingError
 from flowpolicy.core.files import read_json
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.nets.encoder import StateEncoder
@@ -123,6 +125,23 @@ def test_checkpoint_and_log_intervals_and_keep(experiment, env, tmp_path):
 def test_tensorboard_events_are_written(experiment, env, tmp_path):
     Trainer(dataclasses.replace(experiment, tensorboard=True), tmp_path, env, KINDS).train()
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_wandb_is_sent_what_the_csv_holds_and_its_absence_names_the_extra(experiment, env, tmp_path, monkeypatch):
+    sent, opened = [], []
+    run = types.SimpleNamespace(log=lambda row, step: sent.append((step, row)), finish=lambda: sent.append("end"))
+    monkeypatch.setitem(
+        sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: opened.append(options) or run)
+    )
+    experiment = dataclasses.replace(experiment, wandb="project")
+    Trainer(experiment, tmp_path / "run", env, KINDS).train()
+    assert opened[0]["project"] == "project" and opened[0]["id"] == "run"
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert [step for step, _ in sent[:-1]] == [int(row["step"]) for row in rows] and sent[-1] == "end"
+    assert set(sent[0][1]) == set(rows[0]) - {"step"}
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtraError, match=r"flowpolicy\[wandb\]"):
+        Trainer(experiment, tmp_path / "other", env, KINDS).train()
 
 
 def test_a_second_run_does_not_overwrite_the_first(experiment, env, tmp_path):
