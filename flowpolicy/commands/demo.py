@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rich.console import Console
-
 from flowpolicy.commands.arguments import call
 from flowpolicy.commands.compare import compare
+from flowpolicy.commands.console import console
 from flowpolicy.commands.data import make
 from flowpolicy.commands.evaluate import evaluate_run
 from flowpolicy.configs.presets import PRESETS
@@ -21,6 +20,7 @@ from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import SimulatorError, TrainingError
 from flowpolicy.core.files import read_json
 from flowpolicy.envs.rendering import require_opengl
+from flowpolicy.evaluate.methods_figure import draw_methods
 from flowpolicy.evaluate.tables import Method, methods_table
 from flowpolicy.policy import Policy
 
@@ -57,12 +57,14 @@ def demo(out: Path = Path("runs/demo"), demonstrations: int = 200, episodes: int
         folder = checkpoint.resolve(out / name)
         seconds = read_json(folder / "state.json")["train_seconds"]
         methods.append(Method(name, evaluation, seconds, Policy.load(folder).parameters_count))
-    Console().print(methods_table(methods, f"Lift, {demonstrations} demonstrations, {episodes} planned initial states"))
+    title = f"Lift, {demonstrations} demonstrations, {episodes} planned initial states"
+    console().print(methods_table(methods, title))
+    draw_methods(methods, title, out / "methods.png")
     for other in ("flow_bc", "regression"):
         compare(out / "dm1", out / other)
     for name in METHODS:
         sys.stdout.write(f"{name}: {out / name}/curves.png, {out / name}/videos/, {out / name}/eval/\n")
-    sys.stdout.write(f"the demo took {(time.perf_counter() - start) / 60:.1f} min\n")
+    sys.stdout.write(f"picture {out / 'methods.png'}\nthe demo took {(time.perf_counter() - start) / 60:.1f} min\n")
 
 
 def _drawable(video: int) -> int:

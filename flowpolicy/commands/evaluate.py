@@ -12,9 +12,9 @@ from typing import Annotated
 
 import torch
 import tyro
-from rich.console import Console
 
 from flowpolicy.commands.arguments import call
+from flowpolicy.commands.console import console
 from flowpolicy.commands.progress import progress_bar
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError
@@ -61,7 +61,7 @@ def evaluate(
     evaluation, path = evaluate_run(run, episodes=episodes, seed=seed, plan=plan, nfe=nfe, video=video)
     if json is not None:
         save_evaluation(json, evaluation)
-    Console().print(evaluation_table(evaluation))
+    console().print(evaluation_table(evaluation))
     sys.stdout.write(f"outcomes {path}\n")
 
 
