@@ -21,8 +21,7 @@ from flowpolicy.core.errors import SimulatorError, TrainingError
 from flowpolicy.core.files import read_json
 from flowpolicy.envs.rendering import require_opengl
 from flowpolicy.evaluate.methods_figure import draw_methods
-from flowpolicy.evaluate.tables import Method, methods_table
-from flowpolicy.policy import Policy
+from flowpolicy.evaluate.tables import methods_table
 
 METHODS = {"dm1": "dm1-lift", "flow_bc": "flow-bc-lift", "regression": "regression-lift"}
 """Folder under the demo's -> preset."""
@@ -51,12 +50,9 @@ def demo(out: Path = Path("runs/demo"), demonstrations: int = 200, episodes: int
     if not data.exists():
         make("lift", data, episodes=demonstrations)
     _train_all(out, data)
-    methods = []
+    methods = {}
     for name in METHODS:
-        evaluation, _ = evaluate_run(out / name, episodes=episodes, video=video)
-        folder = checkpoint.resolve(out / name)
-        seconds = read_json(folder / "state.json")["train_seconds"]
-        methods.append(Method(name, evaluation, seconds, Policy.load(folder).parameters_count))
+        methods[name], _ = evaluate_run(out / name, episodes=episodes, video=video)
     title = f"Lift, {demonstrations} demonstrations, {episodes} planned initial states"
     console().print(methods_table(methods, title))
     draw_methods(methods, title, out / "methods.png")
