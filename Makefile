@@ -6,6 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
+# robosuite asks for opencv-python, which does not import where libGL is missing; the same release without windows does.
+HEADLESS = $(PIP) install -q -c constraints.txt --force-reinstall --no-deps opencv-python-headless
+
 .PHONY: demo test lint types imports wheel clean
 
 demo: $(VENV)/.demo
@@ -22,10 +25,12 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) install -q -c constraints.txt -e '.[sim]'
+	$(HEADLESS)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) install -q -c constraints.txt -e '.[sim,dev]'
+	$(HEADLESS)
 	touch $@
 
 lint: $(VENV)/.dev

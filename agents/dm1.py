@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.flows.dispersive import Dispersive, dispersive_loss
+from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.meanflow import meanflow
 from flowpolicy.flows.times import PairLaw
@@ -83,5 +83,6 @@ class DM1Agent(ImitationAgent):
         metrics = {"meanflow": flow.loss.detach(), **flow.metrics}
         if config.dispersive.weight == 0:
             return flow.loss, metrics
-        spread = dispersive_loss(feature, config.dispersive)
-        return flow.loss + config.dispersive.weight * spread, {**metrics, "dispersive": spread.detach()}
+        repulsion = dispersive_loss(feature, config.dispersive)
+        metrics |= {"dispersive": repulsion.detach(), **spread(feature)}
+        return flow.loss + config.dispersive.weight * repulsion, metrics

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 
 from flowpolicy.commands.arguments import call, pick
+from flowpolicy.commands.console import console
 from flowpolicy.core.files import write_json
 
 
@@ -110,6 +110,6 @@ def rollout(
 
 
 def _show(result: dict[str, Any], table: Any, json: Path | None) -> None:
-    Console().print(table(result))
+    console().print(table(result))
     if json is not None:
         write_json(json, result)

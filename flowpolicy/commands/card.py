@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.markdown import Markdown
 
 from flowpolicy.commands.arguments import call
+from flowpolicy.commands.console import console
 from flowpolicy.commands.evaluate import loaded
 from flowpolicy.commands.progress import progress_bar
 from flowpolicy.core.files import read_json
@@ -48,5 +48,5 @@ def card(run: Annotated[Path, tyro.conf.Positional], /, episodes: int = 50, seed
             step = read_json(folder / "state.json")["step"]
             command = shlex.join(["flowpolicy", *sys.argv[1:]])
             draw(policy, env, plan, run / "card", run=str(run), step=step, command=command, progress=progress)
-    Console().print(Markdown((run / "card" / "card.md").read_text(encoding="utf-8").split("![")[0]))
+    console().print(Markdown((run / "card" / "card.md").read_text(encoding="utf-8").split("![")[0]))
     sys.stdout.write(f"picture {run / 'card' / 'card.png'}\n")

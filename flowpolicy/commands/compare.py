@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from flowpolicy.commands.arguments import call
+from flowpolicy.commands.console import console
 from flowpolicy.core.errors import EvaluationError
 from flowpolicy.evaluate import report
 from flowpolicy.evaluate.tables import comparison_table
@@ -29,7 +29,7 @@ def compare(run_a: Annotated[Path, tyro.conf.Positional], run_b: Annotated[Path,
 
     """
     first, second = _newest_common(run_a, run_b)
-    Console().print(comparison_table(first, second, report.compare(first, second)))
+    console().print(comparison_table(first, second, report.compare(first, second)))
 
 
 def _newest_common(run_a: Path, run_b: Path) -> tuple[report.Evaluation, report.Evaluation]:

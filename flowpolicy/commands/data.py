@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from flowpolicy.commands.arguments import call, pick
+from flowpolicy.commands.console import console
 from flowpolicy.commands.progress import download_bar, progress_bar
 from flowpolicy.core.errors import ConfigError
 
@@ -136,4 +136,4 @@ def info(file: Annotated[Path, tyro.conf.Positional], /) -> None:
     from flowpolicy.data.doctor import describe
     from flowpolicy.data.report import print_description
 
-    print_description(describe(file), Console())
+    print_description(describe(file), console())

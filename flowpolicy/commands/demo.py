@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rich.console import Console
-
 from flowpolicy.commands.arguments import call
 from flowpolicy.commands.compare import compare
+from flowpolicy.commands.console import console
 from flowpolicy.commands.data import make
 from flowpolicy.commands.evaluate import evaluate_run
 from flowpolicy.configs.presets import PRESETS
@@ -21,8 +20,8 @@ from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import SimulatorError, TrainingError
 from flowpolicy.core.files import read_json
 from flowpolicy.envs.rendering import require_opengl
-from flowpolicy.evaluate.tables import Method, methods_table
-from flowpolicy.policy import Policy
+from flowpolicy.evaluate.methods_figure import draw_methods
+from flowpolicy.evaluate.tables import methods_table
 
 METHODS = {"dm1": "dm1-lift", "flow_bc": "flow-bc-lift", "regression": "regression-lift"}
 """Folder under the demo's -> preset."""
@@ -51,18 +50,17 @@ def demo(out: Path = Path("runs/demo"), demonstrations: int = 200, episodes: int
     if not data.exists():
         make("lift", data, episodes=demonstrations)
     _train_all(out, data)
-    methods = []
+    methods = {}
     for name in METHODS:
-        evaluation, _ = evaluate_run(out / name, episodes=episodes, video=video)
-        folder = checkpoint.resolve(out / name)
-        seconds = read_json(folder / "state.json")["train_seconds"]
-        methods.append(Method(name, evaluation, seconds, Policy.load(folder).parameters_count))
-    Console().print(methods_table(methods, f"Lift, {demonstrations} demonstrations, {episodes} planned initial states"))
+        methods[name], _ = evaluate_run(out / name, episodes=episodes, video=video)
+    title = f"Lift, {demonstrations} demonstrations, {episodes} planned initial states"
+    console().print(methods_table(methods, title))
+    draw_methods(methods, title, out / "methods.png")
     for other in ("flow_bc", "regression"):
         compare(out / "dm1", out / other)
     for name in METHODS:
         sys.stdout.write(f"{name}: {out / name}/curves.png, {out / name}/videos/, {out / name}/eval/\n")
-    sys.stdout.write(f"the demo took {(time.perf_counter() - start) / 60:.1f} min\n")
+    sys.stdout.write(f"picture {out / 'methods.png'}\nthe demo took {(time.perf_counter() - start) / 60:.1f} min\n")
 
 
 def _drawable(video: int) -> int:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from flowpolicy.commands.arguments import call
+from flowpolicy.commands.console import console
 from flowpolicy.data.dataset import DataConfig, load_unchecked
 from flowpolicy.data.doctor import diagnose, failed
 from flowpolicy.data.report import print_findings
@@ -35,5 +35,5 @@ def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episod
 
         replay = find_env(env).replay
     findings = diagnose(load_unchecked(DataConfig(path=str(file))), replay, episodes)
-    print_findings(findings, Console())
+    print_findings(findings, console())
     return int(failed(findings))

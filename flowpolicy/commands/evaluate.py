@@ -12,9 +12,9 @@ from typing import Annotated
 
 import torch
 import tyro
-from rich.console import Console
 
 from flowpolicy.commands.arguments import call
+from flowpolicy.commands.console import console
 from flowpolicy.commands.progress import progress_bar
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError
@@ -61,7 +61,7 @@ def evaluate(
     evaluation, path = evaluate_run(run, episodes=episodes, seed=seed, plan=plan, nfe=nfe, video=video)
     if json is not None:
         save_evaluation(json, evaluation)
-    Console().print(evaluation_table(evaluation))
+    console().print(evaluation_table(evaluation))
     sys.stdout.write(f"outcomes {path}\n")
 
 
@@ -81,12 +81,19 @@ def evaluate_run(
         todo = load_plan(plan) if plan else make_plan(env.spec.env_id, episodes, seed)
         with counting(run, todo) as progress:
             outcomes = rollout(policy, env, todo, nfe=nfe, progress=progress, record=range(video))
+    state = read_json(folder / "state.json")
     evaluation = make_evaluation(
         todo,
         outcomes,
         run=str(run),
-        step=read_json(folder / "state.json")["step"],
+        step=state["step"],
         command=shlex.join(["flowpolicy", *sys.argv[1:]]),
+        training={
+            "experiment": read_json(folder / "config.json")["experiment"],
+            "dataset_sha256": policy.contract.dataset_sha256,
+            "seconds": state["train_seconds"],
+            "parameters": policy.parameters_count,
+        },
         normalized_score=normalized_score(policy.contract.spec.env_id),
     )
     home = folder.parent.parent if folder.parent.name == "checkpoints" else folder

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class DataConfig:
     """Observations to use, in this order; empty means every low-dimensional one."""
     reward_shift: float = 0.0
     """Added to every reward of the file. -1 for D4RL's AntMaze, whose rewards are 0 and 1."""
+    short_episodes: Literal["refuse", "pad"] = "refuse"
+    """Episodes shorter than a chunk: refuse the file, or repeat their last action (masked out of the loss)."""
     memory_limit_mb: int = 2048
     """Datasets larger than this are memory-mapped from a cache folder instead of held in memory."""
 

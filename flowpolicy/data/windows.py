@@ -100,6 +100,17 @@ class WindowSampler:
         )
 
 
+def require_whole_chunks(dataset: Dataset, chunk: int) -> None:
+    """Raise :class:`DataError` where an episode is shorter than a chunk: most are recordings that were cut off."""
+    short = (dataset.lengths < chunk).nonzero().flatten().tolist()
+    if short:
+        raise DataError(
+            f"{dataset.path}: {dataset.names[short[0]]} has {int(dataset.lengths[short[0]])} actions, "
+            f"fewer than a chunk of {chunk} ({len(short)} of {len(dataset.names)} episodes are so short)",
+            fix="remove these episodes, lower --agent.chunk, or accept them with --data.short-episodes pad",
+        )
+
+
 def _gather(column: Float[Tensor, "n d"], rows: Int64[Tensor, "b w"]) -> Float[Tensor, "b w d"]:
     """Rows of a matrix, windowed."""
     return column.index_select(0, rows.reshape(-1)).view(*rows.shape, column.shape[1])

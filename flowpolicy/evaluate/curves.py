@@ -140,4 +140,4 @@ def _draw_times(axes: Axes, step: np.ndarray, times: Curves) -> None:
     # The first row holds the compilation, a thousand times the rest: it may leave the axis.
     axes.set_ylim(0, 2 * sum(medians.values()) or 1.0)
     axes.set(title="time per step (axis to twice the median)", ylabel="ms")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(fontsize=8, framealpha=1.0, loc="upper right")

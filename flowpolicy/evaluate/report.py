@@ -51,6 +51,8 @@ class Evaluation:
     """Git commit of flowpolicy, '-dirty' where files were changed; empty outside a repository."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     """Library versions."""
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How the policy came about: its experiment (seed, data, every option), hash of the data, seconds, parameters."""
     normalized: Interval | None = None
     """Normalised score, where the environment defines one."""
 
@@ -85,6 +87,7 @@ def make_evaluation(
     run: str = "",
     step: int = 0,
     command: str = "",
+    training: dict[str, Any] | None = None,
     normalized_score: Callable[[float], float] | None = None,
 ) -> Evaluation:
     """Gather the outcomes of a rollout.
@@ -95,6 +98,7 @@ def make_evaluation(
         run: run folder.
         step: gradient step of the checkpoint.
         command: command line.
+        training: how the policy came about.
         normalized_score: return of an episode -> normalised score.
 
     """
@@ -107,6 +111,7 @@ def make_evaluation(
         command=command,
         commit=git_commit(),
         versions=library_versions(),
+        training=training or {},
         normalized=bootstrap_mean([normalized_score(e.return_) for e in episodes]) if normalized_score else None,
     )
 
@@ -141,6 +146,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "command": evaluation.command,
         "commit": evaluation.commit,
         "versions": evaluation.versions,
+        "training": evaluation.training,
         "plan_digest": evaluation.plan.digest,
         "plan": evaluation.plan.to_json(),
         "episodes": [_episode_json(episode) for episode in evaluation.episodes],
@@ -204,7 +210,7 @@ def _decode(value: dict[str, Any], path: Path) -> Evaluation:
         episodes=episodes,
         latency=value["latency"] and Latency(**value["latency"]),
         normalized=value["normalized_score"] and Interval(**value["normalized_score"]),
-        **{key: value[key] for key in ("run", "step", "command", "commit", "versions")},
+        **{key: value[key] for key in ("run", "step", "command", "commit", "versions", "training")},
     )
 
 

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from rich.table import Table
 
 from flowpolicy.evaluate.report import Evaluation, Latency
 from flowpolicy.evaluate.statistics import Comparison, Interval
 
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """One row of :func:`methods_table`."""
-
-    name: str
-    """Name of the method."""
-    evaluation: Evaluation
-    """Its outcomes."""
-    training_seconds: float
-    """Wall time of training."""
-    parameters: int
-    """Trained parameters."""
+Methods = Mapping[str, Evaluation]
+"""Name of a method -> its outcomes on the common plan."""
 
 
 def percent(interval: Interval) -> str:
@@ -82,20 +70,21 @@ def verdict(comparison: Comparison) -> str:
     return f"Resolved: {better} succeeds more often ({evidence})."
 
 
-def methods_table(methods: Sequence[Method], title: str) -> Table:
+def methods_table(methods: Methods, title: str) -> Table:
     """Several methods side by side, a row per method."""
     table = Table("method", title=title)
     for header in ("NFE", "success [Wilson 95 %]", "return [95 %]", "latency p50 / p99, us", "training", "parameters"):
         table.add_column(header, justify="right")
-    for method in methods:
-        minutes, seconds = divmod(round(method.training_seconds), 60)
+    for name, evaluation in methods.items():
+        training = evaluation.training
+        minutes, seconds = divmod(round(training["seconds"]), 60)
         table.add_row(
-            method.name,
-            str(method.evaluation.nfe),
-            percent(method.evaluation.success),
-            number(method.evaluation.return_),
-            microseconds(method.evaluation.latency),
+            name,
+            str(evaluation.nfe),
+            percent(evaluation.success),
+            number(evaluation.return_),
+            microseconds(evaluation.latency),
             f"{minutes} min {seconds:02d} s",
-            f"{method.parameters:,}",
+            f"{training['parameters']:,}",
         )
     return table

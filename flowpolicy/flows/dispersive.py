@@ -63,6 +63,24 @@ def dispersive_loss(features: Float[Tensor, "b f"], config: Dispersive) -> Float
     return _mean_over_pairs(hinge, config.include_diagonal)
 
 
+@torch.no_grad()
+def spread(features: Float[Tensor, "b f"]) -> dict[str, Float[Tensor, ""]]:
+    """How far a batch of features is from collapse, for the log.
+
+    ``feature_rank`` is the participation ratio of the covariance, (tr C)^2 / tr C^2, between 1 (all rows on a
+    line) and the dimension; ``feature_distance`` the mean squared distance between two rows over the mean
+    squared length of a row, between 0 (all rows equal) and 2 b / (b - 1) (centred).
+    """
+    centred = features - features.mean(0)
+    covariance = centred.T @ centred
+    trace = covariance.diagonal().sum()
+    count = features.shape[0]
+    return {
+        "feature_rank": trace.square() / (covariance.square().sum() + _TINY),
+        "feature_distance": 2 * trace / (max(count - 1, 1) * features.square().sum(1).mean() + _TINY),
+    }
+
+
 def squared_distances(features: Float[Tensor, "b f"]) -> Float[Tensor, "b b"]:
     """Squared Euclidean distances between all rows."""
     # Centred first: distances stay the same, and nearly collapsed rows do not cancel in float32.

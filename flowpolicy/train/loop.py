@@ -22,7 +22,7 @@ from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract, Spec, load_contract, save_contract
 from flowpolicy.data.dataset import load_dataset
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.data.windows import WindowSampler
+from flowpolicy.data.windows import WindowSampler, require_whole_chunks
 from flowpolicy.train.experiment import Experiment, make_contract, require_same_data
 from flowpolicy.train.log import Logger, make_loggers
 
@@ -75,6 +75,8 @@ class Trainer:
             require_same_data(self.contract, stored)
             self.contract = stored
         agent = experiment.agent
+        if experiment.data.short_episodes == "refuse":
+            require_whole_chunks(dataset, agent.chunk)
         self.batches = WindowSampler(
             dataset, agent.history, agent.chunk, experiment.batch_size, device=experiment.device
         )

@@ -11,7 +11,7 @@ from flowpolicy.evaluate.plan import EvaluationPlan, make_plan
 from flowpolicy.evaluate.report import compare, git_commit, load_evaluation, make_evaluation, save_evaluation
 from flowpolicy.evaluate.rollout import rollout
 from flowpolicy.evaluate.statistics import wilson
-from flowpolicy.evaluate.tables import Method, comparison_table, evaluation_table, methods_table, verdict
+from flowpolicy.evaluate.tables import comparison_table, evaluation_table, methods_table, verdict
 
 from .fakes import ChaosEnv, NetworkPolicy, episode, outcome
 
@@ -143,7 +143,8 @@ def test_tables_show_the_numbers():
     text = printed(evaluation_table(made))
     assert "95.0 % [76.4, 99.1]" in text
     assert "normalised score" in text
-    rows = [Method("DM1", made, 125.4, 1_234_567), Method("flow BC", dataclasses.replace(made, latency=None), 60.0, 10)]
+    trained = dataclasses.replace(made, training={"seconds": 125.4, "parameters": 1_234_567})
+    rows = {"DM1": trained, "flow BC": dataclasses.replace(trained, latency=None)}
     text = printed(methods_table(rows, "Lift"))
     for cell in ("DM1", "2 min 05 s", "1,234,567", "95.0 % [76.4, 99.1]", "2000 / ", "flow BC"):
         assert cell in text

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, squared_distances
+from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread, squared_distances
 
 X1 = torch.tensor([[0, 0], [3, 4]], dtype=torch.float64)
 X2 = torch.tensor([[1, 0], [0, 1], [-1, 0], [0, -1]], dtype=torch.float64)
@@ -113,3 +113,13 @@ def test_nearly_collapsed_float32_rows_keep_their_distances():
     features = torch.ones(2, 64) * 5
     features[0, 0] += 1e-3
     assert float(squared_distances(features)[0, 1]) == pytest.approx(1e-6, rel=1e-2)
+
+
+def test_spread_tells_collapse_from_a_sphere():
+    sphere = spread(X2)  # unit vectors along both axes: rank 2, squared distances 2, 2 and 4 over length 1
+    assert float(sphere["feature_rank"]) == pytest.approx(2)
+    assert float(sphere["feature_distance"]) == pytest.approx(8 / 3)
+    line = spread(torch.outer(rows(30, 1)[:, 0], rows(1, 6)[0]) + 3.0)
+    assert float(line["feature_rank"]) == pytest.approx(1)
+    assert float(spread(X3)["feature_distance"]) == pytest.approx(0, abs=1e-12)
+    assert all(torch.isfinite(value) for value in spread(X3[:1]).values())

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import shutil
+import sys
+import types
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from flowpolicy.agents.dm1 import DM1
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import decode
-from flowpolicy.core.errors import ConfigError, ContractError, DataError, TrainingError
+from flowpolicy.core.errors import ConfigError, ContractError, DataError, MissingExtraError, TrainingError
 from flowpolicy.core.files import read_json
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.nets.encoder import StateEncoder
@@ -125,6 +127,23 @@ def test_tensorboard_events_are_written(experiment, env, tmp_path):
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
+def test_wandb_is_sent_what_the_csv_holds_and_its_absence_names_the_extra(experiment, env, tmp_path, monkeypatch):
+    sent, opened = [], []
+    run = types.SimpleNamespace(log=lambda row, step: sent.append((step, row)), finish=lambda: sent.append("end"))
+    monkeypatch.setitem(
+        sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: opened.append(options) or run)
+    )
+    experiment = dataclasses.replace(experiment, wandb="project")
+    Trainer(experiment, tmp_path / "run", env, KINDS).train()
+    assert opened[0]["project"] == "project" and opened[0]["id"] == "run"
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert [step for step, _ in sent[:-1]] == [int(row["step"]) for row in rows] and sent[-1] == "end"
+    assert set(sent[0][1]) == set(rows[0]) - {"step"}
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtraError, match=r"flowpolicy\[wandb\]"):
+        Trainer(experiment, tmp_path / "other", env, KINDS).train()
+
+
 def test_a_second_run_does_not_overwrite_the_first(experiment, env, tmp_path):
     Trainer(experiment, tmp_path, env, KINDS).train()
     with pytest.raises(ConfigError, match="already holds a run"):
@@ -143,6 +162,16 @@ def test_a_changed_file_is_not_resumed_on(experiment, env, tmp_path, demonstrati
 def test_data_of_another_environment_is_refused(experiment, spec, tmp_path):
     with pytest.raises(ContractError, match="env_id: 'test/Point' against 'robosuite/Point'"):
         Trainer(experiment, tmp_path, spec, KINDS)
+
+
+def test_an_episode_shorter_than_a_chunk_is_refused_unless_it_is_accepted(experiment, env, tmp_path):
+    agent = dataclasses.replace(experiment.agent, chunk=8)
+    experiment = dataclasses.replace(experiment, agent=agent)
+    with pytest.raises(DataError, match=r"demo_2 has 7 actions, fewer than a chunk of 8 \(1 of 3") as caught:
+        Trainer(experiment, tmp_path / "run", env, KINDS)
+    assert "--data.short-episodes pad" in str(caught.value)
+    data = dataclasses.replace(experiment.data, short_episodes="pad")
+    Trainer(dataclasses.replace(experiment, data=data), tmp_path / "run", env, KINDS).train()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(experiment, env, tmp_path):
