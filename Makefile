@@ -24,7 +24,7 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(PIP) install -q -c constraints.txt -e '.[sim]'
+	$(PIP) install -q -c constraints.txt -e '.[robosuite,adroit,video]'
 	$(HEADLESS)
 	touch $@
 
