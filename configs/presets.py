@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flowpolicy.agents.adam import Adam
 from flowpolicy.agents.dm1 import DM1
 from flowpolicy.agents.flow_bc import FlowBC
+from flowpolicy.agents.fql import FQL
 from flowpolicy.agents.imitation import Optimizer
 from flowpolicy.agents.regression import Regression
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.flows.dispersive import Dispersive
 from flowpolicy.flows.times import PairLaw
+from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.mlp import MLP
+from flowpolicy.nets.plain import Plain
 from flowpolicy.policy.policy import KINDS as POLICY_KINDS
 from flowpolicy.train.experiment import Experiment
 
@@ -21,11 +25,13 @@ KINDS: dict[str, type] = {
     "data": DataConfig,
     "normalizer": NormalizerConfig,
     "optimizer": Optimizer,
+    "adam": Adam,
     "pairs": PairLaw,
     "dispersive": Dispersive,
     "dm1": DM1,
     "flow_bc": FlowBC,
     "regression": Regression,
+    "fql": FQL,
     **POLICY_KINDS,
 }
 """Tags of the config classes in ``config.json``."""
@@ -49,8 +55,17 @@ DEBUG = Experiment(
     compile=False,
 )
 
+# Offline RL: actions are scaled to [-1, 1], observations as the FQL family leaves them; values for other tasks of a
+# suite are in tables 5.1 and 5.2 of the papers that the agent files name.
+UNSCALED = NormalizerConfig(obs="none")
+DEBUG_RL = replace(
+    DEBUG, agent=FQL(net=Plain(width=64, depth=2), critic=CriticConfig(width=64, depth=2), normalize_q=True, alpha=1.0)
+)
+DOOR_RL = replace(DOOR, agent=FQL(alpha=30_000.0, critic=CriticConfig(aggregate="min")), normalizer=UNSCALED)
+
 PRESETS: dict[str, tuple[str, Experiment]] = {
     "debug": ("Flow BC on toy data that it generates itself; no simulator, seconds", DEBUG),
+    "debug-rl": ("FQL on the same toy data; no simulator, seconds", DEBUG_RL),
     "dm1-lift": ("DM1 on robosuite Lift, one evaluation per chunk", LIFT),
     "flow-bc-lift": ("Flow BC on robosuite Lift, ten evaluations per chunk", replace(LIFT, agent=FLOW_BC_ARM)),
     "regression-lift": ("Regression control on robosuite Lift", replace(LIFT, agent=REGRESSION_ARM)),
@@ -60,5 +75,6 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "dm1-door": ("DM1 on Adroit door, human demonstrations (D4RL)", DOOR),
     "flow-bc-door": ("Flow BC on Adroit door, human demonstrations (D4RL)", replace(DOOR, agent=FLOW_BC_ARM)),
     "regression-door": ("Regression control on Adroit door (D4RL)", replace(DOOR, agent=REGRESSION_ARM)),
+    "fql-door-human": ("FQL on Adroit door, human demonstrations (D4RL)", DOOR_RL),
 }
 """Preset name -> (description, experiment)."""
