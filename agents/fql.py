@@ -9,7 +9,7 @@ solver. Unlike the published code the target critic follows the parameters after
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.matching import matching_loss
 from flowpolicy.flows.solvers import SolverName, integrate, steps_for
 from flowpolicy.flows.times import uniform
-from flowpolicy.nets.critic import Critic
+from flowpolicy.nets.critic import Aggregation, Critic
 from flowpolicy.policy.policy import Actor, PolicyConfig
 
 
@@ -29,7 +29,6 @@ from flowpolicy.policy.policy import Actor, PolicyConfig
 class FQL(ValueConfig):
     """Flow Q-learning."""
 
-    nfe: ClassVar[int] = 1
     alpha: float = 10.0
     """Weight of the distillation against the critic; the knob to tune. 3 to 30000 by task, 0.03 to 10 with
     ``normalize_q``."""
@@ -43,6 +42,11 @@ class FQL(ValueConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         steps_for(self.flow_steps, self.solver)
+
+    @property
+    def nfe(self) -> int:
+        """One evaluation per chunk."""
+        return 1
 
     def build(self, *args: Any, **kwargs: Any) -> FQLAgent:
         """The agent in training; arguments of :class:`ValueAgent`."""
@@ -118,16 +122,21 @@ def flow_sample(
 
 
 def q_term(
-    critic: Critic, obs: Float[Tensor, "b n"], chunk: Float[Tensor, "b h a"], *, normalize: bool
+    critic: Critic,
+    obs: Float[Tensor, "b n"],
+    chunk: Float[Tensor, "b h a"],
+    *,
+    normalize: bool,
+    aggregate: Aggregation = "mean",
 ) -> tuple[Float[Tensor, ""], Metrics]:
-    """``-mean Q(s, chunk)``, over rows and members; divided by ``sg(mean |mean_i Q_i|)`` if asked.
+    """``-mean Q(s, chunk)``, Q the mean or minimum of the members; divided by ``sg(mean |Q|)`` if asked.
 
     The gradient reaches the chunk and not the critic. With held-out networks, ``q_policy_held_out`` is their value of
     the same chunks: nothing ever climbed it, so it is the honest one.
     """
     members = critic.config.members
     values = critic.all_values(obs, chunk)
-    q = values[:members].mean(0)
+    q = values[:members].mean(0) if aggregate == "mean" else values[:members].amin(0)
     metrics = {"q_policy": q.mean().detach()}
     if critic.config.held_out:
         metrics["q_policy_held_out"] = values[members:].mean().detach()

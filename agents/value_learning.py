@@ -214,11 +214,15 @@ class ValueAgent(nn.Module):
         loss.backward()
         for optimizer in self.optimizers.values():
             optimizer.step()
-        polyak(self.target, self.critic, self.config.tau)
+        self.follow()
         if self.ema:
             self.ema.update(self.actor, self.updates)
         self.updates += 1
         return metrics
+
+    def follow(self) -> None:
+        """Move the targets towards the updated networks."""
+        polyak(self.target, self.critic, self.config.tau)
 
     def policy(self) -> Policy:
         """The policy with the averaged weights; shares nothing with the agent."""

@@ -8,7 +8,11 @@ from flowpolicy.agents.adam import Adam
 from flowpolicy.agents.dm1 import DM1
 from flowpolicy.agents.flow_bc import FlowBC
 from flowpolicy.agents.fql import FQL
+from flowpolicy.agents.ifql import IFQL
 from flowpolicy.agents.imitation import Optimizer
+from flowpolicy.agents.iql import IQL
+from flowpolicy.agents.qc import QC
+from flowpolicy.agents.rebrac import ReBRAC
 from flowpolicy.agents.regression import Regression
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
@@ -32,6 +36,10 @@ KINDS: dict[str, type] = {
     "flow_bc": FlowBC,
     "regression": Regression,
     "fql": FQL,
+    "ifql": IFQL,
+    "iql": IQL,
+    "qc": QC,
+    "rebrac": ReBRAC,
     **POLICY_KINDS,
 }
 """Tags of the config classes in ``config.json``."""
@@ -55,13 +63,12 @@ DEBUG = Experiment(
     compile=False,
 )
 
-# Offline RL: actions are scaled to [-1, 1], observations as the FQL family leaves them; values for other tasks of a
-# suite are in tables 5.1 and 5.2 of the papers that the agent files name.
+# Offline RL: values of tables 4 and 6 of the FQL study (arXiv 2502.02538); its observations are not scaled.
 UNSCALED = NormalizerConfig(obs="none")
-DEBUG_RL = replace(
-    DEBUG, agent=FQL(net=Plain(width=64, depth=2), critic=CriticConfig(width=64, depth=2), normalize_q=True, alpha=1.0)
-)
-DOOR_RL = replace(DOOR, agent=FQL(alpha=30_000.0, critic=CriticConfig(aggregate="min")), normalizer=UNSCALED)
+SMALL_CRITIC = CriticConfig(width=64, depth=2)
+DEBUG_RL = replace(DEBUG, agent=FQL(net=Plain(width=64, depth=2), critic=SMALL_CRITIC, normalize_q=True, alpha=1.0))
+MIN = CriticConfig(aggregate="min")
+DOOR_RL = replace(DOOR, agent=FQL(alpha=30_000.0, critic=MIN), normalizer=UNSCALED, steps=500_000)
 
 PRESETS: dict[str, tuple[str, Experiment]] = {
     "debug": ("Flow BC on toy data that it generates itself; no simulator, seconds", DEBUG),
@@ -76,5 +83,9 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "flow-bc-door": ("Flow BC on Adroit door, human demonstrations (D4RL)", replace(DOOR, agent=FLOW_BC_ARM)),
     "regression-door": ("Regression control on Adroit door (D4RL)", replace(DOOR, agent=REGRESSION_ARM)),
     "fql-door-human": ("FQL on Adroit door, human demonstrations (D4RL)", DOOR_RL),
+    "iql-door-human": ("IQL on Adroit door, human demonstrations (D4RL)", replace(DOOR_RL, agent=IQL(alpha=10.0))),
+    "ifql-door-human": ("IFQL on Adroit door, human demonstrations (D4RL)", replace(DOOR_RL, agent=IFQL())),
+    "rebrac-door-human": ("ReBRAC on Adroit door, human demonstrations (D4RL)", replace(DOOR_RL, agent=ReBRAC())),
+    "qc-door-human": ("QC on Adroit door, human demonstrations (D4RL)", replace(DOOR_RL, agent=QC(critic=MIN))),
 }
 """Preset name -> (description, experiment)."""
