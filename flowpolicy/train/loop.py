@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
@@ -88,6 +87,7 @@ class Trainer:
         }
         self.step = 0
         self.seconds = 0.0
+        self._unread: list[Metrics] = []
         if newest:
             self._restore(newest)
 
@@ -120,6 +120,7 @@ class Trainer:
         metrics = self.agent.update(batch, self.streams["noise"])
         done = time.perf_counter()
         self.step += 1
+        self._unread.append(metrics)
         clock.data += drawn - start
         clock.update += done - drawn
         clock.steps += 1
@@ -129,19 +130,36 @@ class Trainer:
     def _log(self, metrics: Metrics, clock: Clock, loggers: list[Logger]) -> dict[str, float]:
         start = time.perf_counter()
         row = {name: float(value) for name, value in metrics.items()} | clock.row()
-        if not math.isfinite(row["loss"]):
-            self._require_finite(metrics)
+        self._require_finite_losses()
         for logger in loggers:
             logger.log(self.step, row)
         clock.log += time.perf_counter() - start
         return row
 
+    def _require_finite_losses(self) -> None:
+        """Check the loss of every update since the last check, so that the error names the one that went wrong."""
+        unread, self._unread = self._unread, []
+        finite = torch.stack([metrics["loss"] for metrics in unread]).isfinite().tolist() if unread else []
+        if False in finite:
+            first = finite.index(False)
+            self._refuse(unread[first], self.step - len(finite) + first + 1)
+
     def _require_finite(self, metrics: Metrics) -> None:
-        bad = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]
+        """Check all that a checkpoint would make permanent: the losses, the newest metrics and the weights."""
+        self._require_finite_losses()
+        weights = self.agent.state_dict()["weights"]
+        self._refuse(metrics | weights, self.step)
+
+    def _refuse(self, values: Metrics, update: int) -> None:
+        """Raise TrainingError, naming the update, if any of its values is not finite."""
+        bad = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
         if bad:
+            others = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
             raise TrainingError(
-                f"{', '.join(bad)} of update {self.step} is not finite; no checkpoint was written after it",
-                fix="lower --agent.optimizer.lr, or check the file with flowpolicy doctor",
+                f"{', '.join(bad[:4])}{others} of update {update} is not finite (batch {update} of the seed "
+                f"{self.experiment.seed}); no checkpoint was written after it",
+                fix="lower the learning rate (--agent.optimizer.lr; --agent.critic-optimizer.lr for agents with a "
+                "critic), or check the file with flowpolicy doctor",
             )
 
     def save(self) -> Path:
