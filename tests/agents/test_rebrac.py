@@ -1,6 +1,7 @@
 """ReBRAC: the penalised target, delayed updates, and the optimum of a linear bandit."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_actor_and_targets_move_every_second_update(demonstrations):
             for name in a
             if name[:2] in ("we", "tr") and not torch.equal(a[name], b[name])
         }
-        for a, b in zip(states, states[1:], strict=False)
+        for a, b in itertools.pairwise(states)
     ]
     assert moved[1] == moved[3] == {"critic"}
     assert moved[0] - {"last"} == moved[2] - {"last"} == {"critic", "target", "target_actor", "net"}
