@@ -181,7 +181,7 @@ def test_a_critic_that_is_not_finite_is_named_with_its_update(offline, env, tmp_
         return update(batch, generator)
 
     trainer.agent.update = poisoned
-    with pytest.raises(TrainingError, match="critic_loss.* of update 9 is not finite"):
+    with pytest.raises(TrainingError, match=r"critic_loss.* of update 9 is not finite"):
         trainer.train()
     assert checkpoint.resolve(tmp_path).name == "step_00000005"
 
@@ -197,7 +197,7 @@ def test_weights_that_are_not_finite_are_not_stored(offline, env, tmp_path):
         follow()
 
     trainer.agent.follow = poisoned
-    with pytest.raises(TrainingError, match="net.trunk.layers.0.* of update 8 is not finite"):
+    with pytest.raises(TrainingError, match=r"net.trunk.layers.0.* of update 8 is not finite"):
         trainer.train()
     assert checkpoint.resolve(tmp_path).name == "step_00000004"
 
