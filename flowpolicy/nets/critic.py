@@ -86,7 +86,7 @@ class Critic(nn.Module):
     def target(self) -> Critic:
         """A copy of the members for :func:`polyak`, without those held out and without gradients."""
         copy = Critic(dataclasses.replace(self.config, held_out=0), self.inputs)
-        copy.to(self.head.weight.device).requires_grad_(False)
+        copy.to(self.head.weight).requires_grad_(False)
         polyak(copy, self, 1.0)
         return copy
 
