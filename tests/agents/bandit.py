@@ -30,7 +30,7 @@ def bandit(config, *, seed=0):
     return config.build(contract, Normalizer({"state": 1}, 2), steps=1000, seed=seed, compile=False)
 
 
-def batch(reward, random, rows=256, chunk=1):
+def batch(reward, random, rows=128, chunk=1):
     """Chunks of the behaviour policy, each followed by its reward and the end."""
     action = (MEAN + DEVIATION * torch.randn(rows, chunk, 2, generator=random)).clamp(-1, 1)
     state = torch.zeros(rows, 1, 1)

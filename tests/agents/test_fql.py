@@ -36,7 +36,7 @@ def test_the_policy_reaches_the_optimum_of_a_quadratic_bandit():
     """mu(z) = (w b(z) + k c) / (w + k): b(z) the flow's sample, w = alpha / dimensions, r = -k |a - c|^2."""
     goal, k, alpha = torch.tensor([-0.1, 0.2]), 1.0, 2.0
     config = FQL(**TINY, critic=tiny(), alpha=alpha)
-    _, chunk = train(config, lambda a: -k * (a[:, 0] - goal).square().sum(1), 1500)
+    _, chunk = train(config, lambda a: -k * (a[:, 0] - goal).square().sum(1), 500)
     weight = alpha / 2
     torch.testing.assert_close(chunk[:, 0].mean(0), (weight * MEAN + k * goal) / (weight + k), rtol=0, atol=0.05)
     deviation = chunk[:, 0].std(0)

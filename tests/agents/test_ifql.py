@@ -36,7 +36,7 @@ def test_suite(change, demonstrations):
 def test_the_best_of_n_reaches_the_order_statistic_of_a_linear_bandit():
     """r = g a: the largest of 32 draws of a Gaussian lies 2.07 deviations above its mean, along g and not across."""
     config = IFQL(**TINY, critic=tiny("min"), candidates=32)
-    agent, chunk = train(config, lambda a: a[:, 0, 0], 1200)
+    agent, chunk = train(config, lambda a: a[:, 0, 0], 500)
     along, across = (chunk[:, 0].mean(0) - MEAN).tolist()
     assert along == pytest.approx(2.07 * EULER, rel=0.2)
     assert abs(across) < 0.08

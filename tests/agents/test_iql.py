@@ -46,7 +46,7 @@ def test_the_policy_reaches_the_optimum_of_a_quadratic_bandit():
     """Weights exp(-alpha k |a - c|^2) tilt N(mu, s^2) to the mean (mu + 2 alpha k s^2 c) / (1 + 2 alpha k s^2)."""
     goal, k, alpha = torch.tensor([-0.1, 0.2]), 1.0, 5.0
     config = IQL(**TINY, critic=tiny("min"), alpha=alpha)
-    _, chunk = train(config, lambda a: -k * (a[:, 0] - goal).square().sum(1), 1200)
+    _, chunk = train(config, lambda a: -k * (a[:, 0] - goal).square().sum(1), 500)
     tilt = 2 * alpha * k * DEVIATION**2
     torch.testing.assert_close(chunk[:, 0].mean(0), (MEAN + tilt * goal) / (1 + tilt), rtol=0, atol=0.04)
     assert chunk.std(0).max() < 1e-6, "the policy is deterministic"

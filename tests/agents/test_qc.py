@@ -51,7 +51,7 @@ def test_targets_take_the_candidate_that_the_critic_values_most(demonstrations):
 def test_best_of_n_climbs_the_sum_of_a_chunk():
     """r = sum of the first coordinate over the chunk: both of its actions move up, the other coordinate stays."""
     config = QC(**TINY, critic=tiny(), chunk=2, execute=2, candidates=16, target_candidates=1)
-    _, chunk = train(config, lambda a: a[:, :, 0].sum(1), 1000)
+    _, chunk = train(config, lambda a: a[:, :, 0].sum(1), 500)
     gain = chunk.mean(0) - MEAN
     assert (gain[:, 0] > 0.2).all() and gain[:, 1].abs().max() < 0.1
 
@@ -60,7 +60,7 @@ def test_the_distilled_policy_reaches_the_optimum_of_a_quadratic_bandit():
     """As FQL's, with chunk x dimensions entries: (w mu + k c) / (w + k) with w = alpha / 4."""
     goal, k, alpha = torch.tensor([-0.1, 0.2]), 1.0, 4.0
     config = QC(**TINY, critic=tiny(), chunk=2, execute=2, mode="distilled", alpha=alpha)
-    _, chunk = train(config, lambda a: -k * (a - goal).square().sum((1, 2)) / 0.99, 1500)
+    _, chunk = train(config, lambda a: -k * (a - goal).square().sum((1, 2)) / 0.99, 500)
     weight = alpha / 4
     expected = (weight * MEAN + k * goal) / (weight + k)
     torch.testing.assert_close(chunk.mean(0), expected.expand(2, 2), rtol=0, atol=0.07)

@@ -109,7 +109,7 @@ def test_fitted_values_of_a_chain_of_five_steps():
         },
         [5],
     )
-    for _ in range(1500):
+    for _ in range(800):
         agent.update(batch, torch_generator(0))
     value = agent.critic.value(place[:1, 0], torch.zeros(1, 1, 2))
     assert value.item() == pytest.approx(-4.90099501, abs=0.05)
