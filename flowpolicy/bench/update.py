@@ -123,7 +123,7 @@ def update_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def make_agent(config: DM1 | FlowBC, obs: int = OBS_SIZE, action: int = ACTION_SIZE) -> ImitationAgent:
+def make_agent(config: Any, obs: int = OBS_SIZE, action: int = ACTION_SIZE) -> Any:
     """A fresh compiled agent for one observation of size ``obs`` and actions of size ``action``."""
     spec = Spec({"state": ObservationSpec((obs,))}, ActionSpec(action))
     contract = Contract(spec, config.history, config.chunk, config.execute, config.nfe)

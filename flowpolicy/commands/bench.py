@@ -10,6 +10,7 @@ import tyro
 
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import write_json
 
 
@@ -25,19 +26,56 @@ def run(argv: Sequence[str]) -> int:
     return call(table[name][1], rest, f"bench {name}")
 
 
-def update(threads: int = 2, rounds: int = 30, batch_size: int = 256, json: Path | None = None) -> None:
-    """Compiled gradient steps of MeanFlow and of flow matching with one MLP of 4 x 512, in one run.
+def update(
+    preset: Annotated[str, tyro.conf.Positional] = "",
+    /,
+    peer: Literal["", "fql"] = "",
+    peer_path: Path | None = None,
+    peer_python: str = "",
+    threads: int = 2,
+    rounds: int = 30,
+    batch_size: int = 256,
+    json: Path | None = None,
+) -> None:
+    """Compiled gradient steps: MeanFlow and flow matching with one MLP of 4 x 512, or a preset against a peer.
 
     Args:
-        threads: torch threads.
+        preset: FQL preset to compare with --peer.
+        peer: public implementation to compare with, run from --peer-path.
+        peer_path: checkout of the peer (github.com/seohongpark/fql).
+        peer_python: Python that has the peer's packages; this one unless given.
+        threads: torch threads, and cores of the peer.
         rounds: alternated rounds.
-        batch_size: rows per batch.
+        batch_size: rows per batch; 256 against a peer.
         json: where to write the figures.
 
     """
     from flowpolicy.bench.update import bench_update, update_table
 
+    if peer or preset:
+        _against_peer(preset, peer, peer_path, peer_python, threads, rounds, json)
+        return
     _show(bench_update(threads=threads, rounds=rounds, batch_size=batch_size), update_table, json)
+
+
+def _against_peer(
+    preset: str, peer: str, path: Path | None, python: str, threads: int, rounds: int, json: Path | None
+) -> None:
+    from flowpolicy.bench.peer import bench_peer, peer_table
+    from flowpolicy.configs.presets import PRESETS
+    from flowpolicy.envs import find_env
+
+    if not peer or path is None:
+        raise ConfigError(
+            f"bench update {preset} compares with a peer, and none is given",
+            expected="PRESET --peer fql --peer-path DIR",
+            fix="git clone https://github.com/seohongpark/fql DIR",
+        )
+    name, _ = pick([preset], PRESETS, "bench update", "preset")
+    experiment = PRESETS[name][1]
+    spec = find_env(experiment.env).spec()
+    result = bench_peer(experiment.agent, spec, path, python, threads=threads, rounds=rounds)
+    _show({**result, "preset": name}, peer_table, json)
 
 
 def latency(

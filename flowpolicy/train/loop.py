@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
@@ -22,8 +21,8 @@ from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract, Spec, load_contract, save_contract
 from flowpolicy.data.dataset import load_dataset
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.data.windows import WindowSampler, require_whole_chunks
-from flowpolicy.train.experiment import Experiment, make_contract, require_same_data
+from flowpolicy.data.windows import require_whole_chunks
+from flowpolicy.train.experiment import Experiment, make_contract, make_sampler, require_same_data
 from flowpolicy.train.log import Logger, make_loggers
 
 Report = Callable[[int, dict[str, float]], None]
@@ -74,13 +73,10 @@ class Trainer:
             stored = load_contract(newest / "contract.json")
             require_same_data(self.contract, stored)
             self.contract = stored
-        agent = experiment.agent
         if experiment.data.short_episodes == "refuse":
-            require_whole_chunks(dataset, agent.chunk)
-        self.batches = WindowSampler(
-            dataset, agent.history, agent.chunk, experiment.batch_size, device=experiment.device
-        )
-        self.agent: Agent = agent.build(
+            require_whole_chunks(dataset, experiment.agent.chunk)
+        self.batches = make_sampler(experiment, dataset)
+        self.agent: Agent = experiment.agent.build(
             self.contract,
             Normalizer.fit(dataset, experiment.normalizer),
             steps=experiment.steps,
@@ -94,6 +90,7 @@ class Trainer:
         }
         self.step = 0
         self.seconds = 0.0
+        self._unread: list[Metrics] = []
         if newest:
             self._restore(newest)
 
@@ -126,6 +123,7 @@ class Trainer:
         metrics = self.agent.update(batch, self.streams["noise"])
         done = time.perf_counter()
         self.step += 1
+        self._unread.append(metrics)
         clock.data += drawn - start
         clock.update += done - drawn
         clock.steps += 1
@@ -135,19 +133,36 @@ class Trainer:
     def _log(self, metrics: Metrics, clock: Clock, loggers: list[Logger]) -> dict[str, float]:
         start = time.perf_counter()
         row = {name: float(value) for name, value in metrics.items()} | clock.row()
-        if not math.isfinite(row["loss"]):
-            self._require_finite(metrics)
+        self._require_finite_losses()
         for logger in loggers:
             logger.log(self.step, row)
         clock.log += time.perf_counter() - start
         return row
 
+    def _require_finite_losses(self) -> None:
+        """Check the loss of every update since the last check, so that the error names the one that went wrong."""
+        unread, self._unread = self._unread, []
+        finite = torch.stack([metrics["loss"] for metrics in unread]).isfinite().tolist() if unread else []
+        if False in finite:
+            first = finite.index(False)
+            self._refuse(unread[first], self.step - len(finite) + first + 1)
+
     def _require_finite(self, metrics: Metrics) -> None:
-        bad = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]
+        """Check all that a checkpoint would make permanent: the losses, the newest metrics and the weights."""
+        self._require_finite_losses()
+        weights = self.agent.state_dict()["weights"]
+        self._refuse(metrics | weights, self.step)
+
+    def _refuse(self, values: Metrics, update: int) -> None:
+        """Raise TrainingError, naming the update, if any of its values is not finite."""
+        bad = [name for name, value in values.items() if not bool(torch.isfinite(value).all())]
         if bad:
+            others = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
             raise TrainingError(
-                f"{', '.join(bad)} of update {self.step} is not finite; no checkpoint was written after it",
-                fix="lower --agent.optimizer.lr, or check the file with flowpolicy doctor",
+                f"{', '.join(bad[:4])}{others} of update {update} is not finite (batch {update} of the seed "
+                f"{self.experiment.seed}); no checkpoint was written after it",
+                fix="lower the learning rate (--agent.optimizer.lr; --agent.critic-optimizer.lr for agents with a "
+                "critic), or check the file with flowpolicy doctor",
             )
 
     def save(self) -> Path:
@@ -165,8 +180,7 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         state = read_json(folder / "state.json")
-        names = ("weights", "ema", "optim", "normalizer")
-        self.agent.load_state_dict({name: read_tensors(folder / f"{name}.safetensors") for name in names})
+        self.agent.load_state_dict({path.stem: read_tensors(path) for path in folder.glob("*.safetensors")})
         for name, stream in self.streams.items():
             stream.set_state(torch.frombuffer(bytearray(b64decode(state["generators"][name])), dtype=torch.uint8))
         self.step, self.seconds = state["step"], state["train_seconds"]

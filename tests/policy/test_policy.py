@@ -11,22 +11,24 @@ from flowpolicy.core.files import read_json, write_json, write_tensors
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import save_contract
 from flowpolicy.data.normalize import Normalizer
+from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
+from flowpolicy.nets.plain import Plain
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
 from flowpolicy.policy import ChunkQueue, Policy
 from flowpolicy.policy.policy import KINDS, PolicyConfig
 
-NETS = [MLP(width=16, depth=2), UNet(), Transformer()]
+NETS = [MLP(width=16, depth=2), UNet(), Transformer(), Plain(width=16, depth=2)]
 
 
-def make(contract, sampler="map", net=NETS[0]):
+def make(contract, sampler="map", net=NETS[0], **choice):
     torch.manual_seed(0)
     normalizer = Normalizer({k: v.shape[0] for k, v in contract.spec.observation.items()}, contract.spec.action.size)
     for value in normalizer.state_dict().values():
         value.copy_(torch.rand(value.shape) + 0.5)
-    policy = Policy(PolicyConfig(net, StateEncoder(width=8), sampler), contract, normalizer)
+    policy = Policy(PolicyConfig(net, StateEncoder(width=8), sampler, **choice), contract, normalizer)
     for parameter in policy.actor.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return policy.eval().requires_grad_(False)
@@ -50,7 +52,7 @@ def observe(contract, rows=3, seed=0):
 
 
 @pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("sampler", ["map", "euler", "midpoint", "heun", "direct"])
+@pytest.mark.parametrize("sampler", ["map", "euler", "midpoint", "heun", "direct", "squashed", "one_step"])
 def test_a_loaded_policy_acts_like_the_stored_one(sampler, net, contract, tmp_path):
     policy = make(contract, sampler, net)
     store(policy, tmp_path)
@@ -68,6 +70,45 @@ def test_evaluations_are_counted_where_the_network_is_called(sampler, nfe, contr
     policy.actor.net.register_forward_hook(lambda *_: calls.append(1))
     policy.act(observe(contract), torch_generator(0), nfe)
     assert policy.evaluations == len(calls) == nfe
+
+
+def choosing(contract, candidates=4):
+    critic = CriticConfig(width=16, depth=2, held_out=1)
+    return make(contract, "euler", candidates=candidates, critic=critic)
+
+
+def test_a_loaded_policy_that_chooses_among_candidates_acts_like_the_stored_one(contract, tmp_path):
+    policy = choosing(contract)
+    store(policy, tmp_path)
+    obs = observe(contract)
+    chunk = policy.act(obs, torch_generator(1), nfe=8)
+    assert torch.equal(Policy.load(tmp_path).act(obs, torch_generator(1), 8), chunk)
+    assert chunk.shape == (3, contract.chunk, 2)
+
+
+def test_every_candidate_counts(contract):
+    policy = choosing(contract)
+    rows = []
+    policy.actor.net.register_forward_hook(lambda net, inputs, output: rows.append(len(inputs[0])))
+    policy.act(observe(contract, rows=1), torch_generator(0), nfe=8)
+    assert policy.evaluations == sum(rows) == 8
+
+
+@pytest.mark.parametrize("choice", [{"candidates": 2}, {"critic": CriticConfig()}, {"candidates": 0}])
+def test_candidates_and_critic_go_together(choice):
+    with pytest.raises(ConfigError, match="candidate"):
+        PolicyConfig(NETS[0], StateEncoder(width=8), "euler", **choice)
+
+
+def test_a_one_step_actor_follows_the_noise_and_a_deterministic_one_does_not(contract):
+    obs = observe(contract)
+    for sampler, follows in (("one_step", True), ("direct", False), ("squashed", False)):
+        policy = make(contract, sampler)
+        first, second = (policy.act(obs, torch_generator(seed), 1) for seed in (1, 2))
+        assert policy.evaluations == 2
+        assert torch.equal(first, second) != follows
+        with pytest.raises(ConfigError, match="cannot act in 2"):
+            policy.act(obs, torch_generator(0), nfe=2)
 
 
 def test_an_impossible_number_of_evaluations_is_refused(contract):

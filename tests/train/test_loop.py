@@ -10,14 +10,17 @@ import pytest
 import torch
 
 from flowpolicy.agents.dm1 import DM1
+from flowpolicy.agents.fql import FQL
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import decode
 from flowpolicy.core.errors import ConfigError, ContractError, DataError, MissingExtraError, TrainingError
 from flowpolicy.core.files import read_json
 from flowpolicy.data.dataset import DataConfig
+from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
+from flowpolicy.nets.plain import Plain
 from flowpolicy.policy import Policy
 from flowpolicy.train import Trainer
 from flowpolicy.train.experiment import Experiment
@@ -187,6 +190,60 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     with pytest.raises(TrainingError, match="loss of update 8 is not finite"):
         trainer.train()
     assert checkpoint.resolve(tmp_path).name == "step_00000005"
+
+
+@pytest.fixture
+def offline(experiment):
+    agent = FQL(net=Plain(width=16, depth=2), critic=CriticConfig(width=16, depth=2), ema=0.9)
+    return dataclasses.replace(experiment, agent=agent)
+
+
+def test_a_critic_that_is_not_finite_is_named_with_its_update(offline, env, tmp_path):
+    """Noticed when the row of update 12 is written, and named as the ninth."""
+    trainer = Trainer(dataclasses.replace(offline, log_every=6), tmp_path, env, KINDS)
+    update = trainer.agent.update
+
+    def poisoned(batch, generator):
+        if trainer.step == 8:
+            with torch.no_grad():
+                trainer.agent.critic.head.bias[0] = float("nan")
+        return update(batch, generator)
+
+    trainer.agent.update = poisoned
+    with pytest.raises(TrainingError, match=r"critic_loss.* of update 9 is not finite"):
+        trainer.train()
+    assert checkpoint.resolve(tmp_path).name == "step_00000005"
+
+
+def test_weights_that_are_not_finite_are_not_stored(offline, env, tmp_path):
+    trainer = Trainer(dataclasses.replace(offline, checkpoint_every=4), tmp_path, env, KINDS)
+    follow = trainer.agent.follow
+
+    def poisoned():
+        if trainer.step == 7:
+            with torch.no_grad():
+                next(trainer.agent.actor.parameters())[0] = float("inf")
+        follow()
+
+    trainer.agent.follow = poisoned
+    with pytest.raises(TrainingError, match=r"net.trunk.layers.0.* of update 8 is not finite"):
+        trainer.train()
+    assert checkpoint.resolve(tmp_path).name == "step_00000004"
+
+
+@pytest.mark.parametrize("killed_at", [5, 10])
+def test_value_learning_resumes_bit_for_bit(killed_at, offline, env, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    Trainer(offline, whole, env, KINDS).train()
+    stored = {path.name for path in checkpoint.resolve(whole).glob("*.safetensors")}
+    assert stored == {f"{name}.safetensors" for name in ("weights", "ema", "optim", "normalizer", "training")}
+    shutil.copytree(whole, broken)
+    for folder in (broken / "checkpoints").glob("step_*"):
+        if int(folder.name.split("_")[1]) > killed_at:
+            shutil.rmtree(folder)
+    (broken / "checkpoints" / "LATEST").write_text(f"step_{killed_at:08d}\n")
+    Trainer(offline, broken, env, KINDS, resume=True).train()
+    compare(checkpoint.resolve(whole), checkpoint.resolve(broken))
 
 
 @pytest.mark.parametrize("field", ["steps", "batch_size", "checkpoint_every", "log_every", "threads"])

@@ -1,0 +1,206 @@
+"""Updates per second of our FQL over those of the public JAX implementation, alternated, on the same shapes.
+
+The peer (github.com/seohongpark/fql) runs from a folder that the user names, in a Python that has its packages: a
+process of its own that updates when told to and waits otherwise. Nothing of it is part of flowpolicy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from tensordict import TensorDict
+
+from flowpolicy.agents.fql import FQL
+from flowpolicy.bench.measure import spread
+from flowpolicy.bench.update import make_agent
+from flowpolicy.core.errors import ConfigError, TrainingError
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.spec import Spec
+from flowpolicy.nets.plain import Plain
+
+PROGRAM = """
+import json, os, sys, time
+
+settings = json.loads(sys.argv[1])
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings["threads"]])
+sys.path.insert(0, os.getcwd())
+import jax
+import numpy as np
+from agents.fql import FQLAgent, get_config
+
+config = get_config()
+for name, value in settings["config"].items():
+    config[name] = tuple(value) if isinstance(value, list) else value
+rows, obs, action = settings["batch_size"], settings["obs"], settings["action"]
+random = np.random.default_rng(0)
+draw = lambda *shape: random.standard_normal(shape).astype(np.float32)
+batch = {
+    "observations": draw(rows, obs),
+    "next_observations": draw(rows, obs),
+    "actions": np.tanh(draw(rows, action)),
+    "rewards": -np.ones(rows, np.float32),
+    "masks": np.ones(rows, np.float32),
+}
+agent = FQLAgent.create(0, batch["observations"], batch["actions"], config)
+for line in sys.stdin:
+    start = time.perf_counter()
+    for _ in range(int(line)):
+        agent, info = agent.update(batch)
+    jax.block_until_ready((agent, info))
+    print("seconds", time.perf_counter() - start, flush=True)
+"""
+
+
+def bench_peer(
+    config: Any, spec: Spec, peer: Path, python: str = "", threads: int = 2, rounds: int = 10, calls: int = 20
+) -> dict[str, Any]:
+    """Alternate rounds of ``calls`` updates of both; batch 256.
+
+    Args:
+        config: our FQL, on the network of the FQL family.
+        spec: sizes of observations and actions.
+        peer: folder with the peer's ``agents/fql.py``.
+        python: Python that has the peer's packages; this one unless given.
+        threads: torch threads, and cores that the peer may use.
+        rounds: number of alternated rounds.
+        calls: updates per round and side.
+
+    Returns:
+        ``ratio`` (our updates per second over the peer's inside each round: median, low, high),
+        ``updates_per_second`` of both, and the settings.
+
+    """
+    settings = peer_settings(config, spec, threads)
+    if not (peer / "agents" / "fql.py").is_file():
+        raise ConfigError(f"{peer} holds no agents/fql.py", expected="a checkout of github.com/seohongpark/fql")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    seconds = np.zeros((rounds, 2))
+    agent = make_agent(config, obs=settings["obs"], action=settings["action"])
+    batch, noise = _batch(settings), torch_generator(0, "bench", "draws")
+    try:
+        with _started(peer, python or sys.executable, settings) as turn:
+            for row in range(-1, rounds):  # the round before the first compiles and warms up
+                start = time.perf_counter()
+                for _ in range(calls):
+                    agent.update(batch, noise)
+                seconds[row] = time.perf_counter() - start, turn(calls)
+    finally:
+        torch.set_num_threads(before)
+    rates = calls / seconds
+    return {
+        "ratio": spread(rates[:, 0] / rates[:, 1]),
+        "updates_per_second": {"flowpolicy": spread(rates[:, 0]), "peer": spread(rates[:, 1])},
+        "net": f"{config.net.depth} x {config.net.width}",
+        "peer": str(peer),
+        **{name: settings[name] for name in ("threads", "batch_size", "obs", "action")},
+    }
+
+
+def peer_settings(config: Any, spec: Spec, threads: int) -> dict[str, Any]:
+    """What makes the peer do the same work. ConfigError where it cannot."""
+    same = isinstance(config, FQL) and isinstance(config.net, Plain) and config.encoder.width == 0
+    if not same or (config.solver, config.chunk, config.history, config.critic.members) != ("euler", 1, 1, 2):
+        raise ConfigError(
+            "the peer cannot run this preset",
+            expected="FQL with the net 'plain', no encoder, Euler steps, single actions and two critics",
+        )
+    return {
+        "threads": threads,
+        "batch_size": 256,
+        "obs": sum(int(torch.Size(value.shape).numel()) for value in spec.observation.values()),
+        "action": spec.action.size,
+        "config": {
+            "actor_hidden_dims": [config.net.width] * config.net.depth,
+            "value_hidden_dims": [config.critic.width] * config.critic.depth,
+            "layer_norm": config.critic.layer_norm,
+            "q_agg": config.critic.aggregate,
+            "lr": config.critic_optimizer.lr,
+            "discount": config.discount,
+            "tau": config.tau,
+            "alpha": config.alpha,
+            "flow_steps": config.flow_steps,
+            "normalize_q_loss": config.normalize_q,
+        },
+    }
+
+
+def peer_table(result: dict[str, Any]) -> Table:
+    """The result of :func:`bench_peer` for the console."""
+    table = Table(title=f"FQL {result['net']}, batch {result['batch_size']}, {result['threads']} threads")
+    for column in ("", "median", "quartiles"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = {f"{name}, updates/s": value for name, value in result["updates_per_second"].items()}
+    for name, value in {**rows, "ratio": result["ratio"]}.items():
+        table.add_row(name, f"{value['median']:.2f}", f"{value['low']:.2f} - {value['high']:.2f}")
+    return table
+
+
+@contextmanager
+def _started(peer: Path, python: str, settings: dict[str, Any]) -> Iterator[Any]:
+    """The peer's process; what is yielded lets it make so many updates and returns the seconds they took."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    for name in ("PYTHONPATH", "PYTHONSAFEPATH"):
+        environment.pop(name, None)
+    process = subprocess.Popen(
+        [python, "-c", PROGRAM, json.dumps(settings)],
+        cwd=peer,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    told, answers = process.stdin, process.stdout
+
+    def turn(calls: int) -> float:
+        try:
+            told.write(f"{calls}\n")
+            told.flush()
+        except BrokenPipeError:
+            pass  # it has ended: reported below
+        for line in answers:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        raise TrainingError(
+            f"the peer in {peer} stopped with exit code {process.wait()}; its own message is above",
+            fix="--peer-python PYTHON that has jax, flax, optax, distrax and ml_collections",
+        )
+
+    try:
+        yield turn
+    finally:
+        process.kill()
+        process.wait()
+        told.close()
+        answers.close()
+
+
+def _batch(settings: dict[str, Any]) -> TensorDict:
+    rows, random = settings["batch_size"], torch_generator(0, "bench", "batch")
+    obs, following = torch.randn(2, rows, 1, settings["obs"], generator=random).unbind(0)
+    action = torch.randn(2, rows, 1, settings["action"], generator=random).tanh()
+    return TensorDict(
+        {
+            "obs": {"state": obs},
+            "next_obs": {"state": following},
+            "action": action[0],
+            "next_action": action[1, :, 0],
+            "valid": torch.ones(rows, 1, dtype=torch.bool),
+            "reward": -torch.ones(rows, 1),
+            "mask": torch.ones(rows),
+            "steps": torch.ones(rows),
+        },
+        [rows],
+    )
