@@ -19,8 +19,8 @@ from flowpolicy.envs.toy import ToyConfig
 SuiteConfig = RobosuiteConfig | AdroitConfig | D4RLConfig | OGBenchConfig | ToyConfig
 
 ENVS: dict[str, SuiteConfig] = {
-    "lift": RobosuiteConfig("Lift", horizon=150),
-    "can": RobosuiteConfig("PickPlaceCan", horizon=300),
+    "lift": RobosuiteConfig("Lift"),
+    "can": RobosuiteConfig("PickPlaceCan"),
     "door": AdroitConfig(),
     "hammer": AdroitConfig(task="hammer"),
     "pen": AdroitConfig(horizon=100, task="pen"),

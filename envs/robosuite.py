@@ -86,8 +86,8 @@ class RobosuiteConfig:
 
     task: str = "Lift"
     """Name of the robosuite environment: Lift or PickPlaceCan."""
-    horizon: int = 150
-    """Steps of 50 ms after which an episode is cut off."""
+    horizon: int = 300
+    """Steps of 50 ms after which an episode is cut off; 300 as in DM1's evaluation (arXiv 2510.07865)."""
     obs_keys: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
     """Observation keys, with RoboMimic's names ('object' is robosuite's 'object-state')."""
 
