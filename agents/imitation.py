@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -58,6 +58,7 @@ class Optimizer:
 class ImitationConfig:
     """Options of every behaviour-cloning agent."""
 
+    needs: ClassVar[str] = "windows"
     net: Net = MLP()
     """Trunk over the chunk: mlp, unet or transformer."""
     encoder: StateEncoder = StateEncoder()

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flowpolicy.agents.adam import Adam
 from flowpolicy.agents.dm1 import DM1
 from flowpolicy.agents.flow_bc import FlowBC
+from flowpolicy.agents.fql import FQL
+from flowpolicy.agents.ifql import IFQL
 from flowpolicy.agents.imitation import Optimizer
+from flowpolicy.agents.iql import IQL
+from flowpolicy.agents.qc import QC
+from flowpolicy.agents.rebrac import ReBRAC
 from flowpolicy.agents.regression import Regression
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.flows.dispersive import Dispersive
 from flowpolicy.flows.times import PairLaw
+from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.mlp import MLP
+from flowpolicy.nets.plain import Plain
 from flowpolicy.policy.policy import KINDS as POLICY_KINDS
 from flowpolicy.train.experiment import Experiment
 
@@ -21,11 +29,17 @@ KINDS: dict[str, type] = {
     "data": DataConfig,
     "normalizer": NormalizerConfig,
     "optimizer": Optimizer,
+    "adam": Adam,
     "pairs": PairLaw,
     "dispersive": Dispersive,
     "dm1": DM1,
     "flow_bc": FlowBC,
     "regression": Regression,
+    "fql": FQL,
+    "ifql": IFQL,
+    "iql": IQL,
+    "qc": QC,
+    "rebrac": ReBRAC,
     **POLICY_KINDS,
 }
 """Tags of the config classes in ``config.json``."""
@@ -49,8 +63,16 @@ DEBUG = Experiment(
     compile=False,
 )
 
+# Offline RL: values of tables 4 and 6 of the FQL study (arXiv 2502.02538); its observations are not scaled.
+UNSCALED = NormalizerConfig(obs="none")
+SMALL_CRITIC = CriticConfig(width=64, depth=2)
+DEBUG_RL = replace(DEBUG, agent=FQL(net=Plain(width=64, depth=2), critic=SMALL_CRITIC, normalize_q=True, alpha=1.0))
+MIN = CriticConfig(aggregate="min")
+DOOR_RL = replace(DOOR, agent=FQL(alpha=30_000.0, critic=MIN), normalizer=UNSCALED, steps=500_000)
+
 PRESETS: dict[str, tuple[str, Experiment]] = {
     "debug": ("Flow BC on toy data that it generates itself; no simulator, seconds", DEBUG),
+    "debug-rl": ("FQL on the same toy data; no simulator, seconds", DEBUG_RL),
     "dm1-lift": ("DM1 on robosuite Lift, one evaluation per chunk", LIFT),
     "flow-bc-lift": ("Flow BC on robosuite Lift, ten evaluations per chunk", replace(LIFT, agent=FLOW_BC_ARM)),
     "regression-lift": ("Regression control on robosuite Lift", replace(LIFT, agent=REGRESSION_ARM)),
@@ -60,5 +82,10 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "dm1-door": ("DM1 on Adroit door, human demonstrations (D4RL)", DOOR),
     "flow-bc-door": ("Flow BC on Adroit door, human demonstrations (D4RL)", replace(DOOR, agent=FLOW_BC_ARM)),
     "regression-door": ("Regression control on Adroit door (D4RL)", replace(DOOR, agent=REGRESSION_ARM)),
+    "fql-door-human": ("FQL on Adroit door, human demonstrations (D4RL)", DOOR_RL),
+    "iql-door-human": ("IQL on Adroit door, human demonstrations (D4RL)", replace(DOOR_RL, agent=IQL(alpha=10.0))),
+    "ifql-door-human": ("IFQL on Adroit door, human demonstrations (D4RL)", replace(DOOR_RL, agent=IFQL())),
+    "rebrac-door-human": ("ReBRAC on Adroit door, human demonstrations (D4RL)", replace(DOOR_RL, agent=ReBRAC())),
+    "qc-door-human": ("QC on Adroit door, human demonstrations (D4RL)", replace(DOOR_RL, agent=QC(critic=MIN))),
 }
 """Preset name -> (description, experiment)."""

@@ -1,17 +1,22 @@
 """Names of dataset and batch keys, and the conventions that go with them. Written once.
 
-A dataset is one flat TensorDict of N time steps; a batch is a TensorDict of b windows.
+A dataset is one flat TensorDict of N time steps; a batch is a TensorDict of b windows. The keys below the line are
+in batches of transitions only (:mod:`flowpolicy.data.transitions`); n is the number of rows that their return sums.
 
 =================  ==================  ==============  ====================================================
 key                dataset shape       batch shape     meaning
 =================  ==================  ==============  ====================================================
 ("obs", name)      (N, d)              (b, o, d)       observation *before* the action of the same row
 "action"           (N, a)              (b, h, a)       action in environment units
-"reward"           (N,)                               reward after the action
-"mask"             (N,)                               0 only on true termination: bootstrapping stops
+"reward"           (N,)                (b, r)          reward after the action; 0 after the n-th row
+"mask"             (N,)                (b,)            0 only on true termination: bootstrapping stops
 "terminal"         (N,)                               True on the last row of each trajectory
 "episode"          (N,)                               number of the episode that the row belongs to
 "valid"                                (b, h)          False where a window reaches past its episode's end
+-----------------  ------------------  --------------  ----------------------------------------------------
+"steps"                                (b,)            n: the bootstrap value is discounted by gamma^n
+("next_obs", name)                     (b, o, d)       observation n rows later, where the return bootstraps
+"next_action"                          (b, a)          action of the data in that row
 =================  ==================  ==============  ====================================================
 
 Flow time: noise at t = 0, data at t = 1, velocity = data - noise; generation integrates upwards.
@@ -24,3 +29,6 @@ MASK = "mask"
 TERMINAL = "terminal"
 EPISODE = "episode"
 VALID = "valid"
+STEPS = "steps"
+NEXT_OBS = "next_obs"
+NEXT_ACTION = "next_action"

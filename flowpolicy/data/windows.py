@@ -74,30 +74,32 @@ class WindowSampler:
             ``("obs", name)`` (b, o, d) float32, ``"action"`` (b, h, a) float32, ``"valid"`` (b, h) bool.
 
         """
-        index = torch.randint(self.rows, (self.batch_size,), generator=generator, device=generator.device)
-        return self.at(index)
+        return self.at(torch.randint(self.rows, (self.batch_size,), generator=generator, device=generator.device))
 
     def at(self, index: Int64[Tensor, " b"]) -> TensorDict:
         """The windows that start at rows ``index`` of the dataset."""
         index = index.to(self._bounds.device)
         first, last = self._bounds.index_select(0, index).split(1, dim=1)
-        past = torch.maximum(index[:, None] + self._back, first)
         ahead = index[:, None] + self._ahead
         valid: Bool[Tensor, "b h"] = ahead <= last
         action = _gather(self._action, torch.minimum(ahead, last))
+        return TensorDict(
+            {
+                keys.OBS: self._history(index, first),
+                keys.ACTION: action.to(self.device),
+                keys.VALID: valid.to(self.device),
+            },
+            batch_size=[index.shape[0]],
+        )
+
+    def _history(self, index: Int64[Tensor, " b"], first: Int64[Tensor, "b 1"]) -> TensorDict:
+        """Observations of the rows up to ``index``, name -> (b, o, d), none before ``first``."""
+        past = torch.maximum(index[:, None] + self._back, first)
         gathered = [_gather(column, past) for column in self._obs]
         # A packed matrix is taken apart again; the columns of a memory-mapped file come one by one.
         obs = gathered[0].split(self._widths, dim=2) if len(gathered) == 1 else gathered
         named = {name: value.to(self.device) for name, value in zip(self.names, obs, strict=True)}
-        batch_size = [index.shape[0]]
-        return TensorDict(
-            {
-                keys.OBS: TensorDict(named, batch_size=batch_size),
-                keys.ACTION: action.to(self.device),
-                keys.VALID: valid.to(self.device),
-            },
-            batch_size=batch_size,
-        )
+        return TensorDict(named, batch_size=[index.shape[0]])
 
 
 def _gather(column: Float[Tensor, "n d"], rows: Int64[Tensor, "b w"]) -> Float[Tensor, "b w d"]:

@@ -1,4 +1,4 @@
-"""The two kinds of flow network: velocity at a time, and mean velocity over an interval."""
+"""The two kinds of flow network, velocity at a time and mean velocity over an interval; and the net without a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowpolicy.nets.time_features import TimeFeatures
 from flowpolicy.nets.trunk import FlowOutput, Trunk
 
-__all__ = ["FlowOutput", "MapNet", "TrunkConfig", "VelocityNet"]
+__all__ = ["FlowOutput", "MapNet", "OneStepNet", "TrunkConfig", "VelocityNet"]
 
 
 @runtime_checkable
@@ -35,6 +35,19 @@ class VelocityNet(nn.Module):
     def forward(self, x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], cond: Float[Tensor, "b c"]) -> FlowOutput:
         """Velocity of the noisy chunks x at the times t in [0, 1]."""
         output: FlowOutput = self.trunk(x, self.times(t), cond)
+        return output
+
+
+class OneStepNet(nn.Module):
+    """Actions mu(noise, cond) in one evaluation: no flow time, no residual (FQL, arXiv 2502.02538)."""
+
+    def __init__(self, trunk: TrunkConfig, action: int, chunk: int, cond: int) -> None:
+        super().__init__()
+        self.trunk = trunk.build(action, chunk, cond, 0)
+
+    def forward(self, noise: Float[Tensor, "b h a"], cond: Float[Tensor, "b c"]) -> FlowOutput:
+        """Chunks for the noise; not clamped."""
+        output: FlowOutput = self.trunk(noise, noise.new_zeros(noise.shape[0], 0), cond)
         return output
 
 

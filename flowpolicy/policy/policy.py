@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -17,18 +17,22 @@ from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.files import read_json, read_tensors
 from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.flows.solvers import integrate, jump, steps_for
+from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
+from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import EncoderOutput, StateEncoder
-from flowpolicy.nets.flow_nets import MapNet, VelocityNet
+from flowpolicy.nets.flow_nets import MapNet, OneStepNet, VelocityNet
 from flowpolicy.nets.mlp import MLP
+from flowpolicy.nets.plain import Plain
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
 
-Net = MLP | UNet | Transformer
-NETS: dict[str, Net] = {"mlp": MLP(), "unet": UNet(), "transformer": Transformer()}
+Net = MLP | UNet | Transformer | Plain
+NETS: dict[str, Net] = {"mlp": MLP(), "plain": Plain(), "unet": UNet(), "transformer": Transformer()}
 """Trunks by name, with their defaults; ``--agent.net NAME`` picks one."""
 
-Sampler = Literal["map", "euler", "midpoint", "heun", "direct"]
+Sampler = Literal["map", "euler", "midpoint", "heun", "direct", "squashed", "one_step"]
+SINGLE = ("direct", "squashed", "one_step")
+"""Samplers that are one evaluation by nature."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +44,37 @@ class PolicyConfig:
     encoder: StateEncoder
     """Encoder of the observation history."""
     sampler: Sampler
-    """'map' jumps with a flow map; 'euler', 'midpoint', 'heun' integrate a velocity; 'direct' is regression."""
+    """'map' jumps with a flow map; 'euler', 'midpoint', 'heun' integrate a velocity; 'one_step' asks a network once,
+    with the noise; 'direct' (regression, mean of a Gaussian) without, and 'squashed' passes that through tanh."""
+    candidates: int = 1
+    """N chunks are generated and the one that the critic values most is taken; needs ``critic`` where above 1."""
+    critic: CriticConfig | None = None
+    """Critic that chooses among the candidates."""
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or (self.candidates > 1) != (self.critic is not None):
+            raise ConfigError(
+                f"a policy with {self.candidates} candidates and {'a' if self.critic else 'no'} critic",
+                expected="1 candidate and no critic, or several and a critic that chooses",
+            )
 
 
 KINDS: dict[str, type] = {
     "policy": PolicyConfig,
     "state_encoder": StateEncoder,
+    "critic": CriticConfig,
     **{name: type(net) for name, net in NETS.items()},
 }
 
 
+_NETWORKS: dict[Sampler, Callable[..., MapNet | OneStepNet | VelocityNet]] = {
+    "map": MapNet,
+    "one_step": OneStepNet,
+}
+
+
 class Actor(nn.Module):
-    """Encoder and flow network: the part of a policy that is trained.
+    """Encoder, network and, where it chooses among candidates, critic: the part of a policy that is trained.
 
     Args:
         config: network and sampler.
@@ -63,14 +86,20 @@ class Actor(nn.Module):
         super().__init__()
         sizes = [int(torch.Size(spec.shape).numel()) for spec in contract.spec.observation.values()]
         self.keys = tuple(contract.spec.observation)
-        self.encoder = config.encoder.build(contract.history * sum(sizes))
-        flow = MapNet if config.sampler == "map" else VelocityNet
-        self.net = flow(config.net, action=contract.spec.action.size, chunk=contract.chunk, cond=self.encoder.size)
+        self.obs_size, action = contract.history * sum(sizes), contract.spec.action.size
+        self.encoder = config.encoder.build(self.obs_size)
+        self.net = _NETWORKS.get(config.sampler, VelocityNet)(
+            config.net, action=action, chunk=contract.chunk, cond=self.encoder.size
+        )
+        self.critic = config.critic.build(self.obs_size, contract.chunk * action) if config.critic else None
+
+    def flatten(self, obs: dict[str, Tensor]) -> Float[Tensor, "b n"]:
+        """Observation histories, name -> (b, o, *shape), as one row each."""
+        return torch.cat([obs[key].flatten(2) for key in self.keys], dim=-1).flatten(1)
 
     def condition(self, obs: dict[str, Tensor]) -> EncoderOutput:
         """Condition vector and encoder feature of *normalised* observations, name -> (b, o, *shape)."""
-        flat = torch.cat([obs[key].flatten(2) for key in self.keys], dim=-1).flatten(1)
-        output: EncoderOutput = self.encoder(flat)
+        output: EncoderOutput = self.encoder(self.flatten(obs))
         return output
 
 
@@ -85,7 +114,8 @@ class Policy(nn.Module):
     """
 
     evaluations: int
-    """Network evaluations since construction: counted where the network is called, not claimed."""
+    """Network evaluations since construction: counted where the network is called, not claimed. With N candidates
+    every step of the solver evaluates the network for N of them and counts N; the critic's own is not counted."""
 
     def __init__(self, config: PolicyConfig, contract: Contract, normalizer: Normalizer) -> None:
         super().__init__()
@@ -100,7 +130,7 @@ class Policy(nn.Module):
         Args:
             obs: name -> (b, o, *shape), as the environment gives them, oldest first.
             generator: source of the initial noise.
-            nfe: network evaluations; the contract's number unless given.
+            nfe: network evaluations, over all candidates; the contract's number unless given.
 
         Raises:
             ConfigError: the sampler cannot act in ``nfe`` evaluations.
@@ -108,35 +138,52 @@ class Policy(nn.Module):
         """
         nfe = self.contract.nfe if nfe is None else nfe
         first = obs[self.actor.keys[0]]
-        shape = (first.shape[0], self.contract.chunk, self.contract.spec.action.size)
+        rows = first.shape[0] * self.config.candidates
+        shape = (rows, self.contract.chunk, self.contract.spec.action.size)
         noise = torch.randn(shape, generator=generator, device=first.device)
         return self.act_from(obs, noise, nfe)
 
     @torch.inference_mode()
-    def act_from(self, obs: dict[str, Tensor], noise: Float[Tensor, "b h a"], nfe: int) -> Float[Tensor, "b h a"]:
-        """:meth:`act` with the initial noise passed in: deterministic."""
-        cond, _ = self.actor.condition(self.normalizer.obs({key: obs[key] for key in self.actor.keys}))
-        chunk = self._generate(noise, cond, nfe)
+    def act_from(self, obs: dict[str, Tensor], noise: Float[Tensor, "bk h a"], nfe: int) -> Float[Tensor, "b h a"]:
+        """:meth:`act` with the initial noise passed in: deterministic. The k candidates of a row follow each other."""
+        actor = self.actor
+        flat = actor.flatten(self.normalizer.obs({key: obs[key] for key in actor.keys}))
+        cond: Tensor = actor.encoder(flat).cond
+        candidates = noise.shape[0] // flat.shape[0]
+        if nfe % candidates:
+            raise ConfigError(
+                f"a policy cannot spend {nfe} evaluations on {candidates} candidates",
+                expected=f"a multiple of {candidates}",
+            )
+        chunk = self._generate(noise, cond.repeat_interleave(candidates, 0), nfe // candidates, candidates)
         # Only the finished chunk is clamped: clamping inside the solver damages NFE > 1 [algorithms 7.1, D9].
-        return self.normalizer.unaction(chunk.clamp(-1.0, 1.0))
+        chunk = chunk.clamp(-1.0, 1.0)
+        if actor.critic is not None:
+            value = actor.critic.value(flat.repeat_interleave(candidates, 0), chunk).view(-1, candidates)
+            chunk = best_of(chunk.view(-1, candidates, *chunk.shape[1:]), value)
+        return self.normalizer.unaction(chunk)
 
-    def _generate(self, noise: Tensor, cond: Tensor, nfe: int) -> Tensor:
+    def _generate(self, noise: Tensor, cond: Tensor, nfe: int, candidates: int) -> Tensor:
         sampler = self.config.sampler
-        if sampler == "direct":
+        network = self._counted(self.actor.net, candidates)
+        if sampler in SINGLE:
             if nfe != 1:
-                raise ConfigError(f"a regression policy cannot act in {nfe} evaluations", expected="nfe 1")
-            self.evaluations += 1
-            chunk: Tensor = self.actor.net(torch.zeros_like(noise), noise.new_zeros(noise.shape[0]), cond).value
-            return chunk
+                name = "one-step" if sampler == "one_step" else "regression"
+                raise ConfigError(f"a {name} policy cannot act in {nfe} evaluations", expected="nfe 1")
+            if sampler == "one_step":
+                return network(noise, cond)
+            chunk = network(torch.zeros_like(noise), noise.new_zeros(noise.shape[0]), cond)
+            return chunk.tanh() if sampler == "squashed" else chunk
         steps = steps_for(nfe, sampler)
         if sampler == "map":
-            return jump(self._counted(lambda x, s, t: self.actor.net(x, s, t, cond).value), noise, steps)
-        return integrate(self._counted(lambda x, t: self.actor.net(x, t, cond).value), noise, steps, sampler)
+            return jump(lambda x, s, t: network(x, s, t, cond), noise, steps)
+        return integrate(lambda x, t: network(x, t, cond), noise, steps, cast(SolverName, sampler))
 
-    def _counted(self, network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _counted(self, network: Callable[..., Any], candidates: int) -> Callable[..., Tensor]:
         def call(*args: Tensor) -> Tensor:
-            self.evaluations += 1
-            return network(*args)
+            self.evaluations += candidates
+            value: Tensor = network(*args).value
+            return value
 
         return call
 
@@ -169,6 +216,11 @@ class Policy(nn.Module):
         _load_strictly(policy.actor, weights)
         _load_strictly(policy.normalizer, folder / "normalizer.safetensors")
         return policy.to(device).eval().requires_grad_(False)
+
+
+def best_of(chunks: Float[Tensor, "b k h a"], values: Float[Tensor, "b k"]) -> Float[Tensor, "b h a"]:
+    """The candidate of the largest value in every row."""
+    return chunks[torch.arange(len(values), device=values.device), values.argmax(1)]
 
 
 def _load_strictly(module: nn.Module, path: Path) -> None:

@@ -9,6 +9,8 @@ from flowpolicy.core.errors import ConfigError, DataError
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.data.dataset import DataConfig, Dataset
 from flowpolicy.data.normalize import NormalizerConfig
+from flowpolicy.data.transitions import TransitionSampler
+from flowpolicy.data.windows import WindowSampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,16 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
         dataset.spec, f"the file {dataset.path}", "train on data of this environment, or name the right --env"
     )
     return contract
+
+
+def make_sampler(experiment: Experiment, dataset: Dataset, contract: Contract) -> WindowSampler:
+    """The source of batches that the agent asks for: its ``needs`` is 'windows' or 'transitions'."""
+    agent = experiment.agent
+    sizes = (agent.history, agent.chunk, experiment.batch_size, experiment.device)
+    if agent.needs == "windows":
+        return WindowSampler(dataset, *sizes)
+    shift = contract.spec.reward_shift
+    return TransitionSampler(dataset, *sizes, horizon=agent.horizon, reward_shift=shift)
 
 
 def require_same_data(contract: Contract, stored: Contract) -> None:

@@ -22,8 +22,7 @@ from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract, Spec, load_contract, save_contract
 from flowpolicy.data.dataset import load_dataset
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.data.windows import WindowSampler
-from flowpolicy.train.experiment import Experiment, make_contract, require_same_data
+from flowpolicy.train.experiment import Experiment, make_contract, make_sampler, require_same_data
 from flowpolicy.train.log import Logger, make_loggers
 
 Report = Callable[[int, dict[str, float]], None]
@@ -74,11 +73,8 @@ class Trainer:
             stored = load_contract(newest / "contract.json")
             require_same_data(self.contract, stored)
             self.contract = stored
-        agent = experiment.agent
-        self.batches = WindowSampler(
-            dataset, agent.history, agent.chunk, experiment.batch_size, device=experiment.device
-        )
-        self.agent: Agent = agent.build(
+        self.batches = make_sampler(experiment, dataset, self.contract)
+        self.agent: Agent = experiment.agent.build(
             self.contract,
             Normalizer.fit(dataset, experiment.normalizer),
             steps=experiment.steps,
@@ -163,8 +159,7 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         state = read_json(folder / "state.json")
-        names = ("weights", "ema", "optim", "normalizer")
-        self.agent.load_state_dict({name: read_tensors(folder / f"{name}.safetensors") for name in names})
+        self.agent.load_state_dict({path.stem: read_tensors(path) for path in folder.glob("*.safetensors")})
         for name, stream in self.streams.items():
             stream.set_state(torch.frombuffer(bytearray(b64decode(state["generators"][name])), dtype=torch.uint8))
         self.step, self.seconds = state["step"], state["train_seconds"]

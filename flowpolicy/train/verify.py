@@ -16,7 +16,6 @@ from flowpolicy.core.files import read_json
 
 STEPS = 120
 """Updates of the rehearsal, unless the run itself is shorter."""
-STATE = ("weights.safetensors", "ema.safetensors", "optim.safetensors", "normalizer.safetensors")
 
 
 def verify_resume(command: Sequence[str], steps: int) -> None:
@@ -48,7 +47,8 @@ def compare(one: Path, other: Path) -> None:
     """Require two checkpoints to hold the same training state."""
     manifests = [read_json(folder / checkpoint.MANIFEST) for folder in (one, other)]
     states = [read_json(folder / "state.json") for folder in (one, other)]
-    different = [name for name in STATE if manifests[0][name] != manifests[1][name]]
+    tensors = sorted(name for name in manifests[0].keys() | manifests[1].keys() if name.endswith(".safetensors"))
+    different = [name for name in tensors if manifests[0].get(name) != manifests[1].get(name)]
     different += [f"state.json: {key}" for key in ("step", "generators") if states[0][key] != states[1][key]]
     if different:
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""One suite that every behaviour-cloning agent runs through."""
+"""One suite that every agent runs through, whether it clones behaviour or learns values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.data.normalize import Normalizer, NormalizerConfig
+from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
 
 
 def build(config, path, *, steps=50, seed=0):
-    """An agent on the file ``path`` and its window sampler."""
+    """An agent on the file ``path`` and the sampler that it needs."""
     dataset = load_dataset(DataConfig(path=str(path)))
     spec = Spec(
         {k: ObservationSpec(v.shape) for k, v in dataset.spec.observation.items()}, ActionSpec(dataset.spec.action.size)
@@ -20,7 +21,9 @@ def build(config, path, *, steps=50, seed=0):
     contract = Contract(spec, config.history, config.chunk, config.execute, config.nfe)
     normalizer = Normalizer.fit(dataset, NormalizerConfig())
     agent = config.build(contract, normalizer, steps=steps, seed=seed, compile=False)
-    return agent, WindowSampler(dataset, config.history, config.chunk, 32)
+    if config.needs == "windows":
+        return agent, WindowSampler(dataset, config.history, config.chunk, 32)
+    return agent, TransitionSampler(dataset, config.history, config.chunk, 32, horizon=config.horizon)
 
 
 def flat(state):

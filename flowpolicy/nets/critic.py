@@ -1,0 +1,147 @@
+"""Ensembles of value networks, evaluated as one batched product, and their targets."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.nets.layers import LayerNorm, gelu
+
+Aggregation = Literal["mean", "min"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticConfig:
+    """An ensemble of value networks."""
+
+    width: int = 512
+    """Size of every hidden layer."""
+    depth: int = 4
+    """Number of hidden layers."""
+    members: int = 2
+    """Networks that enter targets, actor losses and the choice among candidates."""
+    held_out: int = 0
+    """Further networks that learn the same targets and enter nothing: their values are the honest ones."""
+    aggregate: Aggregation = "mean"
+    """How targets, and the choice among candidates, combine the members: 'mean' or 'min'."""
+    layer_norm: bool = True
+    """Normalise every hidden layer after its activation."""
+
+    def __post_init__(self) -> None:
+        if self.members < 1 or self.held_out < 0:
+            raise ConfigError(
+                f"a critic of {self.members} members and {self.held_out} held out",
+                expected="at least 1 member, and 0 or more held out",
+            )
+
+    def build(self, obs: int, action: int = 0) -> Critic:
+        """Q networks for flat observations and actions of these sizes; with ``action`` 0 a value network V(obs)."""
+        return Critic(self, obs + action)
+
+
+class Critic(nn.Module):
+    """``members + held_out`` MLPs ``W norm(gelu(W ... x))`` side by side: Q(obs, action), or V(obs).
+
+    One product per layer serves every member. Weights are drawn uniformly with the variance 2 / (in + out) of
+    Glorot, as the FQL family does (arXiv 2502.02538, code). Safe under ``torch.compile``.
+    """
+
+    def __init__(self, config: CriticConfig, inputs: int) -> None:
+        super().__init__()
+        self.config, self.inputs = config, inputs
+        networks = config.members + config.held_out
+        widths = [inputs, *[config.width] * config.depth]
+        self.layers = nn.ModuleList(
+            _Layer(networks, a, b, norm=config.layer_norm) for a, b in itertools.pairwise(widths)
+        )
+        self.head = _Linear(networks, config.width, 1)
+
+    def forward(self, *inputs: Float[Tensor, "b ..."]) -> Float[Tensor, "n b"]:
+        """Values of the members, then of those held out, for rows ``[obs, action]`` or ``[obs]``."""
+        return self._values(inputs, self.config.members + self.config.held_out, frozen=False)
+
+    def values(self, *inputs: Float[Tensor, "b ..."]) -> Float[Tensor, "e b"]:
+        """Values of the members alone. Gradients reach the inputs and not the weights: what an actor climbs."""
+        return self._values(inputs, self.config.members, frozen=True)
+
+    def all_values(self, *inputs: Float[Tensor, "b ..."]) -> Float[Tensor, "n b"]:
+        """:meth:`values` of the members, then of those held out."""
+        return self._values(inputs, self.config.members + self.config.held_out, frozen=True)
+
+    def value(self, *inputs: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+        """:meth:`values`, aggregated as the config says."""
+        return self.aggregate(self.values(*inputs))
+
+    def aggregate(self, values: Float[Tensor, "e b"]) -> Float[Tensor, " b"]:
+        """Mean or minimum over the members."""
+        return values.mean(0) if self.config.aggregate == "mean" else values.amin(0)
+
+    def target(self) -> Critic:
+        """A copy of the members for :func:`polyak`, without those held out and without gradients."""
+        copy = Critic(dataclasses.replace(self.config, held_out=0), self.inputs)
+        copy.to(self.head.weight.device).requires_grad_(False)
+        polyak(copy, self, 1.0)
+        return copy
+
+    def _values(self, inputs: Iterable[Tensor], networks: int, *, frozen: bool) -> Tensor:
+        rows = torch.cat([x.flatten(1) for x in inputs], dim=1)
+        hidden = rows.expand(networks, *rows.shape)
+        for layer in self.layers:
+            hidden = layer(hidden, frozen)
+        output: Tensor = self.head(hidden, frozen)
+        return output.squeeze(2)
+
+
+class _Linear(nn.Module):
+    """``baddbmm``: each of n networks has its own matrix."""
+
+    def __init__(self, networks: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = (6 / (inputs + outputs)) ** 0.5
+        self.weight = nn.Parameter(torch.empty(networks, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(networks, 1, outputs))
+
+    def forward(self, x: Float[Tensor, "n b i"], frozen: bool) -> Float[Tensor, "n b o"]:
+        weight, bias = _pick(self.weight, x, frozen), _pick(self.bias, x, frozen)
+        return torch.baddbmm(bias, x, weight)
+
+
+class _Layer(nn.Module):
+    def __init__(self, networks: int, inputs: int, outputs: int, *, norm: bool) -> None:
+        super().__init__()
+        self.linear = _Linear(networks, inputs, outputs)
+        self.eps = LayerNorm(1).eps
+        self.scale = nn.Parameter(torch.ones(networks, 1, outputs)) if norm else None
+        self.shift = nn.Parameter(torch.zeros(networks, 1, outputs)) if norm else None
+
+    def forward(self, x: Float[Tensor, "n b i"], frozen: bool) -> Float[Tensor, "n b o"]:
+        hidden = gelu(self.linear(x, frozen))
+        if self.scale is None or self.shift is None:
+            return hidden
+        centred = hidden - hidden.mean(-1, keepdim=True)
+        normal = centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return normal * _pick(self.scale, x, frozen) + _pick(self.shift, x, frozen)
+
+
+def _pick(parameter: Tensor, x: Tensor, frozen: bool) -> Tensor:
+    """The parameters of the first networks, as many as ``x`` has rows of input for."""
+    chosen = parameter[: x.shape[0]]
+    return chosen.detach() if frozen else chosen
+
+
+@torch.no_grad()
+def polyak(target: nn.Module, online: nn.Module, rate: float) -> None:
+    """``target += rate (online - target)`` for every parameter; networks of ``online`` that are held out are left out.
+
+    After n steps against constant ``online``, the gap has shrunk by (1 - rate)^n.
+    """
+    slow: list[Tensor] = list(target.parameters())
+    fast = [new[: old.shape[0]] for new, old in zip(online.parameters(), slow, strict=True)]
+    torch._foreach_lerp_(slow, fast, rate)
