@@ -43,12 +43,13 @@ class Metric:
     """'none' charges nats per dimension; the others divide by the mean precision, of each state or a running mean
     over all, and charge mean squares in action units. 'score' and 'proxy' only."""
     time: float = 0.9
-    """Flow time at which the velocity is read; actions are blurred by (1 - time) / time. See ``time_for``."""
+    """Flow time at which the velocity is read; actions are blurred by (1 - time) / time. See
+    :func:`flowpolicy.flows.resolution.time_for`."""
     samples: int = 0
     """Behaviour samples per state for 'score' and 'proxy'. 0 takes the action of the batch: one sample, unbiased
     over the updates, and free of charge."""
     shrinkage: float = 0.1
-    """Least share of the isotropic part in 'score'; with few samples of many dimensions d, d / (d + samples)."""
+    """Least share of the isotropic part in 'score' and 'curv'; with few samples of d dimensions, d / (d + samples)."""
     damping: float = 0.1
     """Precision added to every direction ('iso' aside): none is taken to be wider than ``damping ** -0.5``."""
 
@@ -78,9 +79,9 @@ class Metric:
 
     def share(self, dimensions: int) -> float:
         """Share of the isotropic part of the metric."""
-        if self.mode != "score":
+        if self.mode not in ("score", "curv"):
             return 0.0
-        rank = dimensions / (dimensions + self.samples) if self.samples else 0.0
+        rank = dimensions / (dimensions + self.samples) if self.samples and self.sampled else 0.0
         return max(self.shrinkage, rank)
 
 
@@ -239,10 +240,19 @@ def second_order_kl(
     return 0.5 * (drift + first) * (drift + second)
 
 
-def charge_curvature(metric: Metric, shift: Float[Tensor, "b d"], tangent: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-    """Nats per dimension in the mode 'curv'; rows of negative :func:`curvature` are charged the damping alone."""
+def charge_curvature(
+    metric: Metric, shift: Float[Tensor, "b d"], tangent: Float[Tensor, "b d"], scores: Float[Tensor, "b k d"]
+) -> Float[Tensor, " b"]:
+    """Nats per dimension in the mode 'curv'.
+
+    Rows of negative :func:`curvature` count as zero, and would be free: a residual finds them, and there are always
+    some in a learned flow. So the isotropic share of the metric is charged everywhere, as in the mode 'score'.
+    Arguments of :func:`curvature` and :func:`quadratic`.
+    """
+    share = metric.share(shift.shape[1])
     bent = curvature(shift, tangent, shift.new_full(shift.shape[:1], metric.time)).clamp(min=0)
-    return 0.5 * (bent + metric.damping * shift.square().sum(1)) / shift.shape[1]
+    isotropic = share * mean_precision(scores) + metric.damping
+    return 0.5 * ((1 - share) * bent + isotropic * shift.square().sum(1)) / shift.shape[1]
 
 
 def charge_kl(
@@ -266,28 +276,3 @@ def dual_loss(log_weight: Float[Tensor, ""], divergence: Float[Tensor, ""], budg
 LOG_WEIGHT_LIMIT = 10.0
 """Adam moves a logarithm by its learning rate per update whatever the violation: without a limit, 1e5 updates of
 3e-4 reach e^30 [algorithms 7.2, F10]."""
-
-
-def neighbourhood_std(
-    obs: Float[Tensor, "n c"], action: Float[Tensor, "n d"], queries: int = 1024, neighbours: int = 5
-) -> Float[Tensor, ""]:
-    """Median over states of the standard deviation of actions among the nearest states (DeFlow's rule).
-
-    Args:
-        obs: standardised observations.
-        action: actions in [-1, 1].
-        queries: states looked at, evenly spread over the rows.
-        neighbours: nearest states of each, itself included.
-
-    """
-    picked = torch.linspace(0, obs.shape[0] - 1, min(queries, obs.shape[0]), device=obs.device).long()
-    nearest = torch.cdist(obs[picked], obs).topk(neighbours, largest=False).indices
-    return action[nearest].var(1).mean(1).sqrt().median()
-
-
-def time_for(std: float) -> float:
-    """Flow time whose resolution ``(1 - t) / t`` is half the local standard deviation of the actions.
-
-    Earlier times blur what the metric should see; later ones ask the network for detail it has not learned.
-    """
-    return 1.0 / (1.0 + 0.5 * std)

@@ -234,18 +234,6 @@ def test_overflow_charges_only_what_lies_outside():
     assert float(fisher.overflow(action.clamp(-1, 1))) == 0
 
 
-def test_resolution_floor():
-    """(1 - t) / t is half the local std; the std is that of the actions among near states, not of all."""
-    for std in (0.05, 0.2, 0.5):
-        t = fisher.time_for(std)
-        assert (1 - t) / t == pytest.approx(std / 2)
-    generator = torch.Generator().manual_seed(0)
-    obs = torch.rand(4000, 1, generator=generator, dtype=F64)
-    action = torch.sin(6 * obs) + 0.1 * torch.randn(4000, 2, generator=generator, dtype=F64)
-    assert float(fisher.neighbourhood_std(obs, action)) == pytest.approx(0.1, rel=0.1)
-    assert float(action.std()) > 0.4
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -21,11 +21,13 @@ def test_fd_6_curvature_needs_one_derivative_of_the_flow(seed):
     torch.testing.assert_close(value, (shift @ blurred * shift).sum(1), atol=1e-10, rtol=1e-10)
     (gradient,) = torch.autograd.grad(value.sum(), shift)
     torch.testing.assert_close(gradient, 2 * shift @ blurred, atol=1e-10, rtol=1e-10)
-    charged = fisher.charge_curvature(Metric(mode="curv", time=t, damping=0.0), shift, tangent)
-    torch.testing.assert_close(charged, 0.5 * value / 4)
+    scores = torch.randn(6, 1, 4, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    charged = fisher.charge_curvature(Metric(mode="curv", time=t, damping=0.0, shrinkage=0.2), shift, tangent, scores)
+    isotropic = scores.square().mean((1, 2)) * shift.square().sum(1)
+    torch.testing.assert_close(charged, 0.5 * (0.8 * value + 0.2 * isotropic) / 4)
 
 
-def test_curvature_between_two_modes_is_negative_and_charged_the_damping_alone():
+def test_curvature_between_two_modes_is_negative_and_charged_the_isotropic_share_alone():
     """Modes at -.5 and .5 with std .1: the log density is convex between them."""
 
     def field(x, t):
@@ -41,10 +43,9 @@ def test_curvature_between_two_modes_is_negative_and_charged_the_damping_alone()
     assert value[0] < 0 < value[1]
     blurred = 0.01 + (0.1 / 0.9) ** 2
     assert float(value[1]) == pytest.approx(0.01 / blurred, rel=1e-3)
-    charged = fisher.charge_curvature(
-        Metric(mode="curv", damping=0.1), shift, fisher.derivative(field, x, times, shift)
-    )
-    assert float(charged[0]) == pytest.approx(0.5 * 0.1 * 0.01)
+    metric, tangent = Metric(mode="curv", damping=0.1, shrinkage=0.2), fisher.derivative(field, x, times, shift)
+    charged = fisher.charge_curvature(metric, shift, tangent, torch.full((2, 1, 1), 3.0, dtype=F64))
+    assert float(charged[0]) == pytest.approx(0.5 * (0.2 * 9 + 0.1) * 0.01)
 
 
 SIGMA = tensor([0.2, 0.05], [0.05, 0.1])
