@@ -49,7 +49,8 @@ class Metric:
     """Behaviour samples per state for 'score' and 'proxy'. 0 takes the action of the batch: one sample, unbiased
     over the updates, and free of charge."""
     shrinkage: float = 0.1
-    """Least share of the isotropic part in 'score' and 'curv'; with few samples of d dimensions, d / (d + samples)."""
+    """Share of the isotropic part in 'curv', and in 'score' with samples, there at least d / (d + samples) in d
+    dimensions. It overcharges the wide directions of a narrow behaviour; single samples need none of it."""
     damping: float = 0.1
     """Precision added to every direction ('iso' aside): none is taken to be wider than ``damping ** -0.5``."""
 
@@ -79,10 +80,11 @@ class Metric:
 
     def share(self, dimensions: int) -> float:
         """Share of the isotropic part of the metric."""
-        if self.mode not in ("score", "curv"):
-            return 0.0
-        rank = dimensions / (dimensions + self.samples) if self.samples and self.sampled else 0.0
-        return max(self.shrinkage, rank)
+        if self.mode == "curv":
+            return self.shrinkage
+        if self.mode == "score" and self.samples:
+            return max(self.shrinkage, dimensions / (dimensions + self.samples))
+        return 0.0
 
 
 def diagonal(mean_field: MeanField) -> Field:

@@ -128,7 +128,7 @@ def test_every_trunk_makes_a_decorator_that_starts_at_zero(net):
     assert not decorator(torch.randn(3, 4, 2), torch.randn(3, 3)).value.any()
 
 
-SCORE, CURV, GLOBAL = Metric(), Metric(mode="curv"), Metric(normalise="global")
+SCORE, FEW, CURV, GLOBAL = Metric(), Metric(samples=2), Metric(mode="curv"), Metric(normalise="global")
 EFFECTS = [
     (SMALL, {"base": "euler"}),
     (dataclasses.replace(SMALL, base="euler"), {"flow_steps": 5}),
@@ -139,10 +139,11 @@ EFFECTS = [
     (SMALL, {"overflow": 5.0}),
     (dataclasses.replace(SMALL, metric=CURV), {"metric": dataclasses.replace(CURV, shrinkage=0.5)}),
     (dataclasses.replace(SMALL, metric=GLOBAL), {"metric": SCORE}),
+    (dataclasses.replace(SMALL, metric=FEW), {"metric": dataclasses.replace(FEW, shrinkage=0.9)}),
     *((SMALL, {"metric": metric}) for metric in MODES if metric != SCORE),
     *(
         (SMALL, {"metric": dataclasses.replace(SCORE, **{name: value})})
-        for name, value in {"time": 0.8, "samples": 2, "shrinkage": 0.5, "damping": 5.0}.items()
+        for name, value in {"time": 0.8, "samples": 2, "damping": 5.0}.items()
     ),
 ]
 

@@ -42,7 +42,7 @@ class GaussianMap(nn.Module):
         return self(x, s, t, cond), torch.zeros_like(x[skip:])
 
 
-def decorate(metric, budget, q, *, steps=400, normalize=False):
+def decorate(metric, budget, q, *, steps=300, normalize=False):
     """Train the shift of the bandit; the agent, behaviour actions (n, 2), and their shifts (n, 2)."""
     config = Fisher(
         net=MLP(32, 2),
@@ -94,7 +94,7 @@ def cosine(shift):
 @pytest.mark.parametrize("mode", ["score", "curv", "kl2"])
 def test_the_shift_follows_sigma_grad_q_and_spends_the_budget(mode):
     """KL to the blurred behaviour, exactly, of the decorated one: within a fifth of the budget of .05 nats per dim."""
-    _, base, shift = decorate(Metric(mode=mode, time=TIME, damping=0.0, shrinkage=0.05), 0.05, linear)
+    _, base, shift = decorate(Metric(mode=mode, time=TIME, damping=0.0, shrinkage=0.0), 0.05, linear)
     assert cosine(shift) > 0.98
     mean, std = shift.mean(0), (base + shift).std(0) / base.std(0)
     ratio = (std.square() * STD**2 + BLURRED - STD**2) / BLURRED
@@ -116,9 +116,9 @@ def test_documented_the_isotropic_and_the_released_metric_turn_away(metric, cos)
 def test_quadratic_q_has_the_optimum_of_its_weight():
     """Q = -|a - c|^2 / 2: every action moves by (I + w F / d)^-1 (c - b), w the weight that the dual has found."""
     goal = torch.tensor([0.1, 0.5])
-    metric = Metric(time=TIME, damping=0.0, shrinkage=0.05)
+    metric = Metric(time=TIME, damping=0.0, shrinkage=0.0)
     agent, base, shift = decorate(metric, 0.1, lambda action: -0.5 * (action - goal).square().sum(1))
-    precision = 0.95 / BLURRED + 0.05 * (1 / BLURRED).mean()
+    precision = 1 / BLURRED
     weight = agent.dual.log_weight.detach().exp()
     best = (goal - base) / (1 + weight * precision / 2)
     assert float((shift - best).square().mean().sqrt() / best.square().mean().sqrt()) < 0.15

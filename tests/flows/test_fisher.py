@@ -213,7 +213,7 @@ def cosine(matrix, covariance):
 
 @pytest.mark.parametrize(
     ("stds", "t", "score", "proxy"),
-    [((0.05, 0.5), 0.95, 0.999, 0.954), ((0.05, 0.5), 0.9, 0.995, 0.997), ((0.1, 1.0), 0.95, 0.998, 0.167)],
+    [((0.05, 0.5), 0.95, 1.0, 0.954), ((0.05, 0.5), 0.9, 0.999, 0.997), ((0.1, 1.0), 0.95, 1.0, 0.167)],
 )
 def test_decorator_direction_on_the_anisotropic_bandit(stds, t, score, proxy):
     """Behaviour N(0, diag(std^2)), Q linear at 45 degrees. Documented: the released proxy is close for narrow
