@@ -6,17 +6,20 @@ from dataclasses import replace
 
 from flowpolicy.agents.adam import Adam
 from flowpolicy.agents.dm1 import DM1
+from flowpolicy.agents.fisher import Fisher
 from flowpolicy.agents.flow_bc import FlowBC
 from flowpolicy.agents.fql import FQL
 from flowpolicy.agents.ifql import IFQL
 from flowpolicy.agents.imitation import Optimizer
 from flowpolicy.agents.iql import IQL
+from flowpolicy.agents.mean_flow_q import MeanFlowQ
 from flowpolicy.agents.qc import QC
 from flowpolicy.agents.rebrac import ReBRAC
 from flowpolicy.agents.regression import Regression
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.flows.dispersive import Dispersive
+from flowpolicy.flows.fisher import Metric
 from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.mlp import MLP
@@ -32,6 +35,7 @@ KINDS: dict[str, type] = {
     "adam": Adam,
     "pairs": PairLaw,
     "dispersive": Dispersive,
+    "metric": Metric,
     "dm1": DM1,
     "flow_bc": FlowBC,
     "regression": Regression,
@@ -40,6 +44,8 @@ KINDS: dict[str, type] = {
     "iql": IQL,
     "qc": QC,
     "rebrac": ReBRAC,
+    "fisher": Fisher,
+    "mean_flow_q": MeanFlowQ,
     **POLICY_KINDS,
 }
 """Tags of the config classes in ``config.json``."""
@@ -87,5 +93,13 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "ifql-door-human": ("IFQL on Adroit door, human demonstrations (D4RL)", replace(DOOR_RL, agent=IFQL())),
     "rebrac-door-human": ("ReBRAC on Adroit door, human demonstrations (D4RL)", replace(DOOR_RL, agent=ReBRAC())),
     "qc-door-human": ("QC on Adroit door, human demonstrations (D4RL)", replace(DOOR_RL, agent=QC(critic=MIN))),
+    "fisher-door-human": (
+        "Fisher Decorator on Adroit door, two evaluations",
+        replace(DOOR_RL, agent=Fisher(critic=MIN)),
+    ),
+    "mean-flow-q-door-human": (
+        "MeanFlow Q-learning on Adroit door, one evaluation",
+        replace(DOOR_RL, agent=MeanFlowQ(critic=MIN)),
+    ),
 }
 """Preset name -> (description, experiment)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowpolicy.nets.time_features import TimeFeatures
 from flowpolicy.nets.trunk import FlowOutput, Trunk
 
-__all__ = ["FlowOutput", "MapNet", "OneStepNet", "TrunkConfig", "VelocityNet"]
+__all__ = ["DecoratorNet", "FlowOutput", "MapNet", "OneStepNet", "TrunkConfig", "VelocityNet"]
 
 
 @runtime_checkable
@@ -49,6 +49,19 @@ class OneStepNet(nn.Module):
         """Chunks for the noise; not clamped."""
         output: FlowOutput = self.trunk(noise, noise.new_zeros(noise.shape[0], 0), cond)
         return output
+
+
+class DecoratorNet(OneStepNet):
+    """Residual ``shift(chunk, cond)`` that a policy adds to its chunks (Fisher Decorator, arXiv 2604.17919).
+
+    Exactly zero at the start, whatever the trunk: the decorated policy then is the undecorated one, bit for bit.
+    """
+
+    def __init__(self, trunk: TrunkConfig, action: int, chunk: int, cond: int) -> None:
+        super().__init__(trunk, action, chunk, cond)
+        outlet = [module for module in self.trunk.modules() if isinstance(module, nn.Linear)][-1]
+        nn.init.zeros_(outlet.weight)
+        nn.init.zeros_(outlet.bias)
 
 
 class MapNet(nn.Module):

@@ -20,7 +20,7 @@ from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import EncoderOutput, StateEncoder
-from flowpolicy.nets.flow_nets import MapNet, OneStepNet, VelocityNet
+from flowpolicy.nets.flow_nets import DecoratorNet, MapNet, OneStepNet, VelocityNet
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
 from flowpolicy.nets.transformer import Transformer
@@ -50,6 +50,8 @@ class PolicyConfig:
     """N chunks are generated and the one that the critic values most is taken; needs ``critic`` where above 1."""
     critic: CriticConfig | None = None
     """Critic that chooses among the candidates."""
+    decorated: bool = False
+    """Whether a residual is added to the clamped chunk, for one more evaluation (Fisher Decorator)."""
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or (self.candidates > 1) != (self.critic is not None):
@@ -90,6 +92,9 @@ class Actor(nn.Module):
         self.encoder = config.encoder.build(self.obs_size)
         self.net = _NETWORKS.get(config.sampler, VelocityNet)(
             config.net, action=action, chunk=contract.chunk, cond=self.encoder.size
+        )
+        self.decorator = (
+            DecoratorNet(config.net, action, contract.chunk, self.encoder.size) if config.decorated else None
         )
         self.critic = config.critic.build(self.obs_size, contract.chunk * action) if config.critic else None
 
@@ -155,9 +160,11 @@ class Policy(nn.Module):
                 f"a policy cannot spend {nfe} evaluations on {candidates} candidates",
                 expected=f"a multiple of {candidates}",
             )
-        chunk = self._generate(noise, cond.repeat_interleave(candidates, 0), nfe // candidates, candidates)
+        cond, spent = cond.repeat_interleave(candidates, 0), int(actor.decorator is not None)
         # Only the finished chunk is clamped: clamping inside the solver damages NFE > 1 [algorithms 7.1, D9].
-        chunk = chunk.clamp(-1.0, 1.0)
+        chunk = self._generate(noise, cond, nfe // candidates - spent, candidates).clamp(-1.0, 1.0)
+        if actor.decorator is not None:
+            chunk = (chunk + self._counted(actor.decorator, candidates)(chunk, cond)).clamp(-1.0, 1.0)
         if actor.critic is not None:
             value = actor.critic.value(flat.repeat_interleave(candidates, 0), chunk).view(-1, candidates)
             chunk = best_of(chunk.view(-1, candidates, *chunk.shape[1:]), value)
