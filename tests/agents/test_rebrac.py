@@ -69,7 +69,7 @@ def test_the_policy_reaches_the_optimum_of_a_linear_bandit():
     """r = 1 + g a: alpha |pi - mu|^2 - Q(pi) / |Q| is least at pi = mu + g / (2 alpha |Q(pi)|)."""
     slope, alpha = torch.tensor([0.5, 0.0]), 1.0
     config = ReBRAC(**TINY, critic=tiny("min"), alpha_actor=alpha)
-    _, chunk = train(config, lambda a: 1 + a[:, 0] @ slope, 600)
+    _, chunk = train(config, lambda a: 1 + a[:, 0] @ slope, 1500)
     optimum = MEAN.clone()
     for _ in range(100):
         optimum = MEAN + slope / (2 * alpha * (1 + optimum @ slope).abs())
