@@ -11,8 +11,10 @@ import torch
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.seed import numpy_generator, torch_generator
+from flowpolicy.data.ogbench import write_npz
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 from flowpolicy.envs import find_env
+from flowpolicy.envs.ogbench import OGBenchConfig
 from flowpolicy.evaluate.plan import make_plan
 from flowpolicy.evaluate.report import make_evaluation
 from flowpolicy.evaluate.rollout import rollout
@@ -37,6 +39,12 @@ def random_file(path, env):
             file["rewards"] = column(1)[:, 0]
             file["terminals"] = np.zeros(LENGTH, dtype=bool)
             file["timeouts"] = np.arange(LENGTH) % 20 == 19
+        return path
+    if isinstance(config, OGBenchConfig):
+        path, solved = path.with_suffix(".npz"), np.arange(LENGTH) % 7 == 3
+        columns = {"observations": column(*spec.observation["state"].shape), "actions": column(spec.action.size)}
+        columns |= {"terminals": np.arange(LENGTH) % 20 == 19, "rewards": solved - 1.0, "masks": 1.0 - solved}
+        write_npz(path, {**columns, "env_id": np.array(spec.env_id)})
         return path
     with RobomimicWriter(path, config.env_args()) as writer:
         for _ in range(3):
