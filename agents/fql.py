@@ -48,7 +48,7 @@ class FQL(ValueConfig):
         """One evaluation per chunk."""
         return 1
 
-    def build(self, *args: Any, **kwargs: Any) -> FQLAgent:
+    def build(self, *args: Any, **kwargs: Any) -> ValueAgent:
         """The agent in training; arguments of :class:`ValueAgent`."""
         return FQLAgent(self, *args, **kwargs)
 

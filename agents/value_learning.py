@@ -209,7 +209,8 @@ class ValueAgent(nn.Module):
 
     def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
         """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
-        inputs = {name: dict(value.items()) if name in _NESTED else value for name, value in batch.items()}
+        inputs: dict[str, Any] = dict(batch.items())
+        inputs |= {name: dict(batch[name].items()) for name in (keys.OBS, keys.NEXT_OBS)}
         loss, metrics = self._loss(inputs, *self.draw(batch[keys.ACTION], generator), **self.switches())
         loss.backward()
         for optimizer in self.optimizers.values():
@@ -274,6 +275,3 @@ class ValueAgent(nn.Module):
                 f"the checkpoint does not fit the agent of its config: {error}",
                 fix="resume with the flowpolicy version that wrote it",
             ) from error
-
-
-_NESTED = (keys.OBS, keys.NEXT_OBS)
