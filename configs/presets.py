@@ -55,7 +55,8 @@ ARM_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"
 
 # Ten decisions a second: a chunk of 0.2 s at 20 Hz, replaced when half of it is executed.
 FAST = Optimizer(lr=2e-3)
-# Twice the default share of intervals that end at the data: 398 instead of 391 of 400 Lift episodes on development states.
+# Twice the default share of intervals that end at the data: 398 instead of 391 of 400 Lift episodes, on states of
+# their own for development.
 DM1_ARM = DM1(chunk=4, execute=2, optimizer=FAST, pairs=PairLaw(share_endpoint=0.3))
 FLOW_BC_ARM = FlowBC(chunk=4, execute=2, optimizer=FAST)
 REGRESSION_ARM = Regression(chunk=4, execute=2, optimizer=FAST)

@@ -14,6 +14,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -201,8 +202,12 @@ class RobosuiteEnv:
         return np.array(self.sim_env.sim.get_state().flatten())
 
     def model_xml(self) -> str:
-        """The model, as RoboMimic stores it per episode."""
-        return str(self.sim_env.sim.model.get_xml())
+        """The model, as RoboMimic stores it per episode, with the asset paths from ``robosuite/`` on.
+
+        So the same seed gives the same bytes wherever the package is installed; robosuite finds such paths again.
+        """
+        site = Path(import_robosuite().__file__).parent.parent
+        return str(self.sim_env.sim.model.get_xml()).replace(f'file="{site}/', 'file="')
 
     def load(self, model_xml: str, state: np.ndarray) -> dict[str, np.ndarray]:
         """Start from a stored model (empty: keep the present one) and simulator state."""

@@ -10,6 +10,9 @@ import pytest
 import tyro
 
 from flowpolicy.cli import COMMANDS, main
+from flowpolicy.evaluate.plan import make_plan
+from flowpolicy.evaluate.report import load_evaluation
+from flowpolicy.evaluate.tables import percent
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,13 +66,29 @@ def test_every_command_line_tool_is_shown():
 
 def test_named_flags_exist(capsys):
     known = ""
-    for words in (["train", "dm1-lift"], ["data", "make"], ["eval"]):
+    offline = [["train", f"{agent}-door-human"] for agent in ("fql", "ifql", "iql", "rebrac", "qc", "fisher")]
+    for words in (["train", "dm1-lift"], ["data", "make"], ["eval"], ["bench", "update"], *offline):
         with pytest.raises(SystemExit):
             main([*words, "--help"])
         known += capsys.readouterr().out
     flags = {span.split()[0] for span in SPANS if span.startswith("--")}
     assert flags
     assert not [flag for flag in flags if not re.search(rf"{re.escape(flag)}\b", known)]
+
+
+ROWS = [line for line in README.splitlines() if line.startswith("|") and "docs/records/" in line]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("`")[-2])
+def test_a_reported_figure_is_that_of_its_record(row):
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    evaluation = load_evaluation(ROOT / cells[-1].strip("`"))
+    assert cells[2:4] == [str(evaluation.nfe), percent(evaluation.success)]
+    experiment = evaluation.training["experiment"]
+    assert experiment["agent"]["class"] == cells[1].lower().replace(" ", "_")
+    assert f"{experiment['steps']:,} updates" in cells[0] and evaluation.step == experiment["steps"]
+    assert evaluation.plan == make_plan(evaluation.plan.env_id, 100, 0)
+    assert not evaluation.commit.endswith("-dirty")
 
 
 def test_make_targets_exist():

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 
 import h5py
 import numpy as np
@@ -32,6 +33,14 @@ def content(path):
 def test_lift_same_seed_same_content_for_one_and_two_workers(lift_file, tmp_path):
     make_demonstrations("lift", tmp_path / "two.hdf5", episodes=3, seed=5, workers=2)
     assert content(lift_file[0]) == content(tmp_path / "two.hdf5")
+
+
+@pytest.mark.sim
+def test_the_content_does_not_tell_where_packages_are_installed(lift_file):
+    with h5py.File(lift_file[0]) as file:
+        xml = file["data/demo_0"].attrs["model_file"]
+    paths = re.findall(r'file="([^"]*)"', xml)
+    assert paths and all(path.startswith("robosuite/") for path in paths)
 
 
 @pytest.mark.sim
