@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +14,8 @@ from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import write_json
+from flowpolicy.core.spec import library_versions
+from flowpolicy.evaluate.report import git_commit
 
 
 def run(argv: Sequence[str]) -> int:
@@ -150,4 +154,5 @@ def rollout(
 def _show(result: dict[str, Any], table: Any, json: Path | None) -> None:
     console().print(table(result))
     if json is not None:
-        write_json(json, result)
+        record = {"command": shlex.join(["flowpolicy", *sys.argv[1:]]), "commit": git_commit()}
+        write_json(json, {**result, **record, "versions": library_versions()})
