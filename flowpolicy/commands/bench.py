@@ -13,9 +13,6 @@ import tyro
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.files import write_json
-from flowpolicy.core.spec import library_versions
-from flowpolicy.evaluate.report import git_commit
 
 
 def run(argv: Sequence[str]) -> int:
@@ -154,5 +151,9 @@ def rollout(
 def _show(result: dict[str, Any], table: Any, json: Path | None) -> None:
     console().print(table(result))
     if json is not None:
+        from flowpolicy.core.files import write_json
+        from flowpolicy.core.spec import library_versions
+        from flowpolicy.evaluate.report import git_commit
+
         record = {"command": shlex.join(["flowpolicy", *sys.argv[1:]]), "commit": git_commit()}
         write_json(json, {**result, **record, "versions": library_versions()})

@@ -9,16 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.markdown import Markdown
 
 from flowpolicy.commands.arguments import call
 from flowpolicy.commands.console import console
-from flowpolicy.commands.evaluate import loaded
 from flowpolicy.commands.progress import progress_bar
-from flowpolicy.core.files import read_json
-from flowpolicy.evaluate.card import NFES, supported
-from flowpolicy.evaluate.card import card as draw
-from flowpolicy.evaluate.plan import make_plan
 
 
 def run(argv: Sequence[str]) -> int:
@@ -35,6 +29,14 @@ def card(run: Annotated[Path, tyro.conf.Positional], /, episodes: int = 50, seed
         seed: seed of the plan.
 
     """
+    from rich.markdown import Markdown
+
+    from flowpolicy.commands.evaluation import loaded
+    from flowpolicy.core.files import read_json
+    from flowpolicy.evaluate.card import NFES, supported
+    from flowpolicy.evaluate.card import card as draw
+    from flowpolicy.evaluate.plan import make_plan
+
     with loaded(run) as (policy, env, folder):
         plan = make_plan(env.spec.env_id, episodes, seed)
         done = 0

@@ -14,14 +14,7 @@ from flowpolicy.commands.arguments import call
 from flowpolicy.commands.compare import compare
 from flowpolicy.commands.console import console
 from flowpolicy.commands.data import make
-from flowpolicy.commands.evaluate import evaluate_run
-from flowpolicy.configs.presets import PRESETS
-from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import SimulatorError, TrainingError
-from flowpolicy.core.files import read_json
-from flowpolicy.envs.rendering import require_opengl
-from flowpolicy.evaluate.methods_figure import draw_methods
-from flowpolicy.evaluate.tables import methods_table
 
 METHODS = {"dm1": "dm1-lift", "flow_bc": "flow-bc-lift", "regression": "regression-lift"}
 """Folder under the demo's -> preset."""
@@ -44,6 +37,10 @@ def demo(out: Path = Path("runs/demo"), demonstrations: int = 200, episodes: int
         video: rollouts to record per method.
 
     """
+    from flowpolicy.commands.evaluation import evaluate_run
+    from flowpolicy.evaluate.methods_figure import draw_methods
+    from flowpolicy.evaluate.tables import methods_table
+
     start = time.perf_counter()
     video = _drawable(video)
     data = out / "lift.hdf5"
@@ -66,6 +63,8 @@ def demo(out: Path = Path("runs/demo"), demonstrations: int = 200, episodes: int
 def _drawable(video: int) -> int:
     """The number of videos that can be made: without OpenGL none, which is said before anything is trained."""
     if video:
+        from flowpolicy.envs.rendering import require_opengl
+
         try:
             require_opengl()
         except SimulatorError as error:
@@ -89,6 +88,10 @@ def _train_all(out: Path, data: Path) -> None:
 
 def _training(folder: Path, preset: str, data: Path) -> list[str]:
     """The command that trains or resumes a run; empty if it is finished."""
+    from flowpolicy.configs.presets import PRESETS
+    from flowpolicy.core import checkpoint
+    from flowpolicy.core.files import read_json
+
     flowpolicy = [sys.executable, "-m", "flowpolicy"]
     if not (folder / checkpoint.FOLDER / checkpoint.LATEST).exists():
         return [*flowpolicy, "train", preset, "--data.path", str(data), "--out", str(folder)]

@@ -10,9 +10,6 @@ import tyro
 
 from flowpolicy.commands.arguments import call
 from flowpolicy.commands.console import console
-from flowpolicy.data.dataset import DataConfig, load_unchecked
-from flowpolicy.data.doctor import diagnose, failed
-from flowpolicy.data.report import print_findings
 
 
 def run(argv: Sequence[str]) -> int:
@@ -29,6 +26,10 @@ def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episod
         episodes: how many to replay.
 
     """
+    from flowpolicy.data.dataset import DataConfig, load_unchecked
+    from flowpolicy.data.doctor import diagnose, failed
+    from flowpolicy.data.report import print_findings
+
     replay = None
     if env:
         from flowpolicy.envs import find_env

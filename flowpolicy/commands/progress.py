@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +19,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from flowpolicy.train import Trainer
+if TYPE_CHECKING:
+    from flowpolicy.train import Trainer  # brings torch, seconds of every --help
 
 
 @contextlib.contextmanager

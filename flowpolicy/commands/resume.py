@@ -9,13 +9,6 @@ from typing import Annotated
 import tyro
 
 from flowpolicy.commands.arguments import call
-from flowpolicy.commands.train import train
-from flowpolicy.configs.presets import KINDS
-from flowpolicy.core.checkpoint import resolve
-from flowpolicy.core.config import decode
-from flowpolicy.core.errors import CheckpointError
-from flowpolicy.core.files import read_json
-from flowpolicy.train import Experiment
 
 
 def run(argv: Sequence[str]) -> int:
@@ -30,6 +23,14 @@ def resume(run: Annotated[Path, tyro.conf.Positional], /) -> None:
         run: run folder.
 
     """
+    from flowpolicy.commands.train import train
+    from flowpolicy.configs.presets import KINDS
+    from flowpolicy.core.checkpoint import resolve
+    from flowpolicy.core.config import decode
+    from flowpolicy.core.errors import CheckpointError
+    from flowpolicy.core.files import read_json
+    from flowpolicy.train import Experiment
+
     path = resolve(run) / "config.json"
     experiment = decode(read_json(path).get("experiment"), KINDS, str(path))
     if not isinstance(experiment, Experiment):
