@@ -147,6 +147,20 @@ class AdroitConfig:
             return replay_episodes(dataset, episodes, start)
 
 
+def import_gymnasium_robotics() -> Any:
+    """The gymnasium package, with the environments of Gymnasium-Robotics registered."""
+    choose_opengl()
+    try:
+        import gymnasium
+
+        with contextlib.redirect_stderr(io.StringIO()):  # a notice about other environments
+            import gymnasium_robotics
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or "gymnasium-robotics", "adroit") from error
+    gymnasium.register_envs(gymnasium_robotics)
+    return gymnasium
+
+
 class AdroitEnv:
     """One hand (:class:`flowpolicy.envs.vector.SingleEnv`).
 
@@ -160,15 +174,7 @@ class AdroitEnv:
     """
 
     def __init__(self, horizon: int = 0, task: str = "door") -> None:
-        choose_opengl()
-        try:
-            import gymnasium
-
-            with contextlib.redirect_stderr(io.StringIO()):  # a notice about other environments
-                import gymnasium_robotics
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(error.name or "gymnasium-robotics", "adroit") from error
-        gymnasium.register_envs(gymnasium_robotics)
+        gymnasium = import_gymnasium_robotics()
         self.horizon, self.task = horizon, task
         # Without the wrappers: the horizon is ours, and checks of every step cost as much as the step.
         self.sim_env: Any = gymnasium.make(_TASKS[task].env, render_mode="rgb_array").unwrapped

@@ -19,20 +19,19 @@ Reward shift: AntMaze -1 (so -1 per step until the goal, 0 there), all others no
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowpolicy.core.errors import ConfigError, DataError, MissingExtraError, nearest
+from flowpolicy.core.errors import ConfigError, DataError, nearest
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.d4rl import STATE
-from flowpolicy.envs.rendering import choose_opengl, opengl
+from flowpolicy.envs.adroit import import_gymnasium_robotics
+from flowpolicy.envs.rendering import opengl
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv, SerialVecEnv
 
 if TYPE_CHECKING:
@@ -237,15 +236,7 @@ class D4RLEnv:
 
 def _create(name: str, suite: _Suite) -> Any:
     """The simulator without wrappers: the horizon is ours."""
-    choose_opengl()
-    try:
-        import gymnasium
-
-        with contextlib.redirect_stderr(io.StringIO()):  # a notice about other environments
-            import gymnasium_robotics
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or "gymnasium-robotics", "adroit") from error
-    gymnasium.register_envs(gymnasium_robotics)
+    gymnasium = import_gymnasium_robotics()
     options: dict[str, Any] = {"render_mode": "rgb_array"}
     registered = suite.env_id.partition("/")[2]
     if "kitchen" in name:
