@@ -76,7 +76,7 @@ DEBUG = Experiment(
 # Offline RL: values of tables 4 and 6 of the FQL study (arXiv 2502.02538); its observations are not scaled.
 UNSCALED = NormalizerConfig(obs="none")
 SMALL_CRITIC = CriticConfig(width=64, depth=2)
-DEBUG_RL = replace(DEBUG, agent=FQL(net=Plain(width=64, depth=2), critic=SMALL_CRITIC, normalize_q=True, alpha=1.0))
+FQL_TOY = replace(DEBUG, agent=FQL(net=Plain(width=64, depth=2), critic=SMALL_CRITIC, normalize_q=True, alpha=1.0))
 MIN = CriticConfig(aggregate="min")
 DOOR_RL = replace(DOOR, agent=FQL(alpha=30_000.0, critic=MIN), normalizer=UNSCALED, steps=500_000)
 
@@ -109,7 +109,7 @@ MAZE = replace(
 
 PRESETS: dict[str, tuple[str, Experiment]] = {
     "debug": ("Flow BC on toy data that it generates itself; no simulator, seconds", DEBUG),
-    "debug-rl": ("FQL on the same toy data; no simulator, seconds", DEBUG_RL),
+    "fql-toy": ("FQL on the same toy data; no simulator, seconds", FQL_TOY),
     "dm1-lift": ("DM1 on robosuite Lift, one evaluation per chunk", LIFT),
     "flow-bc-lift": ("Flow BC on robosuite Lift, ten evaluations per chunk", replace(LIFT, agent=FLOW_BC_ARM)),
     "regression-lift": ("Regression control on robosuite Lift", replace(LIFT, agent=REGRESSION_ARM)),

@@ -182,3 +182,74 @@ def compare_paired(
         resolved=p_value < 1 - confidence,
         return_difference=bootstrap_mean(np.subtract(return_a, return_b), confidence=confidence),
     )
+
+
+def _interval(mean: float, draws: np.ndarray, n: int, confidence: float) -> Interval:
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(mean, float(low), float(high), n)
+
+
+def hierarchical_mean(values: np.ndarray, seed: int = 0, confidence: float = CONFIDENCE) -> Interval:
+    """Mean over training seeds and episodes; the percentile bootstrap draws seeds, and episodes of the common plan.
+
+    With few seeds such an interval is too narrow rather than too wide: three seeds cannot show a rare bad one.
+    Where all outcomes are the same, resamples are too, and Wilson's interval takes their place.
+
+    Args:
+        values: (seeds, episodes) outcomes, 0 or 1.
+        seed: of the bootstrap.
+        confidence: coverage.
+
+    """
+    if values.size and np.ptp(values) == 0.0:
+        return wilson(int(values.sum()), values.size, confidence)
+    return _interval(float(values.mean()), _hierarchical_draws(values, seed), values.size, confidence)
+
+
+def hierarchical_difference(a: np.ndarray, b: np.ndarray, seed: int = 0, confidence: float = CONFIDENCE) -> Interval:
+    """Mean of ``a`` minus mean of ``b``, (seeds, episodes) each on one plan; episodes are paired, seeds are not.
+
+    Where neither varies, Newcombe's interval (1998, Stat. Med. 17:873, method 10) takes the bootstrap's place.
+    """
+    if a.shape[1] != b.shape[1]:
+        raise EvaluationError(f"{a.shape[1]} against {b.shape[1]} episodes cannot be paired", expected="one plan")
+    if a.size and b.size and np.ptp(a) == np.ptp(b) == 0.0:
+        first, second = (wilson(int(v.sum()), v.size, confidence) for v in (a, b))
+        mean = first.mean - second.mean
+        low = mean - np.hypot(first.mean - first.low, second.high - second.mean)
+        high = mean + np.hypot(first.high - first.mean, second.mean - second.low)
+        return Interval(mean, float(low), float(high), min(a.size, b.size))
+    # The stream of the episodes is that of the seed, so the same draw of episodes meets both.
+    draws = _hierarchical_draws(a, seed, "a") - _hierarchical_draws(b, seed, "b")
+    return _interval(float(a.mean() - b.mean()), draws, min(a.size, b.size), confidence)
+
+
+def _hierarchical_draws(values: np.ndarray, seed: int, side: str = "a") -> np.ndarray:
+    """(RESAMPLES,) means over drawn seeds and drawn episodes."""
+    seeds, episodes = values.shape
+    if not values.size or not np.isfinite(values).all():
+        raise EvaluationError("an interval of no values, or of values that are not finite", expected="finite numbers")
+    # How often each seed and each episode is drawn; the mean of a resample is then a product of three matrices.
+    rows = numpy_generator(seed, f"bootstrap seeds {side}").multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
+    columns = numpy_generator(seed, "bootstrap episodes").multinomial(
+        episodes, np.full(episodes, 1 / episodes), RESAMPLES
+    )
+    return np.einsum("rs,se,re->r", rows, values, columns) / values.size
+
+
+def interquartile_mean(scores: Sequence[np.ndarray], seed: int = 0, confidence: float = CONFIDENCE) -> Interval:
+    """Mean of the middle half of all scores; Agarwal et al. 2021 (arXiv 2108.13264), section 4.3.
+
+    Args:
+        scores: per task the scores of its runs; the bootstrap draws runs within each task.
+        seed: of the bootstrap.
+        confidence: coverage.
+
+    """
+    flat = np.concatenate(scores)
+    if not flat.size or not np.isfinite(flat).all():
+        raise EvaluationError("an IQM of no scores, or of scores that are not finite", expected="finite numbers")
+    generator = numpy_generator(seed, "bootstrap")
+    draws = np.concatenate([s[generator.integers(0, s.size, (RESAMPLES, s.size))] for s in scores], axis=1)
+    means = stats.trim_mean(draws, 0.25, axis=1)
+    return _interval(float(stats.trim_mean(flat, 0.25)), means, flat.size, confidence)

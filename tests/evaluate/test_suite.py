@@ -1,0 +1,123 @@
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from flowpolicy.core.errors import EvaluationError
+from flowpolicy.evaluate.plan import make_plan
+from flowpolicy.evaluate.report import make_evaluation, save_evaluation
+from flowpolicy.evaluate.statistics import hierarchical_difference, hierarchical_mean, interquartile_mean, wilson
+from flowpolicy.evaluate.suite import draw_suite, load_records, suite_table
+
+from .fakes import episode
+
+PLAN = make_plan("fake/Chaos", 50, 0)
+GENERATOR = np.random.default_rng(0)
+
+
+def store(folder, task, arm, seed, rate, *, step=100, data="a" * 64):
+    outcomes = GENERATOR.random(50) < rate
+    episodes = [
+        dataclasses.replace(episode(i, 5 if good else None), policy_seed=s)
+        for i, s, good in zip(PLAN.indices, PLAN.policy_seeds, outcomes, strict=True)
+    ]
+    training = {"seconds": 2.0, "dataset_sha256": data, "experiment": {"batch_size": 64}}
+    save_evaluation(
+        folder / task / f"{arm}-seed{seed}.json",
+        make_evaluation(PLAN, episodes, run=f"runs/{arm}-seed{seed}", step=step, training=training),
+    )
+    return outcomes.mean()
+
+
+def printed(tables):
+    console = Console(file=io.StringIO(), width=200)
+    for table in tables:
+        console.print(table)
+    return console.file.getvalue()
+
+
+def test_the_table_has_every_arm_its_difference_and_the_iqm_over_tasks(tmp_path):
+    rates = {(arm, task): [] for arm in ("fql", "fisher") for task in ("maze", "cube")}
+    for (arm, task), found in rates.items():
+        for seed in range(3):
+            found.append(store(tmp_path, task, arm, seed, 0.9 if arm == "fisher" else 0.2))
+    records = load_records(tmp_path, ["maze", "cube"], ["fql", "fisher", "absent"])
+    text = printed(suite_table("s", records, "fql"))
+    assert list(records) == ["fql", "fisher"]
+    assert f"{100 * np.mean(rates['fisher', 'maze']):.1f} %" in text
+    iqm = stats.trim_mean(np.concatenate([rates["fisher", "maze"], rates["fisher", "cube"]]), 0.25)
+    assert f"{100 * iqm:.1f} %" in text
+    assert f"{100 * (np.mean(rates['fisher', 'cube']) - np.mean(rates['fql', 'cube'])):+.1f}" in text
+    assert text.count(" *") >= 2
+    assert "20.0" in text  # 2 s over 100 updates
+    draw_suite(tmp_path / "picture.png", records, "fql")
+    assert (tmp_path / "picture.png").stat().st_size > 5000
+
+
+def test_an_arm_without_every_task_has_no_aggregate(tmp_path):
+    store(tmp_path, "maze", "fql", 0, 0.5)
+    store(tmp_path, "cube", "fql", 0, 0.5)
+    store(tmp_path, "maze", "fisher", 0, 0.5)
+    text = printed(suite_table("s", load_records(tmp_path, ["maze", "cube"], ["fql", "fisher"]), "fql"))
+    row = next(line for line in text.splitlines() if "fisher" in line)
+    assert row.count(" - ") == 2
+
+
+@pytest.mark.parametrize("odd", [{"step": 99}, {"data": "b" * 64}])
+def test_records_of_another_budget_are_refused(tmp_path, odd):
+    store(tmp_path, "maze", "fql", 0, 0.5)
+    store(tmp_path, "maze", "fisher", 0, 0.5, **odd)
+    with pytest.raises(EvaluationError, match=r"not made alike.*fisher-seed0"):
+        load_records(tmp_path, ["maze"], ["fql", "fisher"])
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(EvaluationError, match="no records"):
+        load_records(tmp_path, ["maze"], ["fql"])
+
+
+def test_the_interval_over_seeds_and_episodes_is_wider_than_the_pooled_one_when_seeds_differ():
+    values = np.zeros((3, 50))
+    values[0] = 1.0
+    values[1, ::2] = 1.0
+    interval, pooled = hierarchical_mean(values), wilson(int(values.sum()), values.size)
+    assert interval.mean == pytest.approx(0.5)
+    assert interval.high - interval.low > 2 * (pooled.high - pooled.low)
+
+
+def test_its_width_is_that_of_the_normal_law_with_equal_seeds_and_many_episodes():
+    # One column per episode, the same for all seeds: only the episodes vary, with variance p (1 - p) / n.
+    values = np.tile(np.arange(400) % 2, (3, 1)).astype(float)
+    interval = hierarchical_mean(values)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.05)
+
+
+def test_paired_episodes_cancel_in_the_difference():
+    hard = (GENERATOR.random((1, 50)) < 0.5).astype(float).repeat(3, axis=0)
+    same = hierarchical_difference(hard, hard)
+    assert (same.mean, same.low, same.high) == (0.0, 0.0, 0.0)
+    assert np.ptp([hierarchical_mean(hard).low, hierarchical_mean(hard).high]) > 0.2
+
+
+def test_outcomes_without_variance_keep_a_width():
+    none, every = np.zeros((3, 50)), np.ones((3, 50))
+    assert hierarchical_mean(none) == wilson(0, 150)
+    difference = hierarchical_difference(every, none)
+    assert difference.low < 1.0 == difference.mean
+    assert difference.low > 0.9
+
+
+def test_the_interquartile_mean_drops_the_outer_quarters():
+    scores = [np.array([0.0, 0.1, 0.5, 0.6]), np.array([0.4, 0.5, 0.9, 1.0])]
+    assert interquartile_mean(scores).mean == pytest.approx(np.mean([0.4, 0.5, 0.5, 0.6]))
+    constant = interquartile_mean([np.full(4, 0.3), np.full(4, 0.3)])
+    assert (constant.low, constant.mean, constant.high) == pytest.approx((0.3, 0.3, 0.3))
+
+
+@pytest.mark.parametrize("bad", [np.array([np.nan, 1.0]), np.array([])])
+def test_scores_that_are_no_numbers_are_refused(bad):
+    with pytest.raises(EvaluationError):
+        interquartile_mean([bad])
