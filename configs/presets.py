@@ -27,11 +27,13 @@ from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
 from flowpolicy.policy.policy import KINDS as POLICY_KINDS
 from flowpolicy.train.experiment import Experiment
+from flowpolicy.train.online import OnlineConfig
 
 KINDS: dict[str, type] = {
     "experiment": Experiment,
     "data": DataConfig,
     "normalizer": NormalizerConfig,
+    "online": OnlineConfig,
     "optimizer": Optimizer,
     "adam": Adam,
     "pairs": PairLaw,

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "check a dataset file, and with --env replay it in the simulator"),
     "train": ("train", "train PRESET on a dataset file"),
     "resume": ("resume", "continue a run that was stopped, bit for bit"),
+    "online": ("online", "continue RUN with environment steps, mixing its own experience with the file"),
     "eval": ("evaluate", "success and return of a run on an evaluation plan, with intervals"),
     "compare": ("compare", "paired comparison of two evaluated runs"),
     "card": ("card", "success against network evaluations against latency, table and picture"),

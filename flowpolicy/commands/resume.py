@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from flowpolicy.commands.arguments import call
+
+if TYPE_CHECKING:
+    from flowpolicy.train import Experiment  # brings torch, seconds of every --help
 
 
 def run(argv: Sequence[str]) -> int:
@@ -24,6 +27,12 @@ def resume(run: Annotated[Path, tyro.conf.Positional], /) -> None:
 
     """
     from flowpolicy.commands.train import train
+
+    train(stored_experiment(run), run, resume=True)
+
+
+def stored_experiment(run: Path) -> Experiment:
+    """The experiment of a run folder's newest checkpoint, or of a checkpoint folder."""
     from flowpolicy.configs.presets import KINDS
     from flowpolicy.core.checkpoint import resolve
     from flowpolicy.core.config import decode
@@ -35,4 +44,4 @@ def resume(run: Annotated[Path, tyro.conf.Positional], /) -> None:
     experiment = decode(read_json(path).get("experiment"), KINDS, str(path))
     if not isinstance(experiment, Experiment):
         raise CheckpointError(f"{path} holds no experiment", fix="resume with the flowpolicy version that wrote it")
-    train(experiment, run, resume=True)
+    return experiment

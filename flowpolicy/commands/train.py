@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flowpolicy.commands.arguments import pick
 from flowpolicy.commands.progress import training_progress
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.protocols import VecEnv
 from flowpolicy.policy.policy import NETS
 from flowpolicy.train import Experiment, Trainer
 
@@ -30,24 +32,30 @@ class TrainCommand(Experiment):
     verify_resume: bool = False
     """First prove on this machine that a killed and resumed run equals an uninterrupted one, bit for bit."""
 
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment alone."""
+        return Experiment(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Experiment)})
+
 
 def run(argv: Sequence[str]) -> int:
     """Train a preset, with any field overridden by a flag."""
     preset, rest = pick(argv, PRESETS, "train", "preset")
-    command = parse(preset, rest)
+    description, base = PRESETS[preset]
+    command = parse(base, rest, f"train {preset}", description)
+    if command.online.base:
+        raise ConfigError("--online.base is set by another command", fix="flowpolicy online RUN")
     if command.verify_resume:
         from flowpolicy.train.verify import verify_resume
 
         verify_resume([sys.executable, "-m", "flowpolicy", "train", preset, *_without_destination(rest)], command.steps)
     folder = Path(command.out or f"runs/{preset}-seed{command.seed}")
-    experiment = Experiment(**{f.name: getattr(command, f.name) for f in dataclasses.fields(Experiment)})
-    train(experiment, folder)
+    train(command.experiment, folder)
     return 0
 
 
-def parse(preset: str, argv: Sequence[str]) -> TrainCommand:
-    """The preset with the overrides of ``argv``."""
-    base = PRESETS[preset][1]
+def parse(base: Experiment, argv: Sequence[str], name: str, description: str) -> TrainCommand:
+    """An experiment with the overrides of ``argv``, for the command ``name``."""
     values = {f.name: getattr(base, f.name) for f in dataclasses.fields(Experiment)}
     argv = list(argv)
     for path, variants in VARIANTS.items():
@@ -63,8 +71,8 @@ def parse(preset: str, argv: Sequence[str]) -> TrainCommand:
         TrainCommand,
         default=TrainCommand(**values),
         args=argv,
-        prog=f"flowpolicy train {preset}",
-        description=PRESETS[preset][0],
+        prog=f"flowpolicy {name}",
+        description=description,
         config=(tyro.conf.AvoidSubcommands,),
     )
 
@@ -80,11 +88,30 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
     # Absolute, so that the run can be resumed from another working directory.
     data = dataclasses.replace(experiment.data, path=str(Path(experiment.data.path).absolute()))
     experiment = dataclasses.replace(experiment, data=data)
-    trainer = Trainer(experiment, folder, env.spec(), KINDS, resume=resume)
-    with training_progress(trainer, folder) as report:
-        newest = trainer.train(report)
+    with _slot(experiment) as slot:
+        trainer = Trainer(experiment, folder, env.spec(), KINDS, resume=resume, slot=slot)
+        with training_progress(trainer, folder) as report:
+            newest = trainer.train(report)
     draw_curves(folder / "metrics.csv", folder / "curves.png")
     sys.stdout.write(f"checkpoint {newest}\ncurves     {folder / 'curves.png'}\n")
+    if (folder / "episodes.csv").exists():
+        draw_curves(folder / "episodes.csv", folder / "online.png", "environment step")
+        sys.stdout.write(f"episodes   {folder / 'online.png'}\n")
+
+
+@contextmanager
+def _slot(experiment: Experiment) -> Iterator[VecEnv | None]:
+    """One environment to step in, where the experiment asks for steps."""
+    from flowpolicy.envs import find_env
+
+    if not experiment.online.base:
+        yield None
+        return
+    slot = find_env(experiment.env).make(1)
+    try:
+        yield slot
+    finally:
+        slot.close()
 
 
 def _generate(experiment: Experiment, folder: Path) -> Any:

@@ -24,12 +24,13 @@ Curves = dict[str, np.ndarray]
 """Column -> (rows,) float64, NaN where the cell is empty."""
 
 
-def draw_curves(metrics_csv: Path, png: Path) -> None:
+def draw_curves(metrics_csv: Path, png: Path, unit: str = "gradient step") -> None:
     """Draw a panel per metric and one for the time split.
 
     Args:
         metrics_csv: a column ``step`` and any metrics. A last line that was cut off is ignored.
         png: where to.
+        unit: what ``step`` counts.
 
     Raises:
         EvaluationError: the file is missing, has no column ``step``, no metrics, or no complete row.
@@ -52,7 +53,7 @@ def draw_curves(metrics_csv: Path, png: Path) -> None:
     if times:
         _draw_times(grid[len(panels)], step, {name: curves[name] for name in times})
     for axes in grid[:count]:
-        axes.set_xlabel("gradient step")
+        axes.set_xlabel(unit)
         tidy(axes)
     for axes in grid[count:]:
         axes.set_axis_off()

@@ -11,6 +11,7 @@ from flowpolicy.data.dataset import DataConfig, Dataset
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
+from flowpolicy.train.online import OnlineConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Experiment:
     """Training file."""
     normalizer: NormalizerConfig = NormalizerConfig()
     """Scaling of observations and actions, fitted once on the training file."""
+    online: OnlineConfig = OnlineConfig()
+    """Environment steps between the updates: see ``flowpolicy online``."""
     steps: int = 10_000
     """Gradient updates."""
     batch_size: int = 256
@@ -58,6 +61,13 @@ class Experiment:
             raise ConfigError(
                 f"--agent.execute {agent.execute}, --agent.chunk {agent.chunk}, --agent.history {agent.history}",
                 expected="1 <= execute <= chunk and history >= 1",
+            )
+        if not self.online.base and self.online != OnlineConfig():
+            raise ConfigError("--online options without a run to continue", fix="flowpolicy online RUN")
+        if self.online.base and agent.needs != "transitions":
+            raise ConfigError(
+                f"{type(agent).__name__} learns nothing from rewards, so that collecting episodes would not change it",
+                expected="an agent with a critic, e.g. fql or fisher",
             )
 
 
@@ -99,10 +109,15 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
 def make_sampler(experiment: Experiment, dataset: Dataset) -> WindowSampler:
     """The source of batches that the agent asks for: its ``needs`` is 'windows' or 'transitions'."""
     agent = experiment.agent
-    sizes = (agent.history, agent.chunk, experiment.batch_size, experiment.device)
     if agent.needs == "windows":
-        return WindowSampler(dataset, *sizes)
-    return TransitionSampler(dataset, *sizes, horizon=agent.horizon)
+        return WindowSampler(dataset, agent.history, agent.chunk, experiment.batch_size, experiment.device)
+    return transition_sampler(experiment, dataset, experiment.batch_size)
+
+
+def transition_sampler(experiment: Experiment, dataset: Dataset, batch_size: int) -> TransitionSampler:
+    """Batches of transitions as the experiment's agent wants them."""
+    agent, device = experiment.agent, experiment.device
+    return TransitionSampler(dataset, agent.history, agent.chunk, batch_size, device, horizon=agent.horizon)
 
 
 def require_same_data(contract: Contract, stored: Contract) -> None:

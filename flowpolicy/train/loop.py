@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
@@ -16,14 +17,22 @@ from flowpolicy.core import checkpoint
 from flowpolicy.core.config import Kinds, encode
 from flowpolicy.core.errors import ConfigError, TrainingError
 from flowpolicy.core.files import read_json, read_tensors, write_json, write_tensors, write_text
-from flowpolicy.core.protocols import Agent, Metrics
+from flowpolicy.core.protocols import Agent, Metrics, VecEnv
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract, Spec, load_contract, save_contract
-from flowpolicy.data.dataset import load_dataset
+from flowpolicy.data.dataset import Dataset, load_dataset
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.data.windows import require_whole_chunks
-from flowpolicy.train.experiment import Experiment, make_contract, make_sampler, require_same_data
+from flowpolicy.data.replay import MixedReplay
+from flowpolicy.data.windows import WindowSampler, require_whole_chunks
+from flowpolicy.train.experiment import (
+    Experiment,
+    make_contract,
+    make_sampler,
+    require_same_data,
+    transition_sampler,
+)
 from flowpolicy.train.log import Logger, make_loggers
+from flowpolicy.train.online import OnlineSource
 
 Report = Callable[[int, dict[str, float]], None]
 """Called with the finished updates and the newest metrics; drives the progress bar."""
@@ -56,10 +65,20 @@ class Trainer:
         env: spec of the environment that the policy is meant for.
         kinds: tags of the config classes, for ``config.json``.
         resume: continue from the newest checkpoint of ``run``.
+        slot: one environment to step in, where ``experiment.online`` asks for steps.
 
     """
 
-    def __init__(self, experiment: Experiment, run: Path, env: Spec, kinds: Kinds, *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: Path,
+        env: Spec,
+        kinds: Kinds,
+        *,
+        resume: bool = False,
+        slot: VecEnv | None = None,
+    ) -> None:
         torch.set_num_threads(experiment.threads)
         self.experiment, self.run, self.kinds = experiment, run, kinds
         newest = checkpoint.resolve(run) if resume else None
@@ -75,7 +94,6 @@ class Trainer:
             self.contract = stored
         if experiment.data.short_episodes == "refuse":
             require_whole_chunks(dataset, experiment.agent.chunk)
-        self.batches = make_sampler(experiment, dataset)
         self.agent: Agent = experiment.agent.build(
             self.contract,
             Normalizer.fit(dataset, experiment.normalizer),
@@ -83,6 +101,9 @@ class Trainer:
             seed=experiment.seed,
             compile=experiment.compile,
             device=experiment.device,
+        )
+        self.batches: WindowSampler | OnlineSource = (
+            self._collect(dataset, slot) if slot else make_sampler(experiment, dataset)
         )
         # The position of the batch stream is also the sampler's cursor: batches are drawn with replacement.
         self.streams = {
@@ -93,6 +114,22 @@ class Trainer:
         self._unread: list[Metrics] = []
         if newest:
             self._restore(newest)
+        elif experiment.online.base:
+            base = checkpoint.resolve(Path(experiment.online.base))
+            self.agent.load_state_dict(read_weights(base))
+
+    def _collect(self, dataset: Dataset, slot: VecEnv) -> OnlineSource:
+        """Batches that mix the file with what the agent experiences in ``slot``."""
+        experiment, online = self.experiment, self.experiment.online
+        replay = MixedReplay(
+            dataset,
+            functools.partial(transition_sampler, experiment),
+            experiment.batch_size,
+            online.ratio,
+            self.run / "replay",
+        )
+        log = self.run / "episodes.csv"
+        return OnlineSource(online, self.agent, self.contract, slot, replay, experiment.seed, log)
 
     def train(self, report: Report = lambda step, row: None) -> Path:
         """Train to the end and return the last checkpoint."""
@@ -101,20 +138,26 @@ class Trainer:
         loggers = make_loggers(
             self.run, tensorboard=experiment.tensorboard, wandb=experiment.wandb, resume_at=self.step
         )
-        newest = self.run
+        newest, due = self.run, False
         try:
             while self.step < experiment.steps:
                 metrics = self._update(clock)
                 last = self.step == experiment.steps
                 if last or self.step % experiment.log_every == 0:
                     report(self.step, self._log(metrics, clock, loggers))
-                if last or self.step % experiment.checkpoint_every == 0:
+                due |= self.step % experiment.checkpoint_every == 0
+                if last or (due and self._resumable):
                     self._require_finite(metrics)
-                    newest = self.save()
+                    newest, due = self.save(), False
         finally:
             for logger in loggers:
                 logger.close()
         return newest if newest != self.run else checkpoint.resolve(self.run)
+
+    @property
+    def _resumable(self) -> bool:
+        """Whether a checkpoint of this moment holds everything: not while an episode is being collected."""
+        return not isinstance(self.batches, OnlineSource) or self.batches.at_boundary
 
     def _update(self, clock: Clock) -> Metrics:
         start = time.perf_counter()
@@ -180,10 +223,12 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         state = read_json(folder / "state.json")
-        self.agent.load_state_dict({path.stem: read_tensors(path) for path in folder.glob("*.safetensors")})
+        self.agent.load_state_dict(read_weights(folder))
         for name, stream in self.streams.items():
             stream.set_state(torch.frombuffer(bytearray(b64decode(state["generators"][name])), dtype=torch.uint8))
         self.step, self.seconds = state["step"], state["train_seconds"]
+        if isinstance(self.batches, OnlineSource):
+            self.batches.restore(state["online"])
 
     def _state(self) -> dict[str, Any]:
         streams = {name: b64encode(stream.get_state().numpy().tobytes()) for name, stream in self.streams.items()}
@@ -192,6 +237,7 @@ class Trainer:
             "step": self.step,
             "train_seconds": self.seconds,
             "generators": {name: state.decode() for name, state in streams.items()},
+            **({"online": self.batches.state()} if isinstance(self.batches, OnlineSource) else {}),
         }
 
     def _config(self) -> dict[str, Any]:
@@ -218,3 +264,8 @@ class Trainer:
                 "",
             ]
         )
+
+
+def read_weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """What an agent's ``load_state_dict`` takes, from a checkpoint folder."""
+    return {path.stem: read_tensors(path) for path in folder.glob("*.safetensors")}

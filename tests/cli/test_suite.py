@@ -9,28 +9,30 @@ from flowpolicy.configs.suites import SUITES, Arm, Suite
 from flowpolicy.core.errors import ConfigError, TrainingError
 
 
-@pytest.mark.parametrize("name", list(SUITES))
-def test_every_job_of_a_suite_names_a_preset_with_flags_that_it_has(name, tmp_path):
+def parsed(words):
     from flowpolicy.commands.train import parse
 
+    _, preset, *flags = words
+    return parse(PRESETS[preset][1], flags, "train", "")
+
+
+@pytest.mark.parametrize("name", list(SUITES))
+def test_every_job_of_a_suite_names_a_preset_with_flags_that_it_has(name, tmp_path):
     suite = find_suite(name)
     jobs = plan_jobs(suite, tmp_path, tmp_path, tmp_path)
     assert len(jobs) == len(suite.arms) * len(suite.tasks) * suite.seeds
     assert len({job.record for job in jobs}) == len({job.run for job in jobs}) == len(jobs)
     assert suite.reference in suite.arms
     for job in jobs[: len(suite.arms) * len(suite.tasks)]:
-        command = parse(job.train[1], job.train[2:])
-        assert job.train[1] in PRESETS
+        command = parsed(job.train)
         assert (command.seed, command.out) == (job.seed, str(job.run))
 
 
 def test_the_arms_of_the_head_to_head_act_in_the_evaluations_that_their_names_say(tmp_path):
-    from flowpolicy.commands.train import parse
-
     for job in plan_jobs(SUITES["offline-rl"], tmp_path, tmp_path, tmp_path, seeds=[0]):
         if job.arm.startswith("fisher"):
             _, mode, nfe = job.arm.split("-")
-            agent = parse(job.train[1], job.train[2:]).agent
+            agent = parsed(job.train).agent
             assert (agent.metric.mode, agent.nfe) == (mode, int(nfe))
 
 

@@ -1,0 +1,43 @@
+"""``flowpolicy online RUN``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowpolicy.core.errors import ConfigError
+
+USAGE = """usage: flowpolicy online RUN --steps N --out OUT [OPTIONS]
+
+Continue an agent that was trained on a file with steps in its environment: between the updates it acts, keeps whole
+episodes, and trains on batches of which a share (--online.ratio, half unless given) is its own experience. RUN is not
+changed. OUT/episodes.csv and OUT/online.png tell how the episodes went; 'flowpolicy resume OUT' continues bit for bit.
+
+RUN's options hold unless a flag of 'flowpolicy train' overrides them; 'flowpolicy online RUN --help' lists all, such as
+  --steps N                    gradient updates, one per environment step
+  --online.ratio SHARE         share of a batch that comes from the collected episodes
+  --online.updates-per-step N  gradient updates per environment step
+  --online.noise STD           exploration noise, for agents whose own policy is deterministic (iql, rebrac)
+  --agent.alpha A              most agents want a weaker pull to the data online than offline
+"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Continue a run with environment steps."""
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(USAGE)
+        return 0 if argv else 2
+    from flowpolicy.commands.resume import stored_experiment
+    from flowpolicy.commands.train import parse, train
+    from flowpolicy.core.checkpoint import resolve
+
+    base = Path(argv[0])
+    stored = stored_experiment(base)
+    online = dataclasses.replace(stored.online, base=str(resolve(base).absolute()))
+    command = parse(dataclasses.replace(stored, online=online), argv[1:], f"online {base}", "Continue a run online.")
+    if not command.out:
+        raise ConfigError("no folder for the new run is given", expected="--out OUT")
+    train(command.experiment, Path(command.out))
+    return 0
