@@ -14,6 +14,7 @@ from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 
+from .bandit import DEVIATION, FAST, MEAN, tiny, train
 from .shared import build, check_agent
 
 SMALL = MeanFlowQ(net=MLP(width=16, depth=2), critic=CriticConfig(width=16, depth=2))
@@ -31,6 +32,35 @@ def test_suite(change, nfe, demonstrations):
     config = dataclasses.replace(SMALL, **change)
     assert config.nfe == nfe
     check_agent(config, demonstrations)
+
+
+BANDIT = MeanFlowQ(
+    net=MLP(width=48, depth=2), actor_optimizer=FAST, critic_optimizer=FAST, critic=tiny(), normalize_q=False, ema=0.99
+)
+GOAL = torch.tensor([-0.1, 0.2])
+
+
+@pytest.mark.slow
+def test_where_the_reward_is_flat_one_jump_gives_the_behaviour_of_a_gaussian_bandit():
+    _, chunk = train(dataclasses.replace(BANDIT, alpha=1.0), lambda a: 0 * a[:, 0].sum(1), 800)
+    torch.testing.assert_close(chunk[:, 0].mean(0), MEAN, rtol=0, atol=0.03)
+    deviation = chunk[:, 0].std(0)
+    torch.testing.assert_close(deviation, torch.full_like(deviation, DEVIATION), rtol=0.3, atol=0)
+
+
+@pytest.mark.slow
+def test_alpha_moves_the_policy_between_the_optimum_of_a_quadratic_bandit_and_the_behaviour():
+    """Both are isotropic, so the mean lies on the segment between them; without the flow every noise acts best."""
+    shares = []
+    for alpha in (1e-3, 1.0):
+        _, chunk = train(dataclasses.replace(BANDIT, alpha=alpha), lambda a: -(a[:, 0] - GOAL).square().sum(1), 500)
+        mean, along = chunk[:, 0].mean(0), MEAN - GOAL
+        share = (mean - GOAL) @ along / (along @ along)
+        torch.testing.assert_close(mean, GOAL + share * along, rtol=0, atol=0.06)
+        shares.append(float(share))
+        if alpha < 1:
+            assert chunk[:, 0].std(0).max() < 0.06
+    assert -0.15 < shares[0] < 0.15 < shares[1] - 0.2 < 0.75
 
 
 def prepared(config, path):
