@@ -13,6 +13,7 @@ import tyro
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.memory import keep_freed_memory
 
 
 def run(argv: Sequence[str]) -> int:
@@ -24,6 +25,7 @@ def run(argv: Sequence[str]) -> int:
         "rollout": ("environment steps per second over those of the bare simulator", rollout),
     }
     name, rest = pick(argv, table, "bench", "measurement")
+    keep_freed_memory()  # as training does
     return call(table[name][1], rest, f"bench {name}")
 
 

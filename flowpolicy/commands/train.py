@@ -15,6 +15,7 @@ from flowpolicy.commands.arguments import pick
 from flowpolicy.commands.progress import training_progress
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.memory import keep_freed_memory
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.policy.policy import NETS
 from flowpolicy.train import Experiment, Trainer
@@ -82,6 +83,7 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
     from flowpolicy.envs import find_env
     from flowpolicy.evaluate.curves import draw_curves
 
+    keep_freed_memory()
     env = find_env(experiment.env)
     if not experiment.data.path:
         experiment = dataclasses.replace(experiment, data=_generate(experiment, folder))
