@@ -1,4 +1,3 @@
-import resource
 import subprocess
 import sys
 
@@ -8,17 +7,14 @@ from flowpolicy.core.memory import keep_freed_memory
 
 PROGRAM = """
 import resource, sys
-import torch
-torch.set_num_threads(1)
+import numpy as np
 from flowpolicy.core.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def work():
-    for _ in range(50):
-        x = torch.ones(1 << 18)
-        for _ in range(12):
-            x = x + 1
+    for _ in range(3):
+        np.ones(8 << 20)  # 64 MiB, which glibc otherwise always returns to the kernel
 work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 work()
@@ -32,10 +28,7 @@ def test_blocks_that_are_allocated_again_cost_no_page_faults():
         done = subprocess.run([sys.executable, "-c", PROGRAM, word], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    kept = faults("keep")
-    pages = 50 * 12 * (1 << 20) // resource.getpagesize()
-    assert kept < pages / 100
-    assert kept < faults("return")
+    assert 100 * faults("keep") < faults("return")
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
