@@ -16,13 +16,13 @@ from flowpolicy.agents.mean_flow_q import MeanFlowQ
 from flowpolicy.agents.qc import QC
 from flowpolicy.agents.rebrac import ReBRAC
 from flowpolicy.agents.regression import Regression
+from flowpolicy.configs.ogbench import OGBENCH
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.flows.dispersive import Dispersive
 from flowpolicy.flows.fisher import Metric
 from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.critic import CriticConfig
-from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
 from flowpolicy.policy.policy import KINDS as POLICY_KINDS
@@ -82,33 +82,6 @@ FQL_TOY = replace(DEBUG, agent=FQL(net=Plain(width=64, depth=2), critic=SMALL_CR
 MIN = CriticConfig(aggregate="min")
 DOOR_RL = replace(DOOR, agent=FQL(alpha=30_000.0, critic=MIN), normalizer=UNSCALED, steps=500_000)
 
-# OGBench, single tasks: the tables' values where they have the task, with networks of 3 x 256 that a CPU trains
-# in minutes (published: 4 x 512). Mazes are scaled: their positions span twenty metres.
-SMALL, SMALL_MLP = Plain(width=256, depth=3), MLP(width=256, depth=3)
-MEAN_OF_TWO = CriticConfig(width=256, depth=3)
-MIN_OF_TWO = CriticConfig(width=256, depth=3, aggregate="min")
-SMALL_BC = FlowBC(
-    net=SMALL,
-    encoder=StateEncoder(width=0),
-    chunk=1,
-    execute=1,
-    optimizer=Optimizer(lr=3e-4, weight_decay=0.0, warmup=0, schedule="constant", ema=0.0),
-)
-CUBE = Experiment(
-    agent=FQL(net=SMALL, critic=MEAN_OF_TWO, alpha=300.0),
-    env="cube-single",
-    data=DataConfig(obs_keys=("state",)),
-    normalizer=NormalizerConfig(obs="none", action="none"),
-    steps=1_000_000,
-    checkpoint_every=10_000,
-)
-MAZE = replace(
-    CUBE,
-    agent=FQL(net=SMALL, critic=MIN_OF_TWO, alpha=10.0),
-    env="pointmaze-medium",
-    normalizer=NormalizerConfig(action="none"),
-)
-
 PRESETS: dict[str, tuple[str, Experiment]] = {
     "debug": ("Flow BC on toy data that it generates itself; no simulator, seconds", DEBUG),
     "fql-toy": ("FQL on the same toy data; no simulator, seconds", FQL_TOY),
@@ -134,58 +107,6 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         "MeanFlow Q-learning on Adroit door, one evaluation",
         replace(DOOR_RL, agent=MeanFlowQ(critic=MIN)),
     ),
-    "flow-bc-cube-single": ("Flow BC on OGBench cube-single", replace(CUBE, agent=SMALL_BC)),
-    "fql-cube-single": ("FQL on OGBench cube-single", CUBE),
-    "ifql-cube-single": ("IFQL on OGBench cube-single", replace(CUBE, agent=IFQL(net=SMALL, critic=MIN_OF_TWO))),
-    "iql-cube-single": (
-        "IQL on OGBench cube-single",
-        replace(CUBE, agent=IQL(net=SMALL, critic=MIN_OF_TWO, alpha=1.0)),
-    ),
-    "rebrac-cube-single": (
-        "ReBRAC on OGBench cube-single",
-        replace(CUBE, agent=ReBRAC(net=SMALL, critic=MIN_OF_TWO, alpha_actor=1.0, alpha_critic=0.0)),
-    ),
-    "qc-cube-single": (
-        "QC, best of 32 chunks of 5, on OGBench cube-single",
-        replace(CUBE, agent=QC(net=SMALL, critic=MEAN_OF_TWO)),
-    ),
-    "qc-fql-cube-single": (
-        "QC-FQL, distilled chunks of 5, on OGBench cube-single",
-        replace(CUBE, agent=QC(net=SMALL, critic=MEAN_OF_TWO, mode="distilled", alpha=300.0)),
-    ),
-    "mean-flow-q-cube-single": (
-        "MeanFlow Q-learning on OGBench cube-single",
-        replace(CUBE, agent=MeanFlowQ(net=SMALL_MLP, critic=MEAN_OF_TWO)),
-    ),
-    "fisher-cube-single": (
-        "Fisher Decorator on OGBench cube-single, two evaluations",
-        replace(CUBE, agent=Fisher(net=SMALL_MLP, critic=MEAN_OF_TWO)),
-    ),
-    "flow-bc-pointmaze-medium": ("Flow BC on OGBench pointmaze-medium", replace(MAZE, agent=SMALL_BC)),
-    "fql-pointmaze-medium": ("FQL on OGBench pointmaze-medium", MAZE),
-    "ifql-pointmaze-medium": (
-        "IFQL on OGBench pointmaze-medium",
-        replace(MAZE, agent=IFQL(net=SMALL, critic=MIN_OF_TWO)),
-    ),
-    "iql-pointmaze-medium": (
-        "IQL on OGBench pointmaze-medium",
-        replace(MAZE, agent=IQL(net=SMALL, critic=MIN_OF_TWO, alpha=10.0)),
-    ),
-    "rebrac-pointmaze-medium": (
-        "ReBRAC on OGBench pointmaze-medium",
-        replace(MAZE, agent=ReBRAC(net=SMALL, critic=MIN_OF_TWO, alpha_actor=0.003, alpha_critic=0.01)),
-    ),
-    "qc-pointmaze-medium": (
-        "QC, best of 32 chunks of 5, on OGBench pointmaze-medium",
-        replace(MAZE, agent=QC(net=SMALL, critic=MEAN_OF_TWO)),
-    ),
-    "mean-flow-q-pointmaze-medium": (
-        "MeanFlow Q-learning on OGBench pointmaze-medium",
-        replace(MAZE, agent=MeanFlowQ(net=SMALL_MLP, critic=MIN_OF_TWO)),
-    ),
-    "fisher-pointmaze-medium": (
-        "Fisher Decorator on OGBench pointmaze-medium, two evaluations",
-        replace(MAZE, agent=Fisher(net=SMALL_MLP, critic=MIN_OF_TWO, budget=0.2)),
-    ),
+    **OGBENCH,
 }
 """Preset name -> (description, experiment)."""

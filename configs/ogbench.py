@@ -1,0 +1,97 @@
+"""Presets of the offline RL agents on OGBench: one line of values per task, the same agents for all.
+
+The values are those of the FQL study (arXiv 2502.02538, tables 4 and 6) where they have the task; mazes for the point
+take those of its large ant maze. Networks are 3 x 256, which a CPU trains in minutes (published: 4 x 512).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+
+from flowpolicy.agents.fisher import Fisher
+from flowpolicy.agents.flow_bc import FlowBC
+from flowpolicy.agents.fql import FQL
+from flowpolicy.agents.ifql import IFQL
+from flowpolicy.agents.imitation import Optimizer
+from flowpolicy.agents.iql import IQL
+from flowpolicy.agents.mean_flow_q import MeanFlowQ
+from flowpolicy.agents.qc import QC
+from flowpolicy.agents.rebrac import ReBRAC
+from flowpolicy.data.dataset import DataConfig
+from flowpolicy.data.normalize import NormalizerConfig
+from flowpolicy.nets.critic import Aggregation, CriticConfig
+from flowpolicy.nets.encoder import StateEncoder
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.nets.plain import Plain
+from flowpolicy.train.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """What differs between tasks."""
+
+    fql: float
+    """alpha of FQL and QC-FQL."""
+    iql: float
+    """alpha of IQL."""
+    rebrac: tuple[float, float]
+    """Behaviour penalties of ReBRAC's actor and critic."""
+    aggregate: Aggregation = "mean"
+    """How FQL, MeanFlow Q and Fisher combine their two critics; IQL, IFQL and ReBRAC always take the minimum."""
+    budget: float = 0.05
+    """Nats per dimension of the Fisher Decorator."""
+    scale_obs: bool = False
+    """Whether observations are scaled: a maze spans twenty metres."""
+
+
+_MAZE = _Task(10.0, 10.0, (0.003, 0.01), "min", budget=0.2, scale_obs=True)
+_TASKS = {
+    "cube-single": _Task(300.0, 1.0, (1.0, 0.0)),
+    "cube-double": _Task(300.0, 0.3, (0.1, 0.0)),
+    "scene": _Task(300.0, 10.0, (0.1, 0.01)),
+    "puzzle-3x3": _Task(1000.0, 10.0, (0.3, 0.01)),
+    "pointmaze-medium": _MAZE,
+    "pointmaze-large": _MAZE,
+}
+_NET, _RESIDUAL = Plain(width=256, depth=3), MLP(width=256, depth=3)
+_MIN, _MEAN = CriticConfig(width=256, depth=3, aggregate="min"), CriticConfig(width=256, depth=3)
+_FLOW_BC = FlowBC(
+    net=_NET,
+    encoder=StateEncoder(width=0),
+    chunk=1,
+    execute=1,
+    optimizer=Optimizer(lr=3e-4, weight_decay=0.0, warmup=0, schedule="constant", ema=0.0),
+)
+
+
+def _presets(name: str, task: _Task) -> dict[str, tuple[str, Experiment]]:
+    critic = _MIN if task.aggregate == "min" else _MEAN
+    fql = Experiment(
+        agent=FQL(net=_NET, critic=critic, alpha=task.fql),
+        env=name,
+        data=DataConfig(obs_keys=("state",)),
+        normalizer=NormalizerConfig(action="none") if task.scale_obs else NormalizerConfig(obs="none", action="none"),
+        steps=1_000_000,
+        checkpoint_every=10_000,
+    )
+    actor, behaviour = task.rebrac
+    agents = {
+        "flow-bc": ("Flow BC, ten evaluations", _FLOW_BC),
+        "fql": ("FQL, one evaluation", fql.agent),
+        "ifql": ("IFQL, best of 32 flow samples", IFQL(net=_NET, critic=_MIN)),
+        "iql": ("IQL", IQL(net=_NET, critic=_MIN, alpha=task.iql)),
+        "rebrac": ("ReBRAC", ReBRAC(net=_NET, critic=_MIN, alpha_actor=actor, alpha_critic=behaviour)),
+        "qc": ("QC, best of 32 chunks of 5", QC(net=_NET, critic=_MEAN)),
+        "qc-fql": ("QC-FQL, distilled chunks of 5", QC(net=_NET, critic=_MEAN, mode="distilled", alpha=task.fql)),
+        "mean-flow-q": ("MeanFlow Q-learning, one evaluation", MeanFlowQ(net=_RESIDUAL, critic=critic)),
+        "fisher": ("Fisher Decorator, two evaluations", Fisher(net=_RESIDUAL, critic=critic, budget=task.budget)),
+    }
+    return {
+        f"{agent}-{name}": (f"{text}, on OGBench {name}", replace(fql, agent=config))
+        for agent, (text, config) in agents.items()
+    }
+
+
+OGBENCH: dict[str, tuple[str, Experiment]] = {k: v for n, task in _TASKS.items() for k, v in _presets(n, task).items()}
+"""Preset name, ``<agent>-<task>`` -> (description, experiment)."""
