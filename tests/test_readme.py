@@ -10,6 +10,7 @@ import pytest
 import tyro
 
 from flowpolicy.cli import COMMANDS, main
+from flowpolicy.configs.presets import PRESETS
 from flowpolicy.evaluate.plan import make_plan
 from flowpolicy.evaluate.report import load_evaluation
 from flowpolicy.evaluate.tables import percent
@@ -38,6 +39,9 @@ def parse_only(monkeypatch):
     monkeypatch.setattr("flowpolicy.commands.arguments.tyro", types.SimpleNamespace(cli=parse))
     monkeypatch.setattr("flowpolicy.commands.train.train", lambda *args, **kwargs: None)
     monkeypatch.setattr("flowpolicy.train.verify.verify_resume", lambda *args, **kwargs: None)
+    # `online` reads its options from the run that it continues.
+    monkeypatch.setattr("flowpolicy.commands.resume.stored_experiment", lambda run: PRESETS["fql-cube-single"][1])
+    monkeypatch.setattr("flowpolicy.core.checkpoint.resolve", lambda run: run)
 
 
 @pytest.mark.parametrize("command", sorted(set(COMPLETE + MENTIONED)))
