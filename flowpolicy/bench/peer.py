@@ -6,6 +6,7 @@ process of its own that updates when told to and waits otherwise. Nothing of it 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -106,6 +107,14 @@ def bench_peer(
         "peer": str(peer),
         **{name: settings[name] for name in ("threads", "batch_size", "obs", "action")},
     }
+
+
+def resized(config: Any, width: int, depth: int) -> Any:
+    """The agent with networks of ``depth`` x ``width``; one that the peer cannot run is left to be refused later."""
+    if not isinstance(config, FQL) or not isinstance(config.net, Plain):
+        return config
+    critic = dataclasses.replace(config.critic, width=width, depth=depth)
+    return dataclasses.replace(config, net=Plain(width=width, depth=depth), critic=critic)
 
 
 def peer_settings(config: Any, spec: Spec, threads: int) -> dict[str, Any]:

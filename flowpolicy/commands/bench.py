@@ -38,6 +38,8 @@ def update(
     threads: int = 2,
     rounds: int = 30,
     batch_size: int = 256,
+    width: int = 512,
+    depth: int = 4,
     json: Path | None = None,
 ) -> None:
     """Compiled gradient steps: MeanFlow and flow matching with one MLP of 4 x 512, or a preset against a peer.
@@ -50,21 +52,25 @@ def update(
         threads: torch threads, and cores of the peer.
         rounds: alternated rounds.
         batch_size: rows per batch; 256 against a peer.
+        width: size of the hidden layers of all networks against a peer; 512 is the published size.
+        depth: number of hidden layers against a peer; 4 is the published size.
         json: where to write the figures.
 
     """
+    from flowpolicy.bench.peer import peer_table
     from flowpolicy.bench.update import bench_update, update_table
 
     if peer or preset:
-        _against_peer(preset, peer, peer_path, peer_python, threads, rounds, json)
+        result = _against_peer(preset, peer, peer_path, peer_python, threads, rounds, (width, depth))
+        _show(result, peer_table, json)
         return
     _show(bench_update(threads=threads, rounds=rounds, batch_size=batch_size), update_table, json)
 
 
 def _against_peer(
-    preset: str, peer: str, path: Path | None, python: str, threads: int, rounds: int, json: Path | None
-) -> None:
-    from flowpolicy.bench.peer import bench_peer, peer_table
+    preset: str, peer: str, path: Path | None, python: str, threads: int, rounds: int, size: tuple[int, int]
+) -> dict[str, Any]:
+    from flowpolicy.bench.peer import bench_peer, resized
     from flowpolicy.configs.presets import PRESETS
     from flowpolicy.envs import find_env
 
@@ -77,8 +83,8 @@ def _against_peer(
     name, _ = pick([preset], PRESETS, "bench update", "preset")
     experiment = PRESETS[name][1]
     spec = find_env(experiment.env).spec()
-    result = bench_peer(experiment.agent, spec, path, python, threads=threads, rounds=rounds)
-    _show({**result, "preset": name}, peer_table, json)
+    agent = resized(experiment.agent, *size)
+    return {**bench_peer(agent, spec, path, python, threads=threads, rounds=rounds), "preset": name}
 
 
 def latency(

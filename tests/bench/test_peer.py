@@ -79,6 +79,12 @@ def test_what_the_peer_cannot_do_is_refused(config):
         peer.peer_settings(config, SPEC, 1)
 
 
+def test_the_size_of_all_networks_can_be_chosen():
+    config = peer.resized(CONFIG, 32, 3)
+    assert (config.net, config.critic) == (Plain(32, 3), CriticConfig(width=32, depth=3, aggregate="min"))
+    assert peer.resized(IQL(), 32, 3) == IQL()
+
+
 def test_a_folder_without_the_peer_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"holds no agents/fql\.py"):
         peer.bench_peer(CONFIG, SPEC, tmp_path)
