@@ -42,8 +42,9 @@ class MeanFlowQ(ValueConfig):
 
     net: Net = MLP()
     """Trunk of the actor. 'mlp' has its derivative written out; the others cost a forward pass more."""
-    alpha: float = 10.0
-    """Weight of the MeanFlow loss against the critic; the knob to tune."""
+    alpha: float = 1.0
+    """Weight of the MeanFlow loss against the critic; the knob to tune. 0.1 to 10 with ``normalize_q``, without it the
+    published 10 to 11000."""
     normalize_q: bool = True
     """Divide the actor's Q term by the mean of abs(Q), so that alpha does not depend on the scale of the rewards."""
     overflow: float = 1.0

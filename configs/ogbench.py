@@ -37,6 +37,8 @@ class _Task:
     """alpha of FQL and QC-FQL."""
     iql: float
     """alpha of IQL."""
+    mean_flow_q: float
+    """alpha of MeanFlow Q-learning, Q not normalised; of cube-double the published value, which all arms take."""
     rebrac: tuple[float, float]
     """Behaviour penalties of ReBRAC's actor and critic."""
     aggregate: Aggregation = "mean"
@@ -51,12 +53,12 @@ class _Task:
 
 # A maze is 150 steps and more from end to end. One-step targets carry a value about one step per 200 updates (the
 # targets' own time), so that after 50,000 updates all is flat beyond six metres of the goal.
-_MAZE = _Task(10.0, 10.0, (0.003, 0.01), "min", budget=0.2, n_step=10, scale_obs=True)
+_MAZE = _Task(10.0, 10.0, 10.0, (0.003, 0.01), "min", budget=0.2, n_step=10, scale_obs=True)
 _TASKS = {
-    "cube-single": _Task(300.0, 1.0, (1.0, 0.0)),
-    "cube-double": _Task(300.0, 0.3, (0.1, 0.0)),
-    "scene": _Task(300.0, 10.0, (0.1, 0.01)),
-    "puzzle-3x3": _Task(1000.0, 10.0, (0.3, 0.01)),
+    "cube-single": _Task(300.0, 1.0, 120.0, (1.0, 0.0)),
+    "cube-double": _Task(300.0, 0.3, 120.0, (0.1, 0.0)),
+    "scene": _Task(300.0, 10.0, 120.0, (0.1, 0.01)),
+    "puzzle-3x3": _Task(1000.0, 10.0, 120.0, (0.3, 0.01)),
     "pointmaze-medium": _MAZE,
     "pointmaze-large": _MAZE,
 }
@@ -90,7 +92,10 @@ def _presets(name: str, task: _Task) -> dict[str, tuple[str, Experiment]]:
         "rebrac": ("ReBRAC", ReBRAC(net=_NET, critic=_MIN, alpha_actor=actor, alpha_critic=behaviour)),
         "qc": ("QC, best of 32 chunks of 5", QC(net=_NET, critic=_MEAN)),
         "qc-fql": ("QC-FQL, distilled chunks of 5", QC(net=_NET, critic=_MEAN, mode="distilled", alpha=task.fql)),
-        "mean-flow-q": ("MeanFlow Q-learning, one evaluation", MeanFlowQ(net=_RESIDUAL, critic=critic)),
+        "mean-flow-q": (
+            "MeanFlow Q-learning, one evaluation",
+            MeanFlowQ(net=_RESIDUAL, critic=critic, alpha=task.mean_flow_q, normalize_q=False),
+        ),
         "fisher": ("Fisher Decorator, two evaluations", Fisher(net=_RESIDUAL, critic=critic, budget=task.budget)),
     }
     return {

@@ -105,7 +105,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     ),
     "mean-flow-q-door-human": (
         "MeanFlow Q-learning on Adroit door, one evaluation",
-        replace(DOOR_RL, agent=MeanFlowQ(critic=MIN)),
+        replace(DOOR_RL, agent=MeanFlowQ(critic=MIN, alpha=900.0, normalize_q=False)),
     ),
     **OGBENCH,
 }

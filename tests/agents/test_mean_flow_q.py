@@ -114,7 +114,7 @@ def test_the_target_takes_the_best_of_its_candidates(demonstrations):
 @pytest.mark.parametrize(
     "change",
     [
-        {"alpha": 1.0},
+        {"alpha": 3.0},
         {"normalize_q": False},
         {"overflow": 9.0},
         {"pairs": PairLaw(share_endpoint=0.5)},
