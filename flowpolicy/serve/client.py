@@ -75,6 +75,8 @@ class PolicyClient:
     ) -> None:
         self.seed, self.timeout_s, self.clock = seed, timeout_s, clock
         self._next = 0
+        if not (token.isascii() and token.isprintable()):
+            raise ServingError("token", "the token holds what an HTTP header cannot", expected="printable ASCII")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._open = contextlib.ExitStack()
         try:
@@ -93,9 +95,13 @@ class PolicyClient:
             raise _rejected(error.response.status_code, url) from error
         except (OSError, TimeoutError, InvalidHandshake) as error:
             raise _lost(f"no policy server answers at {url} ({type(error).__name__})") from error
-        self.hello = self._read(timeout_s)
-        if self.hello.get("type") != "hello":
-            raise ServingError("schema", f"{url} greets with {self.hello.get('type')!r}", expected="'hello'")
+        try:
+            self.hello = self._read(timeout_s)
+            if self.hello.get("type") != "hello":
+                raise ServingError("schema", f"{url} greets with {self.hello.get('type')!r}", expected="'hello'")
+        except ServingError:
+            self.close()
+            raise
 
     @property
     def contract(self) -> dict[str, Any]:

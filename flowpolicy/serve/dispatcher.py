@@ -60,7 +60,7 @@ class Dispatcher:
         self._timing = {"margin_s": margin_s, "window_s": window_s}
         self.replace(model)
         self._queue: list[_Waiting] = []
-        self._free_at = clock()
+        self._free_at, self._computing = clock(), False
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flowpolicy-engine")
 
@@ -80,7 +80,7 @@ class Dispatcher:
         deadline = now + request.budget_ms / 1000
         self.metrics.count("requests")
         deadlines = [waiting.deadline for waiting in self._queue]
-        busy = bool(self._queue) or self._free_at > now
+        busy = bool(self._queue) or self._computing
         held = self.scheduler.admits(max(now, self._free_at), deadlines, deadline)
         if held and len(self._queue) < self.max_waiting:
             self._queue.append(_Waiting(request, owner, answer, now, deadline))
@@ -124,7 +124,7 @@ class Dispatcher:
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
 
     async def _compute(self, batch: list[_Waiting], nfe: int, start: float) -> None:
-        model = self.model
+        model, self._computing = self.model, True
         self._free_at = start + model.table.seconds(nfe, len(batch)) + self.scheduler.margin_s
         requests = [waiting.request for waiting in batch]
         try:
@@ -138,7 +138,8 @@ class Dispatcher:
                 waiting.answer(error_message(waiting.request.id, refusal))
             return
         finally:
-            self._free_at = end = self.clock()
+            end = self.clock()
+            self._free_at, self._computing = end, False
         self.metrics.time("compute", end - start)
         self.metrics.count("batches", f"rows={len(batch)}")
         for waiting, chunk in zip(batch, chunks, strict=True):

@@ -59,6 +59,8 @@ class PolicyServer:
                 expected="a token, or --host 127.0.0.1",
                 fix="put a long random word in a file and give --token-file FILE",
             )
+        if not (token.isascii() and token.isprintable() and token == token.strip()):
+            raise ConfigError("the token holds what an HTTP header cannot", expected="printable ASCII, no space around")
         self.config, self.metrics, self.clock = config, ServerMetrics(), clock
         self._authorization = f"Bearer {token}".encode() if token else b""
         self._load, self._start = load, clock()

@@ -14,6 +14,7 @@ from flowpolicy.core.spec import contract_from
 from flowpolicy.serve.client import LateError
 from flowpolicy.serve.config import ServerConfig, is_loopback
 from flowpolicy.serve.model import Model
+from flowpolicy.serve.scheduler import LatencyTable
 from flowpolicy.serve.server import PolicyServer
 
 from .conftest import CONTRACT, SumEngine, make_model, observe, serving, total, until
@@ -159,15 +160,20 @@ def test_client_and_server_import_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
+def costing(seconds):
+    """A model whose table says so; its engines take no time, so that no test waits."""
+    model = Model.prepare([SumEngine(nfe=nfe) for nfe in seconds], "step_1", (1,), rounds=1)
+    return dataclasses.replace(model, table=LatencyTable({(nfe, 1): cost for nfe, cost in seconds.items()}))
+
+
 def test_a_budget_shorter_than_the_policy_is_late_at_once():
-    with serving(make_model(SumEngine(seconds=0.05))) as running, running.client() as client:
+    with serving(costing({1: 1.0})) as running, running.client() as client:
         with pytest.raises(LateError, match="late"):
-            client.act(observe(), 10)
+            client.act(observe(), 500)
         assert running.made.metrics.total("late") == 1
         assert client.act(observe(), 5000).chunk.shape == (4, 2)
 
 
 def test_the_most_evaluations_that_the_budget_allows():
-    engines = [SumEngine(nfe=n, seconds=0.02 * n) for n in (1, 4, 8)]
-    with serving(Model.prepare(engines, "step_1", (1,), rounds=2)) as running, running.client() as client:
-        assert [client.act(observe(), budget).nfe for budget in (70, 130, 1000)] == [1, 4, 8]
+    with serving(costing({1: 1.0, 4: 10.0, 8: 30.0})) as running, running.client() as client:
+        assert [client.act(observe(), budget).nfe for budget in (5_000, 20_000, 60_000)] == [1, 4, 8]
