@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resume": ("resume", "continue a run that was stopped, bit for bit"),
     "eval": ("evaluate", "success and return of a run on an evaluation plan, with intervals"),
     "compare": ("compare", "paired comparison of two evaluated runs"),
+    "serve": ("serve", "serve a run to robots: deadlines, batching, reload"),
     "card": ("card", "success against network evaluations against latency, table and picture"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),
     "bench": ("bench", "update | latency | data | rollout: speed as ratios inside one run"),

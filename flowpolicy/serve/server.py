@@ -112,6 +112,10 @@ class PolicyServer:
             engine.cancel()
             await asyncio.gather(engine, return_exceptions=True)
 
+    async def died(self) -> None:
+        """Return only if the dispatcher ends, which it should not; raises what it died of."""
+        await asyncio.shield(self._engine)
+
     async def reload(self) -> bool:
         """Load the newest checkpoint and go over to it between two batches; on an error the old one stays.
 
