@@ -71,7 +71,7 @@ class ServingError(FlowPolicyError):
 
     def __init__(self, code: str, what: str, *, expected: str = "", fix: str = "") -> None:
         super().__init__(what, expected=expected, fix=fix)
-        self.code, self.expected, self.fix = code, expected, fix
+        self.code = code
 
 
 class MissingExtraError(FlowPolicyError):

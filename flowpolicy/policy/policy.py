@@ -17,7 +17,7 @@ from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.files import read_json, read_tensors
 from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
+from flowpolicy.flows.solvers import Field, SolverName, integrate, jump, steps_for
 from flowpolicy.nets.committed import CommittedNet
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import EncoderOutput, StateEncoder
@@ -187,6 +187,16 @@ class Policy(nn.Module):
             chunk = best_of(chunk.view(-1, candidates, *chunk.shape[1:]), value)
         chunk = self.normalizer.unaction(chunk)
         return chunk if committed is None else committed.impose(chunk)
+
+    def velocity_field(self, obs: dict[str, Tensor]) -> Field:
+        """The velocity at (x, t), normalised units, for observations as :meth:`act` takes them; each call counts."""
+        flat = self.actor.flatten(self.normalizer.obs({key: obs[key] for key in self.actor.keys}))
+        cond: Tensor = self.actor.encoder(flat).cond
+        chunk = self.contract.chunk
+        if self.config.prefix:
+            cond = torch.cat([cond, cond.new_zeros(cond.shape[0], chunk)], dim=1)
+        network = self._counted(self.actor.net, 1)
+        return lambda x, t: network(x, t, cond)
 
     def _commit(
         self, noise: Tensor, cond: Tensor, committed: Committed | None, candidates: int
