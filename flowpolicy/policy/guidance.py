@@ -66,9 +66,9 @@ class GuidedPolicy:
         nfe = policy.contract.nfe if nfe is None else nfe
         noise = torch.randn(committed.action.shape, generator=generator, device=committed.action.device)
         with torch.no_grad():
-            field = policy.velocity_field(obs)
+            cond = policy.condition(obs)
             target = policy.normalizer.action(committed.action)
             weight = soft_mask(committed.length, committed.overlap, noise.shape[1])
-            steered = guided(field, target, weight, self.limit)
+            steered = guided(lambda x, t: policy.evaluate(x, t, t, cond), target, weight, self.limit)
             chunk = integrate(steered, noise, steps_for(nfe, solver), solver).clamp(-1.0, 1.0)
             return committed.impose(policy.normalizer.unaction(chunk))

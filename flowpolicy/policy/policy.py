@@ -17,7 +17,7 @@ from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.files import read_json, read_tensors
 from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.flows.solvers import Field, SolverName, integrate, jump, steps_for
+from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
 from flowpolicy.nets.committed import CommittedNet
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import EncoderOutput, StateEncoder
@@ -168,7 +168,7 @@ class Policy(nn.Module):
     ) -> Float[Tensor, "b h a"]:
         """:meth:`act` with the initial noise passed in: deterministic. The k candidates of a row follow each other."""
         actor = self.actor
-        flat = actor.flatten(self.normalizer.obs({key: obs[key] for key in actor.keys}))
+        flat = self.normalized(obs)
         cond: Tensor = actor.encoder(flat).cond
         candidates = noise.shape[0] // flat.shape[0]
         if nfe % candidates:
@@ -188,15 +188,22 @@ class Policy(nn.Module):
         chunk = self.normalizer.unaction(chunk)
         return chunk if committed is None else committed.impose(chunk)
 
-    def velocity_field(self, obs: dict[str, Tensor]) -> Field:
-        """The velocity at (x, t), normalised units, for observations as :meth:`act` takes them; each call counts."""
-        flat = self.actor.flatten(self.normalizer.obs({key: obs[key] for key in self.actor.keys}))
-        cond: Tensor = self.actor.encoder(flat).cond
-        chunk = self.contract.chunk
-        if self.config.prefix:
-            cond = torch.cat([cond, cond.new_zeros(cond.shape[0], chunk)], dim=1)
+    def normalized(self, obs: dict[str, Tensor]) -> Float[Tensor, "b n"]:
+        """Flat, normalised observations."""
+        return self.actor.flatten(self.normalizer.obs({key: obs[key] for key in self.actor.keys}))
+
+    def condition(self, obs: dict[str, Tensor]) -> Float[Tensor, "b c"]:
+        """What the network is told about observations, nothing being committed; see :meth:`evaluate`."""
+        cond: Tensor = self.actor.encoder(self.normalized(obs)).cond
+        width = self.contract.chunk if self.config.prefix else 0
+        return torch.cat([cond, cond.new_zeros(cond.shape[0], width)], dim=1)
+
+    def evaluate(
+        self, x: Float[Tensor, "b h a"], s: Float[Tensor, " b"], t: Float[Tensor, " b"], cond: Float[Tensor, "b c"]
+    ) -> Float[Tensor, "b h a"]:
+        """Mean velocity from s to t of a flow map, else the velocity at s; normalised units; counted."""
         network = self._counted(self.actor.net, 1)
-        return lambda x, t: network(x, t, cond)
+        return network(x, s, t, cond) if self.config.sampler == "map" else network(x, s, cond)
 
     def _commit(
         self, noise: Tensor, cond: Tensor, committed: Committed | None, candidates: int
