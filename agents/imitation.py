@@ -113,7 +113,9 @@ class ImitationAgent(nn.Module):
     ) -> None:
         super().__init__()
         if config.prefix and not self.takes_prefix:
-            raise ConfigError(f"{type(config).__name__} cannot be trained with --agent.prefix", expected="--agent.prefix 0")
+            raise ConfigError(
+                f"{type(config).__name__} cannot be trained with --agent.prefix", expected="--agent.prefix 0"
+            )
         self.config, self.contract, self.steps = config, contract, steps
         self.policy_config = PolicyConfig(config.net, config.encoder, self.sampler, prefix=config.prefix)
         # torch initialises layers from its global generator only, so the fork keeps the caller's state.

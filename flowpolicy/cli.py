@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "serve a run to robots: deadlines, batching, reload"),
     "card": ("card", "success against network evaluations against latency, table and picture"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),
-    "bench": ("bench", "update | latency | data | rollout: speed as ratios inside one run"),
+    "bench": ("bench", "update | latency | data | rollout | serve: speed as ratios inside one run"),
 }
 """Command -> (module of :mod:`flowpolicy.commands` with a ``run(argv)``, one line of help)."""
 

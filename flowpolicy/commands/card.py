@@ -80,7 +80,12 @@ def card(
 
 
 def _delay(
-    policy: Policy, env: VecEnv, plan: EvaluationPlan, folder: Path, delays_ms: tuple[float, ...], record: dict[str, Any]
+    policy: Policy,
+    env: VecEnv,
+    plan: EvaluationPlan,
+    folder: Path,
+    delays_ms: tuple[float, ...],
+    record: dict[str, Any],
 ) -> None:
     """The curve of success against delay."""
     from flowpolicy.core.files import write_text

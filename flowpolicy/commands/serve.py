@@ -16,6 +16,7 @@ from flowpolicy.serve.config import ServerConfig
 if TYPE_CHECKING:
     from flowpolicy.serve.model import Model
 
+DEFAULTS = ServerConfig()
 TOKEN = "FLOWPOLICY_TOKEN"  # noqa: S105, the name of the variable
 
 
@@ -27,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
 def serve(
     run: Annotated[Path, tyro.conf.Positional],
     /,
-    config: Annotated[ServerConfig, tyro.conf.arg(name="")] = ServerConfig(),
+    config: Annotated[ServerConfig, tyro.conf.arg(name="")] = DEFAULTS,
     nfes: tuple[int, ...] = (),
     threads: int = 1,
     token_file: Path | None = None,

@@ -33,7 +33,7 @@ class ActingPolicy(Protocol):
     def act(self, obs: dict[str, Tensor], generator: torch.Generator, nfe: int | None = None) -> Tensor:
         """(b, h, a) actions in environment units for observations name -> (b, o, *shape).
 
-        With the execution 'real_time' it is given ``committed=`` too, see :class:`flowpolicy.policy.committed.Committed`.
+        With the execution 'real_time' it is given ``committed=`` too (:class:`flowpolicy.policy.committed.Committed`).
         """
 
 

@@ -63,9 +63,7 @@ def hold(
     )
 
 
-def soft_mask(
-    length: Int64[Tensor, " b"], overlap: Int64[Tensor, " b"], chunk: int
-) -> Float[Tensor, "b h"]:
+def soft_mask(length: Int64[Tensor, " b"], overlap: Int64[Tensor, " b"], chunk: int) -> Float[Tensor, "b h"]:
     """How much each row must agree with the previous chunk (arXiv 2506.07339, equation 5).
 
     1 in the ``length`` committed rows, decaying exponentially over the rows that the previous chunk planned

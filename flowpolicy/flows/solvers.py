@@ -58,9 +58,7 @@ def integrate(
     return x
 
 
-def jump(
-    mean_field: MeanField, x: Float[Tensor, "b *d"], steps: int, start: float = 0.0
-) -> Float[Tensor, "b *d"]:
+def jump(mean_field: MeanField, x: Float[Tensor, "b *d"], steps: int, start: float = 0.0) -> Float[Tensor, "b *d"]:
     """Carry x from t = ``start`` to t = 1 in ``steps`` equal jumps of a flow map, x + (t - s) U(x, s, t).
 
     With the exact mean velocity the result does not depend on ``steps``.

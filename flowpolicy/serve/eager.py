@@ -42,6 +42,11 @@ class EagerEngine:
         """Most committed actions."""
         return self._policy.config.prefix
 
+    @property
+    def scaling(self) -> dict[str, np.ndarray]:
+        """Offset, scale and limit (3, d) of every observation key."""
+        return {key: self._policy.normalizer.affine(key).numpy() for key in self._policy.actor.keys}
+
     def act(self, obs: dict[str, np.ndarray], noise: np.ndarray, *committed: np.ndarray) -> np.ndarray:
         """Chunks (b, h, a); see :class:`flowpolicy.serve.model.Engine`."""
         tensors = {key: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for key, value in obs.items()}

@@ -6,7 +6,7 @@ Every message is one MessagePack map with ``schema`` and ``type``. An array is a
 ========  ========  ==================================================================================
 from      type      other entries
 ========  ========  ==================================================================================
-server    hello     contract, checkpoint, engine, nfes, prefix, candidates, limits
+server    hello     contract, checkpoint, engine, nfes, prefix, candidates, scaling {name: array (3, d)}, limits
 client    act       id, budget_ms, obs {name: array (o, *shape)}, seed; optional noise, prefix (n, a)
 server    chunk     id, chunk (h, a), nfe, checkpoint, queue_ms, compute_ms
 server    late      id, late_ms: no chunk, the budget had run out
@@ -206,7 +206,10 @@ def _finite(array: np.ndarray, where: str) -> np.ndarray:
         number = array.astype(np.float32)
     if not np.isfinite(number).all():
         raise ServingError(
-            "nan", f"{where} holds NaN or infinity", expected="finite numbers", fix="the robot side must decide what to do"
+            "nan",
+            f"{where} holds NaN or infinity",
+            expected="finite numbers",
+            fix="the robot side must decide what to do",
         )
     return number
 

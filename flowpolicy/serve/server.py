@@ -131,7 +131,7 @@ class PolicyServer:
                 self.model.require_same_contract(model)
             except FlowPolicyError as error:
                 self.metrics.count("reloads", "result=refused")
-                log.error("the checkpoint is not reloaded: %s", error)  # noqa: TRY400, the message says it all
+                log.error("the checkpoint is not reloaded: %s", error)
                 return False
             self._dispatcher.replace(model)
             self.metrics.count("reloads", "result=done")
@@ -151,6 +151,7 @@ class PolicyServer:
             "nfes": sorted(model.engines),
             "candidates": engine.candidates,
             "prefix": prefix_of(engine),
+            "scaling": getattr(engine, "scaling", {}),
             "latency_ms": model.table.to_json(),
             "limits": {"message_bytes": self.config.limit, "in_flight": self.config.max_in_flight},
         }

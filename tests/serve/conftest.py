@@ -14,6 +14,9 @@ from flowpolicy.serve.config import ServerConfig
 from flowpolicy.serve.model import Model
 from flowpolicy.serve.server import PolicyServer
 
+GOOD = {"type": "act", "id": 5, "budget_ms": 5000.0, "seed": 0}
+"""A request but for its observation."""
+
 CONTRACT = Contract(Spec({"state": ObservationSpec((3,)), "goal": ObservationSpec((2,))}, ActionSpec(2)), 2, 4, 2, 1)
 
 

@@ -10,8 +10,8 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
-import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -21,113 +21,15 @@ from flowpolicy.core.errors import ServingError
 from flowpolicy.serve.client import LateError, PolicyClient
 from flowpolicy.serve.protocol import pack, unpack
 
-from .conftest import SumEngine, make_model, observe, serving, until
+from .conftest import GOOD, SumEngine, make_model, observe, serving, until
 
-GOOD = {"type": "act", "id": 5, "budget_ms": 5000.0, "seed": 0}
+OBS = observe()
+ROOT = Path(__file__).parents[2]
 
 
 def check_alive(running):
     with running.client() as client:
         assert client.act(observe(), 5000).chunk.shape == (4, 2)
-
-
-def refused(running, message):
-    """The answer to a message sent as it is; the connection must survive it."""
-    with connect(running.url, compression=None) as raw:
-        raw.recv(5)
-        raw.send(message if isinstance(message, bytes | str) else pack(message))
-        answer = unpack(raw.recv(5), 1 << 20)
-        raw.send(pack({**GOOD, "obs": observe()}))
-        assert unpack(raw.recv(5), 1 << 20)["type"] == "chunk"
-    return answer
-
-
-def array(dtype="float32", shape=(2, 3), data=bytes(24)):
-    return {"dtype": dtype, "shape": list(shape), "data": data}
-
-
-OBS = observe()
-NAN, INF = (np.full((2, 2), value) for value in (np.nan, np.inf))
-
-
-@pytest.mark.parametrize(
-    ("code", "obs"),
-    [
-        ("shape", {}),
-        ("shape", {"state": OBS["state"]}),
-        ("shape", {**OBS, "camera": OBS["goal"]}),
-        ("shape", {**OBS, "state": OBS["state"][:1]}),
-        ("shape", {**OBS, "state": OBS["state"][None]}),
-        ("shape", {**OBS, "state": [1.0, 2.0]}),
-        ("shape", {**OBS, "state": array("object")}),
-        ("shape", {**OBS, "state": array("<V8")}),
-        ("shape", {**OBS, "state": array(data=bytes(23))}),
-        ("shape", {**OBS, "state": array(shape=(2, -3))}),
-        ("shape", {**OBS, "state": array(shape=(2**40, 2**40))}),
-        ("shape", {**OBS, "state": array(shape=(True, 6))}),
-        ("shape", {**OBS, "state": array(shape=[1] * 9)}),
-        ("shape", {**OBS, "state": {**array(), "order": "F"}}),
-        ("shape", 7),
-        ("nan", {**OBS, "goal": NAN}),
-        ("nan", {**OBS, "goal": INF}),
-        ("nan", {**OBS, "goal": np.full((2, 2), 1e300)}),
-    ],
-)
-def test_a_wrong_observation_is_refused_with_its_number(server, code, obs):
-    answer = refused(server, {**GOOD, "obs": obs})
-    assert (answer["type"], answer["code"], answer["id"]) == ("error", code, 5)
-
-
-@pytest.mark.parametrize(
-    ("code", "change"),
-    [
-        ("malformed", {"type": "shutdown"}),
-        ("malformed", {"type": None}),
-        ("malformed", {"id": -1}),
-        ("malformed", {"id": "5"}),
-        ("malformed", {"id": True}),
-        ("malformed", {"id": 2**60}),
-        ("malformed", {"seed": 1.5}),
-        ("malformed", {"budget_ms": 0}),
-        ("malformed", {"budget_ms": float("nan")}),
-        ("malformed", {"budget_ms": 1e12}),
-        ("malformed", {"budget_ms": "soon"}),
-        ("malformed", {"priority": 1}),
-        ("shape", {"noise": np.zeros((1, 4, 3), np.float32)}),
-        ("nan", {"noise": np.full((1, 4, 2), np.nan, np.float32)}),
-        ("shape", {"prefix": np.zeros((3, 2), np.float32)}),
-        ("nan", {"prefix": np.full((1, 2), np.inf, np.float32)}),
-        ("schema", {"schema": 2}),
-        ("schema", {"schema": "1"}),
-        ("schema", {"schema": True}),
-    ],
-)
-def test_a_wrong_entry_is_refused(server, code, change):
-    answer = refused(server, {**GOOD, "obs": OBS, **change})
-    assert (answer["type"], answer["code"]) == ("error", code)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        "text",
-        b"",
-        b"\xc1",
-        bytes(300),
-        b"\x91" * 5000,
-        msgpack.packb([1, 2]),
-        msgpack.packb({1: 2}),
-        msgpack.packb({"schema": 1, "x": msgpack.ExtType(4, b"pickle")}),
-        msgpack.packb({"schema": 1, **{str(i): i for i in range(100)}}),
-        msgpack.packb({"schema": 1, "type": "act" * 5000}),
-        pack({**GOOD, "obs": OBS})[:-7],
-        pack({**GOOD, "obs": OBS}) + b"\x00",
-    ],
-    ids=range(12),
-)
-def test_a_malformed_message_is_refused(server, data):
-    answer = refused(server, data)
-    assert (answer["type"], answer["code"], answer["id"]) == ("error", "malformed", None)
 
 
 def test_an_oversized_message_ends_its_connection_only():
@@ -141,13 +43,23 @@ def test_an_oversized_message_ends_its_connection_only():
         check_alive(running)
 
 
+def drain(raw):
+    while True:
+        raw.recv(5)
+
+
 def test_a_client_that_sends_only_faults_is_disconnected():
     with serving(faults=4) as running, connect(running.url, compression=None) as raw:
         raw.recv(5)
+        for _ in range(3):
+            raw.send(b"\xc1")
+            raw.recv(5)
+        raw.send(pack({**GOOD, "obs": OBS}))  # a good one in between forgives
+        assert unpack(raw.recv(5), 1 << 20)["type"] == "chunk"
+        for _ in range(4):
+            raw.send(b"\xc1")
         with pytest.raises(ConnectionClosed):
-            for _ in range(20):
-                raw.send(b"\xc1")
-                raw.recv(5)
+            drain(raw)
         check_alive(running)
 
 
@@ -189,9 +101,8 @@ def test_a_client_that_stops_reading_is_disconnected():
         frame = b"\x82\x81\x00\x00\x00\x00\xc1"  # one faulty byte, answered with an error of some hundred bytes
         good = pack({**GOOD, "obs": OBS})
         long = b"\x82\xfe" + len(good).to_bytes(2, "big") + bytes(4) + good
-        with pytest.raises(OSError):  # noqa: PT011, reset or broken pipe
-            for _ in range(200_000):
-                raw.sendall(frame + long)
+        with pytest.raises(OSError, match=r"(?i)reset|broken pipe"):
+            raw.sendall((frame + long) * 200_000)
         raw.close()
         until(lambda: not running.made._clients)
         assert running.made.metrics.counts["disconnected", "reason=stalled"] >= 1
@@ -277,7 +188,9 @@ def test_overload_is_shed_and_those_admitted_are_in_time():
                 until(lambda n=number: running.made.metrics.total("requests") == n + 1)
                 until(lambda: engine.batches == [1])
             answers = [unpack(raw.recv(5), 1 << 20) for _ in range(4)]
-            assert {(a["type"], a["code"], a["id"]) for a in answers} == {("error", "overloaded", n) for n in (4, 5, 6, 7)}
+            assert {(a["type"], a["code"], a["id"]) for a in answers} == {
+                ("error", "overloaded", n) for n in (4, 5, 6, 7)
+            }
             engine.block.set()
             answers = [unpack(raw.recv(5), 1 << 20) for _ in range(4)]
             assert sorted((a["type"], a["id"]) for a in answers) == [("chunk", n) for n in range(4)]
@@ -302,7 +215,7 @@ SERVER = """
 
 
 def test_a_server_killed_in_the_middle_of_a_request_is_lost_at_once():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     code = textwrap.dedent(SERVER)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as process:
         client = PolicyClient(f"ws://127.0.0.1:{process.stdout.readline().strip()}")
@@ -355,12 +268,12 @@ def test_fuzzed_messages_leave_no_trace(rounds):
         gc.collect()
         until(lambda: not running.made._clients)
         tasks = len(running.call(_tasks()))
-        before, descriptors = len(gc.get_objects()), len(os.listdir("/proc/self/fd"))
+        before, descriptors = len(gc.get_objects()), len(list(Path("/proc/self/fd").iterdir()))
         fuzz(running, rounds, seed=2)
         until(lambda: not running.made._clients)
         gc.collect()
         assert len(running.call(_tasks())) == tasks
-        assert len(os.listdir("/proc/self/fd")) <= descriptors + 1
+        assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 1
         assert len(gc.get_objects()) < before + 2000
         check_alive(running)
         assert running.made.metrics.total("refused") > rounds / 3

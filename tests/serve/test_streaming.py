@@ -8,7 +8,8 @@ from torch import nn
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import numpy_generator, torch_generator
 from flowpolicy.flows.solvers import integrate, jump
-from flowpolicy.serve.reuse import FeatureCache, SimilarityFilter, WarmStart
+from flowpolicy.serve.reuse import FeatureCache, WarmStart
+from flowpolicy.serve.similarity import SimilarityFilter
 from flowpolicy.serve.stream import StreamBatch
 
 from ..policy.test_policy import make, observe
