@@ -20,6 +20,7 @@ from flowpolicy.core.protocols import Metrics
 from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.meanflow import meanflow
+from flowpolicy.flows.real_time import hold
 from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.policy import Sampler
@@ -49,6 +50,7 @@ class DM1Agent(ImitationAgent):
     """Trains the mean velocity U(x_s, s, t); acts by noise + U(noise, 0, 1)."""
 
     config: DM1
+    takes_prefix = True
 
     @property
     def sampler(self) -> Sampler:
@@ -56,26 +58,27 @@ class DM1Agent(ImitationAgent):
         return "map"
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Noise (b, h, a) and interval ends s, t (b,), the diagonal rows first."""
+        """Noise (b, h, a), interval ends s, t (b,), the diagonal rows first; committed rows (b, h) with a prefix."""
         noise = torch.randn(action.shape, generator=generator, device=action.device)
-        return noise, *self.config.pairs.draw(action.shape[0], generator)
+        return noise, *self.config.pairs.draw(action.shape[0], generator), *self.draw_committed(action, generator)
 
     def loss(
         self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Tensor
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """MeanFlow loss plus the dispersive loss of the encoder features of the same forward pass."""
         config = self.config
-        noise, s, t = draws
+        noise, s, t, *committed = draws
         data = self.normalizer.action(action)
         cond, feature = self.actor.condition(self.normalizer.obs(obs))
+        held = hold(interpolate(noise, data, s), velocity(noise, data), data, valid, cond, *committed)
         flow = meanflow(
             cast(MapNet, self.actor.net),  # what the actor builds for the sampler 'map'
-            interpolate(noise, data, s),
+            held.x,
             s,
             t,
-            velocity(noise, data),
-            cond,
-            valid,
+            held.velocity,
+            held.cond,
+            held.valid,
             skip=config.pairs.diagonal_rows(action.shape[0]),
             kappa=config.kappa,
             power=config.adaptive_power,

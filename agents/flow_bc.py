@@ -16,6 +16,7 @@ from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.matching import matching_loss
+from flowpolicy.flows.real_time import hold
 from flowpolicy.flows.solvers import SolverName, steps_for
 from flowpolicy.flows.times import uniform
 from flowpolicy.policy.policy import Sampler
@@ -31,6 +32,7 @@ class FlowBC(ImitationConfig):
     """Network evaluations per chunk."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         steps_for(self.nfe, self.solver)
 
     def build(self, *args: Any, **kwargs: Any) -> FlowBCAgent:
@@ -42,6 +44,7 @@ class FlowBCAgent(ImitationAgent):
     """Regresses the velocity a - noise at uniform times."""
 
     config: FlowBC
+    takes_prefix = True
 
     @property
     def sampler(self) -> Sampler:
@@ -49,16 +52,17 @@ class FlowBCAgent(ImitationAgent):
         return self.config.solver
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Noise (b, h, a) and times (b,)."""
+        """Noise (b, h, a), times (b,), and committed rows (b, h) where the policy is to take a prefix."""
         noise = torch.randn(action.shape, generator=generator, device=action.device)
-        return noise, uniform(action.shape[0], generator)
+        return noise, uniform(action.shape[0], generator), *self.draw_committed(action, generator)
 
     def loss(
         self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Tensor
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Velocity-matching loss."""
-        noise, t = draws
+        noise, t, *committed = draws
         data = self.normalizer.action(action)
         cond, _ = self.actor.condition(self.normalizer.obs(obs))
-        output = self.actor.net(interpolate(noise, data, t), t, cond)
-        return matching_loss(output.value, velocity(noise, data), valid), {}
+        flow = hold(interpolate(noise, data, t), velocity(noise, data), data, valid, cond, *committed)
+        output = self.actor.net(flow.x, t, flow.cond)
+        return matching_loss(output.value, flow.velocity, flow.valid), {}

@@ -16,12 +16,13 @@ from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from flowpolicy.core.errors import CheckpointError
+from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
+from flowpolicy.flows.real_time import committed_rows
 from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
@@ -71,10 +72,21 @@ class ImitationConfig:
     """Actions predicted per decision."""
     execute: int = 8
     """Actions of a chunk that are executed before the next decision."""
+    prefix: int = 0
+    """Real-time chunking: the most actions that may be committed while the policy computes, or 0. The policy is
+    trained to continue 0 to this many given actions; at least the largest delay times the control rate."""
+
+    def __post_init__(self) -> None:
+        if self.prefix and not 0 < self.prefix <= self.chunk - self.execute:
+            raise ConfigError(
+                f"--agent.prefix {self.prefix}, --agent.chunk {self.chunk}, --agent.execute {self.execute}",
+                expected="prefix + execute <= chunk: what is executed must lie after what was committed",
+                fix=f"--agent.chunk {max(self.prefix, 0) + self.execute} or more",
+            )
 
 
 class ImitationAgent(nn.Module):
-    """Base of the behaviour-cloning agents.
+    """Base of the behaviour-cloning agents. One that sets ``takes_prefix`` appends :meth:`draw_committed` to its draws.
 
     Args:
         config: options.
@@ -85,6 +97,8 @@ class ImitationAgent(nn.Module):
         compile: compile the loss and its gradient into one graph.
 
     """
+
+    takes_prefix: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -98,8 +112,12 @@ class ImitationAgent(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
+        if config.prefix and not self.takes_prefix:
+            raise ConfigError(
+                f"{type(config).__name__} cannot be trained with --agent.prefix", expected="--agent.prefix 0"
+            )
         self.config, self.contract, self.steps = config, contract, steps
-        self.policy_config = PolicyConfig(config.net, config.encoder, self.sampler)
+        self.policy_config = PolicyConfig(config.net, config.encoder, self.sampler, prefix=config.prefix)
         # torch initialises layers from its global generator only, so the fork keeps the caller's state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_generator(seed, "weights").initial_seed())
@@ -120,6 +138,14 @@ class ImitationAgent(nn.Module):
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
         """Everything random in one update."""
         raise NotImplementedError
+
+    def draw_committed(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Committed rows (b, h) of a simulated delay, uniform on 0 to ``prefix`` actions; nothing where that is 0."""
+        if not self.config.prefix:
+            return ()
+        high, rows = self.config.prefix + 1, action.shape[:1]
+        length = torch.randint(high, rows, generator=generator, device=generator.device).to(action.device)
+        return (committed_rows(length, action.shape[1]),)
 
     def loss(
         self,

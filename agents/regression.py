@@ -15,6 +15,7 @@ from torch import Tensor
 from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.flows.matching import matching_loss
+from flowpolicy.flows.real_time import hold
 from flowpolicy.policy.policy import Sampler
 
 
@@ -33,6 +34,7 @@ class RegressionAgent(ImitationAgent):
     """Mean squared error between predicted and demonstrated chunk."""
 
     config: Regression
+    takes_prefix = True
 
     @property
     def sampler(self) -> Sampler:
@@ -40,8 +42,8 @@ class RegressionAgent(ImitationAgent):
         return "direct"
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Nothing is random."""
-        return ()
+        """Committed rows (b, h) where the policy is to take a prefix; else nothing is random."""
+        return self.draw_committed(action, generator)
 
     def loss(
         self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Tensor
@@ -49,5 +51,6 @@ class RegressionAgent(ImitationAgent):
         """Mean squared error in normalised units."""
         data = self.normalizer.action(action)
         cond, _ = self.actor.condition(self.normalizer.obs(obs))
-        output = self.actor.net(torch.zeros_like(data), data.new_zeros(data.shape[0]), cond)
-        return matching_loss(output.value, data, valid), {}
+        held = hold(torch.zeros_like(data), data, data, valid, cond, *draws)
+        output = self.actor.net(held.x, data.new_zeros(data.shape[0]), held.cond)
+        return matching_loss(output.value, held.velocity, held.valid), {}

@@ -17,10 +17,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "online": ("online", "continue RUN with environment steps, mixing its own experience with the file"),
     "eval": ("evaluate", "success and return of a run on an evaluation plan, with intervals"),
     "compare": ("compare", "paired comparison of two evaluated runs"),
+    "serve": ("serve", "serve a run to robots: deadlines, batching, reload"),
     "card": ("card", "success against network evaluations against latency, table and picture"),
     "suite": ("suite", "run | table: several arms on several tasks under one budget, with IQM and intervals"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),
-    "bench": ("bench", "update | latency | data | rollout: speed as ratios inside one run"),
+    "bench": ("bench", "update | latency | data | rollout | serve: speed as ratios inside one run"),
 }
 """Command -> (module of :mod:`flowpolicy.commands` with a ``run(argv)``, one line of help)."""
 

@@ -1,4 +1,4 @@
-"""``flowpolicy bench update|latency|data|rollout``."""
+"""``flowpolicy bench update|latency|data|rollout|serve``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def run(argv: Sequence[str]) -> int:
         "update": ("gradient step of MeanFlow over flow matching and over the bare matrix products", update),
         "latency": ("one-step latency over the bare matrix-vector products of the same weights", latency),
         "data": ("share of an update spent on sampling its batch", data),
+        "serve": ("robots that ask a policy server at a fixed rate: deadlines missed", serve),
         "rollout": ("environment steps per second over those of the bare simulator", rollout),
     }
     name, rest = pick(argv, table, "bench", "measurement")
@@ -154,6 +155,35 @@ def rollout(
     from flowpolicy.bench.rollout import bench_rollout, rollout_table
 
     _show(bench_rollout(task=task, num_envs=slots, rounds=rounds), rollout_table, json)
+
+
+def serve(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    clients: int = 8,
+    rate_hz: float = 50.0,
+    seconds: float = 60.0,
+    budget_ms: float = 20.0,
+    json: Path | None = None,
+) -> None:
+    """Deadlines that a policy server on this machine misses; server and robots share its cores.
+
+    Args:
+        run: run that is served, in a process of its own.
+        clients: robots.
+        rate_hz: requests per second of each robot.
+        seconds: how long.
+        budget_ms: deadline of every request.
+        json: where to write the figures.
+
+    """
+    if min(clients, rate_hz, seconds, budget_ms) <= 0:
+        raise ConfigError("bench serve: --clients, --rate-hz, --seconds and --budget-ms", expected="above 0")
+    from flowpolicy.bench.serve import bench_serve, serve_table, served
+
+    with served(run) as url:
+        result = bench_serve(url, clients=clients, rate_hz=rate_hz, seconds=seconds, budget_ms=budget_ms)
+    _show(result, serve_table, json)
 
 
 def _show(result: dict[str, Any], table: Any, json: Path | None) -> None:

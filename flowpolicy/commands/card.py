@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -14,19 +14,38 @@ from flowpolicy.commands.arguments import call
 from flowpolicy.commands.console import console
 from flowpolicy.commands.progress import progress_bar
 
+if TYPE_CHECKING:
+    from flowpolicy.core.protocols import VecEnv
+    from flowpolicy.evaluate.plan import EvaluationPlan
+    from flowpolicy.policy.policy import Policy
+
 
 def run(argv: Sequence[str]) -> int:
     """Make the card of a run."""
     return call(card, argv, "card")
 
 
-def card(run: Annotated[Path, tyro.conf.Positional], /, episodes: int = 50, seed: int = 0) -> None:
+def card(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    episodes: int = 50,
+    seed: int = 0,
+    delay: bool = False,
+    delays_ms: tuple[float, ...] = (0.0, 50.0, 100.0, 200.0),
+    jitter: int = 0,
+    dropped: float = 0.0,
+) -> None:
     """Success against network evaluations against latency: a table and RUN/card/card.png.
 
     Args:
         run: run folder or checkpoint folder.
         episodes: planned initial states, the same for every number of evaluations.
         seed: seed of the plan.
+        delay: also success against delay, with and without real-time chunking: RUN/card/delay.png. Takes as long as
+            several cards.
+        delays_ms: delays from observation to action.
+        jitter: with --delay: up to so many more actions of delay, drawn for every observation.
+        dropped: with --delay: share of observations that never arrive.
 
     """
     from rich.markdown import Markdown
@@ -50,5 +69,43 @@ def card(run: Annotated[Path, tyro.conf.Positional], /, episodes: int = 50, seed
             step = read_json(folder / "state.json")["step"]
             command = shlex.join(["flowpolicy", *sys.argv[1:]])
             draw(policy, env, plan, run / "card", run=str(run), step=step, command=command, progress=progress)
+        if delay:
+            record = {"command": command, "run": str(run), "step": step, "jitter": jitter, "dropped": dropped}
+            _delay(policy, env, plan, run / "card", delays_ms, record)
     console().print(Markdown((run / "card" / "card.md").read_text(encoding="utf-8").split("![")[0]))
+    if delay:
+        console().print(Markdown((run / "card" / "delay.md").read_text(encoding="utf-8").split("![")[0]))
+        sys.stdout.write(f"picture {run / 'card' / 'delay.png'}\n")
     sys.stdout.write(f"picture {run / 'card' / 'card.png'}\n")
+
+
+def _delay(
+    policy: Policy,
+    env: VecEnv,
+    plan: EvaluationPlan,
+    folder: Path,
+    delays_ms: tuple[float, ...],
+    record: dict[str, Any],
+) -> None:
+    """The curve of success against delay."""
+    from flowpolicy.core.files import write_text
+    from flowpolicy.core.spec import library_versions
+    from flowpolicy.evaluate.delay import delay_curve, delay_markdown, draw_delay, save_delay, ways
+    from flowpolicy.evaluate.report import git_commit
+
+    episodes = len(plan.indices)
+    with progress_bar(f"delay {record['run']}", episodes * len(delays_ms) * len(ways(policy))) as move:
+        done = 0
+
+        def progress(_: object) -> None:
+            nonlocal done
+            done += 1
+            move(done, "")
+
+        options = {name: record[name] for name in ("jitter", "dropped")}
+        points = delay_curve(policy, env, plan, delays_ms=delays_ms, progress=progress, **options)
+    about = {"commit": git_commit(), "versions": library_versions(), "plan": plan.to_json()}
+    save_delay(points, folder / "delay.json", **record, **about)
+    write_text(folder / "delay.md", delay_markdown(points))
+    title = f"{Path(record['run']).name} on {plan.env_id}, {episodes} episodes"
+    draw_delay(points, title, folder / "delay.png")

@@ -91,6 +91,12 @@ def resolve(path: Path) -> Path:
     return folder
 
 
+def newest(path: Path) -> str:
+    """Name of the checkpoint that :func:`resolve` would take, not verified; empty where there is none."""
+    latest = path / FOLDER / LATEST
+    return latest.read_text(encoding="utf-8").strip() if latest.exists() else ""
+
+
 def verify(folder: Path) -> None:
     """Check every file of a checkpoint against its manifest."""
     manifest = read_json(folder / MANIFEST)

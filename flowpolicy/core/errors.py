@@ -58,6 +58,22 @@ class EvaluationError(FlowPolicyError):
     """An evaluation cannot go on, or two evaluations cannot be compared."""
 
 
+class ServingError(FlowPolicyError):
+    """A policy server refused a request, was too late, or cannot be reached.
+
+    Args:
+        code: one word for programs, such as 'shape', 'nan', 'late', 'overloaded', 'lost'.
+        what: what happened.
+        expected: what would have been right.
+        fix: what to do about it.
+
+    """
+
+    def __init__(self, code: str, what: str, *, expected: str = "", fix: str = "") -> None:
+        super().__init__(what, expected=expected, fix=fix)
+        self.code = code
+
+
 class MissingExtraError(FlowPolicyError):
     """An optional package is needed and not installed."""
 

@@ -56,6 +56,8 @@ class Step:
     """(n,) bool: the horizon was reached."""
     success: NDArray[Any]
     """(n,) bool: the success criterion of the spec holds now."""
+    age: NDArray[Any] | None = None
+    """(n,) int64: actions executed since the observations were taken; None where they are fresh."""
 
 
 @runtime_checkable

@@ -136,9 +136,14 @@ _KINDS: dict[str, type] = {
 }
 
 
+def contract_json(contract: Contract) -> dict[str, Any]:
+    """JSON values of a contract; inverse of :func:`contract_from` once ``schema`` is taken out."""
+    return {"schema": 1, **encode(contract, _KINDS)}
+
+
 def save_contract(path: Path, contract: Contract) -> None:
     """Write ``contract.json`` atomically."""
-    write_json(path, {"schema": 1, **encode(contract, _KINDS)})
+    write_json(path, contract_json(contract))
 
 
 def load_contract(path: Path) -> Contract:

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from flowpolicy.core.errors import ContractError, EvaluationError
 from flowpolicy.core.protocols import Observation, VecEnv
 from flowpolicy.core.spec import Contract
 from flowpolicy.evaluate.plan import EvaluationPlan
+from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.queue import ChunkQueue
 
 
@@ -30,7 +31,15 @@ class ActingPolicy(Protocol):
         """What the policy was trained for."""
 
     def act(self, obs: dict[str, Tensor], generator: torch.Generator, nfe: int | None = None) -> Tensor:
-        """(b, h, a) actions in environment units for observations name -> (b, o, *shape)."""
+        """(b, h, a) actions in environment units for observations name -> (b, o, *shape).
+
+        With the execution 'real_time' it is given ``committed=`` too (:class:`flowpolicy.policy.committed.Committed`).
+        """
+
+
+Execution = Literal["naive", "aligned", "real_time"]
+"""What is done with a chunk whose observation is ``age`` actions old: 'naive' executes it from its first row on, as
+if no time had passed; 'aligned' skips ``age`` rows; 'real_time' also tells the policy what they were."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +62,8 @@ class Episode:
     """Network evaluations, measured."""
     decision_seconds: tuple[float, ...]
     """Wall time of each decision: from the observation in memory to the actions in memory."""
+    stale: int = 0
+    """Decisions on an observation too old for the chunk or, in real time, for the trained prefix."""
     frames: tuple[np.ndarray, ...] = ()
     """(height, width, 3) uint8 pictures of the initial state and of every step, if recorded."""
 
@@ -76,6 +87,8 @@ def rollout(
     progress: Callable[[Episode], None] | None = None,
     record: Collection[int] = (),
     device: torch.device | str = "cpu",
+    execution: Execution = "naive",
+    most_committed: int | None = None,
 ) -> list[Episode]:
     """Play every episode of ``plan`` and return the outcomes in plan order.
 
@@ -87,6 +100,8 @@ def rollout(
         progress: called with every episode as it ends.
         record: positions in the plan whose frames are kept.
         device: where the policy lives.
+        execution: what to do about delayed observations (:mod:`flowpolicy.envs.delay`).
+        most_committed: rows that may be committed in real time; all but the last of a chunk unless given.
 
     Raises:
         ContractError: the environment is not the one of the policy's contract or of the plan.
@@ -100,7 +115,8 @@ def rollout(
             f"the plan is for '{plan.env_id}' and the environment is '{env.spec.env_id}'",
             fix="make a plan for this environment",
         )
-    task = _Task(policy.contract, plan, frozenset(record), nfe, torch.device(device))
+    most = policy.contract.chunk - 1 if most_committed is None else most_committed
+    task = _Task(policy.contract, plan, frozenset(record), nfe, torch.device(device), execution, most)
     finished: dict[int, Episode] = {}
     waiting = iter(range(len(plan.indices)))
     active: dict[int, _Running] = {}
@@ -128,6 +144,8 @@ class _Task:
     record: frozenset[int]
     nfe: int | None
     device: torch.device
+    execution: Execution
+    most_committed: int
 
 
 def _fill(active: dict[int, _Running], free: Iterable[int], waiting: Iterator[int], env: VecEnv, task: _Task) -> None:
@@ -157,7 +175,7 @@ def _advance(active: dict[int, _Running], env: VecEnv) -> list[int]:
         if step.terminated[row] or step.truncated[row]:
             ended.append(slot)
         else:
-            running.observe(step.obs, row)
+            running.observe(step.obs, row, 0 if step.age is None else int(step.age[row]))
     return ended
 
 
@@ -172,11 +190,16 @@ class _Running:
         self.history: deque[dict[str, np.ndarray]] = deque(maxlen=task.contract.history)
         self.success_step: int | None = None
         self.return_, self.length, self.evaluations = 0.0, 0, 0
+        self.age = self.stale = 0
         self.decision_seconds: list[float] = []
         self.frames: list[np.ndarray] = []
 
-    def observe(self, obs: Observation, row: int) -> None:
-        """Append an observation; the first one of an episode fills the whole history."""
+    def observe(self, obs: Observation, row: int, age: int = 0) -> None:
+        """Append an observation that is new; the first one of an episode fills the whole history."""
+        repeated = bool(self.history) and age == self.age + 1
+        self.age = age
+        if repeated:
+            return
         current = {key: np.array(obs[key][row]) for key in self.task.contract.spec.observation}
         self.history.extend([current] * (1 if self.history else self.task.contract.history))
 
@@ -193,7 +216,7 @@ class _Running:
             key: torch.from_numpy(np.stack([past[key] for past in self.history])[None]).to(self.task.device)
             for key in contract.spec.observation
         }
-        chunk = policy.act(obs, self.generator, nfe)[0].cpu()
+        chunk = self._ask(policy, obs)[0].cpu()
         self.decision_seconds.append(time.perf_counter() - start)
         used, promised = policy.evaluations - counted, contract.nfe if nfe is None else nfe
         if used != promised:
@@ -203,7 +226,21 @@ class _Running:
             )
         self.evaluations += used
         self._check(chunk)
-        self.queue.push(chunk)
+        self.queue.push(chunk, 0 if self.task.execution == "naive" else self.age)
+
+    def _ask(self, policy: ActingPolicy, obs: dict[str, Tensor]) -> Tensor:
+        task = self.task
+        if task.execution == "naive":
+            return policy.act(obs, self.generator, task.nfe)
+        bridged = task.contract.chunk - 1 if task.execution == "aligned" else task.most_committed
+        self.stale += self.age > bridged
+        if task.execution == "aligned":
+            return policy.act(obs, self.generator, task.nfe)
+        committed = self.queue.committed(self.age, task.contract.chunk, task.most_committed)
+        if committed is not None:
+            committed = Committed(*(part.to(task.device) for part in committed))
+        chunk: Tensor = policy.act(obs, self.generator, task.nfe, committed=committed)  # type: ignore[call-arg]
+        return chunk
 
     def take(self, reward: float, success: bool) -> None:
         """Count one step's reward and success."""
@@ -225,6 +262,7 @@ class _Running:
             chunks=len(self.decision_seconds),
             evaluations=self.evaluations,
             decision_seconds=tuple(self.decision_seconds),
+            stale=self.stale,
             frames=tuple(self.frames),
         )
 

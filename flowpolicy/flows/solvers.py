@@ -39,15 +39,15 @@ def steps_for(nfe: int, solver: str) -> int:
 
 
 def integrate(
-    field: Field, x: Float[Tensor, "b *d"], steps: int, solver: SolverName = "euler"
+    field: Field, x: Float[Tensor, "b *d"], steps: int, solver: SolverName = "euler", start: float = 0.0
 ) -> Float[Tensor, "b *d"]:
-    """Solve dx/dt = field(x, t) from t = 0 to t = 1 in ``steps`` equal steps.
+    """Solve dx/dt = field(x, t) from t = ``start`` to t = 1 in ``steps`` equal steps.
 
     Euler has order 1, midpoint and Heun order 2.
     """
-    step = 1.0 / steps
+    step = (1.0 - start) / steps
     for index in range(steps):
-        t = index * step
+        t = start + index * step
         if solver == "euler":
             x = x + step * _at(field, x, t)
         elif solver == "midpoint" or index == steps - 1:
@@ -58,13 +58,13 @@ def integrate(
     return x
 
 
-def jump(mean_field: MeanField, x: Float[Tensor, "b *d"], steps: int) -> Float[Tensor, "b *d"]:
-    """Carry x from t = 0 to t = 1 in ``steps`` equal jumps of a flow map, x + (t - s) U(x, s, t).
+def jump(mean_field: MeanField, x: Float[Tensor, "b *d"], steps: int, start: float = 0.0) -> Float[Tensor, "b *d"]:
+    """Carry x from t = ``start`` to t = 1 in ``steps`` equal jumps of a flow map, x + (t - s) U(x, s, t).
 
     With the exact mean velocity the result does not depend on ``steps``.
     """
     for index in range(steps):
-        s, t = index / steps, (index + 1) / steps
+        s, t = (start + (1 - start) * (index + end) / steps for end in (0, 1))
         x = x + (t - s) * mean_field(x, x.new_full(x.shape[:1], s), x.new_full(x.shape[:1], t))
     return x
 

@@ -18,6 +18,7 @@ from flowpolicy.core.files import read_json, read_tensors
 from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
+from flowpolicy.nets.committed import CommittedNet
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import EncoderOutput, StateEncoder
 from flowpolicy.nets.flow_nets import DecoratorNet, MapNet, OneStepNet, VelocityNet
@@ -25,6 +26,7 @@ from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
+from flowpolicy.policy.committed import Committed
 
 Net = MLP | UNet | Transformer | Plain
 NETS: dict[str, Net] = {"mlp": MLP(), "plain": Plain(), "unet": UNet(), "transformer": Transformer()}
@@ -52,6 +54,8 @@ class PolicyConfig:
     """Critic that chooses among the candidates."""
     decorated: bool = False
     """Whether a residual is added to the clamped chunk, for one more evaluation (Fisher Decorator)."""
+    prefix: int = 0
+    """The most committed actions that the network was trained to continue (real-time chunking); 0 for none."""
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or (self.candidates > 1) != (self.critic is not None):
@@ -59,6 +63,8 @@ class PolicyConfig:
                 f"a policy with {self.candidates} candidates and {'a' if self.critic else 'no'} critic",
                 expected="1 candidate and no critic, or several and a critic that chooses",
             )
+        if self.prefix and (self.decorated or self.sampler == "one_step"):
+            raise ConfigError("a decorated or one_step policy cannot continue a prefix", expected="prefix 0")
 
 
 KINDS: dict[str, type] = {
@@ -90,9 +96,9 @@ class Actor(nn.Module):
         self.keys = tuple(contract.spec.observation)
         self.obs_size, action = contract.history * sum(sizes), contract.spec.action.size
         self.encoder = config.encoder.build(self.obs_size)
-        self.net = _NETWORKS.get(config.sampler, VelocityNet)(
-            config.net, action=action, chunk=contract.chunk, cond=self.encoder.size
-        )
+        cond = self.encoder.size + (contract.chunk if config.prefix else 0)
+        net = _NETWORKS.get(config.sampler, VelocityNet)(config.net, action=action, chunk=contract.chunk, cond=cond)
+        self.net = CommittedNet(net, contract.chunk) if config.prefix else net
         self.decorator = (
             DecoratorNet(config.net, action, contract.chunk, self.encoder.size) if config.decorated else None
         )
@@ -129,16 +135,24 @@ class Policy(nn.Module):
         self.evaluations = 0
 
     @torch.inference_mode()
-    def act(self, obs: dict[str, Tensor], generator: torch.Generator, nfe: int | None = None) -> Float[Tensor, "b h a"]:
+    def act(
+        self,
+        obs: dict[str, Tensor],
+        generator: torch.Generator,
+        nfe: int | None = None,
+        committed: Committed | None = None,
+    ) -> Float[Tensor, "b h a"]:
         """One action chunk per row, in environment units.
 
         Args:
             obs: name -> (b, o, *shape), as the environment gives them, oldest first.
             generator: source of the initial noise.
             nfe: network evaluations, over all candidates; the contract's number unless given.
+            committed: actions that are executed while the policy computes; the chunk begins with them, exactly.
 
         Raises:
-            ConfigError: the sampler cannot act in ``nfe`` evaluations.
+            ConfigError: the sampler cannot act in ``nfe`` evaluations, or the policy was not trained for so many
+                committed actions.
 
         """
         nfe = self.contract.nfe if nfe is None else nfe
@@ -146,13 +160,15 @@ class Policy(nn.Module):
         rows = first.shape[0] * self.config.candidates
         shape = (rows, self.contract.chunk, self.contract.spec.action.size)
         noise = torch.randn(shape, generator=generator, device=first.device)
-        return self.act_from(obs, noise, nfe)
+        return self.act_from(obs, noise, nfe, committed)
 
     @torch.inference_mode()
-    def act_from(self, obs: dict[str, Tensor], noise: Float[Tensor, "bk h a"], nfe: int) -> Float[Tensor, "b h a"]:
+    def act_from(
+        self, obs: dict[str, Tensor], noise: Float[Tensor, "bk h a"], nfe: int, committed: Committed | None = None
+    ) -> Float[Tensor, "b h a"]:
         """:meth:`act` with the initial noise passed in: deterministic. The k candidates of a row follow each other."""
         actor = self.actor
-        flat = actor.flatten(self.normalizer.obs({key: obs[key] for key in actor.keys}))
+        flat = self.normalized(obs)
         cond: Tensor = actor.encoder(flat).cond
         candidates = noise.shape[0] // flat.shape[0]
         if nfe % candidates:
@@ -161,6 +177,7 @@ class Policy(nn.Module):
                 expected=f"a multiple of {candidates}",
             )
         cond, spent = cond.repeat_interleave(candidates, 0), int(actor.decorator is not None)
+        noise, cond = self._commit(noise, cond, committed, candidates)
         # Only the finished chunk is clamped: clamping inside the solver damages NFE > 1 [algorithms 7.1, D9].
         chunk = self._generate(noise, cond, nfe // candidates - spent, candidates).clamp(-1.0, 1.0)
         if actor.decorator is not None:
@@ -168,7 +185,39 @@ class Policy(nn.Module):
         if actor.critic is not None:
             value = actor.critic.value(flat.repeat_interleave(candidates, 0), chunk).view(-1, candidates)
             chunk = best_of(chunk.view(-1, candidates, *chunk.shape[1:]), value)
-        return self.normalizer.unaction(chunk)
+        chunk = self.normalizer.unaction(chunk)
+        return chunk if committed is None else committed.impose(chunk)
+
+    def normalized(self, obs: dict[str, Tensor]) -> Float[Tensor, "b n"]:
+        """Flat, normalised observations."""
+        return self.actor.flatten(self.normalizer.obs({key: obs[key] for key in self.actor.keys}))
+
+    def condition(self, obs: dict[str, Tensor]) -> Float[Tensor, "b c"]:
+        """What the network is told about observations, nothing being committed; see :meth:`evaluate`."""
+        cond: Tensor = self.actor.encoder(self.normalized(obs)).cond
+        width = self.contract.chunk if self.config.prefix else 0
+        return torch.cat([cond, cond.new_zeros(cond.shape[0], width)], dim=1)
+
+    def evaluate(
+        self, x: Float[Tensor, "b h a"], s: Float[Tensor, " b"], t: Float[Tensor, " b"], cond: Float[Tensor, "b c"]
+    ) -> Float[Tensor, "b h a"]:
+        """Mean velocity from s to t of a flow map, else the velocity at s; normalised units; counted."""
+        network = self._counted(self.actor.net, 1)
+        return network(x, s, t, cond) if self.config.sampler == "map" else network(x, s, cond)
+
+    def _commit(
+        self, noise: Tensor, cond: Tensor, committed: Committed | None, candidates: int
+    ) -> tuple[Tensor, Tensor]:
+        """Noise whose committed rows are the actions themselves, and the condition that says which they are."""
+        if committed is not None:
+            committed.require(self.config.prefix)
+        if not self.config.prefix:
+            return noise, cond
+        if committed is None:
+            return noise, torch.cat([cond, cond.new_zeros(cond.shape[0], noise.shape[1])], dim=1)
+        rows = committed.rows.repeat_interleave(candidates, 0)
+        action = self.normalizer.action(committed.action).repeat_interleave(candidates, 0)
+        return torch.where(rows.unsqueeze(2), action, noise), torch.cat([cond, rows.to(cond.dtype)], dim=1)
 
     def _generate(self, noise: Tensor, cond: Tensor, nfe: int, candidates: int) -> Tensor:
         sampler = self.config.sampler
@@ -179,12 +228,18 @@ class Policy(nn.Module):
                 raise ConfigError(f"a {name} policy cannot act in {nfe} evaluations", expected="nfe 1")
             if sampler == "one_step":
                 return network(noise, cond)
-            chunk = network(torch.zeros_like(noise), noise.new_zeros(noise.shape[0]), cond)
+            start = torch.zeros_like(noise) if not self.config.prefix else self._prefix_only(noise, cond)
+            chunk = network(start, noise.new_zeros(noise.shape[0]), cond)
             return chunk.tanh() if sampler == "squashed" else chunk
         steps = steps_for(nfe, sampler)
         if sampler == "map":
             return jump(lambda x, s, t: network(x, s, t, cond), noise, steps)
         return integrate(lambda x, t: network(x, t, cond), noise, steps, cast(SolverName, sampler))
+
+    @staticmethod
+    def _prefix_only(noise: Tensor, cond: Tensor) -> Tensor:
+        """Zeros but in the committed rows: what a policy without noise starts from."""
+        return torch.where(cond[:, -noise.shape[1] :].unsqueeze(2) > 0, noise, 0.0)
 
     def _counted(self, network: Callable[..., Any], candidates: int) -> Callable[..., Tensor]:
         def call(*args: Tensor) -> Tensor:

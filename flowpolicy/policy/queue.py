@@ -1,15 +1,18 @@
-"""How much of a chunk is executed before the policy decides again."""
+"""How much of a chunk is executed before the policy decides again, and what the next chunk must continue."""
 
 from __future__ import annotations
 
 from collections import deque
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowpolicy.policy.committed import Committed
+
 
 class ChunkQueue:
-    """Actions waiting to be executed: the first ``execute`` of each chunk; the rest is discarded.
+    """Actions waiting to be executed: the first ``execute`` of each chunk; the rest is what was planned beyond.
 
     Args:
         execute: actions per chunk that are executed, at least 1.
@@ -18,17 +21,52 @@ class ChunkQueue:
 
     def __init__(self, execute: int) -> None:
         self.execute = execute
-        self._waiting: deque[Tensor] = deque()
+        self._planned: deque[Tensor] = deque()
+        self._left = 0
+        self._executed: deque[Tensor] = deque(maxlen=256)
 
     @property
     def empty(self) -> bool:
         """Whether the policy must decide before the next action."""
-        return not self._waiting
+        return not (self._left and self._planned)
 
-    def push(self, chunk: Float[Tensor, "h a"]) -> None:
-        """Replace what is waiting by the first actions of ``chunk``."""
-        self._waiting = deque(chunk[: self.execute])
+    def push(self, chunk: Float[Tensor, "h a"], skip: int = 0) -> None:
+        """Replace what is waiting by the actions of ``chunk`` from row ``skip`` on.
+
+        Args:
+            chunk: row 0 is meant for the moment of the observation.
+            skip: actions executed since. A chunk that is over by then gives its last row, once.
+
+        """
+        self._planned = deque(chunk[min(skip, len(chunk) - 1) :])
+        self._left = self.execute
 
     def pop(self) -> Float[Tensor, " a"]:
         """The next action. Raises IndexError when empty."""
-        return self._waiting.popleft()
+        if not self._left:
+            raise IndexError("pop from an empty queue")
+        action = self._planned.popleft()
+        self._left -= 1
+        self._executed.append(action)
+        return action
+
+    def committed(self, age: int, chunk: int, most: int) -> Committed | None:
+        """What a chunk of ``chunk`` rows must begin with, given an observation that is ``age`` actions old.
+
+        Args:
+            age: actions executed since the observation.
+            chunk: rows of a chunk.
+            most: rows that may be committed; of more only the first ``most`` are.
+
+        Returns:
+            A batch of one, or None where nothing is committed.
+
+        """
+        past = list(self._executed)[len(self._executed) - age :]
+        length = min(age, most, chunk)
+        if not length:
+            return None
+        plan = torch.stack([*past, *self._planned][:chunk])
+        overlap = len(plan)
+        padded = torch.cat([plan, plan.new_zeros(chunk - overlap, plan.shape[1])])
+        return Committed(padded[None], torch.tensor([length]), torch.tensor([max(overlap, length)]))

@@ -112,6 +112,7 @@ def test_deterministic_data_gives_zero_meanflow_loss_for_the_exact_network(demon
         {"net": MLP(width=32, depth=3)},
         {"history": 2},
         {"chunk": 3, "execute": 3},
+        {"execute": 2, "prefix": 1},
     ],
 )
 def test_every_option_of_dm1_changes_the_loss(change, demonstrations):

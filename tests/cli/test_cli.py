@@ -38,11 +38,13 @@ def test_help_lists_the_commands_and_imports_nothing_heavy(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.endswith("[]\n")
-    for name in ("data", "doctor", "train", "resume", "eval", "compare", "card", "bench"):
+    for name in ("data", "doctor", "train", "resume", "eval", "compare", "card", "serve", "bench"):
         assert re.search(rf"^  {name} ", done.stdout, re.M)
 
 
-@pytest.mark.parametrize("command", ["data", "doctor", "train", "resume", "eval", "compare", "card", "bench", "demo"])
+@pytest.mark.parametrize(
+    "command", ["data", "doctor", "train", "resume", "eval", "compare", "card", "serve", "bench", "demo"]
+)
 def test_every_command_explains_itself_at_once(command, tmp_path):
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules))\n" + (
         f"from flowpolicy.cli import main; main(['{command}', '--help'])"
@@ -96,9 +98,17 @@ def test_train_eval_compare_card_without_a_simulator(debug_run, tmp_path):
     assert "Not resolved" in done.stdout
     assert flowpolicy("eval", "run", "--episodes", 6, "--nfe", 2, "--json", "two.json", cwd=home).returncode == 0
     assert json.loads((home / "two.json").read_text())["nfe"] == 2
-    done = flowpolicy("card", "run", "--episodes", 2, cwd=home)
+    done = flowpolicy("card", "run", "--episodes", 2, "--delay", "--delays-ms", 0, 200, cwd=home)
     assert done.returncode == 0, done.stderr
     assert (debug_run / "card" / "card.png").stat().st_size > 5000
+    assert (debug_run / "card" / "delay.png").stat().st_size > 5000
+    assert "real-time, guided" in done.stdout
+    points = json.loads((debug_run / "card" / "delay.json").read_text())["points"]
+    assert [(point["way"], point["steps"]) for point in points[3:]] == [
+        ("naive", 2),
+        ("aligned", 2),
+        ("real-time, guided", 2),
+    ]
 
 
 def test_the_same_plan_gives_the_same_outcomes(debug_run):

@@ -1,0 +1,83 @@
+"""``flowpolicy serve RUN``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from flowpolicy.commands.arguments import call
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.serve.config import ServerConfig
+
+if TYPE_CHECKING:
+    from flowpolicy.serve.model import Model
+
+DEFAULTS = ServerConfig()
+TOKEN = "FLOWPOLICY_TOKEN"  # noqa: S105, the name of the variable
+
+
+def run(argv: Sequence[str]) -> int:
+    """Serve a run."""
+    return call(serve, argv, "serve")
+
+
+def serve(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    config: Annotated[ServerConfig, tyro.conf.arg(name="")] = DEFAULTS,
+    nfes: tuple[int, ...] = (),
+    threads: int = 1,
+    token_file: Path | None = None,
+) -> None:
+    """Serve a policy to robots until SIGTERM or Ctrl-C; SIGHUP, or a newer checkpoint in RUN, reloads.
+
+    GET /health and /metrics answer on the same port. The token is read from --token-file or FLOWPOLICY_TOKEN.
+
+    Args:
+        run: run folder (its newest checkpoint, now and later) or checkpoint folder.
+        config: options of the server.
+        nfes: numbers of network evaluations to choose from by the time that is left; the contract's unless given.
+        threads: threads of the engine.
+        token_file: file whose content clients must show as their token; required unless --host is this machine.
+
+    """
+    import asyncio
+
+    from flowpolicy.serve.process import serve_until_stopped
+
+    load = _loader(run, nfes, threads, config.max_batch)
+    asyncio.run(serve_until_stopped(run, load, config, _token(token_file)))
+
+
+def _token(path: Path | None) -> str:
+    if path is None:
+        return os.environ.get(TOKEN, "")
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"--token-file {path} cannot be read: {error}") from error
+    if len(token) < 16:
+        raise ConfigError(
+            f"--token-file {path} holds {len(token)} characters",
+            expected="at least 16",
+            fix=f"python -c 'import secrets; print(secrets.token_urlsafe())' > {path}",
+        )
+    return token
+
+
+def _loader(run: Path, nfes: tuple[int, ...], threads: int, max_batch: int) -> Callable[[], Model]:
+    """Loads the newest checkpoint and measures it."""
+    batches = [size for size in (1, 2, 4, 8, 16, 32, 64) if size < max_batch] + [max_batch]
+
+    def load() -> Model:
+        from flowpolicy.serve.eager import load_engines
+        from flowpolicy.serve.model import Model
+
+        engines, checkpoint = load_engines(run, nfes, threads)
+        return Model.prepare(engines, checkpoint, batches)
+
+    return load

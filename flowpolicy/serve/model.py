@@ -1,0 +1,162 @@
+"""A checkpoint that is being served: its engines, one per number of evaluations, and what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from flowpolicy.core.errors import ConfigError, ContractError, ServingError
+from flowpolicy.serve.protocol import ActRequest, InputForm
+from flowpolicy.serve.scheduler import LatencyTable, measure_latency
+
+if TYPE_CHECKING:
+    from flowpolicy.core.spec import Contract
+
+
+class Engine(Protocol):
+    """Computes chunks in one number of evaluations; used by one thread at a time.
+
+    An engine whose ``prefix`` is above 0 takes the committed actions as two more arguments of ``act``: actions
+    (b, h, a) and how many of them are committed (b,).
+    """
+
+    @property
+    def name(self) -> str:
+        """What computes, such as 'eager'."""
+
+    @property
+    def contract(self) -> Contract:
+        """What the policy takes and gives."""
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per chunk."""
+
+    @property
+    def candidates(self) -> int:
+        """Noise chunks per row."""
+
+    def act(self, obs: dict[str, np.ndarray], noise: np.ndarray, *committed: np.ndarray) -> np.ndarray:
+        """Name -> (b, o, *shape) and noise (b k, h, a) to chunks (b, h, a), both in environment units."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Engines of one checkpoint."""
+
+    engines: dict[int, Engine]
+    """By number of evaluations."""
+    checkpoint: str
+    """Name that every answer carries."""
+    table: LatencyTable
+    """What a batch costs."""
+
+    @classmethod
+    def prepare(
+        cls,
+        engines: Sequence[Engine],
+        checkpoint: str,
+        batches: Sequence[int],
+        clock: Callable[[], float] = time.perf_counter,
+        rounds: int = 40,
+    ) -> Model:
+        """Warm up and measure.
+
+        Raises:
+            ConfigError: no engine, or several for one number of evaluations.
+
+        """
+        by_nfe = {engine.nfe: engine for engine in engines}
+        if not engines or len(by_nfe) != len(engines):
+            raise ConfigError(f"engines for {[e.nfe for e in engines]} evaluations", expected="one for each number")
+        calls = {nfe: _Zeros(engine) for nfe, engine in by_nfe.items()}
+        return cls(by_nfe, checkpoint, measure_latency(calls, sorted(batches), clock, rounds))
+
+    @property
+    def any_engine(self) -> Engine:
+        """One of the engines: all share everything but the number of evaluations."""
+        return next(iter(self.engines.values()))
+
+    @property
+    def form(self) -> InputForm:
+        """What a request must look like."""
+        engine = self.any_engine
+        contract = engine.contract
+        obs = {key: (contract.history, *spec.shape) for key, spec in contract.spec.observation.items()}
+        noise = (engine.candidates, contract.chunk, contract.spec.action.size)
+        return InputForm(obs, noise, prefix_of(engine))
+
+    def act(self, nfe: int, requests: Sequence[ActRequest]) -> np.ndarray:
+        """Chunks (b, h, a) of several requests; each draws its noise from its own seed and number.
+
+        Raises:
+            ServingError: code 'internal': a chunk is not finite.
+
+        """
+        engine, (candidates, chunk, action) = self.engines[nfe], self.form.noise
+        obs = {key: np.stack([request.obs[key] for request in requests]) for key in self.form.obs}
+        noise = np.concatenate([noise_of(request, (candidates, chunk, action)) for request in requests])
+        committed = []
+        if prefix_of(engine):
+            actions = np.zeros((len(requests), chunk, action), dtype=np.float32)
+            lengths = np.zeros(len(requests), dtype=np.int64)
+            for row, request in enumerate(requests):
+                if request.prefix is not None:
+                    lengths[row] = len(request.prefix)
+                    actions[row, : lengths[row]] = request.prefix
+            committed = [actions, lengths]
+        chunks = engine.act(obs, noise, *committed)
+        if not np.isfinite(chunks).all():
+            raise ServingError("internal", "the policy gave NaN or infinity", fix="serve an earlier checkpoint")
+        return chunks
+
+    def require_same_contract(self, other: Model) -> None:
+        """Raise ContractError unless ``other`` can take this model's place under the clients' feet."""
+        mine, theirs = self.any_engine.contract, other.any_engine.contract
+        lines = mine.spec.differences(theirs.spec)
+        pairs = [(name, getattr(mine, name), getattr(theirs, name)) for name in ("history", "chunk", "execute")]
+        pairs += [("noise and prefix", self.form, other.form)]
+        lines += [f"{name}: {a!r} against {b!r}" for name, a, b in pairs if a != b]
+        if lines:
+            raise ContractError(
+                "the new checkpoint disagrees with the one that is served:\n    " + "\n    ".join(lines),
+                fix="start another server for it; this one goes on with the old checkpoint",
+            )
+
+
+def prefix_of(engine: Any) -> int:
+    """Most committed actions that an engine takes; 0 for one that knows of none."""
+    return int(getattr(engine, "prefix", 0))
+
+
+def noise_of(request: ActRequest, shape: tuple[int, int, int]) -> np.ndarray:
+    """The noise of a request, (k, h, a) float32: given, or drawn from (seed, id) alone.
+
+    Who else is served, in which order and in which batch does not enter, so a repeated request meets the same noise.
+    """
+    if request.noise is not None:
+        return request.noise
+    return np.random.default_rng([request.seed, request.id]).standard_normal(shape, dtype=np.float32)
+
+
+class _Zeros:
+    """Computes a batch of zero observations."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __call__(self, rows: int) -> None:
+        contract, action = self.engine.contract, self.engine.contract.spec.action.size
+        obs = {
+            key: np.zeros((rows, contract.history, *spec.shape), dtype=np.float32)
+            for key, spec in contract.spec.observation.items()
+        }
+        noise = np.zeros((rows * self.engine.candidates, contract.chunk, action), dtype=np.float32)
+        committed = []
+        if prefix_of(self.engine):
+            committed = [np.zeros((rows, contract.chunk, action), np.float32), np.zeros(rows, np.int64)]
+        self.engine.act(obs, noise, *committed)

@@ -1,0 +1,56 @@
+"""A server as a process: signals, and a look now and then for a newer checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from flowpolicy.core.checkpoint import newest
+from flowpolicy.serve.config import ServerConfig
+from flowpolicy.serve.model import Model
+from flowpolicy.serve.server import PolicyServer
+
+
+async def serve_until_stopped(run: Path, load: Callable[[], Model], config: ServerConfig, token: str) -> None:
+    """Serve until SIGTERM or SIGINT; reload on SIGHUP and when ``run`` has a newer checkpoint."""
+    loop, stop, reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+    known = newest(run)
+    server = PolicyServer(load(), config, token, load)
+    async with server.running() as port:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(signal.SIGHUP, reload.set)
+        sys.stdout.write(
+            f"serving {run} ({server.model.checkpoint}, engine {server.model.any_engine.name}) "
+            f"at ws://{config.host}:{port}\n"
+            f"latency, ms by evaluations and robots: {server.model.table.to_json()}\n"
+        )
+        sys.stdout.flush()
+        tasks = [asyncio.create_task(work) for work in (stop.wait(), server.died(), _reload(server, reload))]
+        if config.watch_s:
+            tasks.append(asyncio.create_task(_watch(run, known, config.watch_s, reload)))
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+    for task in done:
+        task.result()
+
+
+async def _reload(server: PolicyServer, wanted: asyncio.Event) -> None:
+    while True:
+        await wanted.wait()
+        wanted.clear()
+        await server.reload()
+
+
+async def _watch(run: Path, known: str, seconds: float, reload: asyncio.Event) -> None:
+    """Ask for a reload when the newest checkpoint has another name."""
+    while True:
+        await asyncio.sleep(seconds)
+        found = newest(run)
+        if found != known:
+            known = found
+            reload.set()

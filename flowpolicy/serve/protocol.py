@@ -1,0 +1,218 @@
+"""Messages between robot and policy server, version 1, and their explicit validation. No pickle, no torch.
+
+Every message is one MessagePack map with ``schema`` and ``type``. An array is a map of ``dtype``, ``shape`` and
+``data`` (C order, little endian).
+
+========  ========  ==================================================================================
+from      type      other entries
+========  ========  ==================================================================================
+server    hello     contract, checkpoint, engine, nfes, prefix, candidates, scaling {name: array (3, d)}, limits
+client    act       id, budget_ms, obs {name: array (o, *shape)}, seed; optional noise, prefix (n, a)
+server    chunk     id, chunk (h, a), nfe, checkpoint, queue_ms, compute_ms
+server    late      id, late_ms: no chunk, the budget had run out
+server    error     id (or nil), code, what, expected, fix
+========  ========  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.core.errors import MissingExtraError, ServingError
+
+try:
+    import msgpack
+except ModuleNotFoundError as error:
+    raise MissingExtraError("msgpack", "serve") from error
+
+SCHEMA = 1
+DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float32", "float64", "uint8", "int32", "int64")}
+"""Types that an array may have on the wire."""
+MAX_DIMENSIONS = 6
+MAX_ENTRIES = 64
+"""Entries of a map, and so observation keys."""
+MAX_TEXT = 4096
+MAX_ID = 2**53
+MAX_BUDGET_MS = 60_000.0
+
+
+def pack(message: Mapping[str, Any]) -> bytes:
+    """Encode a message; arrays of a type outside :data:`DTYPES` are a ServingError."""
+    encoded: bytes = msgpack.packb({"schema": SCHEMA, **message}, default=_encode)
+    return encoded
+
+
+def unpack(data: bytes | str, limit: int) -> dict[str, Any]:
+    """Decode a message of this schema; its arrays are still maps, see :func:`array_from`.
+
+    Args:
+        data: one WebSocket message.
+        limit: largest number of bytes.
+
+    Raises:
+        ServingError: code 'malformed', or 'schema' where the version is another one.
+
+    """
+    if isinstance(data, str):
+        raise ServingError("malformed", "a text message", expected="a binary MessagePack map")
+    if len(data) > limit:
+        raise ServingError("malformed", f"a message of {len(data)} bytes", expected=f"at most {limit}")
+    try:
+        message = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=MAX_TEXT,
+            max_bin_len=limit,
+            max_array_len=MAX_TEXT,
+            max_map_len=MAX_ENTRIES,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+        what = f"not a MessagePack map: {type(error).__name__} {error}"
+        raise ServingError("malformed", what[:200], expected="one map per message") from error
+    if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
+        raise ServingError("malformed", f"a {type(message).__name__}", expected="a map with names as keys")
+    if not _whole(message.get("schema")) or message["schema"] != SCHEMA:
+        raise ServingError(
+            "schema",
+            f"schema version {message.get('schema')!r}"[:100],
+            expected=f"{SCHEMA}",
+            fix="use client and server of the same flowpolicy version",
+        )
+    return message
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        if value.dtype.name not in DTYPES:
+            raise ServingError("shape", f"an array of {value.dtype}", expected=f"one of {', '.join(DTYPES)}")
+        data = np.ascontiguousarray(value, dtype=DTYPES[value.dtype.name])
+        return {"dtype": value.dtype.name, "shape": list(value.shape), "data": data.tobytes()}
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a message cannot hold a {type(value).__name__}")
+
+
+def array_from(value: Any, where: str) -> np.ndarray:
+    """Decode one array, read-only; the shape must account for every byte.
+
+    Raises:
+        ServingError: code 'shape', naming ``where``.
+
+    """
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data"}:
+        raise ServingError("shape", f"{where} is no array", expected="a map of dtype, shape and data")
+    name, shape, data = value["dtype"], value["shape"], value["data"]
+    if not isinstance(name, str) or name not in DTYPES:
+        raise ServingError("shape", f"{where}: dtype {name!r}"[:200], expected=f"one of {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(_whole(side) for side in shape):
+        raise ServingError("shape", f"{where}: shape {shape!r}"[:200], expected=f"up to {MAX_DIMENSIONS} whole numbers")
+    if not isinstance(data, bytes) or math.prod(shape) * DTYPES[name].itemsize != len(data):
+        size = len(data) if isinstance(data, bytes) else type(data).__name__
+        raise ServingError("shape", f"{where}: {shape} of {name} in {size} bytes"[:200], expected="as many as it takes")
+    return np.frombuffer(data, dtype=DTYPES[name]).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class InputForm:
+    """What a policy takes, derived from its contract: the shapes that a request is checked against."""
+
+    obs: dict[str, tuple[int, ...]]
+    """Observation key -> (o, *shape)."""
+    noise: tuple[int, int, int]
+    """(candidates, chunk, action)."""
+    prefix: int = 0
+    """Most committed actions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ActRequest:
+    """A request that was found good."""
+
+    id: int
+    """Number of the request within its client; the answer carries it."""
+    budget_ms: float
+    """Time from receipt within which the answer is of use."""
+    obs: dict[str, np.ndarray]
+    """name -> (o, *shape) float32, finite."""
+    seed: int
+    """Seeds the noise, together with ``id``."""
+    noise: np.ndarray | None = None
+    """(candidates, h, a) float32, instead of seeded noise."""
+    prefix: np.ndarray | None = None
+    """(n, a) float32 committed actions in environment units."""
+
+
+def request_from(message: Mapping[str, Any], form: InputForm) -> ActRequest:
+    """Check a request of type 'act' entry by entry.
+
+    Raises:
+        ServingError: 'malformed' (entries), 'shape' (keys, shapes, types) or 'nan' (not finite).
+
+    """
+    known = {"schema", "type", "id", "budget_ms", "obs", "seed", "noise", "prefix"}
+    if not set(message) <= known or not {"id", "budget_ms", "obs", "seed"} <= set(message):
+        raise ServingError("malformed", f"entries {sorted(message)}"[:200], expected="id, budget_ms, obs, seed")
+    for name in ("id", "seed"):
+        if not _whole(message[name]) or message[name] > MAX_ID:
+            raise ServingError("malformed", f"{name} is {message[name]!r}"[:100], expected="a whole number to 2**53")
+    budget = message["budget_ms"]
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= MAX_BUDGET_MS:
+        raise ServingError("malformed", f"budget_ms is {budget!r}"[:100], expected=f"above 0, up to {MAX_BUDGET_MS:g}")
+    prefix = _optional(message, "prefix")
+    if prefix is not None:
+        action = form.noise[2]
+        if prefix.ndim != 2 or prefix.shape[1] != action or prefix.shape[0] > form.prefix:
+            raise ServingError(
+                "shape",
+                f"prefix has the shape {prefix.shape}",
+                expected=f"(n, {action}) with n at most {form.prefix}",
+                fix="train with a longer --agent.prefix, or compute faster",
+            )
+    noise = _optional(message, "noise")
+    if noise is not None and noise.shape != form.noise:
+        raise ServingError("shape", f"noise has the shape {noise.shape}", expected=str(form.noise))
+    obs = _observation(message["obs"], form)
+    return ActRequest(message["id"], float(budget), obs, message["seed"], noise, prefix)
+
+
+def _observation(value: Any, form: InputForm) -> dict[str, np.ndarray]:
+    if not isinstance(value, dict) or set(value) != set(form.obs):
+        keys = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
+        raise ServingError("shape", f"observation keys {keys}"[:200], expected=f"exactly {sorted(form.obs)}")
+    obs = {}
+    for name, shape in form.obs.items():
+        array = array_from(value[name], f"observation {name}")
+        if array.shape != shape:
+            raise ServingError(
+                "shape", f"observation {name} has the shape {array.shape}", expected=f"{shape}, oldest first"
+            )
+        obs[name] = _finite(array, f"observation {name}")
+    return obs
+
+
+def _optional(message: Mapping[str, Any], name: str) -> np.ndarray | None:
+    return _finite(array_from(message[name], name), name) if message.get(name) is not None else None
+
+
+def _finite(array: np.ndarray, where: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        number = array.astype(np.float32)
+    if not np.isfinite(number).all():
+        raise ServingError(
+            "nan",
+            f"{where} holds NaN or infinity",
+            expected="finite numbers",
+            fix="the robot side must decide what to do",
+        )
+    return number
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and value >= 0

@@ -1,0 +1,163 @@
+"""Deadlines: how many rows to compute together and in how many evaluations, and whom to turn away.
+
+Every function takes the time as an argument, so that the server's monotonic clock and a test's clock do alike. The
+idea follows the latency-aware switch of StreamDiffusionV2 (arXiv 2511.07399); the rules are our own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from flowpolicy.core.errors import ConfigError
+
+
+class LatencyTable:
+    """Seconds that a batch takes, by number of evaluations and rows, as measured on this machine.
+
+    A batch can be padded with rows and is never slower with fewer evaluations, so an entry is at most that of any
+    larger batch and any larger number of evaluations: a disturbance in one measurement drops out.
+
+    Args:
+        measured: (nfe, rows) -> seconds; every nfe with the same rows.
+
+    """
+
+    def __init__(self, measured: Mapping[tuple[int, int], float]) -> None:
+        self.nfes = sorted({nfe for nfe, _ in measured})
+        self.batches = sorted({rows for _, rows in measured})
+        if not measured or len(measured) != len(self.nfes) * len(self.batches):
+            raise ConfigError(f"a latency table of {sorted(measured)}", expected="every nfe with every number of rows")
+        table = np.array([[measured[nfe, rows] for rows in self.batches] for nfe in self.nfes])
+        table = np.minimum.accumulate(table[::-1, ::-1], axis=0)
+        self._table = np.minimum.accumulate(table, axis=1)[::-1, ::-1]
+
+    @property
+    def largest(self) -> int:
+        """Most rows of one batch."""
+        return self.batches[-1]
+
+    def seconds(self, nfe: int, rows: int) -> float:
+        """Time of a batch of ``rows``: the entry of the next measured size."""
+        column = next(i for i, batch in enumerate(self.batches) if batch >= rows)
+        return float(self._table[self.nfes.index(nfe), column])
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """Milliseconds as ``{nfe: {rows: ms}}``."""
+        return {
+            str(nfe): {str(rows): round(1e3 * self.seconds(nfe, rows), 3) for rows in self.batches} for nfe in self.nfes
+        }
+
+
+def measure_latency(
+    calls: Mapping[int, Callable[[int], object]],
+    batches: Sequence[int],
+    clock: Callable[[], float],
+    rounds: int = 40,
+    quantile: float = 0.95,
+) -> LatencyTable:
+    """Time a warmed-up engine.
+
+    Args:
+        calls: nfe -> a function that computes a batch of the given number of rows.
+        batches: numbers of rows.
+        clock: monotonic seconds.
+        rounds: timed calls per entry, after two that are not counted.
+        quantile: of the timed calls that the table keeps.
+
+    """
+    measured = {}
+    for nfe, call in calls.items():
+        for rows in batches:
+            times = []
+            for _ in range(rounds + 2):
+                start = clock()
+                call(rows)
+                times.append(clock() - start)
+            measured[nfe, rows] = float(np.quantile(times[2:], quantile))
+    return LatencyTable(measured)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to do with the queue now; its requests are in order of their deadlines."""
+
+    late: int
+    """Leading requests whose deadline cannot be held any more: answer them as late."""
+    rows: int = 0
+    """Requests after those to compute now, together; 0 waits or has nothing to do."""
+    nfe: int = 0
+    """Network evaluations per chunk."""
+    wait: float = 0.0
+    """Seconds for which it pays to wait for more requests; 0 computes now."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeadlineScheduler:
+    """Earliest deadline first; as many evaluations as every deadline in the queue allows."""
+
+    table: LatencyTable
+    """What a batch costs."""
+    margin_s: float = 0.002
+    """Reserve for what the table does not hold: answering, and a machine that is not quiet."""
+    window_s: float = 0.001
+    """Longest time that a request waits for others to share its batch."""
+
+    def plan(self, now: float, deadlines: Sequence[float], waited: float = 0.0, expected: int = 1) -> Plan:
+        """Decide.
+
+        Args:
+            now: seconds of the clock that the deadlines are counted in.
+            deadlines: of all waiting requests, ascending.
+            waited: seconds since the oldest of them arrived.
+            expected: requests that may come together (connected clients).
+
+        """
+        least, most = self.table.nfes[0], self.table.nfes[-1]
+        late = sum(now + self._cost(least, 1) > deadline for deadline in deadlines)
+        waiting = deadlines[late:]
+        if not waiting:
+            return Plan(late)
+        rows = min(len(waiting), self.table.largest)
+        spare = self.window_s - waited
+        if (
+            spare > 0
+            and rows < min(expected, self.table.largest)
+            and now + spare + self._cost(most, self.table.largest) <= waiting[0]
+        ):
+            return Plan(late, wait=spare)
+        for nfe in reversed(self.table.nfes):
+            if self._holds(now, waiting, nfe, rows):
+                return Plan(late, rows, nfe)
+        while rows > 1 and now + self._cost(least, rows) > waiting[0]:
+            rows -= 1
+        return Plan(late, rows, least)
+
+    def admits(self, free: float, deadlines: Sequence[float], new: float) -> bool:
+        """Whether a request with the deadline ``new`` can join without making any deadline fail.
+
+        Args:
+            free: when the engine is next free.
+            deadlines: of the waiting requests.
+            new: deadline of the one that asks.
+
+        """
+        return self._drains(free, sorted([*deadlines, new]))
+
+    def _holds(self, now: float, deadlines: Sequence[float], nfe: int, rows: int) -> bool:
+        end = now + self._cost(nfe, rows)
+        return end <= deadlines[0] and self._drains(end, deadlines[rows:])
+
+    def _drains(self, now: float, deadlines: Sequence[float]) -> bool:
+        """Whether full batches with the fewest evaluations hold every deadline."""
+        least, largest = self.table.nfes[0], self.table.largest
+        for first in range(0, len(deadlines), largest):
+            now += self._cost(least, min(largest, len(deadlines) - first))
+            if now > deadlines[first]:
+                return False
+        return True
+
+    def _cost(self, nfe: int, rows: int) -> float:
+        return self.table.seconds(nfe, rows) + self.margin_s
