@@ -10,26 +10,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-_SLOPE = 1.5957691216057308  # 2 sqrt(2 / pi)
-_CUBIC = 0.044715
+from flowpolicy.nets.constants import GELU_CUBIC, GELU_SLOPE, NORM_EPS
 
 
 def gelu(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """GELU in its tanh form, written with the sigmoid: compiles to half the time of ``tanh`` on a CPU."""
-    return x * torch.sigmoid(_SLOPE * (x + _CUBIC * x**3))
+    if torch.onnx.is_in_onnx_export():  # one node of ONNX Runtime for the same function; so below
+        return functional.gelu(x, approximate="tanh")
+    return x * torch.sigmoid(GELU_SLOPE * (x + GELU_CUBIC * x**3))
 
 
 def gelu_derivative(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """Derivative of :func:`gelu`."""
     square = x * x
-    gate = torch.sigmoid(_SLOPE * x * (1 + _CUBIC * square))
-    return gate + x * gate * (1 - gate) * _SLOPE * (1 + 3 * _CUBIC * square)
+    gate = torch.sigmoid(GELU_SLOPE * x * (1 + GELU_CUBIC * square))
+    return gate + x * gate * (1 - gate) * GELU_SLOPE * (1 + 3 * GELU_CUBIC * square)
 
 
 class LayerNorm(nn.Module):
     """Layer normalisation of the last dimension (Ba et al. 2016, arXiv 1607.06450)."""
 
-    def __init__(self, size: int, eps: float = 1e-5) -> None:
+    def __init__(self, size: int, eps: float = NORM_EPS) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(size))
@@ -37,6 +38,8 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Zero mean and unit variance per row, then weight and bias."""
+        if torch.onnx.is_in_onnx_export():
+            return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
         centred = x - x.mean(-1, keepdim=True)
         return centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight + self.bias
 
@@ -52,7 +55,7 @@ class LayerNorm(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation of sequences with the channels last (Wu and He 2018, arXiv 1803.08494)."""
 
-    def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, groups: int, channels: int, eps: float = NORM_EPS) -> None:
         super().__init__()
         self.groups, self.eps = groups, eps
         self.weight = nn.Parameter(torch.ones(channels))

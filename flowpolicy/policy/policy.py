@@ -151,8 +151,12 @@ class Policy(nn.Module):
     @torch.inference_mode()
     def act_from(self, obs: dict[str, Tensor], noise: Float[Tensor, "bk h a"], nfe: int) -> Float[Tensor, "b h a"]:
         """:meth:`act` with the initial noise passed in: deterministic. The k candidates of a row follow each other."""
+        flat = self.actor.flatten(self.normalizer.obs({key: obs[key] for key in self.actor.keys}))
+        return self.normalizer.unaction(self.decide(flat, noise, nfe))
+
+    def decide(self, flat: Float[Tensor, "b n"], noise: Float[Tensor, "bk h a"], nfe: int) -> Float[Tensor, "b h a"]:
+        """:meth:`act_from` between the normaliser's two ends: from flat observation histories to chunks in [-1, 1]."""
         actor = self.actor
-        flat = actor.flatten(self.normalizer.obs({key: obs[key] for key in actor.keys}))
         cond: Tensor = actor.encoder(flat).cond
         candidates = noise.shape[0] // flat.shape[0]
         if nfe % candidates:
@@ -168,7 +172,7 @@ class Policy(nn.Module):
         if actor.critic is not None:
             value = actor.critic.value(flat.repeat_interleave(candidates, 0), chunk).view(-1, candidates)
             chunk = best_of(chunk.view(-1, candidates, *chunk.shape[1:]), value)
-        return self.normalizer.unaction(chunk)
+        return chunk
 
     def _generate(self, noise: Tensor, cond: Tensor, nfe: int, candidates: int) -> Tensor:
         sampler = self.config.sampler
