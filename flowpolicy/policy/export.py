@@ -147,7 +147,7 @@ def numpy_tensors(graph: ActGraph) -> dict[str, Tensor]:
     action = graph.policy.normalizer.action_scaling
     return {
         **graph.policy.actor.state_dict(),
-        **{f"obs.{name}": getattr(graph, name) for name in ("offset", "scale", "limit")},
+        **{f"obs.{name}": getattr(graph, name) for name in ("offset", "limit")},
         **{f"action.{name}": getattr(action, name) for name in ("offset", "scale")},
         "times": torch.stack(times),
     }

@@ -164,7 +164,9 @@ class Policy(nn.Module):
                 f"a policy cannot spend {nfe} evaluations on {candidates} candidates",
                 expected=f"a multiple of {candidates}",
             )
-        cond, spent = cond.repeat_interleave(candidates, 0), int(actor.decorator is not None)
+        spent = int(actor.decorator is not None)
+        if candidates > 1:
+            cond = cond.repeat_interleave(candidates, 0)
         # Only the finished chunk is clamped: clamping inside the solver damages NFE > 1 [algorithms 7.1, D9].
         chunk = self._generate(noise, cond, nfe // candidates - spent, candidates).clamp(-1.0, 1.0)
         if actor.decorator is not None:

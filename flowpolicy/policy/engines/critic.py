@@ -18,7 +18,6 @@ def best(
     config: Mapping[str, Any],
     weights: Mapping[str, Float[np.ndarray, "..."]],
     flat: Rows,
-    scale: Float[np.ndarray, " n"],
     actions: Rows,
 ) -> Rows:
     """Record the valuation of all candidates and the pick of the best of every row.
@@ -28,8 +27,7 @@ def best(
         all_rows: the same tape with one row per candidate.
         config: of the critic.
         weights: ``critic.*``.
-        flat: observations, to be multiplied by ``scale``.
-        scale: of the normaliser.
+        flat: observations.
         actions: candidates; those of a row follow each other.
 
     """
@@ -44,10 +42,10 @@ def best(
             if layer < config["depth"]:
                 weight, bias = -GAIN * weight, -GAIN * bias
             if hidden is None:
-                observed = rows.product(flat, weight[:, : len(scale)] * scale)
+                observed = rows.product(flat, weight[:, : flat.shape[1]])
                 repeated = all_rows.buffer(len(weight))
                 rows.call(np.copyto, repeated.reshape(rows.rows, candidates, -1), observed[:, None])
-                hidden = all_rows.add(all_rows.product(actions, weight[:, len(scale) :]), repeated)
+                hidden = all_rows.add(all_rows.product(actions, weight[:, flat.shape[1] :]), repeated)
             else:
                 hidden = all_rows.product(hidden, weight)
             hidden = all_rows.add(hidden, all_rows.spread(bias), hidden)

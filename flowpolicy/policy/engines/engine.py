@@ -126,7 +126,9 @@ class Engine:
                     raise ConfigError(f"observation '{key}' has shape {value.shape}", expected=str(shape))
                 view[...] = value
         except KeyError as error:
-            raise ConfigError(f"observation {error} is missing", expected=", ".join(self.contract.spec.observation))
+            raise ConfigError(
+                f"observation {error} is missing", expected=", ".join(self.contract.spec.observation)
+            ) from error
         if noise.shape != program.noise.shape:
             raise ConfigError(f"the noise has shape {noise.shape}", expected=str(program.noise.shape))
         program.noise[...] = noise

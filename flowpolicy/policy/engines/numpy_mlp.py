@@ -1,7 +1,7 @@
 """NumPy alone, for policies on MLPs: what a robot computer without torch can run.
 
-Constants are multiplied out when the model is loaded, in float64: time features into biases, normaliser scales and
-the gains of activations into weights. What a layer norm subtracts is taken out of the layers that feed it: the mean
+Constants are multiplied out when the model is loaded, in float64: time features into biases, the
+gains of activations into weights. What a layer norm subtracts is taken out of the layers that feed it: the mean
 of a residual stream reaches nothing but norms, so the stream is kept at mean zero. Exact but for round-off.
 """
 
@@ -17,7 +17,7 @@ from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.policy.engines.blas import set_blas_threads
 from flowpolicy.policy.engines.critic import best
 from flowpolicy.policy.engines.engine import Program
-from flowpolicy.policy.engines.tape import GAIN, Rows, Tape, aligned
+from flowpolicy.policy.engines.tape import GAIN, Input, Rows, Tape
 from flowpolicy.policy.package import Package
 
 TRUNKS = ("mlp", "plain")
@@ -54,11 +54,14 @@ class _Layout:
         self.encoded = int(self.policy["encoder"]["width"])
         self.rows = Tape(batch)  # one row per observation
         self.all = self.rows.widened(batch * self.candidates)  # one row per candidate; the same tape
-        # What the first layer of a network sees, side by side: noise, encoder feature, observations.
-        self.joint = aligned((batch, self.size + self.encoded + observed))
-        noise, self.feature, self.flat = np.split(self.joint, np.cumsum([self.size, self.encoded]), axis=1)
-        self.noise = noise if self.candidates == 1 else self.all.buffer(self.size)
-        self.scale = np.tile(weights["obs.scale"], contract.history)
+        # What the first layer of a network sees, side by side: noise, 1, encoder feature, observations, 1, zeros.
+        joint = self.rows.input(self.size + 1 + self.encoded + observed).whole
+        edges = np.cumsum([self.size, 1, self.encoded, observed, 1])
+        noise, one, self.feature, self.flat, _, _ = np.split(joint, edges, axis=1)
+        one[...] = 1.0
+        self.joint, self.condition = joint, joint[:, edges[1] :]
+        self.observed = Input(self.flat, joint[:, edges[2] :])
+        self.noise = Input(noise, joint[:, : edges[1]]) if self.candidates == 1 else self.all.input(self.size)
 
     def program(self) -> Program:
         """Everything from the observation to the chunk."""
@@ -67,55 +70,55 @@ class _Layout:
         self._observe(obs.reshape(self.batch, -1))
         network = self._network("net.trunk.", self.weights["times"])
         ends = self.all.full(-1.0, self.size), self.all.full(1.0, self.size)
-        actions = self.all.clamp(self._generate(network), *ends)
+        clamped = self.all.input(self.size)
+        actions = self.all.clamp(self._generate(network), *ends, clamped.values)
         if self.policy["decorated"]:
             shift = self._network("decorator.trunk.", np.zeros((1, 0)))
-            actions = self.all.clamp(self.all.add(actions, shift(actions, 0)), *ends)
+            actions = self.all.clamp(self.all.add(actions, shift(clamped, 0)), *ends)
         if self.policy["critic"] is not None:
             critic = {key: value for key, value in self.weights.items() if key.startswith("critic.")}
-            actions = best(self.rows, self.all, self.policy["critic"], critic, self.flat, self.scale, actions)
+            actions = best(self.rows, self.all, self.policy["critic"], critic, self.flat, actions)
         out = chunk.reshape(self.batch, self.size)
         scale, offset = (np.tile(self.weights[f"action.{name}"], contract.chunk) for name in ("scale", "offset"))
         self.rows.multiply(actions, self.rows.spread(1.0 / scale), out)
         self.rows.add(out, self.rows.spread(offset), out)
-        return Program(obs, self.noise.reshape(noise.shape), chunk, self.rows.compiled())
+        return Program(obs, self.noise.values.reshape(noise.shape), chunk, self.rows.compiled())
 
     def _observe(self, raw: Rows) -> None:
-        """Observations in multiples of their scale, clamped; and the encoder's feature, up to the gain."""
+        """Observations without their offset, clamped; and the encoder's feature, up to the gain."""
         history = self.package.contract.history
         offset, limit = (np.tile(self.weights[f"obs.{name}"], history) for name in ("offset", "limit"))
-        limit = limit / self.scale
         rows = self.rows
         rows.add(raw, rows.spread(-offset), self.flat)
         rows.clamp(self.flat, rows.spread(-limit), rows.spread(limit), self.flat)
         if self.encoded:
             first, norm = (f"encoder.project.{index}." for index in (0, 1))
-            weight = _centred(self.weights[first + "weight"]) * self.scale
-            hidden = rows.product(self.flat, weight)
-            rows.add(hidden, rows.spread(_centred(self.weights[first + "bias"])), hidden)
+            linear = [_centred(self.weights[first + name]) for name in ("weight", "bias")]
+            hidden = rows.product(self.observed.whole, *linear)
             y = rows.norm(hidden, -GAIN * self.weights[norm + "weight"], -GAIN * self.weights[norm + "bias"])
             rows.gelu(y, self.feature)
 
-    def _network(self, prefix: str, times: Float[np.ndarray, "n e"]) -> Callable[[Rows, int], Rows]:
+    def _network(self, prefix: str, times: Float[np.ndarray, "n e"]) -> Callable[[Input, int], Rows]:
         """A function that records one evaluation of the network: (chunks, which evaluation) -> values."""
         weights = {key.removeprefix(prefix): value for key, value in self.weights.items() if key.startswith(prefix)}
         residual = "inlet.weight" in weights
         inlet, bias = (weights[("inlet." if residual else "layers.0.") + name] for name in ("weight", "bias"))
         inlet, bias = (_centred(inlet), _centred(bias)) if residual else (-GAIN * inlet, -GAIN * bias)
         moving, timed, fixed = np.split(inlet, np.cumsum([self.size, times.shape[1]]), axis=1)
-        gains = np.concatenate([np.full(self.encoded, -1.0 / GAIN), self.scale])
-        fixed, biases = fixed * gains, times @ timed.T + bias
+        fixed, biases = fixed.copy(), times @ timed.T + bias
+        fixed[:, : self.encoded] /= -GAIN
         rest = _residual if residual else _plain
-        once = None if self._alone(prefix) else self._repeated(self.rows.product(self.joint[:, -len(gains) :], fixed))
+        once = None if self._alone(prefix) else self._repeated(self.rows.product(self.condition, fixed))
 
-        def evaluate(x: Rows, index: int) -> Rows:
+        def evaluate(x: Input, index: int) -> Rows:
             if once is not None:
-                hidden = self.all.add(self.all.product(x, moving), once)
+                hidden = self.all.add(self.all.product(x.whole, moving, biases[index]), once)
             elif self.policy["sampler"] in ("direct", "squashed"):
-                hidden = self.all.product(self.joint[:, -len(gains) :], fixed)
+                hidden = self.all.product(self.condition, fixed, biases[index])
             else:
-                hidden = self.all.product(self.joint, np.concatenate([moving, fixed], axis=1))
-            return rest(self.all, weights, self.all.add(hidden, self.all.spread(biases[index])))
+                both = np.concatenate([moving, np.zeros((len(moving), 1)), fixed], axis=1)
+                hidden = self.all.product(self.joint, both, biases[index])
+            return rest(self.all, weights, hidden)
 
         return evaluate
 
@@ -131,7 +134,7 @@ class _Layout:
         self.rows.call(np.copyto, out.reshape(self.batch, self.candidates, -1), x[:, None])
         return out
 
-    def _generate(self, network: Callable[[Rows, int], Rows]) -> Rows:
+    def _generate(self, network: Callable[[Input, int], Rows]) -> Rows:
         """The solvers of :mod:`flowpolicy.flows.solvers`, recorded; evaluation k uses row k of the times."""
         sampler, evaluations, x = self.policy["sampler"], len(self.weights["times"]), self.noise
         if sampler in ("direct", "squashed", "one_step"):
@@ -145,16 +148,17 @@ class _Layout:
             if sampler in ("midpoint", "heun"):
                 last = sampler == "midpoint" or step == steps - 1
                 second = network(self._moved(x, first, (0.5 if last else 1.0) / steps), 2 * step + 1)
-                first = second if last else self.all.multiply(
-                    self.all.add(first, second), self.all.full(0.5, self.size)
-                )
+                mean = self.all.full(0.5, self.size)
+                first = second if last else self.all.multiply(self.all.add(first, second), mean)
             x = self._moved(x, first, 1.0 / steps)
-        return x
+        return x.values
 
-    def _moved(self, x: Rows, slope: Rows, step: float) -> Rows:
+    def _moved(self, x: Input, slope: Rows, step: float) -> Input:
         if step != 1.0:
             slope = self.all.multiply(slope, self.all.full(step, self.size))
-        return self.all.add(x, slope)
+        moved = self.all.input(self.size)
+        self.all.add(x.values, slope, moved.values)
+        return moved
 
 
 def _residual(tape: Tape, weights: Weights, hidden: Rows) -> Rows:
@@ -164,8 +168,9 @@ def _residual(tape: Tape, weights: Weights, hidden: Rows) -> Rows:
         norm, linear = ([weights[f"{prefix}{kind}.{name}"] for name in ("weight", "bias")] for kind in ("norm", "linear"))
         if prefix != "outlet.":
             linear = [_centred(value) for value in linear]
-        value = tape.product(tape.gelu(tape.norm(hidden, -GAIN * norm[0], -GAIN * norm[1])), linear[0] / -GAIN)
-        value = tape.add(value, tape.spread(linear[1]), value)
+        inner = tape.input(hidden.shape[1])
+        tape.gelu(tape.norm(hidden, -GAIN * norm[0], -GAIN * norm[1]), inner.values)
+        value = tape.product(inner.whole, linear[0] / -GAIN, linear[1])
         if prefix == "outlet.":
             return value
         hidden = tape.add(hidden, value)
@@ -178,8 +183,9 @@ def _plain(tape: Tape, weights: Weights, hidden: Rows) -> Rows:
     for index in range(1, last + 1):
         weight, bias = weights[f"layers.{index}.weight"], weights[f"layers.{index}.bias"]
         weight, bias = (weight / -GAIN, bias) if index == last else (weight, -GAIN * bias)
-        hidden = tape.product(tape.gelu(hidden), weight)
-        hidden = tape.add(hidden, tape.spread(bias), hidden)
+        inner = tape.input(hidden.shape[1])
+        tape.gelu(hidden, inner.values)
+        hidden = tape.product(inner.whole, weight, bias)
     return hidden
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -17,6 +17,19 @@ Rows = Float32[np.ndarray, "r n"]
 # y (y^2 + SHIFT), and y / (1 + exp(..)) = -GAIN gelu(x). The gain goes into the layers before and behind.
 GAIN = float(np.cbrt(GELU_SLOPE * GELU_CUBIC))
 SHIFT = GELU_SLOPE / GAIN
+
+
+LANE = 16
+"""Columns of products are padded to a multiple of this: rows of weights then begin at a cache line."""
+
+
+class Input(NamedTuple):
+    """What a product is applied to: a column of ones behind the values saves the addition of the bias."""
+
+    values: Rows
+    """(r, n): where the values are written."""
+    whole: Rows
+    """(r, m > n): the values, a column of ones, and zeros."""
 
 
 class Tape:
@@ -71,16 +84,28 @@ class Tape:
         constant[...] = row
         return constant
 
-    def product(self, x: Rows, weight: Float[np.ndarray, "o i"], out: Rows | None = None) -> Rows:
-        """``x @ weight.T``."""
-        out = self.buffer(weight.shape[0]) if out is None else out
+    def input(self, size: int) -> Input:
+        """A new input of a product."""
+        whole = aligned((self.rows, -(-(size + 1) // LANE) * LANE))
+        whole[:, size] = 1.0
+        return Input(whole[:, :size], whole)
+
+    def product(
+        self, x: Rows, weight: Float[np.ndarray, "o i"], bias: Float[np.ndarray, " o"] | None = None
+    ) -> Rows:
+        """``x @ weight.T``; with ``bias`` behind the last column of ``weight`` where ``x`` has its column of ones."""
+        wide = np.zeros((len(weight), x.shape[1]))
+        wide[:, : weight.shape[1]] = weight
+        if bias is not None:
+            wide[:, weight.shape[1]] = bias
+        out = self.buffer(len(weight))
         if self.rows == 1:  # one row: products of a matrix and a vector
-            matrix = aligned(weight.shape)
-            matrix[...] = weight
+            matrix = aligned(wide.shape)
+            matrix[...] = wide
             self.call(np.dot, matrix, x[0], out[0])
         else:
-            matrix = aligned(weight.T.shape)
-            matrix[...] = weight.T
+            matrix = aligned(wide.T.shape)
+            matrix[...] = wide.T
             self.call(np.dot, x, matrix, out)
         return out
 
@@ -114,8 +139,8 @@ class Tape:
             # [scale, 1] @ [[weight * x], [bias]]: one call instead of a scaling and an addition.
             mixture, factors = aligned((2, size)), np.ones(2, np.float32)
             mixture[1] = bias
-            self.call(np.multiply, x[0], weight.astype(np.float32), mixture[0])
-            self.call(_set_inverse_rms, x[0], factors)
+            self.multiply(x, self.spread(weight), mixture[:1])
+            self.call(_set_inverse_rms, x[0], size, factors)
             self.call(np.dot, factors, mixture, out[0])
             return out
         scale = np.empty((self.rows, 1), np.float32)
@@ -130,8 +155,8 @@ class Tape:
         return out
 
 
-def _set_inverse_rms(x: Float32[np.ndarray, " n"], factors: Float32[np.ndarray, "2"]) -> None:
-    factors[0] = (x.dot(x) / x.size + NORM_EPS) ** -0.5
+def _set_inverse_rms(x: Float32[np.ndarray, " n"], size: int, factors: Float32[np.ndarray, "2"]) -> None:
+    factors[0] = (float(x.dot(x)) / size + NORM_EPS) ** -0.5  # NumPy's own scalars would take four times as long
 
 
 def _inverse_rms(x: Rows, scale: Float32[np.ndarray, "r 1"]) -> None:
