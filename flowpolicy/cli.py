@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("evaluate", "success and return of a run on an evaluation plan, with intervals"),
     "compare": ("compare", "paired comparison of two evaluated runs"),
     "card": ("card", "success against network evaluations against latency, table and picture"),
+    "export": ("export", "write a run's policy for ONNX Runtime, AOTInductor or NumPy"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),
     "bench": ("bench", "update | latency | data | rollout: speed as ratios inside one run"),
 }

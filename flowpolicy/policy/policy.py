@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowpolicy.core.checkpoint import resolve
-from flowpolicy.core.config import decode
+from flowpolicy.core import checkpoint
+from flowpolicy.core.config import decode, encode
 from flowpolicy.core.errors import CheckpointError, ConfigError
-from flowpolicy.core.files import read_json, read_tensors
-from flowpolicy.core.spec import Contract, load_contract
+from flowpolicy.core.files import read_json, read_tensors, write_json, write_tensors
+from flowpolicy.core.spec import Contract, load_contract, save_contract
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
 from flowpolicy.nets.critic import CriticConfig
@@ -200,6 +200,18 @@ class Policy(nn.Module):
 
         return call
 
+    def save(self, run: Path) -> Path:
+        """Write the policy alone as the checkpoint of step 0 of a run, for :meth:`load`; returns its folder."""
+
+        def write(folder: Path) -> None:
+            for name in ("weights", "ema"):
+                write_tensors(folder / f"{name}.safetensors", self.actor.state_dict())
+            write_tensors(folder / "normalizer.safetensors", self.normalizer.state_dict())
+            write_json(folder / "config.json", {"policy": encode(self.config, KINDS)})
+            save_contract(folder / "contract.json", self.contract)
+
+        return checkpoint.publish(run, 0, write)
+
     @property
     def parameters_count(self) -> int:
         """Number of trained parameters."""
@@ -218,7 +230,7 @@ class Policy(nn.Module):
             CheckpointError: a file is missing, altered or of another version.
 
         """
-        folder = resolve(Path(path))
+        folder = checkpoint.resolve(Path(path))
         contract = load_contract(folder / "contract.json")
         config = decode(read_json(folder / "config.json").get("policy"), KINDS, str(folder / "config.json"))
         if not isinstance(config, PolicyConfig):
