@@ -54,7 +54,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc]
             second = second.mT if name == "linear" else second
             key = (second.data_ptr(), tuple(second.shape))
             number = self._numbers.setdefault(key, len(self._numbers))
-            self.products.append((number, list(first.flatten(0, -3).shape), list(second.shape)))
+            rows = first.reshape(-1, first.shape[-1]) if second.dim() == 2 else first
+            self.products.append((number, list(rows.shape), list(second.shape)))
         return func(*args, **(kwargs or {}))
 
 

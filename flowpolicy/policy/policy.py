@@ -194,7 +194,8 @@ class Policy(nn.Module):
 
     def _counted(self, network: Callable[..., Any], candidates: int) -> Callable[..., Tensor]:
         def call(*args: Tensor) -> Tensor:
-            self.evaluations += candidates
+            if not torch.compiler.is_compiling():  # a compiled graph would be compiled anew for every count
+                self.evaluations += candidates
             value: Tensor = network(*args).value
             return value
 
