@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.bench.lerobot import PROGRAM, lerobot_settings
-from flowpolicy.bench.products import products, weight_bytes
+from flowpolicy.bench.products import Product, products, weight_bytes
 from flowpolicy.core.errors import ConfigError, FlowPolicyError
 from flowpolicy.policy.engines import ENGINES, FORMATS
 from flowpolicy.policy.export import export
@@ -39,17 +39,16 @@ def bench_latency(
     """Time decisions of a run's policy with every engine, in alternated rounds with the floor.
 
     Each entry lives in a process of its own. A decision goes from observation arrays and noise to the chunk in
-    environment units. The floor is the faster of NumPy's and torch's products of the same shapes in the same order;
-    nothing but products, at the same number of threads. The peer, LeRobot's diffusion policy, does the decision that
-    its defaults do for the same observations and chunk, in 10 and in 100 steps.
+    environment units. The floor is the faster of NumPy's and torch's bare products of the same shapes, at the same
+    number of threads. The peer is LeRobot's diffusion policy for the same observations and chunk.
 
     Args:
         run: run or checkpoint folder.
         engines: which to measure; one that cannot run is reported with the reason.
         batches: batch sizes.
-        threads: numbers of threads.
+        threads: numbers of threads; all are combined.
         nfe: network evaluations per chunk; the contract's unless given.
-        calls: timed calls per entry, over all rounds; a tenth of it where a call takes over 10 ms.
+        calls: timed calls per entry; a tenth of it where a call takes over 10 ms.
         rounds: number of alternated rounds.
         peer_python: Python in which lerobot can be imported; no peer unless given.
 
@@ -59,10 +58,9 @@ def bench_latency(
         p99, ratio_p50 of the fastest at the first batch size and number of threads. ``left_out``: engine -> reason.
 
     """
-    policy, left_out = Policy.load(run), dict[str, str]()
+    policy, left_out, rows = Policy.load(run), dict[str, str](), list[dict[str, Any]]()
     nfe = policy.contract.nfe if nfe is None else nfe
     found = {batch: products(policy, nfe, batch) for batch in batches}
-    rows: list[dict[str, Any]] = []
     for count in threads:
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
             workers: dict[str, _Worker] = {}
@@ -73,22 +71,12 @@ def bench_latency(
                     workers[name] = stack.enter_context(_worker({**settings, "threads": count, "nfe": nfe}))
                 except FlowPolicyError as error:
                     left_out[name] = error.what
-            for name in (*FLOORS, READ):
-                settings = {"kind": "floor", "entry": name, "products": found, "threads": count}
-                workers[name] = stack.enter_context(_worker(settings))
-            for steps in PEER_STEPS if peer_python else ():
-                settings = {**lerobot_settings(policy.contract, list(batches), steps), "threads": count}
-                workers[f"LeRobot diffusion, {steps} steps"] = stack.enter_context(_worker(settings, peer_python))
+            for name, settings, python in _others(policy, found, peer_python):
+                workers[name] = stack.enter_context(_worker({**settings, "threads": count}, python))
             for batch in batches:
                 rows += _measure(workers, batch, count, calls, rounds)
-    measured = [row for row in rows if row["entry"] in ENGINES]
-    if not measured:
-        reasons = "\n    ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise ConfigError(f"no engine can run {run}", expected=f"one that is not left out:\n    {reasons}")
-    first = [row for row in measured if (row["batch"], row["threads"]) == (batches[0], threads[0])]
-    best = min(first, key=lambda row: row["p50"])
     return {
-        "best": {"engine": best["entry"], **{key: best[key] for key in ("p50", "p99", "ratio_p50")}},
+        "best": _best(rows, batches[0], threads[0], left_out),
         "unit": "microseconds",
         "entries": rows,
         "left_out": left_out,
@@ -97,6 +85,26 @@ def bench_latency(
         "weight_mb": weight_bytes(found[batches[0]]) / 2**20,
         "products": len(found[batches[0]]),
     }
+
+
+def _best(rows: list[dict[str, Any]], batch: int, threads: int, left_out: dict[str, str]) -> dict[str, Any]:
+    rows = [row for row in rows if (row["batch"], row["threads"]) == (batch, threads) and row["entry"] in ENGINES]
+    if not rows:
+        reasons = "\n    ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise ConfigError("no engine can run this policy", expected=f"one that is not left out:\n    {reasons}")
+    best = min(rows, key=lambda row: float(row["p50"]))
+    return {"engine": best["entry"], **{key: best[key] for key in ("p50", "p99", "ratio_p50")}}
+
+
+def _others(
+    policy: Policy, found: dict[int, list[Product]], peer_python: str
+) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Name, settings and Python of the entries that are no engines: the floor, and the peer where there is one."""
+    for name in (*FLOORS, READ):
+        yield name, {"kind": "floor", "entry": name, "products": found}, ""
+    for steps in PEER_STEPS if peer_python else ():
+        settings = lerobot_settings(policy.contract, list(found), steps)
+        yield f"LeRobot diffusion, {steps} steps", settings, peer_python
 
 
 def _prepared(
@@ -176,7 +184,12 @@ class _Worker:
 def _worker(settings: dict[str, Any], python: str = "") -> Iterator[_Worker]:
     program = ["-c", PROGRAM] if python else ["-m", "flowpolicy.bench.latency_worker"]
     threads = str(settings["threads"])
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+    }
     if python:
         environment.pop("PYTHONPATH", None)
         environment.pop("PYTHONSAFEPATH", None)

@@ -23,9 +23,7 @@ def products(policy: Policy, nfe: int, batch: int) -> list[Product]:
     ``W x`` of a linear layer appears as ``x (rows, i) @ W.T (i, o)``.
     """
     contract = policy.contract
-    obs = {
-        key: torch.zeros(batch, contract.history, *spec.shape) for key, spec in contract.spec.observation.items()
-    }
+    obs = {key: torch.zeros(batch, contract.history, *spec.shape) for key, spec in contract.spec.observation.items()}
     noise = torch.zeros(batch * policy.config.candidates, contract.chunk, contract.spec.action.size)
     recorder = _Recorder()
     flat = policy.actor.flatten(policy.normalizer.obs(obs))

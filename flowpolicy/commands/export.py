@@ -45,7 +45,5 @@ def export(
     from flowpolicy.policy import export as exporting
 
     source = f"{run} ({resolve(run).name})"
-    difference = exporting.export(
-        Policy.load(run), to, out, nfe=nfe, batches=batches, threads=threads, source=source
-    )
+    difference = exporting.export(Policy.load(run), to, out, nfe=nfe, batches=batches, threads=threads, source=source)
     sys.stdout.write(f"{out}: {to}, differs from the policy by at most {difference:.1e} of a normalised action\n")

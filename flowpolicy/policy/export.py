@@ -22,6 +22,7 @@ from flowpolicy.core.errors import ConfigError, FlowPolicyError, MissingExtraErr
 from flowpolicy.core.files import flush, sha256, write_json, write_tensors, write_text
 from flowpolicy.core.seed import numpy_generator
 from flowpolicy.core.spec import library_versions, save_contract
+from flowpolicy.nets.layers import whole_operators
 from flowpolicy.policy.engines import aotinductor, eager, numpy_mlp, onnx_runtime
 from flowpolicy.policy.engines.engine import TOLERANCE, Program, Shapes
 from flowpolicy.policy.graph import ActGraph
@@ -70,20 +71,8 @@ def export(
     temporary.mkdir(parents=True)
     try:
         files = _write_model(policy, to, temporary, nfe, batches, threads)
-        header: dict[str, Any] = {
-            "schema": SCHEMA,
-            "format": to,
-            "nfe": nfe,
-            "candidates": policy.config.candidates,
-            "batches": [] if to == "numpy" else list(batches),
-            "threads": threads if to == "pt2" else 0,
-            "files": files,
-            "observation": {key: list(spec.shape) for key, spec in policy.contract.spec.observation.items()},
-            "tolerance": TOLERANCE,
-            "policy": encode(policy.config, KINDS),
-            "source": source,
-            "versions": {**library_versions(), **_onnx_versions(to)},
-        }
+        header = _header(policy, to, files, nfe, () if to == "numpy" else batches, threads if to == "pt2" else 0)
+        header["source"] = source
         save_contract(temporary / "contract.json", policy.contract)
         write_text(temporary / "card.md", "")
         _seal(temporary, header)
@@ -98,6 +87,24 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return difference
+
+
+def _header(
+    policy: Policy, to: Format, files: dict[str, str], nfe: int, batches: Sequence[int], threads: int
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "format": to,
+        "nfe": nfe,
+        "candidates": policy.config.candidates,
+        "batches": list(batches),
+        "threads": threads,
+        "files": files,
+        "observation": {key: list(spec.shape) for key, spec in policy.contract.spec.observation.items()},
+        "tolerance": TOLERANCE,
+        "policy": encode(policy.config, KINDS),
+        "versions": {**library_versions(), **_onnx_versions(to)},
+    }
 
 
 def _seal(folder: Path, header: dict[str, Any]) -> None:
@@ -162,7 +169,7 @@ def write_onnx(graph: ActGraph, batch: int, path: Path) -> None:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad(), whole_operators():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 graph,
@@ -238,8 +245,8 @@ def _card(header: dict[str, Any], policy: Policy) -> str:
             f"From {header['source'] or 'a policy in memory'}; {policy.parameters_count:,} parameters, "
             f"{header['nfe']} network evaluation(s) per chunk. Batch sizes: {header['batches'] or 'any'}.",
             "",
-            f"Inputs: `obs` (b, {contract.history}, {width}), the keys below side by side, oldest first, in the units of "
-            f"the environment; `noise` (b x {header['candidates']}, {contract.chunk}, {spec.action.size}), standard "
+            f"Inputs: `obs` (b, {contract.history}, {width}), the keys below side by side, oldest first, in the units "
+            f"of the environment; `noise` (b x {header['candidates']}, {contract.chunk}, {spec.action.size}), standard "
             f"normal. Output: `chunk` (b, {contract.chunk}, {spec.action.size}). All float32.",
             "",
             "| observation | shape | units |",

@@ -86,7 +86,7 @@ def test_a_damaged_file_is_refused(name, damage, package):
         path.unlink()
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else content[:-1] + b"~")
-    with pytest.raises(CheckpointError, match="missing|altered|no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"missing|altered"):
         load_engine(package, "numpy")
 
 
@@ -148,7 +148,7 @@ def test_a_foreign_onnx_model_is_refused(contract, tmp_path):
 def test_an_export_is_for_its_engine_and_its_evaluations(package):
     with pytest.raises(ConfigError, match="export for 'numpy', which 'onnx' cannot run"):
         load_engine(package, "onnx")
-    with pytest.raises(ConfigError, match="name the run instead|is an export"):
+    with pytest.raises(ConfigError, match="is an export for"):
         load_engine(package, "eager")
     with pytest.raises(ConfigError, match="export again: --nfe 4"):
         load_engine(package, "numpy", nfe=4)

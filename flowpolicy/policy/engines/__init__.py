@@ -108,10 +108,7 @@ class _Loader:
         """The engine of this name."""
         start = time.perf_counter()
         _require_device(name, self.device)
-        if name in FORMATS:
-            engine = self._from_package(name, FORMATS[name])
-        else:
-            engine = self._from_policy(name)
+        engine = self._from_package(name, FORMATS[name]) if name in FORMATS else self._from_policy(name)
         engine.load_s = time.perf_counter() - start
         return engine
 

@@ -165,7 +165,9 @@ def _residual(tape: Tape, weights: Weights, hidden: Rows) -> Rows:
     """:class:`flowpolicy.nets.mlp.ResidualMLP` behind its first layer."""
     blocks = sum(key.startswith("blocks.") and key.endswith("norm.weight") for key in weights)
     for prefix in [*(f"blocks.{index}." for index in range(blocks)), "outlet."]:
-        norm, linear = ([weights[f"{prefix}{kind}.{name}"] for name in ("weight", "bias")] for kind in ("norm", "linear"))
+        norm, linear = (
+            [weights[f"{prefix}{kind}.{name}"] for name in ("weight", "bias")] for kind in ("norm", "linear")
+        )
         if prefix != "outlet.":
             linear = [_centred(value) for value in linear]
         inner = tape.input(hidden.shape[1])

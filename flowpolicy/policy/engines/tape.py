@@ -90,9 +90,7 @@ class Tape:
         whole[:, size] = 1.0
         return Input(whole[:, :size], whole)
 
-    def product(
-        self, x: Rows, weight: Float[np.ndarray, "o i"], bias: Float[np.ndarray, " o"] | None = None
-    ) -> Rows:
+    def product(self, x: Rows, weight: Float[np.ndarray, "o i"], bias: Float[np.ndarray, " o"] | None = None) -> Rows:
         """``x @ weight.T``; with ``bias`` behind the last column of ``weight`` where ``x`` has its column of ones."""
         wide = np.zeros((len(weight), x.shape[1]))
         wide[:, : weight.shape[1]] = weight
@@ -122,7 +120,7 @@ class Tape:
         return self._binary(np.minimum, self._binary(np.maximum, x, low, out), high, out)
 
     def gelu(self, y: Rows, out: Rows | None = None) -> Rows:
-        """``-GAIN gelu(x)`` for ``y = -GAIN x``."""
+        """Activation, scaled on both sides: from ``y = -GAIN x`` to ``-GAIN`` times the GELU of x."""
         size = y.shape[1]
         t = self.buffer(size)
         self.call(np.square, y, t)
