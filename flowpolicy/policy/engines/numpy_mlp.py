@@ -107,7 +107,7 @@ class _Layout:
         moving, timed, fixed = np.split(inlet, np.cumsum([self.size, times.shape[1]]), axis=1)
         fixed, biases = fixed.copy(), times @ timed.T + bias
         fixed[:, : self.encoded] /= -GAIN
-        rest = _residual if residual else _plain
+        rest = (_residual if residual else _plain)(self.all, weights)
         once = None if self._alone(prefix) else self._repeated(self.rows.product(self.condition, fixed))
 
         def evaluate(x: Input, index: int) -> Rows:
@@ -118,7 +118,7 @@ class _Layout:
             else:
                 both = np.concatenate([moving, np.zeros((len(moving), 1)), fixed], axis=1)
                 hidden = self.all.product(self.joint, both, biases[index])
-            return rest(self.all, weights, hidden)
+            return rest(hidden)
 
         return evaluate
 
@@ -138,7 +138,7 @@ class _Layout:
         """The solvers of :mod:`flowpolicy.flows.solvers`, recorded; evaluation k uses row k of the times."""
         sampler, evaluations, x = self.policy["sampler"], len(self.weights["times"]), self.noise
         if sampler in ("direct", "squashed", "one_step"):
-            value = network(x, 0)
+            value = network(x if sampler == "one_step" else self.all.input(self.size), 0)
             if sampler == "squashed":
                 self.all.call(np.tanh, value, value)
             return value
@@ -161,34 +161,47 @@ class _Layout:
         return moved
 
 
-def _residual(tape: Tape, weights: Weights, hidden: Rows) -> Rows:
-    """:class:`flowpolicy.nets.mlp.ResidualMLP` behind its first layer."""
+def _residual(tape: Tape, weights: Weights) -> Callable[[Rows], Rows]:
+    """:class:`flowpolicy.nets.mlp.ResidualMLP` behind its first layer; every evaluation uses the same matrices."""
     blocks = sum(key.startswith("blocks.") and key.endswith("norm.weight") for key in weights)
+    layers = []
     for prefix in [*(f"blocks.{index}." for index in range(blocks)), "outlet."]:
         norm, linear = (
             [weights[f"{prefix}{kind}.{name}"] for name in ("weight", "bias")] for kind in ("norm", "linear")
         )
         if prefix != "outlet.":
             linear = [_centred(value) for value in linear]
-        inner = tape.input(hidden.shape[1])
-        tape.gelu(tape.norm(hidden, -GAIN * norm[0], -GAIN * norm[1]), inner.values)
-        value = tape.product(inner.whole, linear[0] / -GAIN, linear[1])
-        if prefix == "outlet.":
-            return value
-        hidden = tape.add(hidden, value)
-    raise AssertionError("a residual MLP ends with its outlet")
+        inner = tape.input(len(norm[0]))
+        matrix = tape.matrix(linear[0] / -GAIN, linear[1], inner.whole.shape[1])
+        layers.append((-GAIN * norm[0], -GAIN * norm[1], inner, matrix))
+
+    def rest(hidden: Rows) -> Rows:
+        for weight, bias, inner, matrix in layers[:-1]:
+            tape.gelu(tape.norm(hidden, weight, bias), inner.values)
+            hidden = tape.add(hidden, tape.apply(matrix, inner.whole))
+        weight, bias, inner, matrix = layers[-1]
+        tape.gelu(tape.norm(hidden, weight, bias), inner.values)
+        return tape.apply(matrix, inner.whole)
+
+    return rest
 
 
-def _plain(tape: Tape, weights: Weights, hidden: Rows) -> Rows:
+def _plain(tape: Tape, weights: Weights) -> Callable[[Rows], Rows]:
     """:class:`flowpolicy.nets.plain.PlainMLP` behind its first layer. Hidden layers hand their gain on."""
-    last = len(weights) // 2 - 1
+    layers, last = [], len(weights) // 2 - 1
     for index in range(1, last + 1):
         weight, bias = weights[f"layers.{index}.weight"], weights[f"layers.{index}.bias"]
         weight, bias = (weight / -GAIN, bias) if index == last else (weight, -GAIN * bias)
-        inner = tape.input(hidden.shape[1])
-        tape.gelu(hidden, inner.values)
-        hidden = tape.product(inner.whole, weight, bias)
-    return hidden
+        inner = tape.input(weight.shape[1])
+        layers.append((inner, tape.matrix(weight, bias, inner.whole.shape[1])))
+
+    def rest(hidden: Rows) -> Rows:
+        for inner, matrix in layers:
+            tape.gelu(hidden, inner.values)
+            hidden = tape.apply(matrix, inner.whole)
+        return hidden
+
+    return rest
 
 
 def _centred(value: Any) -> np.ndarray:

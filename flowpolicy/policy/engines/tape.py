@@ -11,7 +11,8 @@ from jaxtyping import Float, Float32
 
 from flowpolicy.nets.constants import GELU_CUBIC, GELU_SLOPE, NORM_EPS
 
-Rows = Float32[np.ndarray, "r n"]
+Rows = Float32[np.ndarray, "_ _"]
+"""(rows, columns)."""
 
 # gelu(x) = x / (1 + exp(-(slope x + slope cubic x^3))). With y = -GAIN x, where GAIN^3 = slope cubic, the exponent is
 # y (y^2 + SHIFT), and y / (1 + exp(..)) = -GAIN gelu(x). The gain goes into the layers before and behind.
@@ -90,22 +91,31 @@ class Tape:
         whole[:, size] = 1.0
         return Input(whole[:, :size], whole)
 
-    def product(self, x: Rows, weight: Float[np.ndarray, "o i"], bias: Float[np.ndarray, " o"] | None = None) -> Rows:
-        """``x @ weight.T``; with ``bias`` behind the last column of ``weight`` where ``x`` has its column of ones."""
-        wide = np.zeros((len(weight), x.shape[1]))
+    def matrix(
+        self, weight: Float[np.ndarray, "o i"], bias: Float[np.ndarray, " o"] | None, whole: int
+    ) -> Float32[np.ndarray, "_ _"]:
+        """Weights laid out for :meth:`apply` to inputs of ``whole`` columns, the bias where they have their ones."""
+        wide = np.zeros((len(weight), whole))
         wide[:, : weight.shape[1]] = weight
         if bias is not None:
             wide[:, weight.shape[1]] = bias
-        out = self.buffer(len(weight))
+        wide = wide if self.rows == 1 else wide.T
+        matrix = aligned(wide.shape)
+        matrix[...] = wide
+        return matrix
+
+    def apply(self, matrix: Float32[np.ndarray, "_ _"], x: Rows) -> Rows:
+        """The product with a laid out matrix."""
+        out = self.buffer(matrix.shape[0 if self.rows == 1 else 1])
         if self.rows == 1:  # one row: products of a matrix and a vector
-            matrix = aligned(wide.shape)
-            matrix[...] = wide
             self.call(np.dot, matrix, x[0], out[0])
         else:
-            matrix = aligned(wide.T.shape)
-            matrix[...] = wide.T
             self.call(np.dot, x, matrix, out)
         return out
+
+    def product(self, x: Rows, weight: Float[np.ndarray, "o i"], bias: Float[np.ndarray, " o"] | None = None) -> Rows:
+        """``x @ weight.T``; with ``bias`` where ``x`` has its column of ones behind the columns of ``weight``."""
+        return self.apply(self.matrix(weight, bias, x.shape[1]), x)
 
     def add(self, x: Rows, y: Rows, out: Rows | None = None) -> Rows:
         """``x + y``."""
