@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "serve a run to robots: deadlines, batching, reload"),
     "card": ("card", "success against network evaluations against latency, table and picture"),
     "suite": ("suite", "run | table: several arms on several tasks under one budget, with IQM and intervals"),
+    "export": ("export", "write a run's policy for ONNX Runtime, AOTInductor or NumPy"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),
     "bench": ("bench", "update | latency | data | rollout | serve: speed as ratios inside one run"),
 }

@@ -1,138 +1,210 @@
-"""One-step latency of a policy over the bare matrix-vector products of the same weights."""
+"""Latency of whole decisions: engine x batch x threads, over the bare products of the same weights."""
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from rich.table import Table
-from torch import nn
 
-from flowpolicy.core.seed import torch_generator
+from flowpolicy.bench.lerobot import PROGRAM, lerobot_settings
+from flowpolicy.bench.products import Product, products, weight_bytes
+from flowpolicy.core.errors import ConfigError, FlowPolicyError
+from flowpolicy.policy.engines import ENGINES, FORMATS
+from flowpolicy.policy.export import export
 from flowpolicy.policy.policy import Policy
 
-TORCH, NUMPY = "matrix-vector products, torch", "matrix-vector products, NumPy"
-EAGER, COMPILED = "policy, eager", "policy, compiled"
+FLOORS, READ = ("products, NumPy", "products, torch"), "one read of the weights"
+PEER_STEPS = (10, 100)
 
 
-def bench_latency(policy: Policy, calls: int = 2000, rounds: int = 10, threads: int = 1) -> dict[str, Any]:
-    """Time ``policy.act`` for one observation with one network evaluation.
+def bench_latency(
+    run: Path,
+    engines: Sequence[str] = ENGINES,
+    batches: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    *,
+    nfe: int | None = None,
+    calls: int = 2000,
+    rounds: int = 10,
+    peer_python: str = "",
+) -> dict[str, Any]:
+    """Time decisions of a run's policy with every engine, in alternated rounds with the floor.
 
-    Measured from the observation tensors to the chunk in environment units: normaliser, encoder, network and the
-    draw of the noise. Rounds alternate with the bare products.
+    Each entry lives in a process of its own. A decision goes from observation arrays and noise to the chunk in
+    environment units. The floor is the faster of NumPy's and torch's bare products of the same shapes, at the same
+    number of threads. The peer is LeRobot's diffusion policy for the same observations and chunk.
 
     Args:
-        policy: a policy that acts in one evaluation.
-        calls: timed calls per entry, over all rounds.
+        run: run or checkpoint folder.
+        engines: which to measure; one that cannot run is reported with the reason.
+        batches: batch sizes.
+        threads: numbers of threads; all are combined.
+        nfe: network evaluations per chunk; the contract's unless given.
+        calls: timed calls per entry; a tenth of it where a call takes over 10 ms.
         rounds: number of alternated rounds.
-        threads: torch threads. NumPy's BLAS keeps the number it was started with (``OMP_NUM_THREADS``).
+        peer_python: Python in which lerobot can be imported; no peer unless given.
 
     Returns:
-        ``us`` (per entry: p50, p99, p99.9 in microseconds), ``bound`` (the entry with the fastest bare products),
-        ``ratios`` (p50 of each policy entry over the bound), ``first_call_s`` of the compiled entry, ``threads``
-        and ``parameters``.
+        ``entries``: a row per entry, batch and threads with p50, p99, p99.9 (microseconds), ``ratio_p50`` over the
+        floor, ``ratio_read`` over one read of the weights, ``peak_memory_mb`` and ``load_s``. ``best``: engine, p50,
+        p99, ratio_p50 of the fastest at the first batch size and number of threads. ``left_out``: engine -> reason.
 
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return _bench(policy, calls, rounds, threads)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _bench(policy: Policy, calls: int, rounds: int, threads: int) -> dict[str, Any]:
-    weights = [module.weight.detach() for module in policy.actor.modules() if isinstance(module, nn.Linear)]
-    eager, compiled = _act(policy), _act(_compiled(policy))
-    start = time.perf_counter()
-    compiled()
-    first = time.perf_counter() - start
-    work = {EAGER: eager, COMPILED: compiled, TORCH: _torch_products(weights), NUMPY: _numpy_products(weights)}
-    for call in work.values():
-        _time(call, 20)
-    samples: dict[str, list[np.ndarray]] = {name: [] for name in work}
-    for _ in range(rounds):
-        for name, call in work.items():
-            samples[name].append(_time(call, max(1, calls // rounds)))
-    us = {name: _percentiles(np.concatenate(values)) for name, values in samples.items()}
-    bound = min((TORCH, NUMPY), key=lambda name: us[name]["p50"])
+    policy, left_out, rows = Policy.load(run), dict[str, str](), list[dict[str, Any]]()
+    nfe = policy.contract.nfe if nfe is None else nfe
+    found = {batch: products(policy, nfe, batch) for batch in batches}
+    for count in threads:
+        with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+            workers: dict[str, _Worker] = {}
+            for name in engines:
+                try:
+                    path = _prepared(policy, run, name, Path(scratch), nfe, batches, count)
+                    settings = {"kind": "engine", "engine": name, "path": str(path), "batches": list(batches)}
+                    workers[name] = stack.enter_context(_worker({**settings, "threads": count, "nfe": nfe}))
+                except FlowPolicyError as error:
+                    left_out[name] = error.what
+            for name, settings, python in _others(policy, found, peer_python):
+                workers[name] = stack.enter_context(_worker({**settings, "threads": count}, python))
+            for batch in batches:
+                rows += _measure(workers, batch, count, calls, rounds)
     return {
-        "threads": threads,
-        "parameters": sum(weight.numel() for weight in weights),
-        "us": us,
-        "bound": bound,
-        "ratios": {name: us[name]["p50"] / us[bound]["p50"] for name in (EAGER, COMPILED)},
-        "first_call_s": {COMPILED: first},
+        "best": _best(rows, batches[0], threads[0], left_out),
+        "unit": "microseconds",
+        "entries": rows,
+        "left_out": left_out,
+        "nfe": nfe,
+        "parameters": policy.parameters_count,
+        "weight_mb": weight_bytes(found[batches[0]]) / 2**20,
+        "products": len(found[batches[0]]),
     }
 
 
-def latency_table(result: dict[str, Any]) -> Table:
-    """The result of :func:`bench_latency` for the console."""
-    table = Table(title=f"{result['parameters']:,} weights, batch 1, {result['threads']} thread(s), microseconds")
-    table.add_column("")
-    for column in ("p50", "p99", "p99.9", f"p50 over {result['bound']}"):
-        table.add_column(column, justify="right")
-    for name, value in result["us"].items():
-        ratio = result["ratios"].get(name)
-        percentiles = [f"{value[key]:.0f}" for key in ("p50", "p99", "p99.9")]
-        table.add_row(name, *percentiles, "" if ratio is None else f"{ratio:.2f}")
-    return table
+def _best(rows: list[dict[str, Any]], batch: int, threads: int, left_out: dict[str, str]) -> dict[str, Any]:
+    rows = [row for row in rows if (row["batch"], row["threads"]) == (batch, threads) and row["entry"] in ENGINES]
+    if not rows:
+        reasons = "\n    ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise ConfigError("no engine can run this policy", expected=f"one that is not left out:\n    {reasons}")
+    best = min(rows, key=lambda row: float(row["p50"]))
+    return {"engine": best["entry"], **{key: best[key] for key in ("p50", "p99", "ratio_p50")}}
 
 
-def _act(policy: Policy) -> Callable[[], object]:
-    generator = torch_generator(0, "bench", "latency")
-    obs = {
-        name: torch.randn(1, policy.contract.history, *spec.shape, generator=generator)
-        for name, spec in policy.contract.spec.observation.items()
+def _others(
+    policy: Policy, found: dict[int, list[Product]], peer_python: str
+) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Name, settings and Python of the entries that are no engines: the floor, and the peer where there is one."""
+    for name in (*FLOORS, READ):
+        yield name, {"kind": "floor", "entry": name, "products": found}, ""
+    for steps in PEER_STEPS if peer_python else ():
+        settings = lerobot_settings(policy.contract, list(found), steps)
+        yield f"LeRobot diffusion, {steps} steps", settings, peer_python
+
+
+def _prepared(
+    policy: Policy, run: Path, name: str, scratch: Path, nfe: int, batches: Sequence[int], threads: int
+) -> Path:
+    """What the worker loads: an export, so that neither torch nor the export are part of its memory; or the run."""
+    if name not in FORMATS:
+        return run
+    folder = scratch / name
+    export(policy, FORMATS[name], folder, nfe=nfe, batches=batches, threads=threads)  # type: ignore[index]
+    return folder
+
+
+def _measure(workers: dict[str, _Worker], batch: int, threads: int, calls: int, rounds: int) -> list[dict[str, Any]]:
+    counts, seconds = {}, dict[str, list[float]]()
+    for name, worker in workers.items():
+        typical = float(np.median(worker.seconds(batch, 3)))
+        counts[name] = max(1, calls // rounds // (10 if typical > 0.01 else 1))
+        seconds[name] = []
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            seconds[name] += worker.seconds(batch, counts[name])
+    us = {name: 1e6 * np.quantile(values, [0.5, 0.99, 0.999]) for name, values in seconds.items()}
+    floor, read = min(us[name][0] for name in FLOORS), us[READ][0]
+    return [
+        {
+            "entry": name,
+            "batch": batch,
+            "threads": threads,
+            **{key: float(value) for key, value in zip(("p50", "p99", "p99.9"), us[name], strict=True)},
+            "ratio_p50": float(us[name][0] / floor),
+            "ratio_read": float(us[name][0] / read),
+            "peak_memory_mb": worker.memory_mb(),
+            "load_s": worker.load_s,
+        }
+        for name, worker in workers.items()
+    ]
+
+
+class _Worker:
+    """A running :mod:`flowpolicy.bench.latency_worker`, or a peer's program that speaks like it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self._process, self._told, self._answers = process, process.stdin, process.stdout
+        self.load_s = float(self._answer("ready")["load_s"])
+
+    def seconds(self, batch: int, calls: int) -> list[float]:
+        """Seconds of each of so many calls."""
+        values: list[float] = self._ask(f"{batch} {calls}", "seconds")
+        return values
+
+    def memory_mb(self) -> float:
+        """Largest resident size so far, MiB."""
+        return float(self._ask("memory", "memory")) / 1024
+
+    def _ask(self, line: str, word: str) -> Any:
+        try:
+            self._told.write(f"{line}\n")
+            self._told.flush()
+        except BrokenPipeError:
+            pass  # it has ended: reported below
+        return self._answer(word)
+
+    def _answer(self, word: str) -> Any:
+        for line in self._answers:
+            if line.startswith(f"{word} "):
+                return json.loads(line.removeprefix(word))
+            if line.startswith("failed "):
+                raise FlowPolicyError(json.loads(line.removeprefix("failed")))
+        raise FlowPolicyError(
+            f"a process of the benchmark ended with exit code {self._process.wait()}; its own message is above"
+        )
+
+
+@contextmanager
+def _worker(settings: dict[str, Any], python: str = "") -> Iterator[_Worker]:
+    program = ["-c", PROGRAM] if python else ["-m", "flowpolicy.bench.latency_worker"]
+    threads = str(settings["threads"])
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
     }
-    return lambda: policy.act(obs, generator, 1)
-
-
-def _compiled(policy: Policy) -> Policy:
-    """A copy with compiled encoder and network; ``act`` itself counts evaluations, which would recompile."""
-    policy = copy.deepcopy(policy)
-    policy.actor.encoder.compile(dynamic=False)
-    policy.actor.net.compile(dynamic=False)
-    return policy
-
-
-def _torch_products(weights: list[torch.Tensor]) -> Callable[[], object]:
-    inputs = [torch.randn(weight.shape[1]) for weight in weights]
-    outputs = [torch.empty(weight.shape[0]) for weight in weights]
-
-    @torch.inference_mode()
-    def run() -> None:
-        for weight, x, out in zip(weights, inputs, outputs, strict=True):
-            torch.mv(weight, x, out=out)
-
-    return run
-
-
-def _numpy_products(weights: list[torch.Tensor]) -> Callable[[], object]:
-    matrices = [weight.cpu().numpy() for weight in weights]
-    inputs = [np.ones(matrix.shape[1], dtype=matrix.dtype) for matrix in matrices]
-    outputs = [np.empty(matrix.shape[0], dtype=matrix.dtype) for matrix in matrices]
-
-    def run() -> None:
-        for matrix, x, out in zip(matrices, inputs, outputs, strict=True):
-            np.dot(matrix, x, out=out)
-
-    return run
-
-
-def _time(call: Callable[[], object], calls: int) -> np.ndarray:
-    seconds = np.empty(calls)
-    for index in range(calls):
-        start = time.perf_counter()
-        call()
-        seconds[index] = time.perf_counter() - start
-    return seconds
-
-
-def _percentiles(seconds: np.ndarray) -> dict[str, float]:
-    p50, p99, p999 = np.quantile(1e6 * seconds, [0.5, 0.99, 0.999])
-    return {"p50": float(p50), "p99": float(p99), "p99.9": float(p999)}
+    if python:
+        environment.pop("PYTHONPATH", None)
+        environment.pop("PYTHONSAFEPATH", None)
+    process = subprocess.Popen(
+        [python or sys.executable, *program, json.dumps(settings)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield _Worker(process)
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()

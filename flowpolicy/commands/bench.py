@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -14,6 +14,9 @@ from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from flowpolicy.policy import Policy
 
 
 def run(argv: Sequence[str]) -> int:
@@ -91,26 +94,66 @@ def _against_peer(
 def latency(
     run: Annotated[Path | None, tyro.conf.Positional] = None,
     /,
-    threads: int = 1,
+    engines: tuple[str, ...] = (),
+    batches: tuple[int, ...] = (1,),
+    threads: tuple[int, ...] = (1,),
+    nfe: int | None = None,
     calls: int = 2000,
+    rounds: int = 10,
+    peer_python: str = "",
     json: Path | None = None,
+    picture: Path | None = None,
 ) -> None:
-    """One-step latency at batch 1: p50, p99, p99.9, and its ratio to the bare products of the same weights.
+    """Latency of whole decisions, engine x batch x threads, over the bare products of the same weights.
 
     Args:
-        run: run of a policy that acts in one evaluation; an untrained DM1 with Lift's sizes unless given.
-        threads: torch threads.
-        calls: timed calls.
+        run: run or checkpoint folder; an untrained DM1 with Lift's sizes unless given.
+        engines: numpy, onnx, aotinductor, compile, cuda_graph, eager; all unless given.
+        batches: batch sizes.
+        threads: numbers of threads.
+        nfe: network evaluations per chunk; the contract's unless given.
+        calls: timed calls per entry, over all rounds.
+        rounds: alternated rounds.
+        peer_python: Python that can import lerobot: its diffusion policy joins the rounds, in 10 and 100 steps.
         json: where to write the figures.
+        picture: where to draw them; RUN/bench/latency.png unless given.
 
     """
-    from flowpolicy.agents.dm1 import DM1
-    from flowpolicy.bench.latency import bench_latency, latency_table
-    from flowpolicy.bench.update import make_agent
-    from flowpolicy.policy import Policy
+    import tempfile
 
-    policy = Policy.load(run) if run else make_agent(DM1(), obs=19, action=7).policy()
-    _show(bench_latency(policy, calls=calls, threads=threads), latency_table, json)
+    from flowpolicy.bench.latency import bench_latency
+    from flowpolicy.bench.latency_figure import draw_latency, latency_table
+    from flowpolicy.policy.engines import ENGINES
+
+    for name in engines:
+        pick([name], dict.fromkeys(ENGINES, ("", None)), "bench latency --engines", "engine")
+    if not batches or not threads or min(*batches, *threads, calls, rounds) < 1:
+        raise ConfigError(f"--batches {batches} --threads {threads}", expected="one or more numbers, each at least 1")
+    with tempfile.TemporaryDirectory() as scratch:
+        result = bench_latency(
+            run or _untrained(Path(scratch)),
+            engines or ENGINES,
+            batches,
+            threads,
+            nfe=nfe,
+            calls=calls,
+            rounds=rounds,
+            peer_python=peer_python,
+        )
+    _show(result, latency_table, json)
+    picture = picture or (run / "bench" / "latency.png" if run else None)
+    if picture is not None:
+        draw_latency(result, f"{run or 'untrained DM1'}, nfe {result['nfe']}", picture)
+        sys.stdout.write(f"picture {picture}\n")
+
+
+def _untrained(folder: Path) -> Path:
+    from flowpolicy.agents.dm1 import DM1
+    from flowpolicy.bench.update import make_agent
+
+    policy: Policy = make_agent(DM1(), obs=19, action=7).policy()
+    policy.save(folder)
+    return folder
 
 
 def data(preset: str = "dm1-lift", chunk: int = 16, threads: int = 2, json: Path | None = None) -> None:

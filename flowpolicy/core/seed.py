@@ -7,9 +7,12 @@ the draws of another one.
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # servers and robots draw noise without torch
+    import torch
 
 
 def derive(seed: int, *names: str | int) -> int:
@@ -20,6 +23,8 @@ def derive(seed: int, *names: str | int) -> int:
 
 def torch_generator(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator for the named stream."""
+    import torch
+
     return torch.Generator(device=device).manual_seed(derive(seed, *names))
 
 

@@ -92,10 +92,9 @@ class Normalizer(nn.Module):
         known = {name: _module_name(name) for name in obs if _module_name(name) in self.obs_scaling}
         return {name: self.obs_scaling[module](obs[name]) for name, module in known.items()}
 
-    def affine(self, name: str) -> Float[Tensor, "3 d"]:
-        """Offset, scale and limit of an observation key, for those who scale without torch."""
-        scaling = cast(_Affine, self.obs_scaling[_module_name(name)])
-        return torch.stack([scaling.offset, scaling.scale, scaling.limit])
+    def observation(self, name: str) -> _Affine:
+        """Offset, scale and limit of an observation key."""
+        return cast(_Affine, self.obs_scaling[_module_name(name)])
 
     def action(self, action: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
         """Environment units to normalised units."""

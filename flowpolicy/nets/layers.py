@@ -5,14 +5,33 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-_SLOPE = 1.5957691216057308  # 2 sqrt(2 / pi)
-_CUBIC = 0.044715
+from flowpolicy.nets.constants import GELU_CUBIC, GELU_SLOPE, NORM_EPS
+
 _BASE_2 = 1.4426950408889634  # 1 / ln 2
+_whole = False
+
+
+@contextlib.contextmanager
+def whole_operators() -> Iterator[None]:
+    """Inside, layers call torch's own operators instead of their parts: an exporter then sees one node for each.
+
+    The functions are the same. Not for what is differentiated, see above; nor for torch's compiler on a CPU, which
+    fuses the parts itself and is faster with them.
+    """
+    global _whole
+    _whole = True
+    try:
+        yield
+    finally:
+        _whole = False
 
 
 def gelu(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
@@ -21,21 +40,23 @@ def gelu(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     The exponent is limited because its square would overflow in the derivative; below x = -7.5 the result is 0 to
     within 1e-18 anyway.
     """
-    exponent = x * (-_SLOPE * _BASE_2 - (_SLOPE * _CUBIC * _BASE_2) * (x * x))
+    if _whole:
+        return functional.gelu(x, approximate="tanh")
+    exponent = x * (-GELU_SLOPE * _BASE_2 - (GELU_SLOPE * GELU_CUBIC * _BASE_2) * (x * x))
     return x / (1 + torch.exp2(exponent.clamp(max=63.0)))
 
 
 def gelu_derivative(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """Derivative of :func:`gelu`."""
     square = x * x
-    gate = torch.sigmoid(_SLOPE * x * (1 + _CUBIC * square))
-    return gate + x * gate * (1 - gate) * _SLOPE * (1 + 3 * _CUBIC * square)
+    gate = torch.sigmoid(GELU_SLOPE * x * (1 + GELU_CUBIC * square))
+    return gate + x * gate * (1 - gate) * GELU_SLOPE * (1 + 3 * GELU_CUBIC * square)
 
 
 class LayerNorm(nn.Module):
     """Layer normalisation of the last dimension (Ba et al. 2016, arXiv 1607.06450)."""
 
-    def __init__(self, size: int, eps: float = 1e-5) -> None:
+    def __init__(self, size: int, eps: float = NORM_EPS) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(size))
@@ -43,6 +64,8 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Zero mean and unit variance per row, then weight and bias."""
+        if _whole:
+            return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
         centred = x - x.mean(-1, keepdim=True)
         return centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight + self.bias
 
@@ -58,7 +81,7 @@ class LayerNorm(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation of sequences with the channels last (Wu and He 2018, arXiv 1803.08494)."""
 
-    def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, groups: int, channels: int, eps: float = NORM_EPS) -> None:
         super().__init__()
         self.groups, self.eps = groups, eps
         self.weight = nn.Parameter(torch.ones(channels))
@@ -67,6 +90,11 @@ class GroupNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Zero mean and unit variance per row and group of channels, then weight and bias per channel."""
         grouped = x.unflatten(2, (self.groups, -1))
+        if _whole:
+            rows = grouped.transpose(1, 2).flatten(2)
+            rows = functional.layer_norm(rows, rows.shape[2:], eps=self.eps)
+            normal = rows.unflatten(2, grouped.shape[1::2]).transpose(1, 2).flatten(2)
+            return normal * self.weight + self.bias
         centred = grouped - grouped.mean((1, 3), keepdim=True)
         normal = centred * (centred.square().mean((1, 3), keepdim=True) + self.eps).rsqrt()
         output: Tensor = normal.flatten(2) * self.weight + self.bias

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowpolicy.core.checkpoint import resolve
-from flowpolicy.core.config import decode
+from flowpolicy.core import checkpoint
+from flowpolicy.core.config import decode, encode
 from flowpolicy.core.errors import CheckpointError, ConfigError
-from flowpolicy.core.files import read_json, read_tensors
-from flowpolicy.core.spec import Contract, load_contract
+from flowpolicy.core.files import read_json, read_tensors, write_json, write_tensors
+from flowpolicy.core.spec import Contract, load_contract, save_contract
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
 from flowpolicy.nets.committed import CommittedNet
@@ -167,8 +167,14 @@ class Policy(nn.Module):
         self, obs: dict[str, Tensor], noise: Float[Tensor, "bk h a"], nfe: int, committed: Committed | None = None
     ) -> Float[Tensor, "b h a"]:
         """:meth:`act` with the initial noise passed in: deterministic. The k candidates of a row follow each other."""
+        chunk = self.normalizer.unaction(self.decide(self.normalized(obs), noise, nfe, committed))
+        return chunk if committed is None else committed.impose(chunk)
+
+    def decide(
+        self, flat: Float[Tensor, "b n"], noise: Float[Tensor, "bk h a"], nfe: int, committed: Committed | None = None
+    ) -> Float[Tensor, "b h a"]:
+        """:meth:`act_from` between the normaliser's two ends: from flat observation histories to chunks in [-1, 1]."""
         actor = self.actor
-        flat = self.normalized(obs)
         cond: Tensor = actor.encoder(flat).cond
         candidates = noise.shape[0] // flat.shape[0]
         if nfe % candidates:
@@ -176,7 +182,9 @@ class Policy(nn.Module):
                 f"a policy cannot spend {nfe} evaluations on {candidates} candidates",
                 expected=f"a multiple of {candidates}",
             )
-        cond, spent = cond.repeat_interleave(candidates, 0), int(actor.decorator is not None)
+        spent = int(actor.decorator is not None)
+        if candidates > 1:
+            cond = cond.repeat_interleave(candidates, 0)
         noise, cond = self._commit(noise, cond, committed, candidates)
         # Only the finished chunk is clamped: clamping inside the solver damages NFE > 1 [algorithms 7.1, D9].
         chunk = self._generate(noise, cond, nfe // candidates - spent, candidates).clamp(-1.0, 1.0)
@@ -185,8 +193,7 @@ class Policy(nn.Module):
         if actor.critic is not None:
             value = actor.critic.value(flat.repeat_interleave(candidates, 0), chunk).view(-1, candidates)
             chunk = best_of(chunk.view(-1, candidates, *chunk.shape[1:]), value)
-        chunk = self.normalizer.unaction(chunk)
-        return chunk if committed is None else committed.impose(chunk)
+        return chunk
 
     def normalized(self, obs: dict[str, Tensor]) -> Float[Tensor, "b n"]:
         """Flat, normalised observations."""
@@ -243,11 +250,24 @@ class Policy(nn.Module):
 
     def _counted(self, network: Callable[..., Any], candidates: int) -> Callable[..., Tensor]:
         def call(*args: Tensor) -> Tensor:
-            self.evaluations += candidates
+            if not torch.compiler.is_compiling():  # a compiled graph would be compiled anew for every count
+                self.evaluations += candidates
             value: Tensor = network(*args).value
             return value
 
         return call
+
+    def save(self, run: Path) -> Path:
+        """Write the policy alone as the checkpoint of step 0 of a run, for :meth:`load`; returns its folder."""
+
+        def write(folder: Path) -> None:
+            for name in ("weights", "ema"):
+                write_tensors(folder / f"{name}.safetensors", self.actor.state_dict())
+            write_tensors(folder / "normalizer.safetensors", self.normalizer.state_dict())
+            write_json(folder / "config.json", {"policy": encode(self.config, KINDS)})
+            save_contract(folder / "contract.json", self.contract)
+
+        return checkpoint.publish(run, 0, write)
 
     @property
     def parameters_count(self) -> int:
@@ -267,7 +287,7 @@ class Policy(nn.Module):
             CheckpointError: a file is missing, altered or of another version.
 
         """
-        folder = resolve(Path(path))
+        folder = checkpoint.resolve(Path(path))
         contract = load_contract(folder / "contract.json")
         config = decode(read_json(folder / "config.json").get("policy"), KINDS, str(folder / "config.json"))
         if not isinstance(config, PolicyConfig):

@@ -45,7 +45,8 @@ class EagerEngine:
     @property
     def scaling(self) -> dict[str, np.ndarray]:
         """Offset, scale and limit (3, d) of every observation key."""
-        return {key: self._policy.normalizer.affine(key).numpy() for key in self._policy.actor.keys}
+        known = {key: self._policy.normalizer.observation(key) for key in self._policy.actor.keys}
+        return {key: torch.stack([s.offset, s.scale, s.limit]).numpy() for key, s in known.items()}
 
     def act(self, obs: dict[str, np.ndarray], noise: np.ndarray, *committed: np.ndarray) -> np.ndarray:
         """Chunks (b, h, a); see :class:`flowpolicy.serve.model.Engine`."""

@@ -38,12 +38,12 @@ def test_help_lists_the_commands_and_imports_nothing_heavy(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.endswith("[]\n")
-    for name in ("data", "doctor", "train", "resume", "eval", "compare", "card", "serve", "bench"):
+    for name in ("data", "doctor", "train", "resume", "eval", "compare", "card", "serve", "bench", "export", "suite"):
         assert re.search(rf"^  {name} ", done.stdout, re.M)
 
 
 @pytest.mark.parametrize(
-    "command", ["data", "doctor", "train", "resume", "eval", "compare", "card", "serve", "bench", "demo"]
+    "command", ["data", "doctor", "train", "resume", "eval", "compare", "card", "serve", "bench", "export", "demo"]
 )
 def test_every_command_explains_itself_at_once(command, tmp_path):
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules))\n" + (
@@ -70,6 +70,8 @@ def test_every_command_explains_itself_at_once(command, tmp_path):
         (["resume", "absent"], "flowpolicy train"),
         (["compare", "absent", "absent"], "flowpolicy eval"),
         (["bench", "latencey"], "did you mean 'latency'"),
+        (["bench", "latency", "--engines", "onxx"], "did you mean 'onnx'"),
+        (["export", "absent", "--to", "numpy", "--out", "out"], "flowpolicy train"),
         (["data", "info", "absent.hdf5"], "absent.hdf5"),
     ],
 )
@@ -109,6 +111,19 @@ def test_train_eval_compare_card_without_a_simulator(debug_run, tmp_path):
         ("aligned", 2),
         ("real-time, guided", 2),
     ]
+
+
+def test_export_and_bench_latency(debug_run, tmp_path):
+    done = flowpolicy("export", debug_run, "--to", "numpy", "--out", "model", "--nfe", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"model: numpy, differs from the policy by at most \de-\d\d", done.stdout)
+    assert json.loads((tmp_path / "model" / "engine.json").read_text())["nfe"] == 2
+    quick = ["--engines", "numpy", "--calls", 20, "--rounds", 2, "--nfe", 2, "--json", "latency.json"]
+    done = flowpolicy("bench", "latency", debug_run, *quick, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    best = json.loads((tmp_path / "latency.json").read_text())["best"]
+    assert best["engine"] == "numpy" and 0 < best["p50"] <= best["p99"]
+    assert (debug_run / "bench" / "latency.png").stat().st_size > 5000
 
 
 def test_the_same_plan_gives_the_same_outcomes(debug_run):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from flowpolicy.nets.layers import Conv, GroupNorm, LayerNorm, gelu, gelu_derivative
+from flowpolicy.nets.layers import Conv, GroupNorm, LayerNorm, gelu, gelu_derivative, whole_operators
 from flowpolicy.nets.time_features import TimeFeatures
 
 
@@ -36,6 +36,16 @@ def test_group_norm():
     norm, x = filled(GroupNorm(2, 6)), randn(3, 5, 6) + 1
     want = functional.group_norm(x.transpose(1, 2), 2, norm.weight, norm.bias).transpose(1, 2)
     torch.testing.assert_close(norm(x), want)
+
+
+@pytest.mark.parametrize("function", [gelu, filled(LayerNorm(6)), filled(GroupNorm(2, 6))])
+def test_whole_operators_are_the_same_functions(function):
+    x = 3 * randn(3, 5, 6) + 1
+    parts = function(x)
+    with whole_operators():
+        whole = function(x)
+    torch.testing.assert_close(whole, parts)
+    assert not torch.equal(whole, parts), "the same code ran twice"
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -1,0 +1,99 @@
+"""One entry of ``bench latency`` in a process of its own: so that memory is its own and nothing else runs in it.
+
+Speaks lines: it answers ``ready {...}`` when loaded; to ``BATCH CALLS`` it answers with the seconds of so many calls,
+to ``memory`` with the largest resident size so far, in KiB.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.core.errors import FlowPolicyError
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Load the entry and answer until the input ends."""
+    start = time.perf_counter()
+    calls = engine_calls(settings) if settings["kind"] == "engine" else floor_calls(settings)
+    answer("ready", {"load_s": time.perf_counter() - start})
+    for line in sys.stdin:
+        if line.strip() == "memory":
+            answer("memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        else:
+            batch, count = map(int, line.split())
+            answer("seconds", timed(calls[batch], count))
+
+
+def answer(word: str, value: Any) -> None:
+    """One line for the parent."""
+    sys.stdout.write(f"{word} {json.dumps(value)}\n")
+    sys.stdout.flush()
+
+
+def timed(call: Callable[[], object], count: int) -> list[float]:
+    """Seconds of each call, after a few that bring code and weights back into the caches."""
+    for _ in range(5):
+        call()
+    seconds = np.empty(count)
+    for index in range(count):
+        start = time.perf_counter()
+        call()
+        seconds[index] = time.perf_counter() - start
+    rounded: list[float] = np.round(seconds, 9).tolist()
+    return rounded
+
+
+def engine_calls(settings: dict[str, Any]) -> dict[int, Callable[[], object]]:
+    """Whole decisions by batch size: from observation arrays and noise to the chunk."""
+    from flowpolicy.policy import load_engine
+
+    engine = load_engine(
+        settings["path"],
+        settings["engine"],
+        batches=settings["batches"],
+        threads=settings["threads"],
+        nfe=settings["nfe"],
+    )
+    random = np.random.default_rng(0)
+
+    def decision(batch: int) -> Callable[[], object]:
+        contract = engine.contract
+        obs = {
+            key: random.standard_normal((batch, contract.history, *spec.shape), dtype=np.float32)
+            for key, spec in contract.spec.observation.items()
+        }
+        noise = engine.noise(batch, random)
+        return lambda: engine.act(obs, noise)
+
+    return {batch: decision(batch) for batch in settings["batches"]}
+
+
+def floor_calls(settings: dict[str, Any]) -> dict[int, Callable[[], object]]:
+    """Bare products, or one read of the weights, by batch size."""
+    import torch
+
+    from flowpolicy.bench.products import numpy_products, one_read, torch_products, weight_bytes
+    from flowpolicy.policy.engines.blas import set_blas_threads
+
+    torch.set_num_threads(settings["threads"])
+    set_blas_threads(settings["threads"])
+    make: dict[str, Callable[[Any], Callable[[], object]]] = {
+        "products, NumPy": numpy_products,
+        "products, torch": torch_products,
+        "one read of the weights": lambda found: one_read(weight_bytes(found)),
+    }
+    return {int(batch): make[settings["entry"]](found) for batch, found in settings["products"].items()}
+
+
+if __name__ == "__main__":
+    try:
+        main(json.loads(sys.argv[1]))
+    except FlowPolicyError as error:
+        answer("failed", str(error))

@@ -1,0 +1,108 @@
+"""The floor of a decision: its bare matrix products, and one read of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from flowpolicy.policy.engines.tape import aligned
+from flowpolicy.policy.policy import Policy
+
+Product = tuple[int, list[int], list[int]]
+"""Number of the second factor (the same weights have the same), and the shapes of both factors."""
+
+
+def products(policy: Policy, nfe: int, batch: int) -> list[Product]:
+    """Every matrix product of one decision of the eager policy, in order: what no engine can leave out.
+
+    ``W x`` of a linear layer appears as ``x (rows, i) @ W.T (i, o)``.
+    """
+    contract = policy.contract
+    obs = {key: torch.zeros(batch, contract.history, *spec.shape) for key, spec in contract.spec.observation.items()}
+    noise = torch.zeros(batch * policy.config.candidates, contract.chunk, contract.spec.action.size)
+    recorder = _Recorder()
+    flat = policy.actor.flatten(policy.normalizer.obs(obs))
+    with torch.no_grad(), recorder:
+        policy.decide(flat, noise, nfe)
+    return recorder.products
+
+
+def weight_bytes(found: list[Product]) -> int:
+    """Bytes of all second factors, each counted once per use: a later use finds it gone from the nearest cache."""
+    return sum(4 * int(np.prod(second)) for _, _, second in found)
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[misc]
+    """Writes down the factors of matrix products. The first of ``addmm`` and ``baddbmm`` is a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[Product] = []
+        self._numbers: dict[tuple[int, tuple[int, ...]], int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().split("::")[1].split(".")[0]
+        if name in ("mm", "bmm", "addmm", "baddbmm", "linear"):
+            first, second = args[1:3] if name in ("addmm", "baddbmm") else args[:2]
+            second = second.mT if name == "linear" else second
+            key = (second.data_ptr(), tuple(second.shape))
+            number = self._numbers.setdefault(key, len(self._numbers))
+            rows = first.reshape(-1, first.shape[-1]) if second.dim() == 2 else first
+            self.products.append((number, list(rows.shape), list(second.shape)))
+        return func(*args, **(kwargs or {}))
+
+
+def numpy_products(found: list[Product]) -> Callable[[], None]:
+    """The products by NumPy, over aligned buffers and without allocation."""
+    factors: dict[int, np.ndarray] = {}
+    calls = []
+    for number, first, second in found:
+        if number not in factors:
+            factors[number] = _drawn(second[:-2] + second[-2:][::-1]).swapaxes(-1, -2)
+        x, weight = _drawn(first), factors[number]
+        out = aligned((*first[:-1], second[-1]))
+        vector = len(first) == 2 and first[0] == 1
+        calls.append((np.dot, weight.T, x[0], out[0]) if vector else (np.matmul, x, weight, out))
+
+    def run() -> None:
+        for function, a, b, out in calls:
+            function(a, b, out)
+
+    return run
+
+
+def torch_products(found: list[Product]) -> Callable[[], None]:
+    """The products by torch, the same way."""
+    factors: dict[int, Tensor] = {}
+    calls: list[tuple[Callable[..., Tensor], Tensor, Tensor, Tensor]] = []
+    for number, first, second in found:
+        if number not in factors:
+            factors[number] = torch.from_numpy(_drawn(second[:-2] + second[-2:][::-1])).mT
+        x, weight = torch.from_numpy(_drawn(first)), factors[number]
+        out = torch.from_numpy(aligned((*first[:-1], second[-1])))
+        vector = len(first) == 2 and first[0] == 1
+        calls.append((torch.mv, weight.mT, x[0], out[0]) if vector else (torch.matmul, x, weight, out))
+
+    @torch.inference_mode()
+    def run() -> None:
+        for function, a, b, out in calls:
+            function(a, b, out=out)
+
+    return run
+
+
+def one_read(size: int) -> Callable[[], object]:
+    """One pass over ``size`` bytes in order, as fast as the library's dot product reads them."""
+    values = _drawn([max(1, size // 4)])
+    return lambda: np.dot(values, values)
+
+
+def _drawn(shape: list[int]) -> np.ndarray:
+    values = aligned(tuple(shape))
+    values[...] = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    return values

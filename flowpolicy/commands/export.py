@@ -1,0 +1,49 @@
+"""``flowpolicy export RUN``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from flowpolicy.commands.arguments import call
+
+
+def run(argv: Sequence[str]) -> int:
+    """Export a run."""
+    return call(export, argv, "export")
+
+
+def export(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    to: Literal["onnx", "pt2", "numpy"],
+    out: Path,
+    nfe: int | None = None,
+    batches: tuple[int, ...] = (1,),
+    threads: int = 1,
+) -> None:
+    """Write the whole of a policy's act, with its contract, card and hashes, for a computer without the training code.
+
+    The file has reproduced random decisions of the policy before it appears.
+
+    Args:
+        run: run folder (its newest checkpoint) or checkpoint folder.
+        to: 'onnx' for ONNX Runtime; 'pt2' for AOTInductor, native code for this kind of machine that needs torch and is
+            run as it is; 'numpy' for policies on MLPs, which then need NumPy and nothing else.
+        out: new folder, or an export that is replaced.
+        nfe: network evaluations per chunk; the contract's number unless given.
+        batches: batch sizes to write a graph for, onnx and pt2; numpy takes any.
+        threads: threads that the code of pt2 is compiled for; the others choose when they load.
+
+    """
+    from flowpolicy.core.checkpoint import resolve
+    from flowpolicy.policy import Policy
+    from flowpolicy.policy import export as exporting
+
+    source = f"{run} ({resolve(run).name})"
+    difference = exporting.export(Policy.load(run), to, out, nfe=nfe, batches=batches, threads=threads, source=source)
+    sys.stdout.write(f"{out}: {to}, differs from the policy by at most {difference:.1e} of a normalised action\n")

@@ -1,0 +1,191 @@
+"""Engines: ways to compute ``act``, all with the same result."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from flowpolicy.core.errors import ConfigError, FlowPolicyError, MissingExtraError, nearest
+from flowpolicy.policy.engines.engine import TOLERANCE as TOLERANCE
+from flowpolicy.policy.engines.engine import Engine as Engine
+from flowpolicy.policy.engines.engine import Program, Shapes
+from flowpolicy.policy.package import Format, Package, is_package, open_package
+
+if TYPE_CHECKING:
+    from flowpolicy.policy.policy import Policy
+
+EngineName = Literal["numpy", "onnx", "aotinductor", "compile", "cuda_graph", "eager"]
+FORMATS: dict[EngineName, Format] = {"numpy": "numpy", "onnx": "onnx", "aotinductor": "pt2"}
+"""Engines that run a package, and its format; the others run the policy itself."""
+ENGINES: tuple[EngineName, ...] = ("numpy", "onnx", "aotinductor", "compile", "cuda_graph", "eager")
+
+
+def load_engine(
+    path: Path | str,
+    engine: str = "auto",
+    *,
+    batches: Sequence[int] = (),
+    threads: int = 1,
+    nfe: int | None = None,
+    device: str = "cpu",
+) -> Engine:
+    """A policy ready to act: loaded, compiled where needed, and warmed up.
+
+    From a run or checkpoint folder every engine can be had; what runs a package is exported to a temporary folder
+    first. From an export folder only the engine of its format: then 'numpy' and 'onnx' need no torch.
+
+    Args:
+        path: run, checkpoint or export folder.
+        engine: one of :data:`ENGINES`, or 'auto': measures every engine that this policy, device and installation
+            allow, at the smallest batch, and keeps the fastest.
+        batches: batch sizes to prepare; those of the export, or 1, unless given.
+        threads: threads per decision. The torch engines set torch's number for the whole process, and 'numpy' that
+            of NumPy's matrix products.
+        nfe: network evaluations per chunk; the contract's, or the export's, unless given.
+        device: 'cpu' or a CUDA device; only 'compile', 'cuda_graph' and 'eager' run on the latter.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or altered.
+        ConfigError: the engine does not exist or cannot run this policy here.
+        MissingExtraError: a package is not installed.
+
+    """
+    if engine != "auto" and engine not in ENGINES:
+        raise ConfigError(f"unknown engine '{engine}'", expected=nearest(engine, ["auto", *ENGINES]))
+    if threads < 1 or any(batch < 1 for batch in batches):
+        raise ConfigError(f"threads {threads}, batches {tuple(batches)}", expected="at least 1 each")
+    loader = _Loader(Path(path), tuple(sorted(set(batches))), threads, nfe, device)
+    if engine != "auto":
+        return loader.load(engine)
+    measured: dict[str, float | str] = {}
+    loaded: dict[str, Engine] = {}
+    for name in ENGINES:
+        try:
+            loaded[name] = loader.load(name)
+            measured[name] = median_seconds(loaded[name])
+        except FlowPolicyError as error:
+            measured[name] = error.what
+    if not loaded:
+        raise ConfigError(
+            f"no engine can run {path}", expected="\n    ".join(f"{name}: {why}" for name, why in measured.items())
+        )
+    chosen = loaded[min(loaded, key=lambda name: measured[name])]
+    chosen.measured = measured
+    return chosen
+
+
+def median_seconds(engine: Engine, calls: int = 50) -> float:
+    """Median duration of a decision at the smallest batch, after a few to warm up."""
+    batch = engine.batches[0]
+    obs = {
+        key: np.zeros((batch, engine.contract.history, *spec.shape), np.float32)
+        for key, spec in engine.contract.spec.observation.items()
+    }
+    noise, seconds = engine.noise(batch, np.random.default_rng(0)), np.zeros(calls)
+    for index in range(-5, calls):
+        start = time.perf_counter()
+        engine.act(obs, noise)
+        seconds[index] = time.perf_counter() - start
+    return float(np.median(seconds))
+
+
+class _Loader:
+    """Where the model comes from, opened once for all engines."""
+
+    def __init__(self, path: Path, batches: tuple[int, ...], threads: int, nfe: int | None, device: str) -> None:
+        self.path, self.threads, self.nfe, self.device = path, threads, nfe, device
+        self.package = open_package(path) if is_package(path) else None
+        self.batches = batches or (self.package.batches if self.package else ()) or (1,)
+        self._policy: Policy | None = None
+
+    def load(self, name: str) -> Engine:
+        """The engine of this name."""
+        start = time.perf_counter()
+        _require_device(name, self.device)
+        engine = self._from_package(name, FORMATS[name]) if name in FORMATS else self._from_policy(name)
+        engine.load_s = time.perf_counter() - start
+        return engine
+
+    def policy(self) -> Policy:
+        """The policy of a run or checkpoint."""
+        if self.package is not None:
+            raise ConfigError(f"{self.path} is an export for '{self.package.format}'", fix="name the run instead")
+        if self._policy is None:
+            from flowpolicy.policy.policy import Policy
+
+            self._policy = Policy.load(self.path, device=self.device)
+        return self._policy
+
+    def _from_policy(self, name: str) -> Engine:
+        policy = self.policy()
+        import torch
+
+        from flowpolicy.policy.engines import compiled, cuda_graph, eager
+
+        build = {"eager": eager.build, "compile": compiled.build, "cuda_graph": cuda_graph.build}[name]
+        torch.set_num_threads(self.threads)
+        nfe, device = policy.contract.nfe if self.nfe is None else self.nfe, torch.device(self.device)
+        shapes = Shapes(policy.contract, policy.config.candidates)
+        return _warm(name, shapes, nfe, {batch: build(policy, nfe, batch, device) for batch in self.batches})
+
+    def _from_package(self, name: str, form: Format) -> Engine:
+        if self.package is not None:
+            return self._open(name, form, self.package)
+        from flowpolicy.policy.export import export
+
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / form
+            export(self.policy(), form, target, nfe=self.nfe, batches=self.batches, threads=self.threads)
+            return self._open(name, form, open_package(target))
+
+    def _open(self, name: str, form: Format, package: Package) -> Engine:
+        if package.format != form:
+            raise ConfigError(f"{package.folder} is an export for '{package.format}', which '{name}' cannot run")
+        if self.nfe not in (None, package.nfe):
+            raise ConfigError(f"nfe={self.nfe} with an export of {package.nfe}", fix=f"export again: --nfe {self.nfe}")
+        lacking = [batch for batch in self.batches if package.batches and batch not in package.batches]
+        if lacking:
+            raise ConfigError(
+                f"{package.folder} has no graph for batch {lacking}", expected=f"one of {package.batches}"
+            )
+        if package.threads not in (0, self.threads):
+            raise ConfigError(f"threads={self.threads} with code that was compiled for {package.threads}")
+        build = _builder(name, self.threads)
+        return _warm(name, package.shapes, package.nfe, {batch: build(package, batch) for batch in self.batches})
+
+
+def _builder(name: str, threads: int) -> Callable[[Package, int], Program]:
+    if name == "aotinductor":
+        if importlib.util.find_spec("torch") is None:
+            raise MissingExtraError("torch", "")
+        import torch
+
+        from flowpolicy.policy.engines import aotinductor
+
+        torch.set_num_threads(threads)
+        return aotinductor.build
+    from flowpolicy.policy.engines import numpy_mlp, onnx_runtime
+
+    build = numpy_mlp.build if name == "numpy" else onnx_runtime.build
+    return lambda package, batch: build(package, batch, threads)
+
+
+def _require_device(name: str, device: str) -> None:
+    if name in FORMATS and device != "cpu":
+        raise ConfigError(f"the engine '{name}' runs on the CPU and not on '{device}'", fix="compile or cuda_graph")
+    if name == "cuda_graph" and not device.startswith("cuda"):
+        raise ConfigError("the engine 'cuda_graph' runs on a CUDA device", expected="device='cuda'")
+
+
+def _warm(name: str, shapes: Shapes, nfe: int, programs: dict[int, Program]) -> Engine:
+    """Run every program a few times: compilers, allocators and caches do their work before the first decision."""
+    for program in programs.values():
+        for _ in range(3):
+            program.run()
+    return Engine(name, shapes, nfe, programs)

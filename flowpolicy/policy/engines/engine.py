@@ -1,0 +1,154 @@
+"""What every engine is: programs over fixed buffers, one per batch size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.spec import Contract
+
+TOLERANCE = 1e-4
+"""Largest difference from the eager policy that any engine may show, in normalised action units (the range is 2).
+
+Typical differences are 1e-7 to 1e-6: engines multiply out constants and sum in other orders. Among candidates whose
+values are equal to round-off, two engines may choose different ones.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The whole of ``act`` at one batch size: reads ``obs`` and ``noise``, writes ``chunk``."""
+
+    obs: Float32[np.ndarray, "b o n"]
+    """Observation histories, keys side by side in the contract's order, environment units."""
+    noise: Float32[np.ndarray, "bk h a"]
+    """Initial noise; the k candidates of a row follow each other."""
+    chunk: Float32[np.ndarray, "b h a"]
+    """Action chunks, environment units."""
+    run: Callable[[], object]
+    """Computes one from the others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """Sizes that a contract gives to the buffers of a program."""
+
+    contract: Contract
+    """Whose policy."""
+    candidates: int = 1
+    """Chunks generated per row."""
+
+    def buffers(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Zeros for ``obs``, ``noise`` and ``chunk`` at this batch size."""
+        contract = self.contract
+        chunk = (contract.chunk, contract.spec.action.size)
+        obs = np.zeros((batch, contract.history, self.observation), np.float32)
+        return obs, np.zeros((batch * self.candidates, *chunk), np.float32), np.zeros((batch, *chunk), np.float32)
+
+    @property
+    def observation(self) -> int:
+        """Numbers of one time step, all keys together."""
+        return sum(int(np.prod(spec.shape)) for spec in self.contract.spec.observation.values())
+
+    def views(self, obs: Float32[np.ndarray, "b o n"]) -> list[tuple[str, np.ndarray, tuple[int, ...]]]:
+        """Key, its part of ``obs`` in the key's own shape (b, o, *shape), and that shape."""
+        views, start = [], 0
+        for key, spec in self.contract.spec.observation.items():
+            width = int(np.prod(spec.shape))
+            view = obs[:, :, start : start + width].reshape(*obs.shape[:2], *spec.shape)
+            assert np.shares_memory(view, obs)
+            views.append((key, view, view.shape))
+            start += width
+        return views
+
+
+class Engine:
+    """A policy ready to act, without torch in its interface.
+
+    Not for two threads at once: the buffers are fixed. Load one engine per thread.
+
+    Args:
+        name: kind of engine.
+        shapes: contract and number of candidates.
+        nfe: network evaluations per chunk.
+        programs: batch size -> program; run once each before they are handed over.
+        load_s: seconds that loading and warming up took.
+        measured: what 'auto' saw: engine -> median seconds per decision, or why it cannot be had.
+
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shapes: Shapes,
+        nfe: int,
+        programs: Mapping[int, Program],
+        load_s: float = 0.0,
+        measured: Mapping[str, float | str] | None = None,
+    ) -> None:
+        self.name, self.contract, self.nfe, self.candidates = name, shapes.contract, nfe, shapes.candidates
+        self.batches = tuple(sorted(programs))
+        self.load_s, self.measured = load_s, dict(measured or {})
+        self._programs = {batch * self.candidates: program for batch, program in programs.items()}
+        self._views = {rows: shapes.views(program.obs) for rows, program in self._programs.items()}
+
+    def noise(self, rows: int, rng: np.random.Generator) -> Float32[np.ndarray, "bk h a"]:
+        """Standard normal noise for :meth:`act`: the same for every engine from the same generator state."""
+        shape = (rows * self.candidates, self.contract.chunk, self.contract.spec.action.size)
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    def act(
+        self, obs: Mapping[str, Float[np.ndarray, "b o *_"]], noise: Float[np.ndarray, "bk h a"]
+    ) -> Float32[np.ndarray, "b h a"]:
+        """One action chunk per row, in environment units.
+
+        Args:
+            obs: name -> (b, o, *shape), oldest first, in environment units. Extra keys are ignored; not-a-number is
+                not looked for.
+            noise: from :meth:`noise`; the k candidates of a row follow each other. Its length decides b, any number
+                up to the largest prepared batch: rows between two prepared sizes cost as much as the larger one.
+
+        Raises:
+            ConfigError: a key is missing, a shape is wrong, or there are more rows than prepared for.
+
+        """
+        program = self._programs.get(len(noise))
+        if program is None:
+            return self._padded(obs, noise)
+        try:
+            for key, view, shape in self._views[len(noise)]:
+                value = obs[key]
+                if value.shape != shape:
+                    raise ConfigError(f"observation '{key}' has shape {value.shape}", expected=str(shape))
+                view[...] = value
+        except KeyError as error:
+            raise ConfigError(
+                f"observation {error} is missing", expected=", ".join(self.contract.spec.observation)
+            ) from error
+        if noise.shape != program.noise.shape:
+            raise ConfigError(f"the noise has shape {noise.shape}", expected=str(program.noise.shape))
+        program.noise[...] = noise
+        program.run()
+        return program.chunk.copy()
+
+    def _padded(self, obs: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+        rows, left = divmod(len(noise), self.candidates)
+        batch = next((batch for batch in self.batches if batch >= rows), 0)
+        if left or not rows or not batch:
+            raise ConfigError(
+                f"noise for {len(noise)} chunks",
+                expected=f"a multiple of {self.candidates} and at most {self.batches[-1]} rows",
+                fix=f"batches={rows} when loading the engine",
+            )
+        extra = batch - rows
+        padded = {key: _repeat(obs[key], rows, extra) for key in self.contract.spec.observation if key in obs}
+        return self.act(padded, _repeat(noise, len(noise), extra * self.candidates))[:rows]
+
+
+def _repeat(value: np.ndarray, rows: int, extra: int) -> np.ndarray:
+    """``value`` with its last row repeated; left as it is, for the error, where it has not ``rows`` rows."""
+    return np.concatenate([value, np.repeat(value[-1:], extra, axis=0)]) if len(value) == rows else value

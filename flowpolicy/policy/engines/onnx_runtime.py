@@ -1,0 +1,69 @@
+"""ONNX Runtime on the CPU. Needs no torch; the extra ``onnx`` brings the runtime."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.core.errors import CheckpointError, MissingExtraError
+from flowpolicy.policy.engines.engine import Program
+from flowpolicy.policy.package import Package
+
+INPUTS, OUTPUT = ("obs", "noise"), "chunk"
+
+
+def build(package: Package, batch: int, threads: int) -> Program:
+    """A session over fixed buffers: nothing is allocated or copied per call but the runtime's own scratch."""
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("onnxruntime", "onnx") from error
+
+    model, buffers = package.read(batch), package.shapes.buffers(batch)
+    runs = [_bound(onnxruntime, package, model, buffers, threads, prepack=prepack) for prepack in (True, False)]
+    return Program(*buffers, min(runs, key=_seconds))
+
+
+def _bound(
+    onnxruntime: Any, package: Package, model: bytes, buffers: tuple[np.ndarray, ...], threads: int, *, prepack: bool
+) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.enable_cpu_mem_arena = False  # 2 % faster at these sizes (measured)
+    # Threads that spin between two decisions take a core from the robot's control loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Weights rearranged for blocks of rows: faster for long chunks, 10 % slower where the input is one row (measured).
+    options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own errors derive from no common class
+        raise CheckpointError(f"{package.folder} holds no ONNX model: {error}", fix="export the run again") from error
+    found = [(value.name, tuple(value.shape)) for value in (*session.get_inputs(), *session.get_outputs())]
+    wanted = [(name, value.shape) for name, value in zip((*INPUTS, OUTPUT), buffers, strict=True)]
+    if found != wanted:
+        raise CheckpointError(
+            f"the model in {package.folder} has other inputs and outputs than its contract: {found}",
+            expected=str(wanted),
+            fix="export the run again",
+        )
+    binding = session.io_binding()
+    for name, value in zip(INPUTS, buffers, strict=False):
+        binding.bind_input(name, "cpu", 0, np.float32, value.shape, value.ctypes.data)
+    binding.bind_output(OUTPUT, "cpu", 0, np.float32, buffers[2].shape, buffers[2].ctypes.data)
+    return functools.partial(session.run_with_iobinding, binding)
+
+
+def _seconds(run: Any) -> float:
+    """The best of a few calls, each after the other: the quieter of two sessions must not win by a disturbance."""
+    for _ in range(3):
+        run()
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best

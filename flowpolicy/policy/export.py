@@ -1,0 +1,264 @@
+"""Write a policy as a package that other runtimes load; see :mod:`flowpolicy.policy.package` for the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import shutil
+import uuid
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from flowpolicy.core.checkpoint import MANIFEST
+from flowpolicy.core.config import encode
+from flowpolicy.core.errors import ConfigError, FlowPolicyError, MissingExtraError
+from flowpolicy.core.files import flush, sha256, write_json, write_tensors, write_text
+from flowpolicy.core.seed import numpy_generator
+from flowpolicy.core.spec import library_versions, save_contract
+from flowpolicy.nets.layers import whole_operators
+from flowpolicy.policy.engines import aotinductor, eager, numpy_mlp, onnx_runtime
+from flowpolicy.policy.engines.engine import TOLERANCE, Program, Shapes
+from flowpolicy.policy.graph import ActGraph
+from flowpolicy.policy.package import HEADER, SCHEMA, Format, open_package
+from flowpolicy.policy.policy import KINDS, Policy
+
+SAMPLES = 16
+"""Random decisions per batch size that an exported file must reproduce before it is published."""
+
+
+def export(
+    policy: Policy,
+    to: Format,
+    folder: Path,
+    *,
+    nfe: int | None = None,
+    batches: Sequence[int] = (1,),
+    threads: int = 1,
+    source: str = "",
+) -> float:
+    """Write a package of ``policy`` and publish it whole once it has reproduced random decisions.
+
+    Args:
+        policy: on the CPU.
+        to: 'onnx' for ONNX Runtime, 'pt2' for AOTInductor, 'numpy' for the NumPy engine.
+        folder: new, or a package that is replaced.
+        nfe: network evaluations per chunk; the contract's number unless given.
+        batches: batch sizes to write graphs for; the NumPy engine takes any.
+        threads: threads that the code of 'pt2' is compiled for.
+        source: where the policy comes from, for the card.
+
+    Returns:
+        Largest difference from the eager policy, in normalised action units.
+
+    Raises:
+        ConfigError: the format cannot hold this policy, or the folder holds something else.
+        FlowPolicyError: the exported file computes something else than the policy.
+
+    """
+    nfe, batches = policy.contract.nfe if nfe is None else nfe, tuple(sorted(set(batches)))
+    if not batches or batches[0] < 1:
+        raise ConfigError(f"batch sizes {batches}", expected="one or more, each at least 1")
+    if folder.exists() and not (folder / HEADER).exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and no export", fix="name a new folder")
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
+    try:
+        files = _write_model(policy, to, temporary, nfe, batches, threads)
+        header = _header(policy, to, files, nfe, () if to == "numpy" else batches, threads if to == "pt2" else 0)
+        header["source"] = source
+        save_contract(temporary / "contract.json", policy.contract)
+        write_text(temporary / "card.md", "")
+        _seal(temporary, header)
+        difference = _difference(policy, temporary, to, nfe, batches, threads)
+        header["difference"] = difference
+        write_text(temporary / "card.md", _card(header, policy))
+        _seal(temporary, header)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+        flush(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return difference
+
+
+def _header(
+    policy: Policy, to: Format, files: dict[str, str], nfe: int, batches: Sequence[int], threads: int
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "format": to,
+        "nfe": nfe,
+        "candidates": policy.config.candidates,
+        "batches": list(batches),
+        "threads": threads,
+        "files": files,
+        "observation": {key: list(spec.shape) for key, spec in policy.contract.spec.observation.items()},
+        "tolerance": TOLERANCE,
+        "policy": encode(policy.config, KINDS),
+        "versions": {**library_versions(), **_onnx_versions(to)},
+    }
+
+
+def _seal(folder: Path, header: dict[str, Any]) -> None:
+    write_json(folder / HEADER, header)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    write_json(folder / MANIFEST, {path.name: sha256(path) for path in sorted(folder.iterdir())})
+
+
+def _write_model(
+    policy: Policy, to: Format, folder: Path, nfe: int, batches: Sequence[int], threads: int
+) -> dict[str, str]:
+    graph = ActGraph(policy, nfe)
+    if to == "numpy":
+        net = encode(policy.config.net, KINDS)["class"]
+        if net not in numpy_mlp.TRUNKS:
+            raise ConfigError(
+                f"the NumPy engine cannot run the net '{net}'",
+                expected=" or ".join(numpy_mlp.TRUNKS),
+                fix="--to onnx runs every net",
+            )
+        write_tensors(folder / "model.safetensors", numpy_tensors(graph))
+        return {"any": "model.safetensors"}
+    files = {}
+    for batch in batches:
+        files[str(batch)] = f"batch_{batch}.{to}"
+        path = folder / files[str(batch)]
+        if to == "onnx":
+            write_onnx(graph, batch, path)
+        else:
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                aotinductor.write(graph, batch, path)
+            finally:
+                torch.set_num_threads(before)
+    return files
+
+
+def numpy_tensors(graph: ActGraph) -> dict[str, Tensor]:
+    """Weights under their own names, the normaliser's numbers, and the time features of every evaluation."""
+    times: list[Tensor] = []
+    trunk = cast(nn.Module, graph.policy.actor.net.trunk)
+    hook = trunk.register_forward_pre_hook(lambda _, inputs: times.append(inputs[1][0]))
+    with torch.no_grad():
+        graph(*graph.example(1))
+    hook.remove()
+    action = graph.policy.normalizer.action_scaling
+    return {
+        **graph.policy.actor.state_dict(),
+        **{f"obs.{name}": getattr(graph, name) for name in ("offset", "limit")},
+        **{f"action.{name}": getattr(action, name) for name in ("offset", "scale")},
+        "times": torch.stack(times),
+    }
+
+
+def write_onnx(graph: ActGraph, batch: int, path: Path) -> None:
+    """One ONNX file of one batch size, weights inside."""
+    try:
+        import onnxscript  # noqa: F401, the exporter's own message would not name our extra
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("onnxscript", "onnx") from error
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad(), whole_operators():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                graph,
+                graph.example(batch),
+                str(path),
+                input_names=list(onnx_runtime.INPUTS),
+                output_names=[onnx_runtime.OUTPUT],
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        logging.disable(level)
+
+
+def difference(policy: Policy, program: Program, nfe: int, samples: int = SAMPLES) -> float:
+    """Largest difference of a program from the eager policy, in normalised action units, over random decisions.
+
+    Observations are normal in normalised units, three deviations wide, so that clamps are met too.
+    """
+    batch = len(program.chunk)
+    reference = eager.build(policy, nfe, batch, torch.device("cpu"))
+    shapes, random = Shapes(policy.contract, policy.config.candidates), numpy_generator(0, "export", "check")
+    scaling = {key: policy.normalizer.observation(key) for key in policy.actor.keys}
+    unit, worst = policy.normalizer.action_scaling.scale.numpy(), 0.0
+    for _ in range(samples):
+        for key, view, _shape in shapes.views(reference.obs):
+            affine, width = scaling[key], int(np.prod(view.shape[2:]))
+            drawn = 3.0 * random.standard_normal((*view.shape[:2], width)) / affine.scale.numpy()
+            view[...] = (drawn + affine.offset.numpy()).reshape(view.shape)
+        reference.noise[...] = random.standard_normal(reference.noise.shape)
+        program.obs[...], program.noise[...] = reference.obs, reference.noise
+        program.run()
+        reference.run()
+        worst = max(worst, float(np.abs((program.chunk - reference.chunk) * unit).max()))
+    return worst
+
+
+def _difference(policy: Policy, folder: Path, to: Format, nfe: int, batches: Sequence[int], threads: int) -> float:
+    package, worst = open_package(folder), 0.0
+    for batch in batches:
+        if to == "pt2":
+            program = aotinductor.build(package, batch)
+        else:
+            build = onnx_runtime.build if to == "onnx" else numpy_mlp.build
+            program = build(package, batch, threads)
+        worst = max(worst, difference(policy, program, nfe))
+    if not worst <= TOLERANCE:
+        raise FlowPolicyError(
+            f"the exported {to} model differs from the policy by {worst:.1e} of a normalised action",
+            expected=f"at most {TOLERANCE:.0e}",
+            fix="use another format, and report this",
+        )
+    return worst
+
+
+def _onnx_versions(to: Format) -> dict[str, str]:
+    if to != "onnx":
+        return {}
+    from importlib import metadata
+
+    return {name: metadata.version(name) for name in ("onnx", "onnxscript", "onnxruntime")}
+
+
+def _card(header: dict[str, Any], policy: Policy) -> str:
+    spec, contract = policy.contract.spec, policy.contract
+    inputs = [f"| {key} | {tuple(value.shape)} | {value.units} |" for key, value in spec.observation.items()]
+    width = sum(int(np.prod(value.shape)) for value in spec.observation.values())
+    return "\n".join(
+        [
+            f"# {spec.env_id}: {header['format']} model",
+            "",
+            f"From {header['source'] or 'a policy in memory'}; {policy.parameters_count:,} parameters, "
+            f"{header['nfe']} network evaluation(s) per chunk. Batch sizes: {header['batches'] or 'any'}.",
+            "",
+            f"Inputs: `obs` (b, {contract.history}, {width}), the keys below side by side, oldest first, in the units "
+            f"of the environment; `noise` (b x {header['candidates']}, {contract.chunk}, {spec.action.size}), standard "
+            f"normal. Output: `chunk` (b, {contract.chunk}, {spec.action.size}). All float32.",
+            "",
+            "| observation | shape | units |",
+            "|---|---|---|",
+            *inputs,
+            "",
+            f"Action: {spec.action.convention}, frame {spec.action.frame}, {spec.action.units}; rotation "
+            f"{spec.action.rotation}; gripper {spec.action.gripper}; {spec.action.rate_hz:g} Hz. "
+            f"{contract.execute} of {contract.chunk} actions are executed per decision.",
+            "",
+            f"Checked against the policy on random observations: differs by at most {header['difference']:.1e} of a "
+            f"normalised action (tolerance {header['tolerance']:.0e}).",
+            "",
+        ]
+    )

@@ -1,0 +1,119 @@
+"""Folders that ``flowpolicy export`` writes: a model without its training, verified before use. No torch, no pickle.
+
+::
+
+    FOLDER/engine.json       schema, format, evaluations, batch sizes, threads, files, tolerance and measured difference
+    FOLDER/contract.json     what the policy may be used for and how
+    FOLDER/card.md           the same in words
+    FOLDER/batch_N.onnx      one graph per batch size (ONNX), or batch_N.pt2 (AOTInductor), or model.safetensors (NumPy)
+    FOLDER/manifest.json     SHA-256 of every file
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+from flowpolicy.core.checkpoint import MANIFEST
+from flowpolicy.core.errors import CheckpointError
+from flowpolicy.core.files import read_json
+from flowpolicy.core.spec import Contract, load_contract
+from flowpolicy.policy.engines.engine import Shapes
+
+Format = Literal["onnx", "pt2", "numpy"]
+HEADER = "engine.json"
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Package:
+    """An export folder whose files all have the hashes of its manifest."""
+
+    folder: Path
+    """Where it is."""
+    contract: Contract
+    """What the policy may be used for and how."""
+    format: Format
+    """Kind of model."""
+    nfe: int
+    """Network evaluations per chunk, fixed at export."""
+    candidates: int
+    """Chunks generated per row."""
+    batches: tuple[int, ...]
+    """Batch sizes with a graph of their own; empty where any size will do."""
+    threads: int
+    """Threads that are compiled into the model; 0 where they are chosen at load."""
+    files: dict[str, str]
+    """Batch size, or 'any', to file name."""
+    policy: dict[str, Any]
+    """The policy's configuration as in ``config.json``."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """Sizes of the buffers."""
+        return Shapes(self.contract, self.candidates)
+
+    def read(self, batch: int | str) -> bytes:
+        """The bytes of a model file, which are the ones that the manifest names."""
+        return verified(self.folder, self.files[str(batch)], read_manifest(self.folder))
+
+
+def is_package(folder: Path) -> bool:
+    """Whether ``folder`` is, or was, written by ``flowpolicy export``."""
+    return (folder / HEADER).exists()
+
+
+def open_package(folder: Path) -> Package:
+    """Verify every file of an export folder and read what it says about itself.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, edited, or written by an unknown version.
+
+    """
+    manifest = read_manifest(folder)
+    for name in dict.fromkeys([HEADER, "contract.json", *manifest]):
+        verified(folder, name, manifest)
+    header = read_json(folder / HEADER)
+    if not isinstance(header, dict) or header.pop("schema", None) != SCHEMA:
+        raise CheckpointError(
+            f"{folder / HEADER} has an unknown schema version", fix="export again with this flowpolicy"
+        )
+    try:
+        package = Package(
+            folder=folder,
+            contract=load_contract(folder / "contract.json"),
+            batches=tuple(header.pop("batches")),
+            **{field: header[field] for field in ("format", "nfe", "candidates", "threads", "files", "policy")},
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / HEADER} does not describe a model: {error}", fix="export the run again"
+        ) from error
+    for name in package.files.values():
+        if name not in manifest:
+            raise CheckpointError(f"{folder / HEADER} names {name}, which the manifest does not", fix="export again")
+    return package
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """File name -> SHA-256."""
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or any(Path(name).name != name for name in manifest):
+        raise CheckpointError(f"{folder / MANIFEST} is no manifest of an export", fix="export the run again")
+    return manifest
+
+
+def verified(folder: Path, name: str, manifest: dict[str, str]) -> bytes:
+    """The bytes of a file after they were checked against the manifest."""
+    path = folder / name
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing", fix="copy the whole export folder, or export the run again")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != manifest.get(name):
+        raise CheckpointError(
+            f"{path} was altered or cut short after the export (its SHA-256 differs from {MANIFEST})",
+            fix="copy the whole export folder again, or export the run again",
+        )
+    return content
