@@ -73,7 +73,9 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
     """Train or resume with progress on the console, then draw the learning curves."""
     from flowpolicy.envs import find_env
     from flowpolicy.evaluate.curves import draw_curves
+    from flowpolicy.train.post_training import take_over
 
+    experiment = take_over(experiment, KINDS)
     env = find_env(experiment.env)
     if not experiment.data.path:
         experiment = dataclasses.replace(experiment, data=_generate(experiment, folder))
@@ -85,6 +87,11 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
         newest = trainer.train(report)
     draw_curves(folder / "metrics.csv", folder / "curves.png")
     sys.stdout.write(f"checkpoint {newest}\ncurves     {folder / 'curves.png'}\n")
+    if experiment.base:
+        from flowpolicy.evaluate.corrected_figure import draw_corrected
+
+        draw_corrected(folder / "metrics.csv", folder / "corrected.png")
+        sys.stdout.write(f"corrected  {folder / 'corrected.png'}\n")
 
 
 def _generate(experiment: Experiment, folder: Path) -> Any:

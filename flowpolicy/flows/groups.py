@@ -139,9 +139,7 @@ def softened_targets(rewards: Float[Tensor, "g k"], temperature: float) -> Float
     return (rewards / temperature).softmax(dim=1)
 
 
-def top_one(
-    scores: Float[Tensor, "g k"], rewards: Float[Tensor, "g k"], temperature: float
-) -> Float[Tensor, " g"]:
+def top_one(scores: Float[Tensor, "g k"], rewards: Float[Tensor, "g k"], temperature: float) -> Float[Tensor, " g"]:
     """Cross-entropy of ``softmax(scores)`` against the softened targets."""
     return scores.logsumexp(1) - (softened_targets(rewards, temperature) * scores).sum(1)
 

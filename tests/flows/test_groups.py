@@ -238,7 +238,7 @@ def test_the_scale_is_that_of_the_deviations_and_ignores_outliers():
     assert groups.global_scale(rewards, "none") == 1.0
     success = torch.zeros(100, 8, dtype=F64)
     success[::4, 0] = 1
-    with pytest.raises(ConfigError, match="--agent.scale deviation"):
+    with pytest.raises(ConfigError, match=r"--agent\.scale deviation"):
         groups.global_scale(success)
     assert groups.global_scale(success, "deviation") == pytest.approx((7 / 64 / 4) ** 0.5)
 
