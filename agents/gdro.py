@@ -133,7 +133,7 @@ class GDROAgent(ImitationAgent):
         self.scale = mathematics.global_scale(groups.score[~groups.held_out], config.scale)
         place: dict[str, Any] = {"seed": options["seed"], "device": options.get("device", "cpu")}
         self.assessor = Assessor(groups, base, self.scale, config.support_weight, **place)
-        self.assessment = Assessment()
+        self.assessment = Assessment(unsupported=self.assessor.start["unsupported"])
         self.beta = config.beta or 1.0
         if config.weight == "uniform" and not config.beta:
             self.beta = mathematics.calibrated_beta(self.assessor.reference_error)
@@ -267,7 +267,7 @@ class GDROAgent(ImitationAgent):
     def policy(self, weights: Mapping[str, Tensor] | None = None) -> Policy:
         """The policy with the chosen weights, or with those given."""
         policy = copy.deepcopy(self.assessor.base)  # a new one would draw its weights from the global generator
-        policy.contract = self.contract
+        policy.contract, policy.evaluations = self.contract, 0
         policy.actor.load_state_dict(dict(self.chosen() if weights is None else weights))
         return policy
 

@@ -8,6 +8,7 @@ nothing. [algorithms 3.7]
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,7 +118,7 @@ def fit_judge(
     caution: float,
     seed: int,
     config: CriticConfig = FIT,
-    steps: int = 1000,
+    epochs: int = 20,
 ) -> Judge:
     """Fit an ensemble to the scores of groups, as deviations from the mean of their group.
 
@@ -131,7 +132,7 @@ def fit_judge(
         caution: see :class:`Judge`.
         seed: of weights and batches.
         config: the ensemble; its members differ in their initial weights and their batches.
-        steps: updates of AdamW at batch 256 per member.
+        epochs: passes over the candidates per member, in batches of 256 by AdamW.
 
     """
     n, k, h, a = action.shape
@@ -146,8 +147,9 @@ def fit_judge(
     unit = target.square().mean().sqrt().clamp(min=1e-6)
     generator = torch_generator(seed, "judge batches")
     optimizer = torch.optim.AdamW(judge.critic.parameters(), lr=1e-3, weight_decay=1e-2)
-    for _ in range(steps):
-        index = torch.randint(n * k, (config.members, min(256, n * k)), generator=generator)
+    batch = min(256, n * k)
+    for _ in range(epochs * math.ceil(n * k / batch)):
+        index = torch.randint(n * k, (config.members, batch), generator=generator)
         values = judge.critic.members_on(inputs[index])
         loss = (values - (target / unit)[index]).square().mean()
         optimizer.zero_grad(set_to_none=True)

@@ -78,7 +78,7 @@ def _draw_gains(axes: Axes, curves: Curves) -> None:
 
 def _draw_distance(axes: Axes, curves: Curves) -> None:
     for name, label, colour in (("kl", "divergence from the base", BLUE), ("unsupported", "outside the data", ORANGE)):
-        axes.plot(*_from_the_base(curves["step"], curves[name]), color=colour, label=label, drawstyle="steps-post")
+        axes.plot(curves["step"], curves[name], color=colour, label=label, drawstyle="steps-post")
     axes.axvline(_chosen(curves), color=GREEN, linewidth=1.2)
     axes.set_title("nats per chunk", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
