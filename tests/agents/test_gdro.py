@@ -59,7 +59,7 @@ def bases():
     return {name: trained(config, gaussian, 200 if name == "dm1" else 150, lr=4e-3) for name, config in BASES.items()}
 
 
-def groups_of(policy, reward, *, states=256, candidates=8, seed=0, judged=None, steps=100):
+def groups_of(policy, reward, *, states=256, candidates=8, seed=0, judged=None, epochs=12):
     """Groups of a policy's own chunks; the training judge is fitted to ``reward``, the other to ``judged``."""
     obs, random = {"state": torch.zeros(states, 1, 1)}, torch_generator(seed, "groups")
     rows = {"state": obs["state"].repeat_interleave(candidates, 0)}
@@ -67,7 +67,7 @@ def groups_of(policy, reward, *, states=256, candidates=8, seed=0, judged=None, 
     score = reward(action.squeeze(2))
     judges = {
         name: fit_judge(
-            obs, action, f(action.squeeze(2)), normalizer(), caution=0.0, seed=seed, **FIT, steps=steps
+            obs, action, f(action.squeeze(2)), normalizer(), caution=0.0, seed=seed, **FIT, epochs=epochs
         ).store()
         for name, f in (("train", reward), ("held_out", judged or reward))
     }
@@ -123,7 +123,7 @@ def linear(action):
 @pytest.mark.parametrize("name", ["flow_bc", "dm1"])
 def test_learns_is_reproducible_and_resumes_bit_for_bit(name, bases):
     base = bases[name]
-    groups = groups_of(base, linear, steps=50)
+    groups = groups_of(base, linear, epochs=2)
     agent = build(base, groups, assess_every=3, bc_weight=0.5, anchor=0.1, reference_rate=0.01)
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
@@ -154,7 +154,7 @@ def test_learns_is_reproducible_and_resumes_bit_for_bit(name, bases):
 def test_gd_9_and_13_nothing_moves_without_a_preference(bases):
     """Equal rewards: the gate is shut; without a gate the gradient at the reference is zero all the same."""
     base = bases["dm1"]
-    groups = groups_of(base, linear, steps=20)
+    groups = groups_of(base, linear, epochs=1)
     groups.score = torch.ones_like(groups.score) + 0.0
     for gate in (0.1, 0.0):
         agent = build(base, groups, scale="none", gate=gate, map_weight=0.0)
@@ -174,7 +174,7 @@ def test_gd_9_and_13_nothing_moves_without_a_preference(bases):
 
 def test_gd_9_the_loss_at_the_reference_is_log_factorial(bases):
     base = bases["flow_bc"]
-    groups = groups_of(base, lambda a: 5.0 * torch.sign(a[..., 0] - 0.2), steps=20)  # every gate is open
+    groups = groups_of(base, lambda a: 5.0 * torch.sign(a[..., 0] - 0.2), epochs=1)  # every gate is open
     agent = build(base, groups, scale="none")
     random = torch_generator(0)
     rows = batch(groups, random)
@@ -189,7 +189,7 @@ def test_gd_9_the_loss_at_the_reference_is_log_factorial(bases):
 
 def test_gd_14_the_anchor_touches_the_best_candidate_alone(bases):
     base = bases["flow_bc"]
-    groups = groups_of(base, linear, steps=20)
+    groups = groups_of(base, linear, epochs=1)
     agent, random = build(base, groups, anchor=1.0, gate=0.0), torch_generator(0)
     rows = batch(groups, random)
     draws = agent.draw(rows["group", "action"], random)
@@ -210,7 +210,7 @@ def test_gd_14_the_anchor_touches_the_best_candidate_alone(bases):
 
 def test_rewards_plus_a_constant_of_the_state_train_the_same_policy(bases):
     base = bases["dm1"]
-    groups = groups_of(base, linear, steps=20)
+    groups = groups_of(base, linear, epochs=1)
     shifted = dataclasses.replace(groups, score=groups.score + 8.0 * torch.randint(-3, 4, (256, 1)))
     for objective in ("plackett_luce", "dgpo"):
         first, second = (build(base, each, objective=objective) for each in (groups, shifted))
@@ -225,7 +225,7 @@ def test_rewards_plus_a_constant_of_the_state_train_the_same_policy(bases):
 def test_a_linear_reward_moves_the_mean_by_its_variance_and_the_map_follows_in_one_evaluation(name, objective, bases):
     """KL-optimal mean: base mean + variance / temperature, in units of the scale; 16 draws, 16 candidates."""
     base = bases[name]
-    groups = groups_of(base, linear, candidates=16, states=512, steps=20)
+    groups = groups_of(base, linear, candidates=16, states=512, epochs=1)
     start = sample(base)
     agent = build(base, groups, objective=objective, scale="none", temperature=0.3, gate=0.0, draws=16)
     run(agent, groups, 250)
@@ -250,7 +250,7 @@ def test_mode_odds_follow_the_closed_form():
     config = FlowBC(net=MLP(width=96, depth=3), encoder=StateEncoder(width=8), **SIZES)
     base = trained(config, two_modes, 800, rows=256)
     share = float((sample(base)[:, 0] > 0).float().mean())
-    groups = groups_of(base, lambda a: 1.0 * (a[..., 0] > 0), candidates=16, states=512, steps=20)
+    groups = groups_of(base, lambda a: 1.0 * (a[..., 0] > 0), candidates=16, states=512, epochs=1)
     agent = build(base, groups, scale="none", temperature=0.8, gate=0.0, draws=8)
     run(agent, groups, 300, draw=two_modes)
     odds = share / (1 - share) * 2.718281828 ** (1 / 0.8)
@@ -261,7 +261,7 @@ def test_mode_odds_follow_the_closed_form():
 def test_a_map_stays_consistent_with_its_own_flow(bases):
     """MF-5 after post-training: one jump and many jumps land close together, as before it."""
     base = bases["dm1"]
-    groups = groups_of(base, linear, steps=20)
+    groups = groups_of(base, linear, epochs=1)
     agent = build(base, groups, scale="none", temperature=0.5, draws=8)
     run(agent, groups, 120)
 
@@ -344,7 +344,7 @@ def test_every_objective_raises_the_reward(objective, bases):
 )
 def test_every_option_that_decides_weights_changes_them(field, value, bases):
     base = bases["dm1"]
-    groups = groups_of(base, linear, states=64, steps=5)
+    groups = groups_of(base, linear, states=64, epochs=1)
     plain, changed = build(base, groups), build(base, groups, **{field: value})
     for agent in (plain, changed):
         run(agent, groups, 2)
@@ -354,7 +354,7 @@ def test_every_option_that_decides_weights_changes_them(field, value, bases):
 
 def test_uniform_weight_is_calibrated_by_the_error_of_the_reference(bases):
     base = bases["flow_bc"]
-    agent = build(base, groups_of(base, linear, steps=5), weight="uniform")
+    agent = build(base, groups_of(base, linear, epochs=1), weight="uniform")
     # Two dimensions of deviation 0.3: pi sigma / 2 each (GD-11); the base's own error comes on top.
     assert 1 / (0.1 * agent.beta) == pytest.approx(2 * 0.4712, rel=0.3)
 
@@ -385,7 +385,7 @@ def test_a_fitted_judge_knows_the_advantage_and_not_the_value_of_the_state():
     obs = {"state": torch.rand(256, 1, 1, generator=random)}
     action = 2 * torch.rand(256, 8, 1, 2, generator=random) - 1
     score = 100 * obs["state"].squeeze(2) + action[:, :, 0, 0]
-    judge = fit_judge(obs, action, score, normalizer(), caution=0.0, seed=0, steps=600)
+    judge = fit_judge(obs, action, score, normalizer(), caution=0.0, seed=0, epochs=40, **FIT)
     fresh = 2 * torch.rand(500, 1, 2, generator=random) - 1
     found = judge({"state": torch.rand(500, 1, 1, generator=random)}, fresh)
     assert torch.corrcoef(torch.stack([found, fresh[:, 0, 0]]))[0, 1] > 0.97
@@ -394,6 +394,6 @@ def test_a_fitted_judge_knows_the_advantage_and_not_the_value_of_the_state():
 
 def test_a_group_file_without_judges_is_refused(bases):
     base = bases["flow_bc"]
-    groups = dataclasses.replace(groups_of(base, linear, steps=5), judges={})
+    groups = dataclasses.replace(groups_of(base, linear, epochs=1), judges={})
     with pytest.raises(DataError, match="--held-out-share"):
         build(base, groups)

@@ -14,6 +14,8 @@ from flowpolicy.data.groups import read_groups
 from flowpolicy.policy import Policy
 from flowpolicy.train.verify import compare
 
+pytestmark = pytest.mark.timeout(900)
+
 SMALL = ["--agent.net.width", "16", "--agent.net.depth", "1", "--no-tensorboard", "--data.path", "toy.hdf5"]
 TRAIN = ["--steps", "20", "--checkpoint-every", "10", "--keep-checkpoints", "0", "--agent.assess-every", "5"]
 
@@ -109,7 +111,7 @@ def test_critic_and_returns_are_deterministic(home):
         (["groups", "make", "absent", "--source", "returns", "--out", "x"], "flowpolicy train"),
         (["train", "debug-gdro"], "--base RUN --groups FILE"),
         (["train", "debug-gdro", "--base", "base", "--groups", "toy.hdf5"], "not a group file"),
-        (["train", "debug-gdro", "--base", "base", "--groups", "x", "--agent.chunk", 3], "the base has"),
+        (["train", "debug-gdro", "--base", "base", "--groups", "x", "--agent.nfe", 3], "the base has 10"),
         (["train", "debug", "--base", "base"], "has no meaning"),
         (["groups", "picture", "base"], "gdro"),
     ],
