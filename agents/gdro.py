@@ -91,6 +91,8 @@ class GDRO(ImitationConfig):
 
     def build(self, *args: Any, **kwargs: Any) -> GDROAgent:
         """The agent in training; arguments of :class:`GDROAgent`."""
+        if kwargs.keys().isdisjoint({"base", "groups"}):
+            raise ConfigError("GDRO post-trains and cannot start from nothing", expected="--base RUN --groups FILE")
         return GDROAgent(self, *args, **kwargs)
 
 
@@ -100,9 +102,8 @@ class Draws(NamedTuple):
     t: Float[Tensor, "g m"]
     noise: Float[Tensor, "g m h a"]
     tie: Float[Tensor, "g k"]
-    """Order of candidates that tie."""
     member: Float[Tensor, " g"]
-    """Which candidate the map is trained on, by the distribution function of the softened targets."""
+    """Which candidate the map is trained on, see :func:`flowpolicy.flows.groups.tilted_choice`."""
     bc_t: Float[Tensor, " b"]
     bc_noise: Float[Tensor, "b h a"]
 
@@ -210,8 +211,7 @@ class GDROAgent(ImitationAgent):
         }
         weights = {"group_loss": 1.0, "anchor_loss": config.anchor, "bc_loss": config.bc_weight}
         if config.sampler == "map":
-            targets = mathematics.softened_targets(scaled, config.temperature)
-            chosen = (targets.cumsum(1) < random.member.unsqueeze(1)).sum(1).clamp(max=targets.shape[1] - 1)
+            chosen = mathematics.tilted_choice(mathematics.softened_targets(scaled, config.temperature), random.member)
             tilted = chunks[torch.arange(len(chunks), device=chunks.device), chosen]
             terms["map_loss"] = self.map_loss(windows, obs, tilted, valid, *draws[6:])
             weights["map_loss"] = config.map_weight

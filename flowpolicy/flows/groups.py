@@ -139,6 +139,11 @@ def softened_targets(rewards: Float[Tensor, "g k"], temperature: float) -> Float
     return (rewards / temperature).softmax(dim=1)
 
 
+def tilted_choice(targets: Float[Tensor, "g k"], uniform: Float[Tensor, " g"]) -> Int64[Tensor, " g"]:
+    """A candidate per group drawn from ``targets``: where their distribution function passes ``uniform``."""
+    return (targets.cumsum(1) < uniform.unsqueeze(1)).sum(1).clamp(max=targets.shape[1] - 1)
+
+
 def top_one(scores: Float[Tensor, "g k"], rewards: Float[Tensor, "g k"], temperature: float) -> Float[Tensor, " g"]:
     """Cross-entropy of ``softmax(scores)`` against the softened targets."""
     return scores.logsumexp(1) - (softened_targets(rewards, temperature) * scores).sum(1)

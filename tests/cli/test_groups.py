@@ -10,7 +10,7 @@ import pytest
 
 from flowpolicy.cli import main
 from flowpolicy.core import checkpoint
-from flowpolicy.data.groups import read_groups
+from flowpolicy.data.groups import read_groups, write_groups
 from flowpolicy.policy import Policy
 from flowpolicy.train.verify import compare
 
@@ -90,6 +90,18 @@ def test_killed_and_resumed_equals_uninterrupted(trained, home):
     (home / "killed" / "checkpoints" / "LATEST").write_text("step_00000010\n")
     succeed("resume", "killed", cwd=home)
     compare(checkpoint.resolve(trained), checkpoint.resolve(home / "killed"))
+
+
+def test_changed_groups_are_not_resumed_on(trained, home):
+    whole = (home / "sim.hdf5").read_bytes()
+    groups = read_groups(home / "sim.hdf5")
+    groups.score[0, 0] += 1
+    write_groups(home / "sim.hdf5", groups)
+    try:
+        code, _, err = flowpolicy("resume", "run", cwd=home)
+    finally:
+        (home / "sim.hdf5").write_bytes(whole)
+    assert code == 2 and "the groups of the run, sim.hdf5, changed" in err
 
 
 def test_critic_and_returns_are_deterministic(home):

@@ -274,7 +274,7 @@ def test_dgpo_pulls_good_candidates_and_pushes_bad_ones():
     centred = REWARDS - REWARDS.mean()
     assert torch.allclose(slope, 0.5 * centred / centred.square().mean().sqrt() / 4)
     tied = groups.group_loss("dgpo", zeros, errors, torch.ones(1, 4, dtype=F64), 1.0, order_of(REWARDS))
-    assert float(tied) == 0.0
+    assert float(tied.detach()) == 0.0
 
 
 def test_regression_weighs_errors_by_the_softened_targets():
@@ -282,6 +282,14 @@ def test_regression_weighs_errors_by_the_softened_targets():
     expected = (torch.softmax(REWARDS / 0.3, 1) * errors).sum()
     found = groups.group_loss("regression", errors, errors, REWARDS, 0.3, order_of(REWARDS))
     assert float(found) == pytest.approx(float(expected))
+
+
+def test_a_tilted_choice_has_the_frequencies_of_the_targets():
+    targets = groups.softened_targets(REWARDS, 0.4)
+    uniform = (torch.arange(10_000, dtype=F64) + 0.5) / 10_000
+    found = torch.bincount(groups.tilted_choice(targets.expand(10_000, 4), uniform), minlength=4) / 10_000
+    assert torch.allclose(found.double(), targets[0], atol=2e-4)
+    assert groups.tilted_choice(targets, tensor(1.0)).tolist() == [3]
 
 
 MEAN, DEVIATION, SLOPE, TAU = 0.1, 0.4, 1.0, 0.5
