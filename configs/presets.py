@@ -9,6 +9,7 @@ from flowpolicy.agents.dm1 import DM1
 from flowpolicy.agents.fisher import Fisher
 from flowpolicy.agents.flow_bc import FlowBC
 from flowpolicy.agents.fql import FQL
+from flowpolicy.agents.gdro import GDRO
 from flowpolicy.agents.ifql import IFQL
 from flowpolicy.agents.imitation import Optimizer
 from flowpolicy.agents.iql import IQL
@@ -49,6 +50,7 @@ KINDS: dict[str, type] = {
     "rebrac": ReBRAC,
     "fisher": Fisher,
     "mean_flow_q": MeanFlowQ,
+    "gdro": GDRO,
     **POLICY_KINDS,
 }
 """Tags of the config classes in ``config.json``."""
@@ -79,15 +81,21 @@ DEBUG = Experiment(
 UNSCALED = NormalizerConfig(obs="none")
 SMALL_CRITIC = CriticConfig(width=64, depth=2)
 FQL_TOY = replace(DEBUG, agent=FQL(net=Plain(width=64, depth=2), critic=SMALL_CRITIC, normalize_q=True, alpha=1.0))
+# Post-training: the run that is named by --base decides environment, network, sizes and scaling.
+GDRO_ARM = Experiment(agent=GDRO(scale="deviation"), env="lift", steps=1_500, batch_size=32, checkpoint_every=100)
+DEBUG_GDRO = replace(DEBUG, agent=GDRO(assess_every=50), batch_size=16)
 MIN = CriticConfig(aggregate="min")
 DOOR_RL = replace(DOOR, agent=FQL(alpha=30_000.0, critic=MIN), normalizer=UNSCALED, steps=500_000)
 
 PRESETS: dict[str, tuple[str, Experiment]] = {
     "debug": ("Flow BC on toy data that it generates itself; no simulator, seconds", DEBUG),
+    "debug-gdro": ("GDRO on a 'debug' run and groups of it; no simulator, seconds", DEBUG_GDRO),
     "fql-toy": ("FQL on the same toy data; no simulator, seconds", FQL_TOY),
     "dm1-lift": ("DM1 on robosuite Lift, one evaluation per chunk", LIFT),
     "flow-bc-lift": ("Flow BC on robosuite Lift, ten evaluations per chunk", replace(LIFT, agent=FLOW_BC_ARM)),
     "regression-lift": ("Regression control on robosuite Lift", replace(LIFT, agent=REGRESSION_ARM)),
+    "gdro-lift": ("GDRO: post-train a Lift run on groups of its chunks", GDRO_ARM),
+    "gdro-can": ("GDRO: post-train a PickPlaceCan run on groups of its chunks", replace(GDRO_ARM, env="can")),
     "dm1-can": ("DM1 on robosuite PickPlaceCan", CAN),
     "flow-bc-can": ("Flow BC on robosuite PickPlaceCan", replace(CAN, agent=FLOW_BC_ARM)),
     "regression-can": ("Regression control on robosuite PickPlaceCan", replace(CAN, agent=REGRESSION_ARM)),
@@ -106,6 +114,10 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "mean-flow-q-door-human": (
         "MeanFlow Q-learning on Adroit door, one evaluation",
         replace(DOOR_RL, agent=MeanFlowQ(critic=MIN, alpha=900.0, normalize_q=False)),
+    ),
+    "gdro-cube-single": (
+        "GDRO: post-train a cube-single run on groups of its actions",
+        replace(GDRO_ARM, env="cube-single", agent=GDRO(), batch_size=64, steps=20_000, checkpoint_every=1_000),
     ),
     **OGBENCH,
 }

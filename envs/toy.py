@@ -15,7 +15,7 @@ import numpy as np
 
 from flowpolicy.core.seed import derive, numpy_generator
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
-from flowpolicy.data.robomimic import read_initial_state
+from flowpolicy.data.robomimic import StoredState, read_initial_state
 from flowpolicy.envs.recording import Recording, make_episode
 from flowpolicy.envs.replay import replay_episodes, require_recorded_in
 from flowpolicy.envs.vector import Outcome, SerialVecEnv
@@ -83,6 +83,11 @@ class ToyEnv:
         """Start the initial state that ``seed`` draws, below the obstacle."""
         self.position = np.array([0.0, -1.0]) + np.random.default_rng(seed).uniform(-0.3, 0.3, size=2)
         self._steps = 0
+        return self._observe()
+
+    def restore(self, stored: StoredState) -> dict[str, np.ndarray]:
+        """Continue an episode from a stored state."""
+        self.position, self._steps = np.array(stored.state, dtype=np.float64), len(stored.actions)
         return self._observe()
 
     def step(self, action: np.ndarray) -> Outcome:

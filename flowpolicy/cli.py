@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("data", "make TASK | info FILE: generate demonstrations, describe a file"),
     "doctor": ("doctor", "check a dataset file, and with --env replay it in the simulator"),
     "train": ("train", "train PRESET on a dataset file"),
+    "groups": ("groups", "make RUN | picture RUN: scored candidates of a run, for the presets gdro-*"),
     "resume": ("resume", "continue a run that was stopped, bit for bit"),
     "online": ("online", "continue RUN with environment steps, mixing its own experience with the file"),
     "eval": ("evaluate", "success and return of a run on an evaluation plan, with intervals"),

@@ -130,10 +130,14 @@ def info(file: Annotated[Path, tyro.conf.Positional], /) -> None:
     """Describe a dataset file as a table.
 
     Args:
-        file: RoboMimic, D4RL or Minari HDF5, or OGBench npz.
+        file: RoboMimic, D4RL or Minari HDF5, OGBench npz, or a group file.
 
     """
     from flowpolicy.data.doctor import describe
-    from flowpolicy.data.report import print_description
+    from flowpolicy.data.groups import describe_groups, is_groups, read_groups
+    from flowpolicy.data.report import print_description, print_rows
 
+    if is_groups(file):
+        print_rows(str(file), describe_groups(read_groups(file)), console())
+        return
     print_description(describe(file), console())

@@ -82,8 +82,10 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
     """Train or resume with progress on the console, then draw the learning curves."""
     from flowpolicy.envs import find_env
     from flowpolicy.evaluate.curves import draw_curves
+    from flowpolicy.train.post_training import take_over
 
     keep_freed_memory()
+    experiment = take_over(experiment, KINDS)
     env = find_env(experiment.env)
     if not experiment.data.path:
         experiment = dataclasses.replace(experiment, data=_generate(experiment, folder))
@@ -99,6 +101,11 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
     if (folder / "episodes.csv").exists():
         draw_curves(folder / "episodes.csv", folder / "online.png", "environment step")
         sys.stdout.write(f"episodes   {folder / 'online.png'}\n")
+    if experiment.base:
+        from flowpolicy.evaluate.corrected_figure import draw_corrected
+
+        draw_corrected(folder / "metrics.csv", folder / "corrected.png")
+        sys.stdout.write(f"corrected  {folder / 'corrected.png'}\n")
 
 
 @contextmanager

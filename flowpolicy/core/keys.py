@@ -19,6 +19,9 @@ key                dataset shape       batch shape     meaning
 "next_action"                          (b, a)          action of the data in that row
 =================  ==================  ==============  ====================================================
 
+Batches of post-training hold, under "group", b groups of k candidates: their own "obs", "action" (b, k, h, a),
+"valid" and "score" (b, k).
+
 Flow time: noise at t = 0, data at t = 1, velocity = data - noise; generation integrates upwards.
 """
 
@@ -32,3 +35,5 @@ VALID = "valid"
 STEPS = "steps"
 NEXT_OBS = "next_obs"
 NEXT_ACTION = "next_action"
+GROUP = "group"
+SCORE = "score"

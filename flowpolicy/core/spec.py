@@ -113,6 +113,16 @@ class Contract:
     """Filter key that selected the training episodes; empty means all."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     """Versions of the libraries that the policy was trained with."""
+    base: str = ""
+    """Checkpoint that was post-trained; empty for a policy that was trained from scratch."""
+    base_sha256: str = ""
+    """Hash of that checkpoint."""
+    groups: str = ""
+    """Name of the file of scored candidates that it was post-trained on."""
+    groups_sha256: str = ""
+    """Hash of that file."""
+    groups_source: str = ""
+    """'critic', 'returns', or 'simulator': then the policy saw labels from the simulator and is no offline result."""
 
     def require(self, other: Spec, what: str, fix: str) -> None:
         """Raise :class:`ContractError` unless ``other`` offers what the policy was trained for.

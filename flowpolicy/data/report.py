@@ -17,10 +17,15 @@ _LISTED = 8
 
 def print_description(description: Description, console: Console) -> None:
     """Print the facts about a file as a table."""
-    table = Table(title=str(description.path), show_header=False, title_justify="left")
+    print_rows(str(description.path), _rows(description), console)
+
+
+def print_rows(title: str, rows: Sequence[tuple[str, str]], console: Console) -> None:
+    """Print names and values as a table."""
+    table = Table(title=title, show_header=False, title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in _rows(description):
+    for name, value in rows:
         table.add_row(name, value)
     console.print(table)
 

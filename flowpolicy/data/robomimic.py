@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -178,6 +178,32 @@ def read_initial_state(path: Path, name: str) -> tuple[NDArray[Any], str]:
         demo = require_group(require_group(file, "data", path), name, path)
         states = read_array(demo, "states", path)
         return states[0], str(demo.attrs.get("model_file", ""))
+
+
+class StoredState(NamedTuple):
+    """Where an episode stood before one of its actions."""
+
+    state: NDArray[Any]
+    """(n,) flat simulator state."""
+    model_xml: str
+    """The model; empty when not stored."""
+    actions: NDArray[Any]
+    """(t, a) the actions before it: a gripper remembers them, and the state does not hold that."""
+
+
+def read_stored_state(path: Path, name: str, step: int) -> StoredState:
+    """The simulator state before action ``step`` of an episode.
+
+    Raises:
+        DataError: the file holds no simulator states, or the episode is shorter.
+
+    """
+    with open_hdf5(path) as file:
+        demo = require_group(require_group(file, "data", path), name, path)
+        states, actions = read_array(demo, "states", path), read_array(demo, "actions", path)
+        if not 0 <= step < len(states):
+            raise DataError(f"{path}: data/{name}/states has {len(states)} rows", expected=f"a row {step}")
+        return StoredState(states[step], str(demo.attrs.get("model_file", "")), actions[:step])
 
 
 def _units(arm: dict[str, Any]) -> str:

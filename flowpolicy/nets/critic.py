@@ -83,6 +83,10 @@ class Critic(nn.Module):
         """Mean or minimum over the members."""
         return values.mean(0) if self.config.aggregate == "mean" else values.amin(0)
 
+    def members_on(self, rows: Float[Tensor, "n b i"]) -> Float[Tensor, "n b"]:
+        """Values where every network has rows of its own, as a bootstrap of the data gives them."""
+        return self._apply_layers(rows, frozen=False)
+
     def target(self) -> Critic:
         """A copy of the members for :func:`polyak`, without those held out and without gradients."""
         copy = Critic(dataclasses.replace(self.config, held_out=0), self.inputs)
@@ -92,7 +96,9 @@ class Critic(nn.Module):
 
     def _values(self, inputs: Iterable[Tensor], networks: int, *, frozen: bool) -> Tensor:
         rows = torch.cat([x.flatten(1) for x in inputs], dim=1)
-        hidden = rows.expand(networks, *rows.shape)
+        return self._apply_layers(rows.expand(networks, *rows.shape), frozen)
+
+    def _apply_layers(self, hidden: Tensor, frozen: bool) -> Tensor:
         for layer in self.layers:
             hidden = layer(hidden, frozen)
         output: Tensor = self.head(hidden, frozen)

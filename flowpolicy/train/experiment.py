@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
+
+import torch
+from tensordict import TensorDict
 
 from flowpolicy.core.errors import ConfigError, DataError
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.data.dataset import DataConfig, Dataset
+from flowpolicy.data.groups import Groups, GroupSampler
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
@@ -22,6 +26,10 @@ class Experiment:
     """Algorithm and its options."""
     env: str
     """Environment that the policy is meant for; its spec enters the contract."""
+    base: str = ""
+    """Run that is post-trained; it decides environment, network and scaling. Presets gdro-* only."""
+    groups: str = ""
+    """File of scored candidates of the base, from flowpolicy groups make. Presets gdro-* only."""
     data: DataConfig = DataConfig()
     """Training file."""
     normalizer: NormalizerConfig = NormalizerConfig()
@@ -106,11 +114,21 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
     return contract
 
 
-def make_sampler(experiment: Experiment, dataset: Dataset) -> WindowSampler:
-    """The source of batches that the agent asks for: its ``needs`` is 'windows' or 'transitions'."""
+class Batches(Protocol):
+    """A source of batches."""
+
+    def draw(self, generator: torch.Generator) -> TensorDict:
+        """A batch; the generator is the only source of randomness."""
+
+
+def make_sampler(experiment: Experiment, dataset: Dataset, groups: Groups | None = None) -> Batches:
+    """The source of batches that the agent asks for: its ``needs`` is 'windows', 'transitions' or 'groups'."""
     agent = experiment.agent
+    sizes = (agent.history, agent.chunk, experiment.batch_size, experiment.device)
+    if groups is not None:
+        return GroupSampler(WindowSampler(dataset, *sizes), groups)
     if agent.needs == "windows":
-        return WindowSampler(dataset, agent.history, agent.chunk, experiment.batch_size, experiment.device)
+        return WindowSampler(dataset, *sizes)
     return transition_sampler(experiment, dataset, experiment.batch_size)
 
 

@@ -23,8 +23,9 @@ from flowpolicy.core.spec import Contract, Spec, load_contract, save_contract
 from flowpolicy.data.dataset import Dataset, load_dataset
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.data.replay import MixedReplay
-from flowpolicy.data.windows import WindowSampler, require_whole_chunks
+from flowpolicy.data.windows import require_whole_chunks
 from flowpolicy.train.experiment import (
+    Batches,
     Experiment,
     make_contract,
     make_sampler,
@@ -33,6 +34,7 @@ from flowpolicy.train.experiment import (
 )
 from flowpolicy.train.log import Logger, make_loggers
 from flowpolicy.train.online import OnlineSource
+from flowpolicy.train.post_training import load_start, require_same_start
 
 Report = Callable[[int, dict[str, float]], None]
 """Called with the finished updates and the newest metrics; drives the progress bar."""
@@ -87,23 +89,26 @@ class Trainer:
                 f"{run} already holds a run", fix=f"flowpolicy resume {run}, or choose another --out folder"
             )
         dataset = load_dataset(experiment.data)
-        self.contract: Contract = make_contract(experiment, dataset, env)
+        self.contract: Contract
+        self.contract, start = load_start(experiment, make_contract(experiment, dataset, env))
         if newest:
             stored = load_contract(newest / "contract.json")
             require_same_data(self.contract, stored)
+            require_same_start(self.contract, stored)
             self.contract = stored
         if experiment.data.short_episodes == "refuse":
             require_whole_chunks(dataset, experiment.agent.chunk)
         self.agent: Agent = experiment.agent.build(
             self.contract,
-            Normalizer.fit(dataset, experiment.normalizer),
+            start["base"].normalizer if start else Normalizer.fit(dataset, experiment.normalizer),
+            **start,
             steps=experiment.steps,
             seed=experiment.seed,
             compile=experiment.compile,
             device=experiment.device,
         )
-        self.batches: WindowSampler | OnlineSource = (
-            self._collect(dataset, slot) if slot else make_sampler(experiment, dataset)
+        self.batches: Batches = (
+            self._collect(dataset, slot) if slot else make_sampler(experiment, dataset, start.get("groups"))
         )
         # The position of the batch stream is also the sampler's cursor: batches are drawn with replacement.
         self.streams = {
@@ -140,9 +145,9 @@ class Trainer:
         )
         newest, due = self.run, False
         try:
-            while self.step < experiment.steps:
+            while not self._finished():
                 metrics = self._update(clock)
-                last = self.step == experiment.steps
+                last = self._finished()
                 if last or self.step % experiment.log_every == 0:
                     report(self.step, self._log(metrics, clock, loggers))
                 due |= self.step % experiment.checkpoint_every == 0
@@ -158,6 +163,10 @@ class Trainer:
     def _resumable(self) -> bool:
         """Whether a checkpoint of this moment holds everything: not while an episode is being collected."""
         return not isinstance(self.batches, OnlineSource) or self.batches.at_boundary
+
+    def _finished(self) -> bool:
+        """Whether all updates are done, or the agent, if it is of the kind that does, has stopped early."""
+        return self.step >= self.experiment.steps or bool(getattr(self.agent, "stopped", False))
 
     def _update(self, clock: Clock) -> Metrics:
         start = time.perf_counter()
@@ -249,12 +258,18 @@ class Trainer:
 
     def _card(self) -> str:
         contract = self.contract
+        start = [
+            f"- post-trained from {contract.base}, SHA-256 {contract.base_sha256}",
+            f"- on {contract.groups_source} groups: {contract.groups}, SHA-256 {contract.groups_sha256}"
+            + (" (labelled in the simulator: no offline result)" if contract.groups_source == "simulator" else ""),
+        ]
         return "\n".join(
             [
                 f"# {type(self.experiment.agent).__name__} for {contract.spec.env_id}",
                 "",
                 f"- updates: {self.step} of {self.experiment.steps}, seed {self.experiment.seed}",
                 f"- data: {contract.dataset_id}, SHA-256 {contract.dataset_sha256}",
+                *(start if contract.base else []),
                 f"- acts in {contract.nfe} network evaluation(s) per chunk of {contract.chunk} actions, "
                 f"{contract.execute} of which are executed",
                 f"- action: {contract.spec.action.convention}, {contract.spec.action.units}, "

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from flowpolicy.commands.group_sources import open_request
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.seed import numpy_generator, torch_generator
+from flowpolicy.data.dataset import DataConfig
+from flowpolicy.data.groups import write_groups
 from flowpolicy.data.ogbench import write_npz
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 from flowpolicy.envs import find_env
@@ -20,6 +23,7 @@ from flowpolicy.evaluate.report import make_evaluation
 from flowpolicy.evaluate.rollout import rollout
 from flowpolicy.policy import Policy
 from flowpolicy.train import Trainer
+from flowpolicy.train.post_training import take_over
 from flowpolicy.train.verify import compare
 
 LENGTH = 40
@@ -54,11 +58,13 @@ def random_file(path, env):
     return path
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_preset(name, tmp_path):
+BASES = {"gdro-lift": "dm1-lift", "gdro-can": "flow-bc-can", "gdro-cube-single": "flow-bc-cube-single"}
+
+
+def short(name, data):
+    """The preset on noise, two updates long."""
     experiment = PRESETS[name][1]
-    data = random_file(tmp_path / "data.hdf5", experiment.env)
-    experiment = dataclasses.replace(
+    return dataclasses.replace(
         experiment,
         data=dataclasses.replace(experiment.data, path=str(data)),
         steps=2,
@@ -68,6 +74,27 @@ def test_preset(name, tmp_path):
         compile=False,
         tensorboard=False,
     )
+
+
+def post_training(name, data, folder):
+    """A post-training preset with a base of two updates and groups of it."""
+    base = short(BASES.get(name, "debug"), data)
+    Trainer(base, folder / "base", find_env(base.env).spec(), KINDS).train()
+    request = open_request(folder / "base", data=None, states=8, candidates=4, seed=0, share=0.4, nfe=None)
+    found = request.candidate_chunks()
+    score = found.action.mean((2, 3))
+    judges = request.fitted(found, score, 0.0)
+    write_groups(folder / "groups.hdf5", request.groups(found, score, judges, "critic"))
+    experiment = dataclasses.replace(short(name, data), data=DataConfig())
+    experiment = dataclasses.replace(experiment, base=str(folder / "base"), groups=str(folder / "groups.hdf5"))
+    return take_over(experiment, KINDS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset(name, tmp_path):
+    data = random_file(tmp_path / "data.hdf5", PRESETS[name][1].env)
+    gdro = PRESETS[name][1].agent.needs == "groups"
+    experiment = post_training(name, data, tmp_path) if gdro else short(name, data)
     env = find_env(experiment.env)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     Trainer(experiment, whole, env.spec(), KINDS).train()

@@ -1,0 +1,138 @@
+"""Score candidate chunks in the simulator: execute them from stored states and let the policy finish the episode.
+
+One call labels one state, and depends on its arguments alone: labels do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.data.robomimic import StoredState, read_stored_state
+from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
+from flowpolicy.envs.toy import ToyConfig, ToyEnv
+from flowpolicy.envs.vector import Outcome
+
+RESTORABLE = ("lift", "can", "toy")
+"""Environments that can start from a stored state in the middle of an episode."""
+
+
+class RestorableEnv(Protocol):
+    """An environment that can start from a stored state."""
+
+    def restore(self, stored: StoredState) -> dict[str, np.ndarray]:
+        """Continue an episode from a stored state."""
+
+    def step(self, action: np.ndarray) -> Outcome:
+        """Apply one action (a,) in environment units."""
+
+
+class RestorableRobosuite(RobosuiteEnv):
+    """robosuite, from stored states: simulator, posture of the arm, and what the gripper remembers."""
+
+    _xml = ""
+
+    def restore(self, stored: StoredState) -> dict[str, np.ndarray]:
+        """Continue an episode from a stored state."""
+        # Compiling a model takes longer than many steps: the one that is loaded is kept where it is the same.
+        obs = self.load("" if stored.model_xml == self._xml else stored.model_xml, stored.state)
+        self._xml, self._steps = stored.model_xml, len(stored.actions)
+        for robot in self.sim_env.robots:
+            for gripper in robot.gripper.values():
+                # Its command is a running sum of signs, clipped: closing takes several steps.
+                gripper.current_action = np.zeros(gripper.dof)
+                for action in stored.actions:
+                    gripper.format_action(np.asarray(action[-gripper.dof :], dtype=np.float64))
+        return obs
+
+
+def require_restorable(config: Any, name: str) -> None:
+    """Raise :class:`ConfigError` where an environment cannot start from a stored state."""
+    if not isinstance(config, RobosuiteConfig | ToyConfig):
+        raise ConfigError(
+            f"{name} cannot start from a stored state in the middle of an episode",
+            expected=f"one of {', '.join(RESTORABLE)}",
+            fix="use --source critic or --source returns",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Outcomes of the k candidates of one state, r rollouts each."""
+
+    success: np.ndarray
+    """(k, r) bool."""
+    steps: np.ndarray
+    """(k, r) int64: steps from the state to success, or to the horizon."""
+
+
+class CandidateRunner:
+    """Executes candidates; lives in a worker process.
+
+    Args:
+        config: the environment.
+        policy: checkpoint folder of the policy that completes the episodes.
+        data: RoboMimic file with the simulator states.
+
+    """
+
+    def __init__(self, config: RobosuiteConfig | ToyConfig, policy: Path, data: Path) -> None:
+        import torch
+
+        from flowpolicy.policy import Policy
+
+        torch.set_num_threads(1)
+        self.policy, self.data = Policy.load(policy), data
+        self.env: RestorableEnv = (
+            RestorableRobosuite.create(config) if isinstance(config, RobosuiteConfig) else ToyEnv(config.horizon)
+        )
+
+    def label(
+        self, episode: str, step: int, history: Mapping[str, np.ndarray], chunks: np.ndarray, seed: int, rollouts: int
+    ) -> Labels:
+        """Label the candidates of one state.
+
+        Args:
+            episode: name in the data file, e.g. 'demo_3'.
+            step: row of the episode.
+            history: name -> (o, d), the observations up to that row.
+            chunks: (k, h, a) candidates, each of which is executed as a whole.
+            seed: of the policy's noise in the completions; rollout j has the same for all candidates.
+            rollouts: r.
+
+        """
+        stored = read_stored_state(self.data, episode, step)
+        success = np.zeros((len(chunks), rollouts), dtype=bool)
+        steps = np.zeros((len(chunks), rollouts), dtype=np.int64)
+        for k, chunk in enumerate(chunks):
+            for r in range(rollouts):
+                success[k, r], steps[k, r] = self._run(stored, history, chunk, (seed, episode, step, r))
+        return Labels(success, steps)
+
+    def _run(
+        self, stored: StoredState, history: Mapping[str, np.ndarray], chunk: np.ndarray, stream: tuple[Any, ...]
+    ) -> tuple[bool, int]:
+        import torch
+
+        contract = self.policy.contract
+        generator = torch_generator(stream[0], "complete", *stream[1:])
+        self.env.restore(stored)
+        past = {key: deque(history[key], maxlen=contract.history) for key in contract.spec.observation}
+        waiting, taken = deque(chunk), 0
+        while True:
+            if not waiting:
+                obs = {key: torch.from_numpy(np.stack(values)[None]).float() for key, values in past.items()}
+                waiting.extend(self.policy.act(obs, generator)[0, : contract.execute].numpy())
+            outcome = self.env.step(waiting.popleft())
+            taken += 1
+            for key, values in past.items():
+                values.append(outcome.obs[key])
+            if outcome.success or outcome.terminated or outcome.truncated:
+                return outcome.success, taken

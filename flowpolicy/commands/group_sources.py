@@ -1,0 +1,214 @@
+"""Where the scores of a group file come from: a critic, the simulator, or the returns in the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowpolicy.agents.judges import Judge, critic_judges, fit_judge
+from flowpolicy.agents.value_learning import ValueAgent
+from flowpolicy.configs.presets import KINDS
+from flowpolicy.core.checkpoint import FOLDER, resolve
+from flowpolicy.core.config import decode
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.files import read_json, read_tensors
+from flowpolicy.core.spec import Contract, load_contract
+from flowpolicy.data.dataset import Dataset, load_dataset
+from flowpolicy.data.groups import Groups
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.envs import find_env
+from flowpolicy.envs.labelling import CandidateRunner, Labels, require_restorable
+from flowpolicy.envs.worker import in_order
+from flowpolicy.evaluate.candidates import (
+    Candidates,
+    choose_states,
+    neighbour_candidates,
+    policy_candidates,
+    returns_to_go,
+    simulator_scores,
+    state_calls,
+)
+from flowpolicy.policy import Policy
+from flowpolicy.train import Experiment
+from flowpolicy.train.post_training import base_sha256, require_flow
+
+
+@dataclasses.dataclass
+class Request:
+    """What all sources start from."""
+
+    folder: Path
+    """Checkpoint of the base."""
+    base: Policy
+    dataset: Dataset
+    rows: Tensor
+    held_out: Tensor
+    candidates: int
+    seed: int
+    nfe: int | None
+
+    def candidate_chunks(self) -> Candidates:
+        """The data's chunk and samples of the base."""
+        return policy_candidates(self.base, self.dataset, self.rows, self.candidates, self.seed, self.nfe)
+
+    def groups(self, found: Candidates, score: Tensor, judges: dict[str, Judge], source: str, **facts: Any) -> Groups:
+        """Scored candidates with their provenance."""
+        provenance = {
+            "source": source,
+            "env_id": self.base.contract.spec.env_id,
+            "base": str(self.folder),
+            "base_sha256": base_sha256(self.folder),
+            "dataset": self.dataset.path.name,
+            "dataset_sha256": self.dataset.sha256,
+            "seed": self.seed,
+            "nfe": self.base.contract.nfe if self.nfe is None else self.nfe,
+            "versions": self.base.contract.versions,
+            **facts,
+        }
+        stored = {name: judge.store() for name, judge in judges.items()}
+        return Groups(found.obs, found.action, found.valid, score, found.row, self.held_out, provenance, stored)
+
+    def fitted(self, found: Candidates, score: Tensor, caution: float) -> dict[str, Judge]:
+        """Judges fitted to the scores: one where the policy is trained, one on the states held out."""
+        judges = {}
+        for name, part in (("train", ~self.held_out), ("held_out", self.held_out)):
+            obs = {key: value[part] for key, value in found.obs.items()}
+            options: dict[str, Any] = {"caution": caution, "seed": self.seed}
+            judges[name] = fit_judge(obs, found.action[part], score[part], self.base.normalizer, **options)
+        return judges
+
+
+def open_request(
+    run: Path, *, data: Path | None, states: int, candidates: int, seed: int, share: float, nfe: int | None
+) -> Request:
+    """Load the base and the dataset, and choose the states."""
+    torch.set_num_threads(1)
+    folder = resolve(run)
+    base, experiment = Policy.load(folder), _experiment(folder)
+    require_flow(base.config, str(run))
+    config = dataclasses.replace(experiment.data, path=str(data)) if data else experiment.data
+    dataset = load_dataset(config)
+    base.contract.require(
+        dataset.spec, f"the file {dataset.path}", "make groups on data of the environment that the run is for"
+    )
+    rows, held_out = choose_states(dataset, base.contract.chunk, states, seed, share)
+    return Request(folder, base, dataset, rows, held_out, candidates, seed, nfe)
+
+
+def by_critic(request: Request, critic: Path, held_out: Path | None, caution: float) -> Groups:
+    """Lower confidence bounds of a trained ensemble."""
+    judges = _judges(critic, request.base.contract, caution)
+    facts = {"critic": str(critic), "critic_sha256": base_sha256(resolve(critic)), "caution": caution}
+    if held_out is not None:
+        judges["held_out"] = _judges(held_out, request.base.contract, caution)["train"]
+        facts |= {"held_out": str(held_out), "held_out_sha256": base_sha256(resolve(held_out))}
+    elif "held_out" not in judges:
+        raise ConfigError(
+            f"{critic} held out no networks that could judge the result",
+            expected="a critic trained with --agent.critic.held-out 2, or --held-out RUN",
+            fix="train a second critic with another --seed, on other episodes (--data.filter-key), and name it",
+        )
+    found = request.candidate_chunks()
+    n, k = found.action.shape[:2]
+    obs = {name: value.repeat_interleave(k, 0) for name, value in found.obs.items()}
+    score = judges["train"](obs, found.action.flatten(0, 1)).view(n, k)
+    return request.groups(found, score, judges, "critic", **facts)
+
+
+def by_returns(request: Request, discount: float, caution: float) -> Groups:
+    """Discounted rewards to go of the data at the nearest states."""
+    found = neighbour_candidates(request.base, request.dataset, request.rows, request.candidates)
+    assert found.neighbours is not None
+    score = returns_to_go(request.dataset, discount)[found.neighbours]
+    groups = request.groups(
+        found, score, request.fitted(found, score, caution), "returns", discount=discount, caution=caution
+    )
+    groups.outcomes["row"] = found.neighbours.numpy()
+    return groups
+
+
+def by_simulator(
+    request: Request, rollouts: int, caution: float, workers: int | None, progress: Callable[[int], None]
+) -> Groups:
+    """Outcomes of executing every candidate and letting the base finish the episode."""
+    name = request.base.contract.spec.env_id
+    config = find_env(name)
+    require_restorable(config, name)
+    found = request.candidate_chunks()
+    calls = state_calls(request.dataset, found, request.seed, rollouts)
+    create = functools.partial(CandidateRunner, config, request.folder, request.dataset.path.absolute())
+    count = min(len(calls), workers if workers is not None else len(os.sched_getaffinity(0)))
+    labels: list[Labels] = []
+    for label in in_order(create, "label", calls, count):
+        labels.append(label)
+        progress(len(labels))
+    success = torch.from_numpy(np.stack([label.success for label in labels]))
+    steps = torch.from_numpy(np.stack([label.steps for label in labels]))
+    limit = config.spec().horizon - torch.tensor([call[1] for call in calls])
+    score = simulator_scores(success, steps, limit.clamp(min=1))
+    judges = request.fitted(found, score, caution)
+    facts = {"rollouts": rollouts, "simulated_steps": int(steps.sum()), "caution": caution}
+    groups = request.groups(found, score, judges, "simulator", **facts)
+    groups.outcomes |= {"success": success.numpy(), "steps": steps.numpy()}
+    return groups
+
+
+def success_along(run: Path, episodes: int, seed: int) -> list[tuple[int, float]]:
+    """(update, success) of the averaged policy in every stored checkpoint, the base first, on one plan."""
+    from flowpolicy.commands.evaluation import counting, loaded
+    from flowpolicy.evaluate.plan import make_plan
+    from flowpolicy.evaluate.rollout import rollout
+
+    found = []
+    with loaded(run) as (policy, env, _):
+        plan = make_plan(env.spec.env_id, episodes, seed)
+        for folder in sorted((run / FOLDER).glob("step_*")):
+            tensors = read_tensors(folder / "training.safetensors")
+            parts = {"average.": int(folder.name.split("_")[1])} | ({} if found else {"reference.": 0})
+            for prefix, update in sorted(parts.items(), key=lambda item: item[1]):
+                weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                if not weights:
+                    raise ConfigError(f"{run} is no post-training", expected="a run of a preset gdro-*")
+                policy.actor.load_state_dict(weights)
+                with counting(folder, plan) as progress:
+                    played = rollout(policy, env, plan, progress=progress)
+                found.append((update, sum(episode.success for episode in played) / episodes))
+    return found
+
+
+def _experiment(folder: Path) -> Experiment:
+    path = folder / "config.json"
+    experiment = decode(read_json(path).get("experiment"), KINDS, str(path))
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(f"{path} holds no experiment", fix="name a run folder")
+    return experiment
+
+
+def _judges(run: Path, base: Contract, caution: float) -> dict[str, Judge]:
+    """The members of a value run's critic, and those that it held out."""
+    folder = resolve(run)
+    experiment, contract = _experiment(folder), load_contract(folder / "contract.json")
+    shapes = {key: int(torch.Size(spec.shape).numel()) for key, spec in contract.spec.observation.items()}
+    size = contract.spec.action.size
+    agent = experiment.agent.build(
+        contract, Normalizer(shapes, size), steps=experiment.steps, seed=0, compile=False, device="cpu"
+    )
+    if not isinstance(agent, ValueAgent):
+        raise ConfigError(f"{run} has no critic", expected="a run of fql, ifql, iql, qc, rebrac, fisher, mean-flow-q")
+    if contract.chunk > base.chunk or contract.history > base.history or not set(shapes) <= set(base.spec.observation):
+        raise ConfigError(
+            f"{run} values {contract.chunk} action(s) at {contract.history} observation(s) of {', '.join(shapes)}",
+            expected=f"at most {base.chunk} at {base.history} of {', '.join(base.spec.observation)}, as the base has",
+            fix=f"train the critic with --agent.chunk {base.chunk} and the base's --data.obs-keys",
+        )
+    agent.load_state_dict({path.stem: read_tensors(path) for path in folder.glob("*.safetensors")})
+    sizes = {"history": contract.history, "chunk": contract.chunk, "action": size, "caution": caution}
+    return critic_judges(agent.critic, agent.normalizer, shapes, **sizes)

@@ -1,0 +1,256 @@
+"""Group files: candidate chunks for some states, with scores, where they come from, and judges of new chunks.
+
+HDF5, written whole or not at all, the same bytes for the same content::
+
+    attributes      format "flowpolicy-groups", schema, provenance (JSON)
+    obs/<name>      (n, o, d) observation history of each state, oldest first
+    action          (n, k, h, a) candidates in environment units; number 0 is the data's own chunk
+    valid           (n, h) False for steps past the episode's end; the same for all candidates of a state
+    score           (n, k) higher is better; comparable inside a group
+    row             (n,) row of the dataset that the state is
+    held_out        (n,) True for states that no policy is trained on: there it is assessed
+    outcomes/<name> (n, k, ...) what the scores were made of, e.g. success of every rollout
+    judges/<name>/  tensors of a model that scores new chunks, its config (JSON) as an attribute
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from tensordict import TensorDict
+from torch import Tensor
+
+from flowpolicy.core import keys
+from flowpolicy.core.errors import DataError
+from flowpolicy.core.files import replacing, sha256
+from flowpolicy.core.spec import Contract
+from flowpolicy.data.hdf5 import open_hdf5, read_array, require_group
+from flowpolicy.data.windows import WindowSampler
+
+FORMAT = "flowpolicy-groups"
+SCHEMA = 1
+SOURCES = ("critic", "simulator", "returns")
+
+
+class StoredJudge(NamedTuple):
+    """A model that scores chunks, as a file holds it; :mod:`flowpolicy.agents.judges` makes one of it."""
+
+    config: dict[str, Any]
+    """JSON values."""
+    tensors: dict[str, Tensor]
+
+
+@dataclasses.dataclass
+class Groups:
+    """n states with k candidate chunks each."""
+
+    obs: dict[str, Float[Tensor, "n o d"]]
+    action: Float[Tensor, "n k h a"]
+    valid: Bool[Tensor, "n h"]
+    score: Float[Tensor, "n k"]
+    row: Int64[Tensor, " n"]
+    held_out: Bool[Tensor, " n"]
+    provenance: dict[str, Any]
+    """``source``, ``env_id``, ``base``, ``base_sha256``, ``dataset``, ``dataset_sha256`` and the options."""
+    judges: dict[str, StoredJudge]
+    outcomes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    path: Path = Path()
+    sha256: str = ""
+    """Hash of the file; empty for groups that were not read from one."""
+
+    def require_fit(self, contract: Contract, base_sha256: str) -> None:
+        """Raise :class:`DataError` unless these are groups of this base policy, whose contract this is."""
+        spec = contract.spec
+        if self.provenance.get("base_sha256") != base_sha256:
+            raise DataError(
+                f"{self.path} holds candidates of another policy ({self.provenance.get('base')}, "
+                f"{str(self.provenance.get('base_sha256'))[:12]}...) than the base ({base_sha256[:12]}...)",
+                expected="candidates that the base itself generated: the method weighs them against it",
+                fix="flowpolicy groups make BASE --out FILE, with the run that is named by --base",
+            )
+        found = {name: tuple(value.shape[1:]) for name, value in self.obs.items()}
+        wanted = {name: (contract.history, *each.shape) for name, each in spec.observation.items()}
+        chunk = (contract.chunk, spec.action.size)
+        if found != wanted or tuple(self.action.shape[2:]) != chunk:
+            raise DataError(
+                f"{self.path} holds observations {found} and chunks {tuple(self.action.shape[2:])}",
+                expected=f"{wanted} and {chunk}, as in the contract of the base",
+                fix="make the groups again from the run that is named by --base",
+            )
+
+
+def write_groups(path: Path, groups: Groups) -> None:
+    """Write a group file, atomically.
+
+    Raises:
+        DataError: a score, chunk or observation is not finite, or the shapes disagree.
+
+    """
+    _check(groups, path)
+    # In memory until whole: HDF5 crashes the process when a disk runs full under an open file.
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        file.attrs["format"], file.attrs["schema"] = FORMAT, SCHEMA
+        file.attrs["provenance"] = json.dumps(groups.provenance, sort_keys=True)
+        columns: dict[str, Any] = {f"obs/{name}": value.numpy() for name, value in groups.obs.items()}
+        columns |= {name: getattr(groups, name).numpy() for name in _COLUMNS}
+        columns |= {f"outcomes/{name}": value for name, value in groups.outcomes.items()}
+        for name, value in columns.items():
+            file.create_dataset(name, data=value, track_times=False)
+        for name, judge in groups.judges.items():
+            node = file.create_group(f"judges/{name}")
+            node.attrs["config"] = json.dumps(judge.config, sort_keys=True)
+            for key, tensor in judge.tensors.items():
+                node.create_dataset(key, data=tensor.numpy(), track_times=False)
+        file.flush()
+        with replacing(path) as temporary:
+            temporary.write_bytes(file.id.get_file_image())
+
+
+def is_groups(path: Path) -> bool:
+    """Whether a file says that it is a group file."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return False
+    with open_hdf5(path) as file:
+        return bool(file.attrs.get("format") == FORMAT)
+
+
+def read_groups(path: Path | str) -> Groups:
+    """Read a group file; every value is checked.
+
+    Raises:
+        DataError: naming file, key and remedy, when the file is missing, foreign, truncated, of another schema,
+            inconsistent, or holds NaN or infinity.
+
+    """
+    path = Path(path)
+    with open_hdf5(path) as file:
+        if file.attrs.get("format") != FORMAT:
+            raise DataError(
+                f"{path} is not a group file; it holds {', '.join(file) or 'nothing'}",
+                expected="a file that `flowpolicy groups make` wrote",
+                fix="pass a dataset file as --data.path, and a group file as --groups",
+            )
+        if file.attrs.get("schema") != SCHEMA:
+            raise DataError(
+                f"{path} has the group schema {file.attrs.get('schema')}",
+                expected=str(SCHEMA),
+                fix="make the groups again with this version of flowpolicy",
+            )
+        try:
+            provenance = json.loads(file.attrs["provenance"])
+        except (KeyError, json.JSONDecodeError, TypeError) as error:
+            raise DataError(f"{path}: the attribute provenance is missing or no JSON: {error}") from error
+        obs = require_group(file, keys.OBS, path)
+        groups = Groups(
+            obs={name: torch.from_numpy(read_array(obs, name, path)) for name in obs},
+            **{name: torch.from_numpy(read_array(file, name, path)) for name in _COLUMNS},
+            provenance=provenance,
+            judges={name: _read_judge(file["judges"][name], path) for name in file.get("judges", ())},
+            outcomes={name: read_array(file["outcomes"], name, path) for name in file.get("outcomes", ())},
+            path=path,
+            sha256=sha256(path),
+        )
+    _check(groups, path)
+    return groups
+
+
+_COLUMNS = ("action", "valid", "score", "row", "held_out")
+
+
+def _read_judge(node: h5py.Group, path: Path) -> StoredJudge:
+    tensors: dict[str, Tensor] = {}
+
+    def visit(name: str, child: Any) -> None:  # names of tensors may hold slashes, which are groups in HDF5
+        if isinstance(child, h5py.Dataset):
+            tensors[name] = torch.from_numpy(read_array(node, name, path))
+
+    node.visititems(visit)
+    return StoredJudge(json.loads(node.attrs["config"]), tensors)
+
+
+def _check(groups: Groups, path: Path) -> None:
+    """Raise unless shapes agree and every number is finite."""
+    action = groups.action
+    if action.ndim != 4 or action.shape[0] == 0 or action.shape[1] < 2:
+        raise DataError(
+            f"{path}: action has shape {tuple(action.shape)}", expected="(states, candidates, steps, size), 2 or more"
+        )
+    n, k, h, _ = action.shape
+    wanted = {"valid": (n, h), "score": (n, k), "row": (n,), "held_out": (n,)}
+    shapes = {name: tuple(getattr(groups, name).shape) for name in wanted}
+    shapes |= {f"obs/{name}": tuple(value.shape[:1]) for name, value in groups.obs.items()}
+    wanted |= {f"obs/{name}": (n,) for name in groups.obs}
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            raise DataError(f"{path}: {name} has shape {shapes[name]}", expected=str(shape))
+    numbers = {"action": action, "score": groups.score, **{f"obs/{name}": v for name, v in groups.obs.items()}}
+    for name, value in numbers.items():
+        if not bool(torch.isfinite(value).all()):
+            state = int((~torch.isfinite(value)).flatten(1).any(1).nonzero()[0])
+            raise DataError(
+                f"{path}: {name} holds NaN or infinity, first in state {state}",
+                expected="finite numbers",
+                fix="make the groups again; a critic that diverged gives such scores",
+            )
+    if not bool((~groups.held_out).any()):
+        raise DataError(f"{path}: every state is held out", fix="make groups with a smaller --held-out-share")
+
+
+class GroupSampler:
+    """Draws windows of the dataset, and as many groups beside them.
+
+    Args:
+        windows: where the windows come from.
+        groups: those that are not held out are drawn, with replacement.
+
+    """
+
+    def __init__(self, windows: WindowSampler, groups: Groups) -> None:
+        self.windows = windows
+        train = ~groups.held_out
+        columns = {
+            keys.ACTION: groups.action[train],
+            keys.VALID: groups.valid[train],
+            keys.SCORE: groups.score[train],
+            keys.OBS: TensorDict({name: value[train] for name, value in groups.obs.items()}, [int(train.sum())]),
+        }
+        self.columns = TensorDict(columns, [int(train.sum())]).to(windows.device)
+
+    def draw(self, generator: torch.Generator) -> TensorDict:
+        """A batch of windows, as :meth:`WindowSampler.draw` gives it, with a batch of groups under ``"group"``."""
+        batch = self.windows.draw(generator)
+        size = (self.windows.batch_size,)
+        index = torch.randint(len(self.columns), size, generator=generator, device=generator.device)
+        batch[keys.GROUP] = self.columns[index.to(self.columns.device or "cpu")]
+        return batch
+
+
+def describe_groups(groups: Groups) -> list[tuple[str, str]]:
+    """Facts about a group file, as rows (name, value)."""
+    n, k, h, a = groups.action.shape
+    deviation = groups.score - groups.score.mean(1, keepdim=True)
+    spread = deviation.square().mean(1).sqrt()
+    best = groups.score.argmax(1)
+    source = str(groups.provenance.get("source"))
+    labelled = "simulator-labelled: report apart from offline results" if source == "simulator" else "offline"
+    rows = [
+        ("format", FORMAT),
+        ("source", f"{source} ({labelled})"),
+        ("states", f"{n}, of which {int(groups.held_out.sum())} are held out"),
+        ("candidates", f"{k} chunks of {h} actions of {a} dimensions; number 0 is the data's own"),
+        ("scores", f"from {float(groups.score.min()):.4g} to {float(groups.score.max()):.4g}"),
+        ("spread in a group", f"{float(spread.median()):.3g} (median), {float(spread.max()):.3g} (largest)"),
+        ("groups that all tie", f"{float((spread < 1e-6).float().mean()):.1%}"),
+        ("the data's chunk is best in", f"{float((best == 0).float().mean()):.1%}"),
+    ]
+    rows += [(f"outcome {name}", f"{v.shape}, mean {float(v.mean()):.4g}") for name, v in groups.outcomes.items()]
+    rows += [(f"  {name}", str(value)) for name, value in groups.provenance.items() if name != "source"]
+    rows.append(("judges", ", ".join(groups.judges) or "none"))
+    return [*rows, ("sha256", groups.sha256)]

@@ -1,0 +1,181 @@
+"""Groups of candidate chunks for states of a dataset: what a policy would do there, or what others did."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from tensordict import TensorDict
+from torch import Tensor
+
+from flowpolicy.core import keys
+from flowpolicy.core.errors import ConfigError, DataError
+from flowpolicy.core.seed import numpy_generator, torch_generator
+from flowpolicy.data.dataset import Dataset
+from flowpolicy.data.windows import WindowSampler
+from flowpolicy.policy.policy import Policy
+
+_BLOCK = 256
+
+Progress = Callable[[int], None]
+
+
+@dataclasses.dataclass
+class Candidates:
+    """n states with k chunks each, not yet scored."""
+
+    obs: dict[str, Float[Tensor, "n o d"]]
+    action: Float[Tensor, "n k h a"]
+    """In environment units; number 0 is the data's own chunk."""
+    valid: Tensor
+    """(n, h) bool."""
+    row: Int64[Tensor, " n"]
+    """Row of the dataset that the state is."""
+    neighbours: Int64[Tensor, "n k"] | None = None
+    """Rows of the dataset that the chunks come from; None where a policy generated them."""
+
+
+def choose_states(
+    dataset: Dataset, chunk: int, count: int, seed: int, share: float
+) -> tuple[Int64[Tensor, " n"], Tensor]:
+    """Rows from which a whole chunk is left in their episode, without replacement, and which are held out.
+
+    Whole episodes are held out, ``share`` of them: states of one episode resemble each other.
+
+    Raises:
+        ConfigError: ``share`` outside (0, 1).
+        DataError: there are no such rows, or only one episode.
+
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"--held-out-share is {share}", expected="between 0 and 1")
+    left = (dataset.starts + dataset.lengths).repeat_interleave(dataset.lengths) - torch.arange(
+        int(dataset.lengths.sum())
+    )
+    rows = (left >= chunk).nonzero().flatten()
+    episodes = len(dataset.lengths)
+    if not len(rows) or episodes < 2:
+        raise DataError(
+            f"{dataset.path}: {episodes} episode(s) and {len(rows)} rows with a whole chunk of {chunk} after them",
+            expected="at least 2 episodes: some are held out",
+        )
+    stream = numpy_generator(seed, "groups", "states")
+    chosen = torch.from_numpy(stream.permutation(len(rows))[:count])
+    rows = rows[chosen].sort().values
+    lot = stream.permutation(episodes)[: max(1, min(episodes - 1, round(share * episodes)))]
+    held_out = torch.isin(dataset.steps[keys.EPISODE][rows], torch.from_numpy(lot))
+    if bool(held_out.all()) or not bool(held_out.any()):
+        raise DataError(
+            f"{len(rows)} states of {episodes} episodes cannot be split, {share:.0%} of the episodes held out",
+            fix="ask for more --states",
+        )
+    return rows, held_out
+
+
+def policy_candidates(
+    policy: Policy, dataset: Dataset, rows: Int64[Tensor, " n"], count: int, seed: int, nfe: int | None = None
+) -> Candidates:
+    """The data's chunk and ``count - 1`` samples of a policy for every row."""
+    contract = policy.contract
+    batch = _windows(policy, dataset).at(rows)
+    obs = {name: value for name, value in batch[keys.OBS].items() if name in contract.spec.observation}
+    shape = (len(rows), count - 1, contract.chunk, contract.spec.action.size)
+    noise = torch.randn(shape, generator=torch_generator(seed, "groups", "candidates"))
+    nfe = contract.nfe if nfe is None else nfe
+    blocks = []
+    for first in range(0, len(rows), _BLOCK):
+        part = slice(first, first + _BLOCK)
+        repeated = {name: value[part].repeat_interleave(count - 1, 0) for name, value in obs.items()}
+        blocks.append(policy.act_from(repeated, noise[part].flatten(0, 1), nfe).view(-1, *shape[1:]).clone())
+    action = torch.cat([batch[keys.ACTION].unsqueeze(1), torch.cat(blocks)], dim=1)
+    return Candidates(obs, action, batch[keys.VALID], rows)
+
+
+def neighbour_candidates(policy: Policy, dataset: Dataset, rows: Int64[Tensor, " n"], count: int) -> Candidates:
+    """Chunks of the data at the nearest states of ``count`` different episodes, the row's own first.
+
+    Near in what the policy's encoder makes of the (normalised) observations.
+    """
+    if count > len(dataset.lengths):
+        raise ConfigError(
+            f"--candidates {count} from {len(dataset.lengths)} episodes", expected="at most one from each episode"
+        )
+    sampler = _windows(policy, dataset)
+    whole = (dataset.starts + dataset.lengths).repeat_interleave(dataset.lengths)
+    known = (whole - torch.arange(len(whole)) >= policy.contract.chunk).nonzero().flatten()
+    features, episodes = _features(policy, sampler, known), dataset.steps[keys.EPISODE][known]
+    own = _features(policy, sampler, rows)
+    found = []
+    for anchor, row in enumerate(rows.tolist()):
+        distance = (features - own[anchor]).square().sum(1)
+        distance[known == row] = -1.0
+        # The nearest row of every episode, then the nearest episodes.
+        least = torch.full((len(dataset.lengths),), torch.inf).scatter_reduce(0, episodes, distance, "amin")
+        near = least.topk(count, largest=False).indices
+        inside = torch.where(episodes.unsqueeze(1) == near, distance.unsqueeze(1), torch.inf)
+        found.append(known[inside.argmin(0)])
+    neighbours = torch.stack(found)
+    batch = sampler.at(rows)
+    obs = {name: value for name, value in batch[keys.OBS].items() if name in policy.contract.spec.observation}
+    action = sampler.at(neighbours.flatten())[keys.ACTION].view(*neighbours.shape, *batch[keys.ACTION].shape[1:])
+    return Candidates(obs, action, batch[keys.VALID], rows, neighbours)
+
+
+def returns_to_go(dataset: Dataset, discount: float) -> Float[Tensor, " n"]:
+    """Discounted sum of the rewards from every row to the end of its episode."""
+    reward = dataset.steps[keys.REWARD][:].double().numpy()
+    last = dataset.steps[keys.TERMINAL][:].numpy()
+    total, found = 0.0, np.empty(len(reward))
+    for row in range(len(reward) - 1, -1, -1):
+        total = reward[row] + (0.0 if last[row] else discount * total)
+        found[row] = total
+    return torch.from_numpy(found).float()
+
+
+def simulator_scores(success: Tensor, steps: Tensor, limit: Tensor, time_price: float = 0.1) -> Float[Tensor, "n k"]:
+    """Share of successful rollouts minus ``time_price`` times the share of the steps left that they took.
+
+    Args:
+        success: (n, k, r) bool.
+        steps: (n, k, r) steps from the state to the end.
+        limit: (n,) steps from the state to the horizon: what a failure is charged.
+        time_price: success outweighs any time.
+
+    """
+    taken = torch.where(success, steps.float() / limit[:, None, None].float(), 1.0).clamp(max=1.0)
+    return (success.float() - time_price * taken).mean(2)
+
+
+def state_calls(dataset: Dataset, candidates: Candidates, seed: int, rollouts: int) -> list[tuple[Any, ...]]:
+    """Arguments of ``CandidateRunner.label`` for every state."""
+    episode = dataset.steps[keys.EPISODE][candidates.row]
+    step = candidates.row - dataset.starts[episode]
+    return [
+        (
+            dataset.names[int(episode[i])],
+            int(step[i]),
+            {name: value[i].numpy() for name, value in candidates.obs.items()},
+            candidates.action[i].numpy(),
+            seed,
+            rollouts,
+        )
+        for i in range(len(candidates.row))
+    ]
+
+
+def _windows(policy: Policy, dataset: Dataset) -> WindowSampler:
+    return WindowSampler(dataset, policy.contract.history, policy.contract.chunk, 1)
+
+
+def _features(policy: Policy, sampler: WindowSampler, rows: Int64[Tensor, " n"]) -> Float[Tensor, "n f"]:
+    blocks = []
+    for part in rows.split(4096):
+        obs: TensorDict = sampler.at(part)[keys.OBS]
+        named = {name: obs[name] for name in policy.contract.spec.observation}
+        with torch.no_grad():
+            blocks.append(policy.actor.condition(policy.normalizer.obs(named)).feature)
+    return torch.cat(blocks)

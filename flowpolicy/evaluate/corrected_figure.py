@@ -1,0 +1,93 @@
+"""One picture of a post-training: what it was rewarded for, what it is worth, and what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flowpolicy.core.errors import EvaluationError
+from flowpolicy.evaluate.curves import Curves, read_curves
+from flowpolicy.evaluate.figures import BLUE, GREEN, ORANGE, save_figure, tidy
+
+WANTED = ("reward_gain", "held_out_gain", "corrected_gain", "hacking_gap", "unsupported", "kl", "best_update")
+
+
+def draw_corrected(metrics_csv: Path, png: Path, success: Sequence[tuple[int, float]] = ()) -> None:
+    """Draw gains over the base against updates, the price of leaving the data's support, and true success.
+
+    Args:
+        metrics_csv: of a post-training run.
+        png: where to.
+        success: (update, rate) of checkpoints that were played in the simulator; empty leaves the panel out.
+
+    Raises:
+        EvaluationError: the file lacks the columns of a post-training.
+
+    """
+    curves = read_curves(metrics_csv)
+    missing = [name for name in WANTED if name not in curves]
+    if missing:
+        raise EvaluationError(
+            f"{metrics_csv} has no column {', '.join(missing)}", expected="metrics of a run of a preset gdro-*"
+        )
+    panels = 3 if success else 2
+    figure = Figure(figsize=(4.9 * panels, 3.6), layout="constrained")
+    figure.suptitle(f"Post-training of {metrics_csv.resolve().parent.name}: {verdict(curves)}", fontsize=11)
+    axes = figure.subplots(1, panels, squeeze=False).ravel()
+    _draw_gains(axes[0], curves)
+    _draw_distance(axes[1], curves)
+    if success:
+        _draw_success(axes[2], success, _chosen(curves))
+    for each in axes:
+        each.set_xlabel("gradient step")
+        tidy(each)
+    save_figure(figure, png)
+
+
+def verdict(curves: Curves) -> str:
+    """In words: which update was chosen, and whether the rewards were exploited where training ended."""
+    chosen, gap, gain = (float(curves[name][-1]) for name in ("best_update", "hacking_gap", "reward_gain"))
+    kept = f"update {chosen:.0f} is kept" if chosen else "the base is kept"
+    return f"{kept}; rewards are exploited at the end" if gap > 0.5 * max(gain, 0.0) and gap > 0.01 else kept
+
+
+def _chosen(curves: Curves) -> float:
+    return float(curves["best_update"][-1])
+
+
+def _from_the_base(step: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The curve with the base, which has 0 by construction, in front."""
+    return np.concatenate([[0], step]), np.concatenate([[0.0], values])
+
+
+def _draw_gains(axes: Axes, curves: Curves) -> None:
+    named = (("reward_gain", "training judge", ORANGE, "--"), ("held_out_gain", "held-out judge", BLUE, ":"))
+    for name, label, colour, style in (*named, ("corrected_gain", "corrected score", BLUE, "-")):
+        axes.plot(
+            *_from_the_base(curves["step"], curves[name]), style, color=colour, label=label, drawstyle="steps-post"
+        )
+    axes.axhline(0, color="#888888", linewidth=0.8)
+    axes.axvline(_chosen(curves), color=GREEN, linewidth=1.2, label="chosen")
+    axes.set_title("gain over the base (scale units)", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_distance(axes: Axes, curves: Curves) -> None:
+    for name, label, colour in (("kl", "divergence from the base", BLUE), ("unsupported", "outside the data", ORANGE)):
+        axes.plot(curves["step"], curves[name], color=colour, label=label, drawstyle="steps-post")
+    axes.axvline(_chosen(curves), color=GREEN, linewidth=1.2)
+    axes.set_title("nats per chunk", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_success(axes: Axes, success: Sequence[tuple[int, float]], chosen: float) -> None:
+    updates, rates = zip(*success, strict=True)
+    axes.plot(updates, rates, "o-", color=GREEN, markersize=4, label="every stored checkpoint")
+    axes.axvline(chosen, color=GREEN, linewidth=1.2)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_title("true success in the simulator", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)

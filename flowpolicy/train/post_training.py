@@ -1,0 +1,124 @@
+"""Runs that start from another run: what the base decides, and what the agent is built from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.core.checkpoint import MANIFEST, resolve
+from flowpolicy.core.config import Kinds, decode
+from flowpolicy.core.errors import ConfigError, DataError
+from flowpolicy.core.files import read_json, sha256
+from flowpolicy.core.spec import Contract
+from flowpolicy.data.groups import read_groups
+from flowpolicy.policy.policy import Policy, PolicyConfig
+from flowpolicy.train.experiment import Experiment
+
+FLOWS = ("map", "euler", "midpoint", "heun")
+"""Samplers of the policies that can be post-trained: those with a velocity."""
+
+
+def take_over(experiment: Experiment, kinds: Kinds) -> Experiment:
+    """The experiment with everything that its base decides: environment, scaling, network and sizes.
+
+    The data is the base's too, unless other data is named.
+
+    Raises:
+        ConfigError: base or groups are missing or make no sense, or a field contradicts the base.
+
+    """
+    if experiment.agent.needs != "groups":
+        for flag, value in (("--base", experiment.base), ("--groups", experiment.groups)):
+            if value:
+                raise ConfigError(
+                    f"{flag} {value} has no meaning for {type(experiment.agent).__name__}",
+                    fix="leave it out, or choose a preset that post-trains, such as gdro-lift",
+                )
+        return experiment
+    if not experiment.base or not experiment.groups:
+        raise ConfigError(
+            "post-training needs a trained run and scored candidates of it",
+            expected="--base RUN --groups FILE",
+            fix="flowpolicy groups make RUN --source critic|simulator|returns --out FILE",
+        )
+    folder = resolve(Path(experiment.base))
+    stored = read_json(folder / "config.json")
+    base, policy = (decode(stored.get(part), kinds, str(folder / "config.json")) for part in ("experiment", "policy"))
+    if not isinstance(base, Experiment) or not isinstance(policy, PolicyConfig):
+        raise ConfigError(f"{folder / 'config.json'} holds no experiment", fix="name a run folder as --base")
+    require_flow(policy, experiment.base)
+    sizes = {name: getattr(base.agent, name) for name in ("history", "chunk", "execute", "nfe")}
+    decided = {**sizes, "net": policy.net, "encoder": policy.encoder, "sampler": policy.sampler}
+    _require_same(experiment.agent, decided, "agent.")
+    _require_same(experiment, {"normalizer": base.normalizer}, "")
+    return dataclasses.replace(
+        experiment,
+        agent=dataclasses.replace(experiment.agent, **decided),
+        env=base.env,
+        data=experiment.data if experiment.data.path else base.data,
+        normalizer=base.normalizer,
+        # Absolute, so that the run can be resumed from another working directory.
+        base=str(folder.absolute()),
+        groups=str(Path(experiment.groups).absolute()),
+    )
+
+
+def require_flow(policy: PolicyConfig, where: str) -> None:
+    """Raise :class:`ConfigError` unless a policy is a plain flow: one candidate, a velocity or a flow map."""
+    if policy.sampler not in FLOWS or policy.candidates > 1 or policy.decorated:
+        kind = "decorated" if policy.decorated else f"best-of-{policy.candidates}" if policy.candidates > 1 else ""
+        raise ConfigError(
+            f"{where} is a {kind or policy.sampler} policy and has no likelihood that groups could shift",
+            expected="a flow policy: dm1-* or flow-bc-*",
+        )
+
+
+def load_start(experiment: Experiment, contract: Contract) -> tuple[Contract, dict[str, Any]]:
+    """The contract with the hashes of base and groups, and the arguments that the agent takes beside the usual."""
+    if experiment.agent.needs != "groups":
+        return contract, {}
+    if not experiment.base or not experiment.groups:
+        raise ConfigError("post-training needs a base and groups", expected="--base RUN --groups FILE")
+    folder = resolve(Path(experiment.base))
+    base, groups = Policy.load(folder, device=experiment.device), read_groups(experiment.groups)
+    digest = base_sha256(folder)
+    groups.require_fit(base.contract, digest)
+    contract = dataclasses.replace(
+        contract,
+        base=str(folder),
+        base_sha256=digest,
+        groups=groups.path.name,
+        groups_sha256=groups.sha256,
+        groups_source=str(groups.provenance.get("source")),
+    )
+    return contract, {"base": base, "groups": groups}
+
+
+def base_sha256(folder: Path) -> str:
+    """Hash of a checkpoint: of its manifest, which holds the hash of every file."""
+    return sha256(folder / MANIFEST)
+
+
+def require_same_start(contract: Contract, stored: Contract) -> None:
+    """Refuse to resume from another base or other groups than the run was started from."""
+    for what, name in (("base", "base_sha256"), ("groups", "groups_sha256")):
+        now, then = getattr(contract, name), getattr(stored, name)
+        if now != then:
+            raise DataError(
+                f"the {what} of the run, {getattr(contract, what)}, changed since it was started "
+                f"(SHA-256 {now[:12]}..., was {then[:12]}...)",
+                fix="restore it, or start a new run",
+            )
+
+
+def _require_same(given: Any, decided: dict[str, Any], prefix: str) -> None:
+    """A field of ``given`` is either left at its default or what the base says."""
+    defaults = {field.name: field.default for field in dataclasses.fields(given)}
+    for name, value in decided.items():
+        if getattr(given, name) not in (defaults[name], value):
+            raise ConfigError(
+                f"--{prefix}{name} is {getattr(given, name)!r}, the base has {value!r}",
+                expected="the base's, which is what is post-trained",
+                fix="leave it out",
+            )

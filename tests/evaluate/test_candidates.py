@@ -1,0 +1,91 @@
+"""States, candidates, neighbours and scores of groups."""
+
+import pytest
+import torch
+
+from flowpolicy.agents.flow_bc import FlowBC
+from flowpolicy.core.errors import ConfigError, DataError
+from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
+from flowpolicy.data.dataset import DataConfig, load_dataset
+from flowpolicy.data.normalize import Normalizer, NormalizerConfig
+from flowpolicy.evaluate import candidates
+from flowpolicy.nets.encoder import StateEncoder
+from flowpolicy.nets.mlp import MLP
+
+
+@pytest.fixture
+def dataset(demonstrations):
+    return load_dataset(DataConfig(path=str(demonstrations)))
+
+
+@pytest.fixture
+def policy(dataset):
+    spec = Spec({k: ObservationSpec(v.shape) for k, v in dataset.spec.observation.items()}, ActionSpec(2))
+    config = FlowBC(net=MLP(width=16, depth=1), encoder=StateEncoder(width=8), history=2, chunk=3, execute=3, nfe=2)
+    normalizer = Normalizer.fit(dataset, NormalizerConfig())
+    return config.build(Contract(spec, 2, 3, 3, 2), normalizer, steps=1, seed=0, compile=False).policy()
+
+
+def test_states_have_a_whole_chunk_ahead_and_whole_episodes_are_held_out(dataset):
+    rows, held_out = candidates.choose_states(dataset, 4, 100, 0, 0.34)
+    assert rows.tolist() == [*range(6), *range(9, 18), *range(21, 25)]  # episodes of 9, 12 and 7 rows
+    episodes = dataset.steps["episode"][rows]
+    assert len(set(episodes[held_out].tolist())) == 1
+    assert not set(episodes[held_out].tolist()) & set(episodes[~held_out].tolist())
+    some, _ = candidates.choose_states(dataset, 4, 12, 3, 0.34)
+    assert len(set(some.tolist())) == 12 and set(some.tolist()) <= set(rows.tolist())
+    assert torch.equal(some, candidates.choose_states(dataset, 4, 12, 3, 0.34)[0])
+    with pytest.raises(DataError, match="--states"):
+        candidates.choose_states(dataset, 4, 1, 0, 0.34)
+    with pytest.raises(ConfigError, match="held-out-share"):
+        candidates.choose_states(dataset, 4, 9, 0, 1.0)
+
+
+def test_the_first_candidate_is_the_datas_and_the_others_the_policys(dataset, policy):
+    rows = torch.tensor([0, 10, 22])
+    found = candidates.policy_candidates(policy, dataset, rows, 5, seed=1)
+    assert found.action.shape == (3, 5, 3, 2) and found.obs["state"].shape == (3, 2, 3)
+    assert torch.equal(found.action[1, 0], dataset.steps["action"][10:13])
+    assert torch.equal(found.obs["goal"][1, 1], dataset.steps["obs", "goal"][10])
+    assert found.valid.all()
+    assert len(found.action.flatten(2).unique(dim=1)[0]) == 5
+    again = candidates.policy_candidates(policy, dataset, rows, 5, seed=1)
+    assert torch.equal(found.action, again.action)
+    assert not torch.equal(found.action[:, 1:], candidates.policy_candidates(policy, dataset, rows, 5, 2).action[:, 1:])
+
+
+def test_neighbours_come_from_different_episodes_the_own_first(dataset, policy):
+    rows = torch.tensor([2, 11])
+    found = candidates.neighbour_candidates(policy, dataset, rows, 3)
+    assert found.neighbours[:, 0].tolist() == [2, 11]
+    episodes = dataset.steps["episode"][found.neighbours]
+    assert [sorted(row) for row in episodes.tolist()] == [[0, 1, 2]] * 2
+    other = int(found.neighbours[0, 1])
+    assert torch.equal(found.action[0, 1], dataset.steps["action"][other : other + 3])
+    with pytest.raises(ConfigError, match="3 episodes"):
+        candidates.neighbour_candidates(policy, dataset, rows, 4)
+
+
+def test_neighbours_are_the_nearest(dataset, policy):
+    """Make one row of another episode a copy of the anchor's observations: it must be found."""
+    for name in ("state", "goal"):
+        column = dataset.steps["obs", name]
+        column[12:14] = column[3:5]
+    found = candidates.neighbour_candidates(policy, dataset, torch.tensor([4]), 2)
+    assert found.neighbours.tolist() == [[4, 13]]
+
+
+def test_returns_to_go_stop_at_the_end_of_their_episode(dataset):
+    dataset.steps["reward"][:] = 0.0
+    dataset.steps["reward"][8] = 1.0  # last row of the first episode
+    dataset.steps["reward"][11] = 2.0
+    found = candidates.returns_to_go(dataset, 0.5)
+    assert found[:9].tolist() == pytest.approx([0.5**i for i in range(8, -1, -1)])
+    assert found[9:13].tolist() == pytest.approx([0.5, 1.0, 2.0, 0.0])
+
+
+def test_success_outweighs_time():
+    success = torch.tensor([[[True, True], [True, False], [False, False]]])
+    steps = torch.tensor([[[10, 30], [40, 40], [40, 40]]])
+    scores = candidates.simulator_scores(success, steps, torch.tensor([40]))
+    assert scores.tolist()[0] == pytest.approx([1 - 0.1 * 0.5, 0.5 - 0.1, -0.1])
