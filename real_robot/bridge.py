@@ -56,7 +56,7 @@ class Bridge:
         self.health = Health(config.watch, session.event, config.rate_hz)
         self._chunks, self._commands = session.chunks.count, session.commands.count
         self._arm: ArmState | None = None
-        self._last_chunk, self._rearmed = 0.0, False
+        self._chunk_end, self._rearmed, self._starving = 0.0, False, False
         self._tick = np.zeros((), TICK)
         self.supervisor.connect(self.clock.now())
 
@@ -111,6 +111,8 @@ class Bridge:
             if name == "begin":
                 self._tick["episode"], self._tick["task"] = record["number"], record["value"]
             elif name == "end":
+                outcome = "success" if record["number"] else "failure"
+                self.session.event("episode", f"{int(self._tick['episode'])} {outcome}")
                 self._tick["episode"] = 0
             elif name == "rearm" and self.state is State.HOLD:
                 self._rearmed = True
@@ -120,18 +122,23 @@ class Bridge:
     def _read(self, now: float) -> None:
         """Read the arm, unless a task in the background has it."""
         state = self.state
-        if state in (State.DISCONNECTED, State.FAULT, State.RECOVERING, State.LOCKED):
+        faulty = state in (State.FAULT, State.LOCKED)
+        if faulty or state in (State.DISCONNECTED, State.RECOVERING):
             self.health.forget()
+        if state in (State.DISCONNECTED, State.RECOVERING):
             return
         try:
             self._arm = self.arm.state()
-            if state is not State.HOMING:
-                self.health.arm(self._arm, now)
-            if state in STREAMING and not self.arm.in_control():
-                raise ArmFaultError("other", "the impedance loop ended by itself")
-        except ArmFaultError as fault:
-            if state is not State.HOMING:  # the task that homes reports by itself
-                self.supervisor.fault(fault, now)
+            if faulty or state is State.HOMING:  # the task that homes reports by itself
+                return
+            self.health.arm(self._arm, now)
+            fault = self.arm.fault()
+            if fault is None and state in STREAMING and not self.arm.in_control():
+                fault = ArmFaultError("other", "the impedance loop ended by itself")
+        except ArmFaultError as error:
+            fault = error
+        if fault is not None and not faulty:
+            self.supervisor.fault(fault, now)
 
     def _take(self, now: float) -> None:
         """Take the newest chunk; older unread ones are out of date."""
@@ -145,9 +152,10 @@ class Bridge:
             return
         state, chunk = self.state, unpack_chunk(chunks[-1])
         if state is State.HOLD and not self._may_resume(now):
+            self._chunk_end = chunk.end  # the policy is back, and waits for the operator
             return
         if state in (State.READY, State.RUNNING, State.HOLD) and not self.generator.offer(chunk, now):
-            self._last_chunk = now
+            self._chunk_end = chunk.end
             self._tick["chunk"], self._tick["t_obs"] = chunk.seq, chunk.t_obs
             self._rearmed = False
             self.supervisor.machine.go(State.RUNNING, f"chunk {chunk.seq}", now)
@@ -156,9 +164,11 @@ class Bridge:
 
     def _may_resume(self, now: float) -> bool:
         held = now - self.supervisor.machine.since
-        return self._rearmed or held < self.config.watch.rearm
+        return self._rearmed or (self._starving and held < self.config.watch.rearm)
 
     def _hold(self, reason: str, now: float) -> None:
+        # Only a policy that was late may go on by itself; whatever else went wrong would go wrong again.
+        self._starving = reason.startswith(("no chunk", "the policy process"))
         self.generator.forget()
         self._rearmed = False
         self.supervisor.machine.go(State.HOLD, reason, now)
@@ -176,7 +186,7 @@ class Bridge:
                 self._hold(reason, now)
         else:
             follower.brake()
-        if state is State.HOLD and now - self._last_chunk > self.config.watch.starved_stop and not self._rearmed:
+        if state is State.HOLD and now - self._chunk_end > self.config.watch.starved_stop and not self._rearmed:
             self.supervisor.stop(f"no chunk for {self.config.watch.starved_stop:g} s", now)
         self.arm.set_reference(follower.motion.q, follower.motion.v)
         if state is State.STOPPING and follower.resting:
@@ -190,7 +200,10 @@ class Bridge:
             for name in ("t_robot", "q", "dq", "tau", "tau_ext", "success_rate"):
                 record[name] = getattr(self._arm, name)
         record["q_ref"], record["disagreement"] = generator.reference, generator.disagreement
-        record["q_cmd"], record["dq_cmd"] = generator.follower.motion.q, generator.follower.motion.v
+        if self.state in STREAMING:
+            record["q_cmd"], record["dq_cmd"] = generator.follower.motion.q, generator.follower.motion.v
+        else:
+            record["q_cmd"], record["dq_cmd"] = record["q"], 0.0
         if self.gripper is not None:
             busy = self.gripper.supervise(now)
             if busy > self.config.watch.gripper_warn:

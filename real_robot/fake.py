@@ -72,7 +72,7 @@ class FakeArm:
         """Stop with one of the robot's errors, e.g. 'cartesian_reflex' or 'user_stop'."""
         if error not in _ERRORS:
             raise RobotError(f"unknown error '{error}'", expected=", ".join(_ERRORS))
-        self._error, self._gains = error, None
+        self._error, self._gains, self.dq = error, None, np.zeros(7)
 
     def connect(self, deadline_s: float) -> None:
         """Open the connection."""
@@ -110,7 +110,8 @@ class FakeArm:
         if not self.frozen:
             self._advance(now)
             self._heard = now
-        self._require()
+        if not self._connected:
+            raise ArmFaultError("network", "not connected")
         return ArmState(
             t_mono=now,
             t_robot=self._heard,
@@ -119,7 +120,12 @@ class FakeArm:
             tau=self._torque.copy(),
             tau_ext=np.zeros(7),
             success_rate=self.success_rate,
+            errors=(self._error,) if self._error else (),
         )
+
+    def fault(self) -> ArmFaultError | None:
+        """Why the arm has stopped by itself."""
+        return ArmFaultError(_ERRORS[self._error], self._error) if self._error else None
 
     def in_control(self) -> bool:
         """Whether the impedance loop runs."""
@@ -149,7 +155,6 @@ class FakeArm:
         if not self._connected:
             raise ArmFaultError("network", "not connected")
         if self._error:
-            self.dq = np.zeros(7)
             raise ArmFaultError(_ERRORS[self._error], self._error)
 
     def _advance(self, now: float) -> None:

@@ -133,7 +133,7 @@ class DriverCaps:
 class ArmDriver(Protocol):
     """An arm with its own 1 kHz loop. Every method but ``connect``, ``home``, ``stop`` and ``recover`` returns at once.
 
-    Errors of the robot surface as :class:`ArmFaultError` from :meth:`state` or from the call under way.
+    Errors of the robot surface as :class:`ArmFaultError` from the call under way, and in :meth:`fault`.
     """
 
     caps: DriverCaps
@@ -151,7 +151,10 @@ class ArmDriver(Protocol):
         """Hand a reference (7,) rad, (7,) rad/s to the 1 kHz loop."""
 
     def state(self) -> ArmState:
-        """The newest reading. Raises :class:`ArmFaultError` when the arm stopped by itself."""
+        """The newest reading, after a fault too. Raises :class:`ArmFaultError` (network) when there is none."""
+
+    def fault(self) -> ArmFaultError | None:
+        """Why the arm has stopped by itself; None while it has not."""
 
     def in_control(self) -> bool:
         """Whether the impedance loop runs."""

@@ -76,11 +76,15 @@ COMMAND = np.dtype([("name", f"S{NAME}"), ("number", "i8"), ("value", "f8", TASK
 EVENT = np.dtype([("t_mono", "f8"), ("t_wall", "f8"), ("kind", f"S{NAME}"), ("text", f"S{WORDS}")])
 """Something worth keeping: a transition, a rejection, a fault."""
 
+RECORDER = np.dtype([("t_mono", "f8"), ("rows", "i8"), ("lost", "i8"), ("episodes", "i8"), ("failed", f"S{WORDS}")])
+"""How the recorder fares: ticks written and lost, whole episodes, and what failed, empty if nothing did."""
+
 _RINGS: dict[str, tuple[np.dtype[Any], int]] = {
     "ticks": (TICK, 4096),
     "chunks": (CHUNK, 64),
     "commands": (COMMAND, 64),
     "events": (EVENT, 512),
+    "recorder": (RECORDER, 16),
 }
 
 
@@ -98,7 +102,7 @@ class Session:
         made = {
             key: Ring(self.folder / key, dtype, size, create=create) for key, (dtype, size) in _RINGS.items()
         }
-        self.ticks, self.chunks = made["ticks"], made["chunks"]
+        self.recorder, self.ticks, self.chunks = made["recorder"], made["ticks"], made["chunks"]
         self.commands, self.events = made["commands"], made["events"]
 
     def command(self, name: str, number: int = 0, value: Any = ()) -> None:

@@ -39,7 +39,7 @@ class WatchdogLimits:
     leash: float = 0.5
     """The arm cannot follow its reference for this long: HOLD."""
     rearm: float = 1.0
-    """A HOLD shorter than this ends by itself when chunks arrive again; a longer one needs the operator."""
+    """A HOLD for want of chunks that is shorter ends by itself when they arrive again; others need the operator."""
     gripper_warn: float = 1.0
     """A gripper call that lasts this long is reported."""
     gripper: float = 3.0

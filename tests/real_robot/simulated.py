@@ -74,7 +74,9 @@ class Simulation:
         return [bytes(r["text"]).decode() for r in records if kind in ("", bytes(r["kind"]).decode())]
 
     def column(self, name):
-        return np.array([tick[name] for tick in self.ticks])
+        """A column over the ticks since the arm was first started."""
+        first = next(i for i, tick in enumerate(self.ticks) if tick["state"] in (State.READY, State.RUNNING))
+        return np.array([tick[name] for tick in self.ticks[first:]])
 
     def ready(self):
         self.run(2 * DT).command("start")
@@ -82,8 +84,9 @@ class Simulation:
         return self
 
     def running(self, **options):
+        self.ready()
         self.policy = swing(**options)
-        self.ready().run(1.0)
+        self.run(1.0)
         assert self.state is State.RUNNING, self.events()
         return self
 
