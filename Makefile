@@ -29,7 +29,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) install -q -c constraints.txt -e '.[sim,dev]'
+	$(PIP) install -q -c constraints.txt -e '.[sim,franka,dev]'
 	$(HEADLESS)
 	touch $@
 

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "paired comparison of two evaluated runs"),
     "card": ("card", "success against network evaluations against latency, table and picture"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),
+    "robot": ("robot", "check | home | run | record | replay | stop: a Franka arm, or a stand-in"),
     "bench": ("bench", "update | latency | data | rollout: speed as ratios inside one run"),
 }
 """Command -> (module of :mod:`flowpolicy.commands` with a ``run(argv)``, one line of help)."""

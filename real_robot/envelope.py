@@ -53,7 +53,7 @@ class Envelope:
         jump = np.abs(np.diff(q, axis=0)).max(initial=0.0)
         if jump > self.limits.chunk_jump:
             return f"jump of {jump:.3f} rad between rows"
-        if gripper.min() < -0.01 or gripper.max() > GRIPPER_WIDTH + 0.01:
+        if gripper.min() < -0.05 or gripper.max() > GRIPPER_WIDTH + 0.05:
             return f"opening of {gripper.max():.3f} m"
         return ""
 

@@ -48,12 +48,12 @@ class Recorder:
     def drain(self) -> None:
         """Write what has arrived since the last call."""
         ticks, others = self._read("ticks"), {name: self._read(name) for name in ("chunks", "events")}
-        for number in np.unique(ticks["episode"]):
-            part = ticks[ticks["episode"] == number]
+        for part in np.split(ticks, np.nonzero(np.diff(ticks["episode"]))[0] + 1):
+            number = int(part["episode"][0]) if len(part) else self._episode
             if number != self._episode:
                 self._end(others)
                 if number:
-                    self._begin(int(number))
+                    self._begin(number)
             if number:
                 self._write("ticks", part)
         if self._episode:
