@@ -42,7 +42,7 @@ class FrankaConfig:
 
     task: Literal["reach", "lift"] = "reach"
     """What is to be done."""
-    horizon: int = 160
+    horizon: int = 240
     """Steps after which an episode is cut off."""
 
     def spec(self) -> Spec:

@@ -16,6 +16,7 @@ from flowpolicy.real_robot.envelope import Envelope
 from flowpolicy.real_robot.fake import Clock
 from flowpolicy.real_robot.gripper import GripperWorker
 from flowpolicy.real_robot.health import Health
+from flowpolicy.real_robot.limits import GRIPPER_WIDTH
 from flowpolicy.real_robot.protocols import ArmDriver, ArmFaultError, ArmState
 from flowpolicy.real_robot.records import TICK, Session, unpack_chunk
 from flowpolicy.real_robot.reference import ReferenceGenerator
@@ -110,6 +111,10 @@ class Bridge:
             name = bytes(record["name"]).decode()
             if name == "begin":
                 self._tick["episode"], self._tick["task"] = record["number"], record["value"]
+            elif name == "task":
+                self._tick["task"] = record["value"]
+            elif name == "open" and self.gripper is not None:
+                self.gripper.command(GRIPPER_WIDTH)
             elif name == "end":
                 outcome = "success" if record["number"] else "failure"
                 self.session.event("episode", f"{int(self._tick['episode'])} {outcome}")

@@ -32,7 +32,8 @@ T = TypeVar("T")
 _ACCELERATION = [9.0, 7.0, 9.0, 9.0, 9.0, 9.0, 9.0]  # rad/s^2 and rad/s^3 that passed an enforcing robot [franka 1]
 _JERK = [4000.0, 3500.0, 4000.0, 4000.0, 4000.0, 4000.0, 4000.0]
 _KINDS: tuple[tuple[str, FaultKind], ...] = (
-    ("reflex", "collision"),
+    ("cartesian_reflex", "collision"),
+    ("joint_reflex", "collision"),
     ("communication_constraints", "communication"),
     ("safety function", "user_stop"),
     ("user stop", "user_stop"),
@@ -43,7 +44,7 @@ _KINDS: tuple[tuple[str, FaultKind], ...] = (
     ("connection", "network"),
     ("discontinuity", "limit"),
     ("violation", "limit"),
-)
+)  # libfranka calls every abort "motion aborted by reflex": the name in brackets decides
 
 
 def classify(text: str) -> FaultKind:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from flowpolicy.real_robot.launch import RunningSession
+from flowpolicy.real_robot.limits import GRIPPER_WIDTH
 from flowpolicy.real_robot.protocols import ActionChunk, RobotError
 from flowpolicy.real_robot.records import CHUNK, pack_chunk
 from flowpolicy.real_robot.shared import Records
@@ -74,7 +75,7 @@ def play_episode(
     running: RunningSession,
     task: Task,
     number: int,
-    about: np.ndarray,
+    rng: np.random.Generator,
     *,
     horizon_s: float,
     demonstrate: Callable[[Records], Plan] | None,
@@ -87,7 +88,7 @@ def play_episode(
         running: the session; IDLE.
         task: says when it has succeeded.
         number: of the episode, from 1.
-        about: what it is about.
+        rng: draws what it is about.
         horizon_s: seconds after which it is given up.
         demonstrate: makes the operator's plan; None where the policy process plays.
         operator: sends it.
@@ -98,7 +99,10 @@ def play_episode(
 
     """
     session = running.session
+    session.command("open")
     _require(running, running.ask("home", State.IDLE, State.FAULT, State.LOCKED, seconds=25.0))
+    _wait_for_open_gripper(running)
+    about = task.draw(rng)
     _require(running, running.ask("start", State.READY, State.FAULT, State.LOCKED, seconds=5.0))
     session.command("begin", number, about)
     outcome = _play(running, task, number, horizon_s, demonstrate, operator, watch)
@@ -127,6 +131,8 @@ def _play(
             time.sleep(0.005)
             continue
         watch(tick)
+        if (seen := task.look()) is not None:
+            running.session.command("task", 0, seen)
         state = State(int(tick["state"]))
         if demonstrate is not None:
             if not playing:
@@ -140,6 +146,15 @@ def _play(
             return Outcome(number, False, now - start, f"the bridge went {state.name}{running.last_events(1)}")
         if now - start > horizon_s:
             return Outcome(number, False, now - start, "time is up")
+        time.sleep(0.02)
+
+
+def _wait_for_open_gripper(running: RunningSession) -> None:
+    deadline = time.monotonic() + 10.0
+    while (tick := running.session.ticks.latest()) is not None and tick["width"] < 0.9 * GRIPPER_WIDTH:
+        running.require_alive()
+        if time.monotonic() > deadline:
+            raise RobotError(f"the gripper is open by {1e3 * float(tick['width']):.0f} mm only", expected="wide open")
         time.sleep(0.02)
 
 

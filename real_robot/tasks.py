@@ -11,6 +11,7 @@ from flowpolicy.real_robot.kinematics import forward, inverse
 from flowpolicy.real_robot.limits import GRIPPER_WIDTH, HOME, EnvelopeLimits
 from flowpolicy.real_robot.protocols import RobotError
 from flowpolicy.real_robot.shared import Records
+from flowpolicy.real_robot.twin import TwinLink
 
 Array = NDArray[np.float64]
 
@@ -62,7 +63,10 @@ class Task(Protocol):
     name: str
 
     def draw(self, rng: np.random.Generator) -> Array:
-        """What an episode is about: the numbers of :data:`flowpolicy.real_robot.observations.TASK_SIZES`."""
+        """Set an episode up, the arm being at home; returns the numbers that the observation of the task shows."""
+
+    def look(self) -> Array | None:
+        """The same numbers as they are now; None where they do not change."""
 
     def solved(self, tick: Records) -> bool:
         """Whether the success criterion holds now."""
@@ -89,6 +93,10 @@ class Reach:
         """A place in front of the arm, m."""
         return rng.uniform([0.40, -0.20, 0.15], [0.60, 0.20, 0.40])
 
+    def look(self) -> Array | None:
+        """A goal does not move."""
+        return None
+
     def solved(self, tick: Records) -> bool:
         """Whether the tool point is within 0.02 m of the goal."""
         tool = forward(tick["q"], self.limits.tool).position
@@ -100,6 +108,47 @@ class Reach:
         seconds = 1.9 * float(np.abs(goal - tick["q"]).max()) / rng.uniform(0.35, 0.55)
         opening = GRIPPER_WIDTH
         return Plan(tick["q_cmd"], opening, [Waypoint(goal, opening, max(seconds, 0.6)), Waypoint(goal, opening, 1.0)])
+
+
+class Lift:
+    """The cube on the twin's table is lifted.
+
+    Args:
+        limits: of the arm.
+        twin: where the cube is seen and placed.
+
+    """
+
+    name = "lift"
+    _HEIGHT = 0.08
+
+    def __init__(self, limits: EnvelopeLimits, twin: TwinLink) -> None:
+        self.limits, self.twin = limits, twin
+        self._rest = 0.0
+
+    def draw(self, rng: np.random.Generator) -> Array:
+        """Put the cube anywhere on a patch of 0.16 m by 0.24 m."""
+        self.twin.place(rng.uniform([0.42, -0.12], [0.58, 0.12]))
+        pose = self.twin.cube()
+        self._rest = float(pose[2])
+        return pose
+
+    def look(self) -> Array | None:
+        """Where the cube is."""
+        return self.twin.cube()
+
+    def solved(self, tick: Records) -> bool:
+        """Whether the cube is 0.08 m above where it lay."""
+        return bool(tick["task"][2] > self._rest + self._HEIGHT)
+
+    def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
+        """Above the cube, down, close, up."""
+        place, wide = tick["task"][:3], GRIPPER_WIDTH
+        above, down, up = (solve(np.array([*place[:2], z]), self.limits) for z in (0.12, 0.018, 0.16))
+        pace = rng.uniform(0.9, 1.2)
+        far = 1.9 * float(np.abs(above - tick["q"]).max()) / 0.45
+        legs = [(above, wide, max(far, 0.8)), (down, wide, 1.2), (down, 0.0, 0.8), (up, 0.0, 1.2), (up, 0.0, 1.5)]
+        return Plan(tick["q_cmd"], wide, [Waypoint(q, opening, pace * seconds) for q, opening, seconds in legs])
 
 
 def solve(position: Array, limits: EnvelopeLimits) -> Array:

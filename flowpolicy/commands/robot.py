@@ -1,7 +1,8 @@
-"""``flowpolicy robot check | home | run | record | replay | salvage | stop``."""
+"""``flowpolicy robot check | home | run | record | replay | salvage | twin | stop``."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from flowpolicy.commands.arguments import call, pick
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.real_robot.launch import Setup
 
-Task = Literal["reach"]
+Task = Literal["reach", "lift"]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -25,6 +26,7 @@ def run(argv: Sequence[str]) -> int:
         "record": ("record demonstrations of the scripted operator", record),
         "replay": ("play the actions of a recorded episode", replay),
         "salvage": ("finish the recordings of a session that crashed", salvage),
+        "twin": ("start the simulated robot that speaks the real protocol", twin),
         "stop": ("bring the arm of a running session to rest and end it", stop),
     }
     name, rest = pick(argv, commands, "robot", "action")
@@ -139,6 +141,23 @@ def salvage(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
 
     made = finish(folder)
     sys.stdout.write("".join(f"{path}\n" for path in made) or "nothing was left behind\n")
+
+
+def twin(venv: Path = Path(".venv-twin")) -> int:
+    """Serve a simulated FR3 with table, cube and hand on 127.0.0.1 until Ctrl-C; `make twin` builds what it needs.
+
+    Args:
+        venv: its environment.
+
+    """
+    from flowpolicy.real_robot.twin import start_twin
+
+    # Started in the background a process ignores SIGINT; SIGTERM must not leave the server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with start_twin(venv) as process:
+        sys.stdout.write("the twin answers on 127.0.0.1, its control socket on port 13370; Ctrl-C ends it\n")
+        sys.stdout.flush()
+        return process.wait()
 
 
 def stop(session: str = "default") -> None:

@@ -20,7 +20,8 @@ from flowpolicy.real_robot.console import ConsoleView
 from flowpolicy.real_robot.launch import RunningSession, Setup, start_session
 from flowpolicy.real_robot.metrics import service_levels
 from flowpolicy.real_robot.operate import PERIOD, Operator, Outcome, play_episode
-from flowpolicy.real_robot.tasks import Plan, Reach, Task, Waypoint
+from flowpolicy.real_robot.tasks import Lift, Plan, Reach, Task, Waypoint
+from flowpolicy.real_robot.twin import TwinLink
 
 _RATE = 250.0
 
@@ -70,7 +71,7 @@ def play(setup: Setup, task_name: str, out: Path, episodes: int, seed: int, poli
                 running,
                 task,
                 number,
-                task.draw(rng),
+                rng,
                 horizon_s=config.horizon / spec.action.rate_hz,
                 demonstrate=None if policy else lambda tick, rng=rng: task.demonstrate(tick, rng),
                 operator=operator,
@@ -107,7 +108,7 @@ def replay_episode(setup: Setup, file: Path, episode: str) -> int:
             running,
             task,
             1,
-            np.zeros(3),
+            numpy_generator(0, "replay"),
             horizon_s=plan.seconds + 0.5,
             demonstrate=task.demonstrate,
             operator=Operator(running),
@@ -146,6 +147,9 @@ class _Replay:
         """Nothing."""
         return np.zeros(3)
 
+    def look(self) -> None:
+        """Nothing."""
+
     def solved(self, tick: Any) -> bool:
         """Never."""
         return False
@@ -168,9 +172,14 @@ def _config(contract: Contract) -> FrankaConfig:
 
 
 def _task(name: str, setup: Setup) -> Task:
-    if name != "reach":
-        raise ConfigError(f"the task '{name}' is not available on this robot", expected="reach")
-    return Reach(setup.limits)
+    if name == "reach":
+        return Reach(setup.limits)
+    if setup.driver == "fake":
+        raise ConfigError(
+            f"the driver 'fake' has nothing to {name}",
+            expected="--setup.driver franky, and the twin: flowpolicy robot twin",
+        )
+    return Lift(setup.limits, TwinLink())
 
 
 def _wait_for_recorder(running: RunningSession) -> None:
