@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "card": ("card", "success against network evaluations against latency, table and picture"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),
     "robot": ("robot", "check | home | run | record | replay | stop: a Franka arm, or a stand-in"),
-    "bench": ("bench", "update | latency | data | rollout: speed as ratios inside one run"),
+    "bench": ("bench", "update | latency | data | rollout | seams: speed as ratios inside one run, seams of chunks"),
 }
 """Command -> (module of :mod:`flowpolicy.commands` with a ``run(argv)``, one line of help)."""
 

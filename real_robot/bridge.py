@@ -1,4 +1,4 @@
-"""The bridge: 250 times a second from chunks to one guarded reference. Imports no torch. [franka 4.1]
+"""The bridge: 250 times a second from chunks to one guarded reference. Imports no torch [franka 4.1].
 
 :meth:`Bridge.tick` does one period and never waits; what may block (connecting, homing, recovering, the gripper) runs
 in threads. The 1 kHz loop is the driver's, in native code.
@@ -222,4 +222,3 @@ class Bridge:
             record[name] = count
         record["lateness"], record["compute"] = lateness, self.clock.now() - now
         self.session.ticks.write(record)
-

@@ -1,4 +1,4 @@
-"""From chunks with absolute times to one reference per tick. [franka 4.4]
+"""From chunks with absolute times to one reference per tick [franka 4.4].
 
 Row i of a chunk is due at ``t0 + i dt``. Between rows a cubic Hermite curve runs through them. When a new chunk
 arrives while an old one is under way, the two disagree; the modes differ in what happens at this seam:
@@ -7,7 +7,8 @@ arrives while an old one is under way, the two disagree; the modes differ in wha
 - ``crossfade``: old to new along a half cosine over min(2 dt, 0.1 s).
 - ``rtc``: the new chunk repeats ``frozen`` rows that were committed (real-time chunking, Black et al. 2025), so the
   change happens where the two agree.
-- ``ensemble``: mean of all chunks that cover the time, weighted exp(-0.01 i), i = 0 the oldest (ACT, Zhao et al. 2023).
+- ``ensemble``: mean of all chunks that cover the time, weighted exp(-0.01 i), i = 0 the oldest (ACT, Zhao et al.
+  2023).
 """
 
 from __future__ import annotations
@@ -128,8 +129,8 @@ class Scheduler:
 def hermite(chunk: ActionChunk, t: float) -> tuple[Array, Array]:
     """Position (7,) rad and velocity (7,) rad/s of a chunk at ``t`` s.
 
-    Slopes at inner rows are central differences (Catmull-Rom), at the last row zero: a chunk ends at rest unless another
-    one takes over. Before the first row it is the first row, at rest.
+    Slopes at inner rows are central differences (Catmull-Rom), at the last row zero: a chunk ends at rest unless
+    another one takes over. Before the first row it is the first row, at rest.
     """
     rows, x = chunk.q, (t - chunk.t0) / chunk.dt
     last = len(rows) - 1

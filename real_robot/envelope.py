@@ -1,4 +1,4 @@
-"""What may reach the arm: chunks are checked, references clipped, and every commanded step is guarded. [franka 4.5]
+"""What may reach the arm: chunks are checked, references clipped, and every commanded step is guarded [franka 4.5].
 
 Three layers. A *chunk* that is not finite, jumps or leaves the joint range is rejected whole. A *reference* is clipped
 to the joint range and the workspace, and slowed where the tool would be too fast. The *guard* looks at the one state

@@ -26,7 +26,19 @@ from flowpolicy.real_robot.states import State
 JOURNALS = {"ticks": TICK, "chunks": CHUNK, "events": EVENT}
 INDEX = "demos.hdf5"
 """Trains a policy: links to every episode file of its folder."""
-_COLUMNS = ("t_mono", "t_wall", "t_obs", "chunk", "state", "starved", "success_rate", "q_cmd", "q_ref", "tau", "tau_ext")
+_COLUMNS = (
+    "t_mono",
+    "t_wall",
+    "t_obs",
+    "chunk",
+    "state",
+    "starved",
+    "success_rate",
+    "q_cmd",
+    "q_ref",
+    "tau",
+    "tau_ext",
+)
 
 
 def finish_episode(folder: Path, number: int) -> Path:

@@ -73,7 +73,7 @@ class RunningSession:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, module: str, options: dict[str, Any]) -> None:
-        """Start ``flowpolicy.real_robot.<module>`` with JSON options; its errors go to a log in the session's folder."""
+        """Start ``flowpolicy.real_robot.<module>`` with JSON options; its output goes to a log beside the rings."""
         told = json.dumps({"setup": dataclasses.asdict(self.setup), **options})
         log = self.session.folder / f"{module}.log"
         with log.open("wb") as stream:
@@ -89,7 +89,9 @@ class RunningSession:
         for module, process in self._processes.items():
             if process.poll() is not None:
                 log = (self.session.folder / f"{module}.log").read_text(encoding="utf-8", errors="replace")
-                raise RobotError(f"{module} has ended with code {process.returncode}\n{log[-2000:]}{self.last_events()}")
+                raise RobotError(
+                    f"{module} has ended with code {process.returncode}\n{log[-2000:]}{self.last_events()}"
+                )
 
     def wait(self, *states: State, seconds: float) -> State:
         """Wait until the bridge is in one of ``states``; raises :class:`RobotError` after ``seconds``."""

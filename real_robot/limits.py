@@ -1,4 +1,4 @@
-"""Joint limits of the FR3 and of the Panda (FER), and the narrower ones that policies are held to. [franka 4.5]
+"""Joint limits of the FR3 and of the Panda (FER), and the narrower ones that policies are held to [franka 4.5].
 
 Two tables, never one: three published stacks shipped the Panda's values to users of an FR3.
 """
@@ -85,7 +85,7 @@ FER = JointLimits(
     rotation=(2.5, 25.0, 12500.0),
     elbow=(2.175, 10.0, 5000.0),
 )
-"""Franka Emika Robot ("Panda"), FCI version 5. No server of that version can be installed here: untested on the wire."""
+"""Franka Emika Robot ("Panda"), FCI version 5. No server of that version is at hand: untested on the wire."""
 
 MODELS = {"FR3": FR3, "FER": FER}
 """Tables by model."""

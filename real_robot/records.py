@@ -71,8 +71,8 @@ CHUNK = np.dtype(
 """One decision; ``inputs`` is the newest observation that it was made on, flat. ``rows`` 0 is a bare sign of life."""
 
 COMMAND = np.dtype([("name", f"S{NAME}"), ("number", "i8"), ("value", "f8", TASK)])
-"""A wish of the operator: home, start, stop, recover, rearm, open (the gripper), quit; begin (``number`` of the episode,
-``value`` what it is about), task (new ``value``), end (``number`` 1 for success)."""
+"""A wish of the operator: home, start, stop, recover, rearm, open (the gripper), quit; begin (``number`` of the
+episode, ``value`` what it is about), task (new ``value``), end (``number`` 1 for success)."""
 
 EVENT = np.dtype([("t_mono", "f8"), ("t_wall", "f8"), ("kind", f"S{NAME}"), ("text", f"S{WORDS}")])
 """Something worth keeping: a transition, a rejection, a fault."""
@@ -100,9 +100,7 @@ class Session:
 
     def __init__(self, name: str, *, create: bool = False) -> None:
         self.name, self.folder = name, session_folder(name)
-        made = {
-            key: Ring(self.folder / key, dtype, size, create=create) for key, (dtype, size) in _RINGS.items()
-        }
+        made = {key: Ring(self.folder / key, dtype, size, create=create) for key, (dtype, size) in _RINGS.items()}
         self.recorder, self.ticks, self.chunks = made["recorder"], made["ticks"], made["chunks"]
         self.commands, self.events = made["commands"], made["events"]
 

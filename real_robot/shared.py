@@ -73,7 +73,9 @@ class Ring:
             record = self._slots[(count - 1) % self._size].copy()
             if int(self._begun[0]) < count + self._size:
                 return np.asarray(record)
-        raise SharedMemoryError("a record was overwritten a hundred times while it was read", fix="make the ring larger")
+        raise SharedMemoryError(
+            "a record was overwritten a hundred times while it was read", fix="make the ring larger"
+        )
 
 
 def _map(path: Path, size: int, create: bool) -> mmap.mmap:

@@ -1,4 +1,4 @@
-"""The state machine of the bridge. Every transition has a reason and is kept. [franka 4.6]"""
+"""The state machine of the bridge. Every transition has a reason and is kept [franka 4.6]."""
 
 from __future__ import annotations
 

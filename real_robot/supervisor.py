@@ -168,7 +168,9 @@ class Supervisor:
 
     def _start(self, arm: ArmState, now: float) -> None:
         if not self.generator.follower.fits(arm.q):
-            self._refuse("start", "the arm stands outside the workspace or the joint range; home it, or move it by hand")
+            self._refuse(
+                "start", "the arm stands outside the workspace or the joint range; home it, or move it by hand"
+            )
             return
         try:
             self.arm.start_stream(self.config.gains)

@@ -81,7 +81,7 @@ def start_twin(venv: Path, log: Path | None = None) -> Iterator[subprocess.Popen
     if _answers():
         raise RobotError(f"a twin answers already on port {CONTROL[1]}", fix="use it, or end it first")
     server = Path(__file__).parent / "twin_server.py"
-    # A busy client starves the simulator, which then reports commands as lost that were not: it goes first [franka 2.2].
+    # A busy client starves the simulator, which then calls commands lost that were not: it goes first [franka 2.2].
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONSAFEPATH": ""}
     with contextlib.ExitStack() as stack:
         sink: Any = stack.enter_context(log.open("wb")) if log is not None else subprocess.DEVNULL

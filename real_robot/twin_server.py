@@ -61,7 +61,9 @@ def build_scene(enable_hand: bool = True, dt: float = 0.001, model_path: Any = N
     spec.option.timestep = dt
     spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_ACTUATION
     # Capsules are fatter than the links: neighbours overlap, and their contacts would cost time and push.
-    pairs = [(f"{prefix}link{i}", f"{prefix}link{j}") for i in range(8) for j in (i + 1, i + 2) if j < 8 and (i, j) != (0, 1)]
+    pairs = [
+        (f"{prefix}link{i}", f"{prefix}link{j}") for i in range(8) for j in (i + 1, i + 2) if j < 8 and (i, j) != (0, 1)
+    ]
     pairs += [(f"{prefix}link{i}", f"{prefix}hand") for i in (5, 6, 7)]
     for one, other in pairs:
         exclude = spec.add_exclude()
@@ -74,10 +76,18 @@ def build_scene(enable_hand: bool = True, dt: float = 0.001, model_path: Any = N
     cube = world.add_body(name="cube", pos=[0.5, 0.05, CUBE + 0.001])
     cube.add_freejoint()
     cube.add_geom(
-        name="cube", type=box, size=[CUBE] * 3, mass=0.05, rgba=[0.8, 0.1, 0.1, 1], friction=[1.5, 0.01, 0.001], condim=4
+        name="cube",
+        type=box,
+        size=[CUBE] * 3,
+        mass=0.05,
+        rgba=[0.8, 0.1, 0.1, 1],
+        friction=[1.5, 0.01, 0.001],
+        condim=4,
     )
     world.add_light(pos=[0.5, -0.5, 2], dir=[0, 0.2, -1])
-    world.add_camera(name="front", pos=[1.35, 0, 0.65], fovy=50, quat=look_at([1.35, 0, 0.65], [0.5, 0, 0.1], [0, 0, 1]))
+    world.add_camera(
+        name="front", pos=[1.35, 0, 0.65], fovy=50, quat=look_at([1.35, 0, 0.65], [0.5, 0, 0.1], [0, 0, 1])
+    )
     spec.find_body(f"{prefix}hand").add_camera(
         name="wrist", pos=[0.07, 0, 0.02], fovy=75, quat=look_at([0.07, 0, 0.02], [0, 0, 0.15], [1, 0, 0])
     )

@@ -1,4 +1,4 @@
-"""``flowpolicy bench update|latency|data|rollout``."""
+"""``flowpolicy bench update|latency|data|rollout|seams``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def run(argv: Sequence[str]) -> int:
         "latency": ("one-step latency over the bare matrix-vector products of the same weights", latency),
         "data": ("share of an update spent on sampling its batch", data),
         "rollout": ("environment steps per second over those of the bare simulator", rollout),
+        "seams": ("what reaches a robot arm where chunks disagree, per chunk mode", seams),
     }
     name, rest = pick(argv, table, "bench", "measurement")
     return call(table[name][1], rest, f"bench {name}")
@@ -146,6 +147,21 @@ def rollout(
     from flowpolicy.bench.rollout import bench_rollout, rollout_table
 
     _show(bench_rollout(task=task, num_envs=slots, rounds=rounds), rollout_table, json)
+
+
+def seams(disagreement: float = 0.010, latency: float = 0.100, seconds: float = 20.0, json: Path | None = None) -> None:
+    """Jump at the seams of chunks, per chunk mode; simulated time, the same figures on every machine.
+
+    Args:
+        disagreement: standard deviation of what a chunk is off by, rad.
+        latency: from observation to chunk, s.
+        seconds: simulated time.
+        json: where to write the figures.
+
+    """
+    from flowpolicy.bench.seams import bench_seams, seams_table
+
+    _show(bench_seams(disagreement=disagreement, latency=latency, seconds=seconds), seams_table, json)
 
 
 def _show(result: dict[str, Any], table: Any, json: Path | None) -> None:

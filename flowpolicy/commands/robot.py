@@ -15,6 +15,9 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.real_robot.launch import Setup
 
 Task = Literal["reach", "lift"]
+Robot = Annotated[Setup, tyro.conf.arg(name="")]
+"""The fields of a setup as flags without a prefix: ``--driver``, ``--address``, ``--shadow``."""
+DEFAULT = Setup()
 
 
 def run(argv: Sequence[str]) -> int:
@@ -33,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     return call(commands[name][1], rest, f"robot {name}")
 
 
-def check(run: Annotated[Path, tyro.conf.Positional], /, setup: Setup = Setup(), connect: bool = True) -> None:
+def check(run: Annotated[Path, tyro.conf.Positional], /, setup: Robot = DEFAULT, connect: bool = True) -> None:
     """Compare rate, frame, action convention, observations, limits and versions of a policy with the robot.
 
     Args:
@@ -54,7 +57,7 @@ def check(run: Annotated[Path, tyro.conf.Positional], /, setup: Setup = Setup(),
             sys.stdout.write(f"robot         {setup.model} by '{setup.driver}', joints {joints} rad\n")
 
 
-def home(setup: Setup = Setup()) -> None:
+def home(setup: Robot = DEFAULT) -> None:
     """Move to the home pose at 0.3 of the joints' speed limits.
 
     Args:
@@ -72,7 +75,7 @@ def home(setup: Setup = Setup()) -> None:
 def deploy(
     run: Annotated[Path, tyro.conf.Positional],
     /,
-    setup: Setup = Setup(),
+    setup: Robot = DEFAULT,
     episodes: int = 1,
     seed: int = 0,
     out: Path | None = None,
@@ -95,9 +98,7 @@ def deploy(
     return 0 if all(outcome.reason in ("success", "time is up") for outcome in outcomes) else 1
 
 
-def record(
-    out: Path, task: Task = "reach", setup: Setup = Setup(), episodes: int = 40, seed: int = 0
-) -> int:
+def record(out: Path, task: Task = "reach", setup: Robot = DEFAULT, episodes: int = 40, seed: int = 0) -> int:
     """Record demonstrations of the scripted operator through the bridge; OUT/demos.hdf5 then trains a policy.
 
     Args:
@@ -116,7 +117,7 @@ def record(
     return 0 if all(outcome.success for outcome in outcomes) else 1
 
 
-def replay(file: Annotated[Path, tyro.conf.Positional], /, setup: Setup = Setup(), episode: str = "demo_0") -> int:
+def replay(file: Annotated[Path, tyro.conf.Positional], /, setup: Robot = DEFAULT, episode: str = "demo_0") -> int:
     """Play the recorded actions of an episode open-loop through the bridge, and say how far the arm came from them.
 
     Args:

@@ -79,7 +79,9 @@ def play(setup: Setup, task_name: str, out: Path, episodes: int, seed: int, poli
             )
             outcomes.append(outcome)
             won = sum(one.success for one in outcomes)
-            sys.stderr.write(f"episode {number}: {outcome.reason} after {outcome.seconds:.1f} s ({won}/{len(outcomes)})\n")
+            sys.stderr.write(
+                f"episode {number}: {outcome.reason} after {outcome.seconds:.1f} s ({won}/{len(outcomes)})\n"
+            )
     levels = service_levels(view.ticks, _RATE)
     lines = levels.lines() if levels else []
     sys.stdout.write("\n".join([f"success {sum(one.success for one in outcomes)}/{len(outcomes)}", *lines]) + "\n")
@@ -177,7 +179,7 @@ def _task(name: str, setup: Setup) -> Task:
     if setup.driver == "fake":
         raise ConfigError(
             f"the driver 'fake' has nothing to {name}",
-            expected="--setup.driver franky, and the twin: flowpolicy robot twin",
+            expected="--driver franky, and the twin: flowpolicy robot twin",
         )
     return Lift(setup.limits, TwinLink())
 

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+
 from flowpolicy.core.errors import FlowPolicyError
 from flowpolicy.real_robot.bridge import Bridge
 from flowpolicy.real_robot.fake import Clock, FakeArm
@@ -64,9 +65,7 @@ class Simulation:
         self.seq += 1
         t_obs = self.t if t_obs is None else t_obs
         q = np.asarray(q, dtype=float)
-        chunk = ActionChunk(
-            self.seq, t_obs, t_obs + dt if t0 is None else t0, dt, q, np.full(len(q), gripper), frozen
-        )
+        chunk = ActionChunk(self.seq, t_obs, t_obs + dt if t0 is None else t0, dt, q, np.full(len(q), gripper), frozen)
         self.session.chunks.write(pack_chunk(chunk))
 
     def events(self, kind=""):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import ruckig
+
 from flowpolicy.real_robot.braking import Motion, advance, along, extent, stop
 
 A, J = np.full(7, 4.0), np.full(7, 80.0)

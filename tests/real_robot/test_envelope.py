@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from flowpolicy.real_robot.braking import Motion, advance
 from flowpolicy.real_robot.envelope import Envelope
 from flowpolicy.real_robot.kinematics import forward

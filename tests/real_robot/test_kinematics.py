@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from flowpolicy.real_robot.kinematics import FLANGE, forward, inverse, quaternion, tool_speed
 from flowpolicy.real_robot.limits import FR3, HOME
 

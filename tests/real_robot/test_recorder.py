@@ -5,6 +5,7 @@ import errno
 import h5py
 import numpy as np
 import pytest
+
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.envs.franka import FrankaConfig
