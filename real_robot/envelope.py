@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.real_robot.braking import Motion, Stop, along, coasting, extent, stop
 from flowpolicy.real_robot.kinematics import forward, tool_speed
-from flowpolicy.real_robot.limits import GRIPPER_WIDTH, EnvelopeLimits
+from flowpolicy.real_robot.limits import EnvelopeLimits
 
 Array = NDArray[np.float64]
 
@@ -22,6 +22,7 @@ SAMPLES = np.linspace(0.0, 1.0, 6)
 _BOX_SLACK = 0.001  # m: how far the tool's path may bulge between two samples of a stop of at most 0.1 m
 _SPEED_SLACK = 0.82  # the same for its speed, as a factor
 _END_SLACK = 0.06  # rad/s: the same for a joint's speed near the ends of its range
+_NO_OPENING = 1.0  # m: a little beyond the hand's range is harmless, this is another unit
 _ROUNDING = 1e-9
 
 
@@ -53,8 +54,8 @@ class Envelope:
         jump = np.abs(np.diff(q, axis=0)).max(initial=0.0)
         if jump > self.limits.chunk_jump:
             return f"jump of {jump:.3f} rad between rows"
-        if gripper.min() < -0.05 or gripper.max() > GRIPPER_WIDTH + 0.05:
-            return f"opening of {gripper.max():.3f} m"
+        if np.abs(gripper).max() > _NO_OPENING:
+            return f"opening of {gripper.max():g} m"
         return ""
 
     def clip_reference(self, q: Array, dq: Array) -> tuple[Array, Array, bool]:

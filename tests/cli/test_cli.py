@@ -38,11 +38,13 @@ def test_help_lists_the_commands_and_imports_nothing_heavy(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.endswith("[]\n")
-    for name in ("data", "doctor", "train", "resume", "eval", "compare", "card", "bench"):
+    for name in ("data", "doctor", "train", "resume", "eval", "compare", "card", "bench", "robot"):
         assert re.search(rf"^  {name} ", done.stdout, re.M)
 
 
-@pytest.mark.parametrize("command", ["data", "doctor", "train", "resume", "eval", "compare", "card", "bench", "demo"])
+@pytest.mark.parametrize(
+    "command", ["data", "doctor", "train", "resume", "eval", "compare", "card", "bench", "demo", "robot"]
+)
 def test_every_command_explains_itself_at_once(command, tmp_path):
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules))\n" + (
         f"from flowpolicy.cli import main; main(['{command}', '--help'])"

@@ -140,7 +140,7 @@ def test_chunks_are_rejected_for_every_reason():
     near = rows.copy()
     near[:, 3] = envelope.high[3] + 0.04
     assert envelope.chunk_fault(near, opening) == ""
-    assert "opening" in envelope.chunk_fault(rows, np.full(8, 0.2))
+    assert "opening" in envelope.chunk_fault(rows, np.full(8, 40.0))
     assert "shapes" in envelope.chunk_fault(rows[:, :6], opening)
 
 
