@@ -14,16 +14,18 @@ from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
 
 ACTION = ActionSpec(
     8,
-    convention="absolute",
+    convention="delta",
     frame="joints",
-    units="seven joint positions in rad, then the gripper's opening in m",
+    units="seven steps of the commanded joint positions in rad, then the gripper's opening in m",
     rotation="none",
     gripper="last dimension: opening in m, 0 closed, 0.08 open",
     rate_hz=20.0,
-    low=-3.1,
-    high=4.6,
+    low=-0.3,
+    high=0.3,
 )
-"""A row is due one period after its observation."""
+"""Row i of a chunk, added to all rows before it and to what was commanded at the observation, is due i + 1 periods
+later. Steps, because one evaluation of a flow errs by some percent of an action's range: of a position's, that would be
+tens of millirad."""
 
 OBSERVATIONS = {
     "robot0_joint_pos": ObservationSpec((7,), "measured joint positions, rad"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -66,8 +67,8 @@ class Bridge:
         """Current state."""
         return self.supervisor.state
 
-    def run(self) -> None:
-        """Tick until the operator says quit."""
+    def run(self, abandoned: Callable[[], bool] = lambda: False) -> None:
+        """Tick until the operator says quit, or ``abandoned`` says that there is no operator any more."""
         try:
             os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
         except PermissionError:
@@ -77,6 +78,9 @@ class Bridge:
         period, due = 1.0 / self.config.rate_hz, self.clock.now()
         while not self.supervisor.finished:
             self.tick(due)
+            if abandoned() and not self.supervisor.leaving:
+                self.session.event("error", "the session's owner has died")
+                self.supervisor.request("quit", self._arm, due)
             # Missed ticks are not made up for.
             due = max(due + period, self.clock.now() - period)
             if (wait := due - self.clock.now()) > 0.0:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from flowpolicy.real_robot.bridge import Bridge
 from flowpolicy.real_robot.fake import FakeArm, FakeGripper
 from flowpolicy.real_robot.gripper import GripperWorker
-from flowpolicy.real_robot.launch import Setup, read_options
+from flowpolicy.real_robot.launch import Setup, orphaned, read_options
 from flowpolicy.real_robot.limits import MODELS
 from flowpolicy.real_robot.protocols import ArmDriver, GripperDriver
 from flowpolicy.real_robot.records import Session
@@ -30,7 +30,7 @@ def main() -> None:
     config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow)
     arm, make_gripper = drivers(setup)
     gripper = GripperWorker(make_gripper, config.watch.gripper, lambda text: session.event("gripper", text))
-    Bridge(config, arm, gripper, session).run()
+    Bridge(config, arm, gripper, session).run(abandoned=orphaned)
 
 
 if __name__ == "__main__":

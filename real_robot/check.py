@@ -51,16 +51,13 @@ def check_contract(contract: Contract, robot: Spec) -> list[str]:
     ]
 
 
-def range_warnings(low: np.ndarray, high: np.ndarray, soft_low: np.ndarray, soft_high: np.ndarray) -> list[str]:
-    """Joints whose trained range (7,) rad leaves what the envelope allows (7,) rad: they would be clipped."""
-    lines = []
-    for joint in range(7):
-        if low[joint] < soft_low[joint] or high[joint] > soft_high[joint]:
-            lines.append(
-                f"joint {joint + 1} was trained on {low[joint]:.3f} to {high[joint]:.3f} rad; "
-                f"the envelope allows {soft_low[joint]:.3f} to {soft_high[joint]:.3f}"
-            )
-    return lines
+def speed_warnings(largest: np.ndarray, velocity: np.ndarray) -> list[str]:
+    """Joints that were trained to move faster, (7,) rad/s, than the envelope allows, (7,) rad/s."""
+    return [
+        f"joint {joint + 1} was trained on up to {largest[joint]:.2f} rad/s; the envelope allows {velocity[joint]:.2f}"
+        for joint in range(7)
+        if largest[joint] > velocity[joint]
+    ]
 
 
 def _versions(contract: Contract) -> str:

@@ -1,8 +1,8 @@
 """From journals of raw records to RoboMimic HDF5, and one index file over all episodes of a folder.
 
 An episode file holds ``data/demo_0`` with one row per period of the policy: the observation at its beginning and, as
-``actions``, the reference one period later, which is what a policy learns to predict. ``ticks`` (250 Hz: measured,
-commanded, both clocks), ``decisions`` (inputs and outputs of the policy) and ``events`` lie beside it as they were.
+``actions``, by how much the reference moves until the next row, and the gripper's opening there. ``ticks`` (250 Hz:
+measured, commanded, both clocks), ``decisions`` (inputs and outputs of the policy) and ``events`` lie beside it.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _episode(rows: NDArray[Any], raw: dict[str, NDArray[Any]], success: bool, me
     }
     chunks, events = raw["chunks"], raw["events"]
     return Episode(
-        actions=np.concatenate([later["q_ref"], later["width_ref"][:, None]], axis=1),
+        actions=np.concatenate([later["q_ref"] - now["q_ref"], later["width_ref"][:, None]], axis=1),
         rewards=(ends & success).astype(np.float64),
         dones=ends.astype(np.int64),
         obs={key: value[:-1] for key, value in obs.items()},

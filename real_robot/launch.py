@@ -168,6 +168,7 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
         )
     shutil.rmtree(owner.parent, ignore_errors=True)
     running = RunningSession(setup, Session(setup.session, create=True))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     owner.write_text(str(os.getpid()), encoding="utf-8")
     try:
         running.start("bridge_process", {})
@@ -179,6 +180,14 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
 
 def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+def orphaned() -> bool:
+    """Whether the process that started this one has died: then the arm is brought to rest and everything ends."""
+    return os.getppid() != _PARENT
+
+
+_PARENT = os.getppid()
 
 
 def read_options() -> tuple[Setup, dict[str, Any]]:

@@ -21,7 +21,7 @@ from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.policy.policy import Policy
 from flowpolicy.real_robot.chunks import Mode, freeze
-from flowpolicy.real_robot.launch import read_options
+from flowpolicy.real_robot.launch import orphaned, read_options
 from flowpolicy.real_robot.observations import observe
 from flowpolicy.real_robot.protocols import ActionChunk
 from flowpolicy.real_robot.records import CHUNK, Session, pack_chunk
@@ -42,7 +42,7 @@ class ChunkSource(Protocol):
         """Begin an episode: its random stream depends on the number alone."""
 
     def chunk(self, obs: dict[str, NDArray[np.float32]]) -> NDArray[np.float64]:
-        """(h, 8) actions for observation histories name -> (o, d)."""
+        """(h, 8) actions, steps of the joints in rad and opening in m, for observation histories name -> (o, d)."""
 
 
 class LocalPolicy:
@@ -109,6 +109,8 @@ class PolicyLoop:
         self._history.extend([current] * (1 if self._history else self._history.maxlen or 1))
         if self._steps % self._execute == 0:
             self._decide(tick, current)
+        else:
+            self.session.chunks.write(np.zeros((), CHUNK))
         self._steps += 1
         return now + self.dt
 
@@ -124,7 +126,8 @@ class PolicyLoop:
         # A slow mean of the latency: freezing one row too many costs less than one too few.
         self._latency = max(done - t_obs, 0.9 * self._latency)
         self._seq += 1
-        chunk = ActionChunk(self._seq, t_obs, t_obs + self.dt, self.dt, rows[:, :7], rows[:, 7])
+        q = tick["q_cmd"] + rows[:, :7].cumsum(0)
+        chunk = ActionChunk(self._seq, t_obs, t_obs + self.dt, self.dt, q, rows[:, 7])
         if self.mode == "rtc":
             chunk = freeze(chunk, self._previous, self._latency)
         self._previous = chunk
@@ -140,7 +143,7 @@ def main() -> None:
     source: Any = LocalPolicy(options["run"], options["seed"])
     loop = PolicyLoop(source, Session(setup.session), setup.tool, setup.mode)
     due = time.monotonic()
-    while True:
+    while not orphaned():
         due = max(loop.step(time.monotonic()), due)
         time.sleep(max(0.0, due - time.monotonic()))
 

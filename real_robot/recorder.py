@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,9 +62,9 @@ class Recorder:
                 self._write(name, records)
         self._report()
 
-    def run(self) -> None:
-        """Drain until the process is told to end (SIGTERM, by the session's owner)."""
-        while True:
+    def run(self, abandoned: Callable[[], bool] = lambda: False) -> None:
+        """Drain until the process is told to end (SIGTERM, by the session's owner), or its owner has died."""
+        while not abandoned():
             self.drain()
             time.sleep(_PERIOD)
 

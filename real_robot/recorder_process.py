@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from flowpolicy.real_robot.launch import read_options
+from flowpolicy.real_robot.launch import orphaned, read_options
 from flowpolicy.real_robot.recorder import Recorder
 from flowpolicy.real_robot.records import Session
 
@@ -17,7 +17,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     recorder = Recorder(Session(setup.session), Path(options["folder"]), options["meta"])
     try:
-        recorder.run()
+        recorder.run(abandoned=orphaned)
     finally:
         recorder.close()
 

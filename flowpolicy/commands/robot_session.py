@@ -15,7 +15,7 @@ from flowpolicy.core.seed import numpy_generator
 from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.envs import find_env
 from flowpolicy.envs.franka import FrankaConfig
-from flowpolicy.real_robot.check import check_contract, range_warnings
+from flowpolicy.real_robot.check import check_contract, speed_warnings
 from flowpolicy.real_robot.console import ConsoleView
 from flowpolicy.real_robot.launch import RunningSession, Setup, start_session
 from flowpolicy.real_robot.metrics import service_levels
@@ -41,8 +41,8 @@ def check_policy(run: Path, setup: Setup) -> tuple[list[str], list[str]]:
     stored = read_tensors(folder / "normalizer.safetensors")
     # The policy's scaled actions are clamped to [-1, 1], so this is all that it can ask for.
     middle, half = (stored[f"action_scaling.{name}"].double().numpy()[:7] for name in ("offset", "scale"))
-    limits = setup.limits
-    return lines, range_warnings(middle - 1.0 / half, middle + 1.0 / half, limits.q_low, limits.q_high)
+    largest = (np.abs(middle) + 1.0 / half) * contract.spec.action.rate_hz
+    return lines, speed_warnings(largest, np.array(setup.limits.velocity))
 
 
 def play(setup: Setup, task_name: str, out: Path, episodes: int, seed: int, policy: Path | None) -> list[Outcome]:
@@ -96,13 +96,14 @@ def replay_episode(setup: Setup, file: Path, episode: str) -> int:
         demo = require_group(require_group(stored, "data", file), episode, file)
         actions = read_array(demo, "actions", file)
         measured = read_array(require_group(demo, "obs", file), "robot0_joint_pos", file)
+        begin = read_array(require_group(demo, "robot", file), "q_ref", file)[0]
     if actions.shape[1:] != (8,):
         raise ContractError(
             f"{file}: {episode} has actions of shape {actions.shape}",
-            expected="(steps, 8): joint positions and opening, as `flowpolicy robot record` writes them",
+            expected="(steps, 8): steps of the joints and opening, as `flowpolicy robot record` writes them",
         )
-    waypoints = [Waypoint(row[:7], float(row[7]), PERIOD) for row in actions]
-    plan = _Rows(actions[0, :7], waypoints)
+    path = begin + actions[:, :7].cumsum(0)
+    plan = _Rows(begin, [Waypoint(q, float(opening), PERIOD) for q, opening in zip(path, actions[:, 7], strict=True)])
     task = _Replay(plan)
     with start_session(setup) as running:
         view = ConsoleView(running.session)

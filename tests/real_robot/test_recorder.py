@@ -47,13 +47,13 @@ def test_an_episode_is_a_robomimic_file_that_says_what_happened(sim, tmp_path):
         ticks, rows = demo["ticks"][()], demo["robot/t_mono"][()]
         assert len(ticks) == pytest.approx(375, abs=2)
         np.testing.assert_allclose(np.diff(rows), 0.05, atol=DT)
-        # Row k is the state at its time, its action the reference one period later.
+        # Row k is the state at its time, its action what the reference does until the next.
         for k in (0, 7, len(rows) - 2):
             at = ticks[np.searchsorted(ticks["t_mono"], rows[k])]
             later = ticks[np.searchsorted(ticks["t_mono"], rows[k + 1])]
             np.testing.assert_allclose(demo["obs/robot0_joint_pos"][k], at["q"], rtol=1e-6)
             np.testing.assert_allclose(demo["obs/robot0_eef_pos"][k], forward(at["q"], LIMITS.tool).position, rtol=1e-5)
-            np.testing.assert_array_equal(demo["actions"][k, :7], later["q_ref"])
+            np.testing.assert_array_equal(demo["actions"][k, :7], later["q_ref"] - at["q_ref"])
         np.testing.assert_allclose(demo["obs/goal"][0], [0.5, 0.1, 0.3])
         assert demo["rewards"][-1] == 1.0
         assert len(demo["decisions"]) >= 7
