@@ -9,7 +9,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 # robosuite asks for opencv-python, which does not import where libGL is missing; the same release without windows does.
 HEADLESS = $(PIP) install -q -c constraints.txt --force-reinstall --no-deps opencv-python-headless
 
-.PHONY: demo test lint types imports wheel clean
+.PHONY: demo test twin lint types imports wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flowpolicy demo --out runs/demo
@@ -29,8 +29,16 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) install -q -c constraints.txt -e '.[sim,dev]'
+	$(PIP) install -q -c constraints.txt -e '.[sim,franka,dev]'
 	$(HEADLESS)
+	touch $@
+
+# The robot's twin lives apart: it pins numpy 1.26 and mujoco below 3.3.
+twin: .venv-twin/.done
+
+.venv-twin/.done: real_robot/twin-constraints.txt
+	$(PYTHON) -m venv .venv-twin
+	.venv-twin/bin/pip --disable-pip-version-check install -q -c $< franka-sim
 	touch $@
 
 lint: $(VENV)/.dev

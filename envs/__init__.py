@@ -11,12 +11,13 @@ from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.envs.adroit import AdroitConfig
 from flowpolicy.envs.d4rl import SUITE as D4RL_SUITE
 from flowpolicy.envs.d4rl import D4RLConfig
+from flowpolicy.envs.franka import FrankaConfig
 from flowpolicy.envs.ogbench import SUITE as OGBENCH_SUITE
 from flowpolicy.envs.ogbench import OGBenchConfig
 from flowpolicy.envs.robosuite import RobosuiteConfig
 from flowpolicy.envs.toy import ToyConfig
 
-SuiteConfig = RobosuiteConfig | AdroitConfig | D4RLConfig | OGBenchConfig | ToyConfig
+SuiteConfig = RobosuiteConfig | AdroitConfig | D4RLConfig | OGBenchConfig | ToyConfig | FrankaConfig
 
 ENVS: dict[str, SuiteConfig] = {
     "lift": RobosuiteConfig("Lift"),
@@ -26,6 +27,8 @@ ENVS: dict[str, SuiteConfig] = {
     "pen": AdroitConfig(horizon=100, task="pen"),
     "relocate": AdroitConfig(task="relocate"),
     "toy": ToyConfig(),
+    "franka-reach": FrankaConfig(),
+    "franka-lift": FrankaConfig("lift"),
     **{name: D4RLConfig(name) for name in D4RL_SUITE},
     **{name: OGBenchConfig(name) for name in OGBENCH_SUITE},
 }

@@ -23,7 +23,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "suite": ("suite", "run | table: several arms on several tasks under one budget, with IQM and intervals"),
     "export": ("export", "write a run's policy for ONNX Runtime, AOTInductor or NumPy"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),
-    "bench": ("bench", "update | latency | data | rollout | serve: speed as ratios inside one run"),
+    "robot": ("robot", "check | home | run | record | replay | stop: a Franka arm, or a stand-in"),
+    "bench": (
+        "bench",
+        "update | latency | data | rollout | serve | seams: speed as ratios inside one run, seams of chunks",
+    ),
 }
 """Command -> (module of :mod:`flowpolicy.commands` with a ``run(argv)``, one line of help)."""
 

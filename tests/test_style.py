@@ -7,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(
-    file for room in ("flowpolicy", "agents", "envs", "configs", "tests") for file in (ROOT / room).rglob("*.py")
+    file
+    for room in ("flowpolicy", "agents", "envs", "configs", "real_robot", "tests")
+    for file in (ROOT / room).rglob("*.py")
 )
 
 

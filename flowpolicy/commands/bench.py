@@ -1,4 +1,4 @@
-"""``flowpolicy bench update|latency|data|rollout|serve``."""
+"""``flowpolicy bench update|latency|data|rollout|serve|seams``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
         "data": ("share of an update spent on sampling its batch", data),
         "serve": ("robots that ask a policy server at a fixed rate: deadlines missed", serve),
         "rollout": ("environment steps per second over those of the bare simulator", rollout),
+        "seams": ("what reaches a robot arm where chunks disagree, per chunk mode", seams),
     }
     name, rest = pick(argv, table, "bench", "measurement")
     keep_freed_memory()  # as training does
@@ -227,6 +228,21 @@ def serve(
     with served(run) as url:
         result = bench_serve(url, clients=clients, rate_hz=rate_hz, seconds=seconds, budget_ms=budget_ms)
     _show(result, serve_table, json)
+
+
+def seams(disagreement: float = 0.010, latency: float = 0.100, seconds: float = 20.0, json: Path | None = None) -> None:
+    """Jump at the seams of chunks, per chunk mode; simulated time, the same figures on every machine.
+
+    Args:
+        disagreement: standard deviation of what a chunk is off by, rad.
+        latency: from observation to chunk, s.
+        seconds: simulated time.
+        json: where to write the figures.
+
+    """
+    from flowpolicy.bench.seams import bench_seams, seams_table
+
+    _show(bench_seams(disagreement=disagreement, latency=latency, seconds=seconds), seams_table, json)
 
 
 def _show(result: dict[str, Any], table: Any, json: Path | None) -> None:

@@ -74,19 +74,19 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write named tensors to one safetensors file, atomically."""
-    from safetensors.torch import save as safetensors_save
+    from safetensors.torch import save
 
     with replacing(path) as temporary:
-        temporary.write_bytes(safetensors_save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+        temporary.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file; a missing or broken one is a :class:`CheckpointError` that names it."""
     from safetensors import SafetensorError
-    from safetensors.torch import load as safetensors_load
+    from safetensors.torch import load
 
     try:
-        return safetensors_load(path.read_bytes())
+        return load(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing", fix="restore the file, or point at another checkpoint") from error
     except SafetensorError as error:

@@ -138,6 +138,9 @@ def action_spec(env_args: dict[str, Any], size: int) -> ActionSpec:
     Reads the arm controller of robosuite from 1.5 on (``controller_configs.body_parts.right``) and before
     (``controller_configs`` itself, ``control_delta``). What the file does not say stays unstated.
     """
+    stated = env_args.get("action_spec")
+    if isinstance(stated, dict):  # our own recordings say it in full
+        return ActionSpec(size, **stated)
     kwargs = env_args.get("env_kwargs") or {}
     rate = float(kwargs.get("control_freq") or 0.0)
     configs: Any = kwargs.get("controller_configs") or {}

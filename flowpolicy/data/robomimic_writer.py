@@ -33,6 +33,8 @@ class Episode:
     """(T, n) flattened simulator states before the action."""
     model_xml: str | None = None
     """MuJoCo model of the episode."""
+    extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Path in the episode's group -> any array, of any length; no reader needs it."""
 
 
 class RobomimicWriter:
@@ -88,6 +90,8 @@ class RobomimicWriter:
         group = self._data.create_group(name)
         for key, value in columns.items():
             # Without time stamps equal episodes give equal bytes.
+            group.create_dataset(key, data=np.asarray(value), track_times=False)
+        for key, value in episode.extra.items():
             group.create_dataset(key, data=np.asarray(value), track_times=False)
         group.attrs["num_samples"] = steps
         if episode.model_xml is not None:

@@ -1,0 +1,89 @@
+"""Tasks of a real Franka arm, as specs: what `train` needs to state a policy's contract.
+
+They are not stepped here: `flowpolicy robot run` drives a policy through the bridge, in real time, on the arm or on one
+of its stand-ins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from flowpolicy.core.errors import SimulatorError
+from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
+
+ACTION = ActionSpec(
+    8,
+    convention="delta",
+    frame="joints",
+    units="seven steps of the commanded joint positions in rad, then the gripper's opening in m",
+    rotation="none",
+    gripper="last dimension: opening in m, 0 closed, 0.08 open",
+    rate_hz=20.0,
+    low=-0.3,
+    high=0.3,
+)
+"""Row i of a chunk, added to all rows before it and to what was commanded at the observation, is due i + 1 periods
+later. Steps, because one evaluation of a flow errs by some percent of an action's range: of a position's, that would be
+tens of millirad."""
+
+OBSERVATIONS = {
+    "robot0_joint_pos": ObservationSpec((7,), "measured joint positions, rad"),
+    "robot0_joint_vel": ObservationSpec((7,), "measured joint velocities, rad/s"),
+    "robot0_eef_pos": ObservationSpec((3,), "tool point in the base frame, m"),
+    "robot0_eef_quat": ObservationSpec((4,), "flange in the base frame, x y z w, w >= 0"),
+    "robot0_gripper_qpos": ObservationSpec((2,), "half the opening per finger, mirrored, m"),
+}
+_REACH = ("goal", ObservationSpec((3,), "where the tool point should go, base frame, m"))
+_LIFT = ("object", ObservationSpec((7,), "cube: position in the base frame, m, then quaternion w x y z"))
+
+
+@dataclasses.dataclass(frozen=True)
+class FrankaConfig:
+    """One task of the arm."""
+
+    task: Literal["reach", "lift"] = "reach"
+    """What is to be done."""
+    horizon: int = 240
+    """Steps after which an episode is cut off."""
+
+    def spec(self) -> Spec:
+        """The spec."""
+        key, own = _REACH if self.task == "reach" else _LIFT
+        success = {
+            "reach": "the tool point has been within 0.02 m of the goal for 0.2 s",
+            "lift": "the cube is 0.08 m above where it lay",
+        }
+        return Spec(
+            observation={**OBSERVATIONS, key: own},
+            action=ACTION,
+            env_id=f"franka/{self.task.title()}",
+            env_version="1",
+            horizon=self.horizon,
+            success=success[self.task],
+        )
+
+    def env_args(self) -> dict[str, Any]:
+        """``env_args`` of a recording; type 2 (gym) only because the format has no word for a robot."""
+        spec = self.spec()
+        return {
+            "env_name": spec.env_id,
+            "env_version": spec.env_version,
+            "type": 2,
+            "env_kwargs": {},
+            "action_spec": {k: v for k, v in dataclasses.asdict(spec.action).items() if k != "size"},
+        }
+
+    def make(self, num_envs: int) -> Any:
+        """Refused: the arm is no simulator."""
+        raise self._elsewhere("run RUN")
+
+    def replay(self, dataset: Any, episodes: int) -> list[bool]:
+        """Refused, for the same reason."""
+        raise self._elsewhere("replay FILE")
+
+    def _elsewhere(self, command: str) -> SimulatorError:
+        return SimulatorError(
+            f"the task '{self.spec().env_id}' is played on the robot or its stand-ins, not by this command",
+            fix=f"flowpolicy robot {command}",
+        )

@@ -1,0 +1,179 @@
+"""``flowpolicy robot check | home | run | record | replay | salvage | twin | stop``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from flowpolicy.commands.arguments import call, pick
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.real_robot.launch import Setup
+
+Task = Literal["reach", "lift"]
+Robot = Annotated[Setup, tyro.conf.arg(name="")]
+"""The fields of a setup as flags without a prefix: ``--driver``, ``--address``, ``--shadow``."""
+DEFAULT = Setup()
+
+
+def run(argv: Sequence[str]) -> int:
+    """Drive a robot."""
+    commands: dict[str, tuple[str, Callable[..., int | None]]] = {
+        "check": ("compare a policy's contract with the robot", check),
+        "home": ("move to the home pose", home),
+        "run": ("let a policy play episodes; --shadow holds the arm still", deploy),
+        "record": ("record demonstrations of the scripted operator", record),
+        "replay": ("play the actions of a recorded episode", replay),
+        "salvage": ("finish the recordings of a session that crashed", salvage),
+        "twin": ("start the simulated robot that speaks the real protocol", twin),
+        "stop": ("bring the arm of a running session to rest and end it", stop),
+    }
+    name, rest = pick(argv, commands, "robot", "action")
+    return call(commands[name][1], rest, f"robot {name}")
+
+
+def check(run: Annotated[Path, tyro.conf.Positional], /, setup: Robot = DEFAULT, connect: bool = True) -> None:
+    """Compare rate, frame, action convention, observations, limits and versions of a policy with the robot.
+
+    Args:
+        run: run or checkpoint folder.
+        setup: the robot.
+        connect: also connect to the robot and read its state; nothing moves.
+
+    """
+    from flowpolicy.commands.robot_session import check_policy
+    from flowpolicy.real_robot.launch import start_session
+
+    lines, warnings = check_policy(run, setup)
+    sys.stdout.write("\n".join(lines + [f"warning       {line}" for line in warnings]) + "\n")
+    if connect:
+        with start_session(setup) as running:
+            tick = running.session.ticks.latest()
+            joints = [] if tick is None else tick["q"].round(3).tolist()
+            sys.stdout.write(f"robot         {setup.model} by '{setup.driver}', joints {joints} rad\n")
+
+
+def home(setup: Robot = DEFAULT) -> None:
+    """Move to the home pose at 0.3 of the joints' speed limits.
+
+    Args:
+        setup: the robot.
+
+    """
+    from flowpolicy.real_robot.launch import start_session
+    from flowpolicy.real_robot.states import State
+
+    with start_session(setup) as running:
+        state = running.ask("home", State.IDLE, State.FAULT, State.LOCKED, seconds=25.0)
+        sys.stdout.write(f"{state.name}{running.last_events(1)}\n")
+
+
+def deploy(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    setup: Robot = DEFAULT,
+    episodes: int = 1,
+    seed: int = 0,
+    out: Path | None = None,
+) -> int:
+    """Let a policy play episodes through the bridge, recorded like demonstrations.
+
+    Args:
+        run: run or checkpoint folder.
+        setup: the robot.
+        episodes: how many.
+        seed: of what the episodes are about and of the policy's noise.
+        out: folder of the recordings; RUN/robot unless given.
+
+    """
+    from flowpolicy.commands.robot_session import check_policy, play, task_of_run
+
+    _require_episodes(episodes)
+    check_policy(run, setup)
+    outcomes = play(setup, task_of_run(run), out or run / "robot", episodes, seed, policy=run)
+    return 0 if all(outcome.reason in ("success", "time is up") for outcome in outcomes) else 1
+
+
+def record(out: Path, task: Task = "reach", setup: Robot = DEFAULT, episodes: int = 40, seed: int = 0) -> int:
+    """Record demonstrations of the scripted operator through the bridge; OUT/demos.hdf5 then trains a policy.
+
+    Args:
+        out: folder of the recordings.
+        task: what is demonstrated.
+        setup: the robot.
+        episodes: how many.
+        seed: of what the episodes are about.
+
+    """
+    from flowpolicy.commands.robot_session import play
+
+    _require_episodes(episodes)
+    outcomes = play(setup, task, out, episodes, seed, policy=None)
+    sys.stdout.write(f"demonstrations {out / 'demos.hdf5'}\n")
+    return 0 if all(outcome.success for outcome in outcomes) else 1
+
+
+def replay(file: Annotated[Path, tyro.conf.Positional], /, setup: Robot = DEFAULT, episode: str = "demo_0") -> int:
+    """Play the recorded actions of an episode open-loop through the bridge, and say how far the arm came from them.
+
+    Args:
+        file: a recording.
+        setup: the robot.
+        episode: which one.
+
+    """
+    from flowpolicy.commands.robot_session import replay_episode
+
+    return replay_episode(setup, file, episode)
+
+
+def salvage(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
+    """Turn what a crashed session left behind into episode files.
+
+    Args:
+        folder: of the recordings.
+
+    """
+    from flowpolicy.real_robot.recorder import salvage as finish
+
+    made = finish(folder)
+    sys.stdout.write("".join(f"{path}\n" for path in made) or "nothing was left behind\n")
+
+
+def twin(venv: Path = Path(".venv-twin")) -> int:
+    """Serve a simulated FR3 with table, cube and hand on 127.0.0.1 until Ctrl-C; `make twin` builds what it needs.
+
+    Args:
+        venv: its environment.
+
+    """
+    from flowpolicy.real_robot.twin import start_twin
+
+    # Started in the background a process ignores SIGINT; SIGTERM must not leave the server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with start_twin(venv) as process:
+        sys.stdout.write("the twin answers on 127.0.0.1, its control socket on port 13370; Ctrl-C ends it\n")
+        sys.stdout.flush()
+        return process.wait()
+
+
+def stop(session: str = "default") -> None:
+    """Brake a running session to a standstill and end its bridge.
+
+    Args:
+        session: its name.
+
+    """
+    from flowpolicy.real_robot.records import Session
+
+    Session(session).command("quit")
+    sys.stdout.write(f"told the session '{session}' to stop\n")
+
+
+def _require_episodes(episodes: int) -> None:
+    if episodes < 1:
+        raise ConfigError(f"--episodes {episodes}", expected="at least 1")

@@ -1,0 +1,202 @@
+"""What the robot commands do: sessions, episodes, checks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.core.checkpoint import resolve
+from flowpolicy.core.errors import ConfigError, ContractError
+from flowpolicy.core.seed import numpy_generator
+from flowpolicy.core.spec import Contract, load_contract
+from flowpolicy.envs import find_env
+from flowpolicy.envs.franka import FrankaConfig
+from flowpolicy.real_robot.check import check_contract, speed_warnings
+from flowpolicy.real_robot.console import ConsoleView
+from flowpolicy.real_robot.launch import RunningSession, Setup, start_session
+from flowpolicy.real_robot.metrics import service_levels
+from flowpolicy.real_robot.operate import PERIOD, Operator, Outcome, play_episode
+from flowpolicy.real_robot.tasks import Lift, Plan, Reach, Task, Waypoint
+from flowpolicy.real_robot.twin import TwinLink
+
+_RATE = 250.0
+
+
+def task_of_run(run: Path) -> str:
+    """Name of the task that a run was trained for."""
+    return _config(load_contract(resolve(run) / "contract.json")).task
+
+
+def check_policy(run: Path, setup: Setup) -> tuple[list[str], list[str]]:
+    """What was compared between a policy and the robot, and what would be clipped; raises where they disagree."""
+    from flowpolicy.core.files import read_tensors
+
+    folder = resolve(run)
+    contract = load_contract(folder / "contract.json")
+    lines = check_contract(contract, _config(contract).spec())
+    stored = read_tensors(folder / "normalizer.safetensors")
+    # The policy's scaled actions are clamped to [-1, 1], so this is all that it can ask for.
+    middle, half = (stored[f"action_scaling.{name}"].double().numpy()[:7] for name in ("offset", "scale"))
+    largest = (np.abs(middle) + 1.0 / half) * contract.spec.action.rate_hz
+    return lines, speed_warnings(largest, np.array(setup.limits.velocity))
+
+
+def play(setup: Setup, task_name: str, out: Path, episodes: int, seed: int, policy: Path | None) -> list[Outcome]:
+    """Play and record episodes of a policy, or of the scripted operator where ``policy`` is None."""
+    config = FrankaConfig(task_name)  # type: ignore[arg-type]
+    task = _task(task_name, setup)
+    spec = config.spec()
+    outcomes: list[Outcome] = []
+    with start_session(setup) as running:
+        meta = {
+            "env_args": config.env_args(),
+            "keys": list(spec.observation),
+            "tool": setup.tool,
+            "rate_hz": spec.action.rate_hz,
+        }
+        running.start("recorder_process", {"folder": str(out.absolute()), "meta": meta})
+        _wait_for_recorder(running)
+        if policy is not None:
+            running.start("policy_process", {"run": str(policy.absolute()), "seed": seed})
+            _wait_for_policy(running)
+        operator, view = Operator(running), ConsoleView(running.session)
+        first = 1 + max((int(p.stem.rpartition("_")[2]) for p in out.glob("episode_*.hdf5")), default=0)
+        for number in range(first, first + episodes):
+            rng = numpy_generator(seed, "robot", task_name, number)
+            outcome = play_episode(
+                running,
+                task,
+                number,
+                rng,
+                horizon_s=config.horizon / spec.action.rate_hz,
+                demonstrate=None if policy else lambda tick, rng=rng: task.demonstrate(tick, rng),
+                operator=operator,
+                watch=view.watch,
+            )
+            outcomes.append(outcome)
+            won = sum(one.success for one in outcomes)
+            sys.stderr.write(
+                f"episode {number}: {outcome.reason} after {outcome.seconds:.1f} s ({won}/{len(outcomes)})\n"
+            )
+    levels = service_levels(view.ticks, _RATE)
+    lines = levels.lines() if levels else []
+    sys.stdout.write("\n".join([f"success {sum(one.success for one in outcomes)}/{len(outcomes)}", *lines]) + "\n")
+    return outcomes
+
+
+def replay_episode(setup: Setup, file: Path, episode: str) -> int:
+    """Play recorded actions open-loop; prints how far the arm came from the recorded positions."""
+    from flowpolicy.data.hdf5 import open_hdf5, read_array, require_group
+
+    with open_hdf5(file) as stored:
+        demo = require_group(require_group(stored, "data", file), episode, file)
+        actions = read_array(demo, "actions", file)
+        measured = read_array(require_group(demo, "obs", file), "robot0_joint_pos", file)
+        begin = read_array(require_group(demo, "robot", file), "q_ref", file)[0]
+    if actions.shape[1:] != (8,):
+        raise ContractError(
+            f"{file}: {episode} has actions of shape {actions.shape}",
+            expected="(steps, 8): steps of the joints and opening, as `flowpolicy robot record` writes them",
+        )
+    path = begin + actions[:, :7].cumsum(0)
+    plan = _Rows(begin, [Waypoint(q, float(opening), PERIOD) for q, opening in zip(path, actions[:, 7], strict=True)])
+    task = _Replay(plan)
+    with start_session(setup) as running:
+        view = ConsoleView(running.session)
+        outcome = play_episode(
+            running,
+            task,
+            1,
+            numpy_generator(0, "replay"),
+            horizon_s=plan.seconds + 0.5,
+            demonstrate=task.demonstrate,
+            operator=Operator(running),
+            watch=view.watch,
+        )
+    ticks = view.ticks
+    ticks = ticks[(ticks["episode"] == 1) & (ticks["chunk"] > 0)]
+    if not len(ticks):
+        raise ConfigError(f"nothing was played: {outcome.reason}")
+    times = task.started + PERIOD * np.arange(len(measured))
+    played = np.stack([np.interp(times, ticks["t_mono"], ticks["q"][:, joint]) for joint in range(7)], 1)
+    worst = float(np.abs(played - measured)[: len(times) - 1].max())
+    sys.stdout.write(f"{outcome.reason}; largest distance from the recorded joints {1e3 * worst:.1f} mrad\n")
+    return 0 if outcome.reason == "time is up" else 1
+
+
+class _Rows(Plan):
+    """A plan that runs straight from row to row, as recorded."""
+
+    def rows(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Linear between the recorded rows."""
+        q = np.stack([np.interp(times, self._times, self._q[:, joint]) for joint in range(7)], 1)
+        leg = np.clip(np.searchsorted(self._times, times) - 1, 0, len(self._gripper) - 1)
+        return q, self._gripper[leg]
+
+
+class _Replay:
+    """A task that only time ends."""
+
+    name = "replay"
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self.started = plan, 0.0
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Nothing."""
+        return np.zeros(3)
+
+    def look(self) -> None:
+        """Nothing."""
+
+    def solved(self, tick: Any) -> bool:
+        """Never."""
+        return False
+
+    def demonstrate(self, tick: Any, rng: Any = None) -> Plan:
+        """The recorded rows."""
+        self.started = time.monotonic()
+        return self._plan
+
+
+def _config(contract: Contract) -> FrankaConfig:
+    config = find_env(contract.spec.env_id)
+    if not isinstance(config, FrankaConfig):
+        raise ContractError(
+            f"the policy was trained for '{contract.spec.env_id}'",
+            expected="a task of the arm (franka/...)",
+            fix="train on a recording of `flowpolicy robot record`, e.g. with dm1-franka-reach",
+        )
+    return config
+
+
+def _task(name: str, setup: Setup) -> Task:
+    if name == "reach":
+        return Reach(setup.limits)
+    if setup.driver == "fake":
+        raise ConfigError(
+            f"the driver 'fake' has nothing to {name}",
+            expected="--driver franky, and the twin: flowpolicy robot twin",
+        )
+    return Lift(setup.limits, TwinLink())
+
+
+def _wait_for_recorder(running: RunningSession) -> None:
+    _wait_for(running, lambda: running.session.recorder.count > 0, "the recorder did not start within 30 s")
+
+
+def _wait_for_policy(running: RunningSession) -> None:
+    _wait_for(running, lambda: running.session.chunks.count > 0, "the policy did not start within 60 s")
+
+
+def _wait_for(running: RunningSession, ready: Any, complaint: str) -> None:
+    deadline = time.monotonic() + 60.0
+    while not ready():
+        running.require_alive()
+        if time.monotonic() > deadline:
+            raise ConfigError(complaint, fix="the machine may be overloaded; try again")
+        time.sleep(0.02)

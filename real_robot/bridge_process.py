@@ -1,0 +1,37 @@
+"""The bridge as a process: ``python -m flowpolicy.real_robot.bridge_process OPTIONS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flowpolicy.real_robot.bridge import Bridge
+from flowpolicy.real_robot.fake import FakeArm, FakeGripper
+from flowpolicy.real_robot.gripper import GripperWorker
+from flowpolicy.real_robot.launch import Setup, orphaned, read_options
+from flowpolicy.real_robot.limits import MODELS
+from flowpolicy.real_robot.protocols import ArmDriver, GripperDriver
+from flowpolicy.real_robot.records import Session
+from flowpolicy.real_robot.supervisor import BridgeConfig
+
+
+def drivers(setup: Setup) -> tuple[ArmDriver, Callable[[], GripperDriver]]:
+    """The arm of a setup, and what makes its gripper."""
+    if setup.driver == "fake":
+        return FakeArm(limits=MODELS[setup.model]), FakeGripper
+    from flowpolicy.real_robot.franky_driver import FrankyArm, FrankyGripper
+
+    return FrankyArm(setup.address), lambda: FrankyGripper(setup.address)
+
+
+def main() -> None:
+    """Run until the operator says quit."""
+    setup, _ = read_options()
+    session = Session(setup.session)
+    config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow)
+    arm, make_gripper = drivers(setup)
+    gripper = GripperWorker(make_gripper, config.watch.gripper, lambda text: session.event("gripper", text))
+    Bridge(config, arm, gripper, session).run(abandoned=orphaned)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What may reach the arm: chunks are checked, references clipped, and every commanded step is guarded [franka 4.5].
+
+Three layers. A *chunk* that is not finite, jumps or leaves the joint range is rejected whole. A *reference* is clipped
+to the joint range and the workspace, and slowed where the tool would be too fast. The *guard* looks at the one state
+that is about to be commanded: unless the arm could still stop inside every limit from there, the arm takes the next
+step of its stop instead. By induction no sequence of chunks, however bad, leaves the limits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.real_robot.braking import Motion, Stop, along, coasting, extent, stop
+from flowpolicy.real_robot.kinematics import forward, tool_speed
+from flowpolicy.real_robot.limits import EnvelopeLimits
+
+Array = NDArray[np.float64]
+
+SAMPLES = np.linspace(0.0, 1.0, 6)
+"""Where on a stop the tool is looked at; 0 is the state itself."""
+_BOX_SLACK = 0.001  # m: how far the tool's path may bulge between two samples of a stop of at most 0.1 m
+_SPEED_SLACK = 0.82  # the same for its speed, as a factor
+_END_SLACK = 0.06  # rad/s: the same for a joint's speed near the ends of its range
+_NO_OPENING = 1.0  # m: a little beyond the hand's range is harmless, this is another unit
+_ROUNDING = 1e-9
+
+
+class Envelope:
+    """The limits of one arm at one tick rate.
+
+    Args:
+        limits: every limit, stated.
+        dt: period of the commanded states, s.
+
+    """
+
+    def __init__(self, limits: EnvelopeLimits, dt: float) -> None:
+        self.limits, self.dt = limits, dt
+        self.velocity, self.acceleration = np.array(limits.velocity), np.array(limits.acceleration)
+        self.jerk = np.array(limits.jerk)
+        self.low, self.high = limits.q_low, limits.q_high
+        self.box_low, self.box_high = np.array(limits.box_low), np.array(limits.box_high)
+
+    def chunk_fault(self, q: Array, gripper: Array) -> str:
+        """Why the rows (h, 7) rad and openings (h,) m may not be executed; empty if they may."""
+        if q.ndim != 2 or q.shape[1:] != (7,) or gripper.shape != q.shape[:1] or len(q) == 0:
+            return f"shapes {q.shape} and {gripper.shape}"
+        if not (np.isfinite(q).all() and np.isfinite(gripper).all()):
+            return "not finite"
+        beyond = np.maximum(self.low - q, q - self.high).max()
+        if beyond > self.limits.chunk_beyond:
+            return f"{beyond:.3f} rad outside the joint range"
+        jump = np.abs(np.diff(q, axis=0)).max(initial=0.0)
+        if jump > self.limits.chunk_jump:
+            return f"jump of {jump:.3f} rad between rows"
+        if np.abs(gripper).max() > _NO_OPENING:
+            return f"opening of {gripper.max():g} m"
+        return ""
+
+    def clip_reference(self, q: Array, dq: Array) -> tuple[Array, Array, bool]:
+        """The nearest reference inside joint range and workspace, and whether anything was clipped.
+
+        A reference outside the box is drawn back along the gradient of the tool's position; the velocity of what was
+        clipped is zero.
+
+        Args:
+            q: (7,) rad, finite.
+            dq: (7,) rad/s.
+
+        """
+        inside = np.clip(q, self.low, self.high)
+        clipped = bool((np.abs(inside - q) > _ROUNDING).any())
+        for _ in range(3):
+            pose = forward(inside, self.limits.tool)
+            # Beyond the guard's slack, so that what is clipped can also be reached.
+            error = np.clip(pose.position, self.box_low + 2 * _BOX_SLACK, self.box_high - 2 * _BOX_SLACK)
+            error = error - pose.position
+            if not error.any():
+                break
+            clipped = True
+            jacobian = pose.levers.T
+            inside = inside + jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 1e-4 * np.eye(3), error)
+            inside = np.clip(inside, self.low, self.high)
+        if clipped:
+            return inside, np.zeros(7), True
+        return inside, np.clip(dq, -0.95 * self.velocity, 0.95 * self.velocity), False
+
+    def speed_factor(self, q: Array, dq: Array) -> float:
+        """Factor in (0, 1] by which joint velocities ``dq`` (7,) at ``q`` (7,) keep the tool within its speed."""
+        limits = self.limits
+        pose = forward(q, limits.tool)
+        near = pose.position[2] < self.box_low[2] + limits.near_table
+        allowed = limits.translation_near_table if near else limits.translation
+        linear, angular = tool_speed(pose, dq)
+        return float(min(1.0, 0.75 * allowed / max(linear, 1e-9), 0.75 * limits.rotation / max(angular, 1e-9)))
+
+    def guard(self, now: Motion, proposed: Motion) -> tuple[Motion, NDArray[np.bool_]]:
+        """The state to command next, and where (...,) it is the stop instead of what was proposed.
+
+        Args:
+            now: state commanded last, (..., 7); from it a stop within the limits exists.
+            proposed: state one period later; anything, not-a-number included.
+
+        """
+        refused = ~(self._follows(now, proposed) & self.admissible(proposed))
+        braked = along(stop(now, self.acceleration, self.jerk), self.dt)
+        pick = refused[..., None]
+        chosen = Motion(*(np.where(pick, b, p) for b, p in zip(braked, proposed, strict=True)))
+        return chosen, refused
+
+    def admissible(self, motion: Motion) -> NDArray[np.bool_]:
+        """Whether (...,) the motion and its shortest stop stay within every limit."""
+        with np.errstate(invalid="ignore"):
+            stopping = stop(motion, self.acceleration, self.jerk)
+            lowest, highest = extent(stopping)
+            joints = (lowest >= self.low - _ROUNDING) & (highest <= self.high + _ROUNDING)
+            joints &= np.abs(motion.v) <= self.velocity + _ROUNDING
+            joints &= np.abs(coasting(motion, self.jerk)) <= self.velocity + _ROUNDING
+            joints &= np.abs(motion.a) <= self.acceleration + _ROUNDING
+            fine = np.array(joints.all(-1))
+        if not fine.any():
+            return fine
+        # The tool only where the joints are right: it costs most, and not-a-number has ended above.
+        rows = Stop(Motion(*(x[fine] for x in motion)), *(x[fine] for x in stopping[1:]))
+        fine[fine] = self._tool_stays(rows)
+        return fine
+
+    def _tool_stays(self, stopping: Stop) -> NDArray[np.bool_]:
+        """Whether (n,) the tool stays in the box and within its speed, and FR3 joints slow down towards their ends."""
+        times = SAMPLES[:, None, None] * stopping.duration.max(-1)[:, None]
+        # Joints come to rest one after the other: each is looked at over its own stop, the tool over the longest.
+        own = along(stopping, SAMPLES[:, None, None] * stopping.duration)
+        below, above = self.limits.joints.speed_towards_ends(own.q)
+        fine = ((-own.v <= below - _END_SLACK) & (own.v <= above - _END_SLACK)).all(-1)
+        path = along(stopping, times)
+        pose = forward(path.q, self.limits.tool)
+        fine &= (pose.position >= self.box_low + _BOX_SLACK).all(-1)
+        fine &= (pose.position <= self.box_high - _BOX_SLACK).all(-1)
+        linear, angular = tool_speed(pose, path.v)
+        fine &= (linear <= _SPEED_SLACK * self.limits.translation) & (angular <= _SPEED_SLACK * self.limits.rotation)
+        return np.asarray(fine.all(0))
+
+    def _follows(self, now: Motion, proposed: Motion) -> NDArray[np.bool_]:
+        """Whether (...,) one period of jerk within the limit can lead from ``now`` to ``proposed``."""
+        dt, jerk = self.dt, self.jerk * (1.0 + 1e-6)
+        with np.errstate(invalid="ignore"):
+            follows = np.abs(proposed.a - now.a) <= jerk * dt + _ROUNDING
+            mean = 0.5 * (proposed.a + now.a)
+            follows &= np.abs(proposed.v - now.v - dt * mean) <= jerk * dt**2 / 4.0 + _ROUNDING
+            straight = now.q + dt * (now.v + dt * now.a / 2.0)
+            follows &= np.abs(proposed.q - straight) <= jerk * dt**3 / 6.0 + _ROUNDING
+        return np.asarray(follows.all(-1))

@@ -1,0 +1,291 @@
+"""An FR3 through franky-control 2.0 (libfranka 0.21, FCI version 10): the 1 kHz impedance loop is its C++ thread.
+
+Only franky's impedance tracker and one point-to-point motion are used. Its built-in joint limits are the Panda's, on an
+FR3 too, and abort there [franka 1]: they are replaced before every homing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any, TypeVar
+
+import numpy as np
+
+from flowpolicy.core.errors import MissingExtraError
+from flowpolicy.real_robot.limits import COLLISION_FORCE, COLLISION_TORQUE, FR3
+from flowpolicy.real_robot.protocols import (
+    ArmFaultError,
+    ArmState,
+    Array,
+    DriverCaps,
+    FaultKind,
+    Gains,
+    GripperState,
+    RobotError,
+)
+
+T = TypeVar("T")
+
+_ACCELERATION = [9.0, 7.0, 9.0, 9.0, 9.0, 9.0, 9.0]  # rad/s^2 and rad/s^3 that passed an enforcing robot [franka 1]
+_JERK = [4000.0, 3500.0, 4000.0, 4000.0, 4000.0, 4000.0, 4000.0]
+_KINDS: tuple[tuple[str, FaultKind], ...] = (
+    ("cartesian_reflex", "collision"),
+    ("joint_reflex", "collision"),
+    ("communication_constraints", "communication"),
+    ("safety function", "user_stop"),
+    ("user stop", "user_stop"),
+    ("UserStopped", "user_stop"),
+    ("UDP", "network"),
+    ("TCP", "network"),
+    ("closed connection", "network"),
+    ("connection", "network"),
+    ("discontinuity", "limit"),
+    ("violation", "limit"),
+)  # libfranka calls every abort "motion aborted by reflex": the name in brackets decides
+
+
+def classify(text: str) -> FaultKind:
+    """Kind of a fault from libfranka's words."""
+    return next((kind for word, kind in _KINDS if word in text), "other")
+
+
+def within(seconds: float, work: Callable[[], T], what: str) -> T:
+    """Result of ``work``, which may block for ever: a second client waits without a timeout [franka 2.1].
+
+    Raises:
+        RobotError: it failed, or took longer than ``seconds``.
+
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:  # handed to the caller below, whatever a binding raises
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        hint = ""
+        if "ersion" in str(failed[0]) or "incorrect object size" in str(failed[0]):
+            hint = "franky-control 2.0 speaks FCI version 10: FR3 with system 5.9 or later, and no Panda"
+        raise RobotError(f"{what}: {_first_line(failed[0])}", fix=hint or "see docs/franka.md")
+    if not done:
+        raise RobotError(
+            f"{what}: no answer within {seconds:g} s",
+            fix="check address, cable and power; one client at a time: is another one connected?",
+        )
+    return done[0]
+
+
+class FrankyArm:
+    """An FR3, or its twin.
+
+    Args:
+        address: of the robot; libfranka's ports cannot be changed.
+
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.caps = DriverCaps("franky", FR3, {"franky-control": _franky_version()})
+        self._robot: Any = None
+        self._tracker: Any = None
+        self._fault: ArmFaultError | None = None
+        self._ending: threading.Thread | None = None
+
+    def connect(self, deadline_s: float) -> None:
+        """Open the connection and set what the robot itself watches."""
+        import franky
+
+        def work() -> Any:
+            robot = franky.Robot(self.address, realtime_config=franky.RealtimeConfig.Ignore)
+            robot.recover_from_errors()
+            robot.set_collision_behavior(
+                [COLLISION_TORQUE] * 7, [COLLISION_TORQUE] * 7, [COLLISION_FORCE] * 6, [COLLISION_FORCE] * 6
+            )
+            robot.joint_acceleration_limit.set(_ACCELERATION)
+            robot.joint_jerk_limit.set(_JERK)
+            return robot
+
+        self._robot = within(deadline_s, work, f"connecting to the robot at {self.address}")
+        self._fault = None
+
+    def home(self, q: Array, speed: float) -> None:
+        """Point-to-point motion; blocks without holding the interpreter's lock."""
+        import franky
+
+        self._ended()
+        robot = self._require()
+        robot.relative_dynamics_factor = speed
+        self._call(lambda: robot.move(franky.JointMotion(franky.JointState(list(map(float, q))))))
+
+    def start_stream(self, gains: Gains) -> None:
+        """Switch the impedance loop on."""
+        import franky
+
+        self._ended()
+        robot = self._require()
+        self._tracker = self._call(
+            lambda: franky.JointImpedanceTracker(
+                robot, stiffness=np.array(gains.stiffness), damping=np.array(gains.damping), max_delta_tau=0.9
+            )
+        )
+        # The loop takes a cycle or two to begin.
+        deadline = time.monotonic() + 0.5
+        while not robot.is_in_control and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def set_reference(self, q: Array, dq: Array) -> None:
+        """Hand a reference to the loop."""
+        if self._tracker is None:
+            raise self.fault() or ArmFaultError("other", "the impedance loop is off")
+        self._tracker.set_target(q, dq)
+
+    def state(self) -> ArmState:
+        """The newest reading."""
+        robot = self._require()
+        state = self._call(lambda: robot.state)
+        return ArmState(
+            t_mono=time.monotonic(),
+            t_robot=float(state.time.to_sec()),
+            q=np.array(state.q),
+            dq=np.array(state.dq),
+            tau=np.array(state.tau_J),
+            tau_ext=np.array(state.tau_ext_hat_filtered),
+            success_rate=float(state.control_command_success_rate) if self.in_control() else 1.0,
+        )
+
+    def fault(self) -> ArmFaultError | None:
+        """Why the arm has stopped by itself."""
+        if self._fault is None and self._tracker is not None and not self._robot.is_in_control:
+            try:
+                self._call(self._robot.poll_motion)
+                self._fault = ArmFaultError("other", "the impedance loop ended without a reason")
+            except ArmFaultError as fault:
+                self._fault = fault
+        return self._fault
+
+    def in_control(self) -> bool:
+        """Whether the impedance loop runs."""
+        return self._tracker is not None and bool(self._robot.is_in_control)
+
+    def stop(self) -> None:
+        """End the impedance loop; in a thread, for it waits until the arm rests or a network timeout."""
+        tracker, self._tracker = self._tracker, None
+        robot = self._robot
+        if robot is None:
+            return
+
+        def end() -> None:
+            try:
+                if tracker is not None:
+                    tracker.stop()
+                else:
+                    robot.stop()
+            except BaseException:  # noqa: S110 - the loop has ended, which is what was wanted
+                pass
+
+        self._ending = threading.Thread(target=end, daemon=True)
+        self._ending.start()
+
+    def recover(self) -> None:
+        """Clear the error, or connect anew where the old connection is dead."""
+        self._ended()
+        lost = self._fault is not None and self._fault.kind == "network"
+        if lost or self._robot is None:
+            self._robot = None  # every reference must go before a new client is let in
+            self.connect(5.0)
+            return
+        robot = self._robot
+        if not within(5.0, robot.recover_from_errors, "recovering"):
+            raise RobotError("the robot did not recover", fix="look at its lights and at Desk, then recover again")
+        self._fault = None
+
+    def close(self) -> None:
+        """End everything."""
+        self.stop()
+        self._ended()
+        self._robot = None
+
+    def _ended(self) -> None:
+        if self._ending is not None:
+            self._ending.join(5.0)
+            self._ending = None
+
+    def _require(self) -> Any:
+        if self._robot is None:
+            raise ArmFaultError("network", "not connected")
+        return self._robot
+
+    def _call(self, work: Callable[[], T]) -> T:
+        """Turn what franky raises into a fault. Its exceptions share no base class but the built-in one."""
+        try:
+            return work()
+        except Exception as error:
+            self._fault = ArmFaultError(classify(f"{type(error).__name__} {error}"), _first_line(error))
+            raise self._fault from error
+
+
+class FrankyGripper:
+    """The Franka hand.
+
+    Args:
+        address: of the robot.
+
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address, self._gripper = address, None
+
+    def connect(self, deadline_s: float) -> None:
+        """Open the connection; homes the fingers, which finds their largest opening."""
+        import franky
+
+        self._gripper = within(deadline_s, lambda: franky.Gripper(self.address), "connecting to the gripper")
+        self._call(lambda gripper: gripper.homing())
+
+    def move(self, width: float, speed: float) -> None:
+        """Open or close to ``width``."""
+        self._call(lambda gripper: gripper.move(width, speed))
+
+    def grasp(self, width: float, speed: float, force: float) -> bool:
+        """Close until something is held, whatever its width."""
+        return bool(
+            self._call(lambda g: g.grasp(width, speed, force, epsilon_inner=0.005, epsilon_outer=0.1))
+            and self.state().width > 0.002
+        )
+
+    def state(self) -> GripperState:
+        """The newest reading."""
+        state = self._call(lambda gripper: gripper.state)
+        return GripperState(time.monotonic(), float(state.width), float(state.max_width), bool(state.is_grasped))
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._gripper = None
+
+    def _call(self, work: Callable[[Any], T]) -> T:
+        if self._gripper is None:
+            raise RobotError("the gripper is not connected")
+        try:
+            return work(self._gripper)
+        except Exception as error:
+            raise RobotError(f"the gripper: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _franky_version() -> str:
+    try:
+        return metadata.version("franky-control")
+    except metadata.PackageNotFoundError as error:
+        raise MissingExtraError("franky-control", "franka") from error

@@ -1,0 +1,100 @@
+"""The gripper worker: a thread that may block, so that the bridge never does. The newest command wins [franka 4.1]."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from flowpolicy.real_robot.limits import GRIPPER_WIDTH
+from flowpolicy.real_robot.protocols import GripperDriver, GripperState, RobotError
+
+_SPEED, _FORCE = 0.1, 20.0  # m/s, N
+_CLOSES_BELOW, _OPENS_ABOVE = 0.03, 0.05  # m: between them the last command stands
+
+
+class GripperWorker:
+    """Opens and closes a gripper as openings in m are wished for.
+
+    A wish below 0.03 m closes until something is held, above 0.05 m opens wide; in between nothing changes.
+
+    Args:
+        make: creates a driver; called again after one has hung.
+        timeout: seconds after which a call is abandoned with its connection.
+        log: is told of what went wrong.
+        clock: the bridge's.
+
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], GripperDriver],
+        timeout: float,
+        log: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._make, self._timeout, self._log, self._clock = make, timeout, log, clock
+        self._wish: bool | None = None  # True: closed
+        self._done: bool | None = None
+        self._changed, self._closing = threading.Condition(), False
+        self._generation, self._busy_since = 0, 0.0
+        self.state = GripperState(0.0, GRIPPER_WIDTH, GRIPPER_WIDTH, grasped=False)
+        """The newest reading; replaced as a whole."""
+        self._start()
+
+    def command(self, opening: float) -> None:
+        """Wish for an opening, m. Returns at once."""
+        wish = True if opening < _CLOSES_BELOW else False if opening > _OPENS_ABOVE else self._wish
+        if wish != self._wish:
+            with self._changed:
+                self._wish = wish
+                self._changed.notify()
+
+    def supervise(self, now: float) -> float:
+        """Seconds that the call under way has lasted; one beyond the timeout is abandoned."""
+        if not self._busy_since:
+            return 0.0
+        busy = now - self._busy_since
+        if busy > self._timeout:
+            self._log(f"a gripper call hung for {busy:.1f} s and was abandoned; connecting anew")
+            self._busy_since = 0.0
+            self._done = None
+            self._start()
+        return busy
+
+    def close(self) -> None:
+        """End the thread; a call under way is left alone."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
+    def _start(self) -> None:
+        self._generation += 1
+        threading.Thread(target=self._work, args=(self._generation,), name="gripper", daemon=True).start()
+
+    def _work(self, generation: int) -> None:
+        try:
+            driver = self._make()
+            driver.connect(5.0)
+            while not self._closing and generation == self._generation:
+                self.state = driver.state()
+                with self._changed:
+                    if self._wish is self._done:
+                        self._changed.wait(0.05)
+                    wish = self._wish
+                if wish is not None and wish is not self._done:
+                    self._call(driver, wish, generation)
+            driver.close()
+        except RobotError as error:
+            if generation == self._generation:
+                self._busy_since = 0.0
+                self._log(f"gripper: {error}")
+
+    def _call(self, driver: GripperDriver, wish: bool, generation: int) -> None:
+        self._busy_since = self._clock()
+        if wish:
+            driver.grasp(0.0, _SPEED, _FORCE)
+        else:
+            driver.move(GRIPPER_WIDTH, _SPEED)
+        if generation == self._generation:
+            self._done, self._busy_since, self.state = wish, 0.0, driver.state()

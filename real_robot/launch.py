@@ -1,0 +1,196 @@
+"""The processes of a session: who starts them, what they are told, and how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.real_robot.chunks import Mode
+from flowpolicy.real_robot.limits import MODELS, EnvelopeLimits, policy_limits
+from flowpolicy.real_robot.protocols import RobotError
+from flowpolicy.real_robot.records import Session, session_folder
+from flowpolicy.real_robot.states import State
+
+Driver = Literal["fake", "franky"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Which robot, and how it is driven; what every process of a session is told."""
+
+    session: str = "default"
+    """Name of the session; one robot, one session."""
+    driver: Driver = "fake"
+    """'franky' drives an FR3 (or its twin) through libfranka; 'fake' is an arm in NumPy, without sockets."""
+    address: str = "127.0.0.1"
+    """Address of the robot."""
+    model: Literal["FR3", "FER"] = "FR3"
+    """Whose limits hold."""
+    table: float = 0.0
+    """Height of the table in the base frame, m."""
+    tool: float = 0.1034
+    """Distance from flange to tool point, m; 0.1034 is the Franka hand's."""
+    mode: Mode = "crossfade"
+    """What happens where a new chunk disagrees with the old one."""
+    shadow: bool = False
+    """The policy runs, the arm holds, the disagreement is recorded."""
+
+    def __post_init__(self) -> None:
+        if self.driver == "franky" and self.model != "FR3":
+            raise ConfigError(
+                "the driver 'franky' speaks FCI version 10, which a Panda (FER) does not",
+                expected="--model FR3",
+            )
+
+    @property
+    def limits(self) -> EnvelopeLimits:
+        """What a policy may ask for."""
+        return policy_limits(MODELS[self.model], table=self.table, tool=self.tool)
+
+
+class RunningSession:
+    """A started session, seen by the process that owns it.
+
+    Args:
+        setup: the robot.
+        session: its rings.
+
+    """
+
+    def __init__(self, setup: Setup, session: Session) -> None:
+        self.setup, self.session = setup, session
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, module: str, options: dict[str, Any]) -> None:
+        """Start ``flowpolicy.real_robot.<module>`` with JSON options; its output goes to a log beside the rings."""
+        told = json.dumps({"setup": dataclasses.asdict(self.setup), **options})
+        log = self.session.folder / f"{module}.log"
+        with log.open("wb") as stream:
+            self._processes[module] = subprocess.Popen(
+                [sys.executable, "-m", f"flowpolicy.real_robot.{module}", told],
+                stderr=stream,
+                stdout=stream,
+                start_new_session=True,
+            )
+
+    def require_alive(self) -> None:
+        """Raise :class:`RobotError` with the log of a process that has died."""
+        for module, process in self._processes.items():
+            if process.poll() is not None:
+                log = (self.session.folder / f"{module}.log").read_text(encoding="utf-8", errors="replace")
+                raise RobotError(
+                    f"{module} has ended with code {process.returncode}\n{log[-2000:]}{self.last_events()}"
+                )
+
+    def wait(self, *states: State, seconds: float) -> State:
+        """Wait until the bridge is in one of ``states``; raises :class:`RobotError` after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.require_alive()
+            tick = self.session.ticks.latest()
+            if tick is not None and State(int(tick["state"])) in states:
+                return State(int(tick["state"]))
+            if time.monotonic() > deadline:
+                now = "not started" if tick is None else State(int(tick["state"])).name
+                wanted = " or ".join(state.name for state in states)
+                raise RobotError(f"after {seconds:g} s the bridge is {now}{self.last_events()}", expected=wanted)
+            time.sleep(0.01)
+
+    def ask(self, command: str, *states: State, seconds: float) -> State:
+        """Say ``command`` to the bridge and wait until it enters one of ``states``.
+
+        Raises:
+            RobotError: the bridge refuses, or ``seconds`` have passed.
+
+        """
+        cursor, deadline = self.session.events.count, time.monotonic() + seconds
+        self.session.command(command)
+        while time.monotonic() < deadline:
+            self.require_alive()
+            records, cursor, _ = self.session.events.read(cursor)
+            for record in records:
+                kind, text = bytes(record["kind"]).decode(), bytes(record["text"]).decode()
+                if kind == "refused":
+                    raise RobotError(text)
+                entered = text.partition(" -> ")[2].partition(":")[0]
+                if kind == "state" and entered in State.__members__ and State[entered] in states:
+                    return State[entered]
+            time.sleep(0.01)
+        raise RobotError(f"'{command}' was not done after {seconds:g} s{self.last_events()}")
+
+    def last_events(self, count: int = 5) -> str:
+        """The newest events, as lines."""
+        records, _, _ = self.session.events.read(max(0, self.session.events.count - count))
+        return "".join(f"\n    {bytes(r['kind']).decode()}: {bytes(r['text']).decode()}" for r in records)
+
+    def close(self) -> None:
+        """Bring the arm to rest and end every process: bridge, then policy, then recorder."""
+        bridge = self._processes.get("bridge_process")
+        if bridge is not None and bridge.poll() is None:
+            self.session.command("quit")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                bridge.wait(10.0)
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(10.0)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+        shutil.rmtree(self.session.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def start_session(setup: Setup) -> Iterator[RunningSession]:
+    """Start the bridge of a new session, and end all of it with the block.
+
+    Raises:
+        RobotError: a session of this name is running, or the robot cannot be reached.
+
+    """
+    owner = session_folder(setup.session) / "owner"
+    if owner.exists() and _alive(int(owner.read_text(encoding="utf-8"))):
+        raise RobotError(
+            f"the session '{setup.session}' is running in process {owner.read_text(encoding='utf-8')}",
+            fix="end it with `flowpolicy robot stop`, or name another one with --session",
+        )
+    shutil.rmtree(owner.parent, ignore_errors=True)
+    running = RunningSession(setup, Session(setup.session, create=True))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    owner.write_text(str(os.getpid()), encoding="utf-8")
+    try:
+        running.start("bridge_process", {})
+        running.wait(State.IDLE, State.FAULT, State.LOCKED, seconds=30.0)
+        yield running
+    finally:
+        running.close()
+
+
+def _alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def orphaned() -> bool:
+    """Whether the process that started this one has died: then the arm is brought to rest and everything ends."""
+    return os.getppid() != _PARENT
+
+
+_PARENT = os.getppid()
+
+
+def read_options() -> tuple[Setup, dict[str, Any]]:
+    """What :meth:`RunningSession.start` told this process."""
+    options = json.loads(sys.argv[1])
+    return Setup(**options.pop("setup")), options

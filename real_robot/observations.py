@@ -1,0 +1,38 @@
+"""What a policy sees, computed in one place for the recorder and for the policy process. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.core.errors import ContractError, nearest
+from flowpolicy.real_robot.kinematics import forward, quaternion
+from flowpolicy.real_robot.shared import Records
+
+TASK_SIZES = {"goal": 3, "object": 7}
+"""Observations that the task gives, by their number of values at the start of the tick's ``task``."""
+
+_OBSERVATIONS: dict[str, Callable[[Records, float], NDArray[np.float64]]] = {
+    "robot0_joint_pos": lambda tick, tool: tick["q"],
+    "robot0_joint_vel": lambda tick, tool: tick["dq"],
+    "robot0_eef_pos": lambda tick, tool: forward(tick["q"], tool).position,
+    "robot0_eef_quat": lambda tick, tool: quaternion(forward(tick["q"], tool).rotation),
+    # Half the opening per finger, mirrored: the convention of RoboMimic's files.
+    "robot0_gripper_qpos": lambda tick, tool: np.array([0.5, -0.5]) * tick["width"],
+    "goal": lambda tick, tool: tick["task"][:3],
+    "object": lambda tick, tool: tick["task"][:7],
+}
+
+
+def observe(tick: Records, key: str, tool: float) -> NDArray[np.float64]:
+    """One observation (d,) of a tick record; ``tool`` is the distance from flange to tool point, m.
+
+    Raises:
+        ContractError: the robot gives no such observation.
+
+    """
+    if key not in _OBSERVATIONS:
+        raise ContractError(f"the robot gives no observation '{key}'", expected=nearest(key, _OBSERVATIONS))
+    return np.asarray(_OBSERVATIONS[key](tick, tool), dtype=np.float64)

@@ -1,0 +1,166 @@
+"""Episodes on a running session: home, start, play, stop; and the scripted operator that demonstrates."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from flowpolicy.real_robot.launch import RunningSession
+from flowpolicy.real_robot.limits import GRIPPER_WIDTH
+from flowpolicy.real_robot.protocols import ActionChunk, RobotError
+from flowpolicy.real_robot.records import CHUNK, pack_chunk
+from flowpolicy.real_robot.shared import Records
+from flowpolicy.real_robot.states import State
+from flowpolicy.real_robot.tasks import Plan, Task
+
+_HELD = 0.2  # s that the success criterion must hold
+PERIOD, ROWS, EVERY = 0.05, 12, 0.1
+"""Of the operator's chunks: s between rows, rows, s between chunks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One episode on the robot."""
+
+    number: int
+    success: bool
+    seconds: float
+    """Until success, or until it was given up."""
+    reason: str
+    """Why it ended."""
+
+
+class Operator:
+    """Sends the rows of a plan, as a policy would.
+
+    Args:
+        running: the session.
+
+    """
+
+    def __init__(self, running: RunningSession) -> None:
+        self._running, self._seq = running, 0
+        self._plan: tuple[Plan, float] | None = None
+        self._next = 0.0
+
+    def begin(self, plan: Plan) -> None:
+        """Play ``plan`` from now on."""
+        self._plan, self._next = (plan, time.monotonic()), 0.0
+
+    def end(self) -> None:
+        """Send no more rows, only signs of life."""
+        self._plan = None
+
+    def step(self, now: float) -> None:
+        """Send a chunk if one is due."""
+        if now < self._next:
+            return
+        self._next = now + EVERY
+        if self._plan is None:
+            self._running.session.chunks.write(np.zeros((), CHUNK))
+            return
+        plan, start = self._plan
+        due = now + PERIOD * (1 + np.arange(ROWS))
+        q, gripper = plan.rows(due - start)
+        self._seq += 1
+        self._running.session.chunks.write(
+            pack_chunk(ActionChunk(self._seq, now, float(due[0]), PERIOD, q, gripper), t_infer=now)
+        )
+
+
+def play_episode(
+    running: RunningSession,
+    task: Task,
+    number: int,
+    rng: np.random.Generator,
+    *,
+    horizon_s: float,
+    demonstrate: Callable[[Records], Plan] | None,
+    operator: Operator,
+    watch: Callable[[Records], None],
+) -> Outcome:
+    """One episode from home to rest.
+
+    Args:
+        running: the session; IDLE.
+        task: says when it has succeeded.
+        number: of the episode, from 1.
+        rng: draws what it is about.
+        horizon_s: seconds after which it is given up.
+        demonstrate: makes the operator's plan; None where the policy process plays.
+        operator: sends it.
+        watch: shown every tick that is looked at.
+
+    Raises:
+        RobotError: the arm cannot be homed or started.
+
+    """
+    session = running.session
+    session.command("open")
+    _require(running, running.ask("home", State.IDLE, State.FAULT, State.LOCKED, seconds=25.0))
+    _wait_for_open_gripper(running)
+    about = task.draw(rng)
+    _require(running, running.ask("start", State.READY, State.FAULT, State.LOCKED, seconds=5.0))
+    session.command("begin", number, about)
+    outcome = _play(running, task, number, horizon_s, demonstrate, operator, watch)
+    operator.end()
+    session.command("end", int(outcome.success))
+    session.command("stop")
+    running.wait(State.IDLE, State.FAULT, State.LOCKED, seconds=10.0)
+    return outcome
+
+
+def _play(
+    running: RunningSession,
+    task: Task,
+    number: int,
+    horizon_s: float,
+    demonstrate: Callable[[Records], Plan] | None,
+    operator: Operator,
+    watch: Callable[[Records], None],
+) -> Outcome:
+    start, solved_since, playing = time.monotonic(), float("inf"), False
+    while True:
+        now = time.monotonic()
+        running.require_alive()
+        tick = running.session.ticks.latest()
+        if tick is None or int(tick["episode"]) != number:
+            time.sleep(0.005)
+            continue
+        watch(tick)
+        if (seen := task.look()) is not None:
+            running.session.command("task", 0, seen)
+        state = State(int(tick["state"]))
+        if demonstrate is not None:
+            if not playing:
+                operator.begin(demonstrate(tick))
+                playing = True
+            operator.step(now)
+        solved_since = min(solved_since, now) if task.solved(tick) else float("inf")
+        if now - solved_since >= _HELD:
+            return Outcome(number, True, solved_since - start, "success")
+        if state in (State.FAULT, State.LOCKED, State.IDLE, State.STOPPING):
+            return Outcome(number, False, now - start, f"the bridge went {state.name}{running.last_events(1)}")
+        if now - start > horizon_s:
+            return Outcome(number, False, now - start, "time is up")
+        time.sleep(0.02)
+
+
+def _wait_for_open_gripper(running: RunningSession) -> None:
+    deadline = time.monotonic() + 10.0
+    while (tick := running.session.ticks.latest()) is not None and tick["width"] < 0.9 * GRIPPER_WIDTH:
+        running.require_alive()
+        if time.monotonic() > deadline:
+            raise RobotError(f"the gripper is open by {1e3 * float(tick['width']):.0f} mm only", expected="wide open")
+        time.sleep(0.02)
+
+
+def _require(running: RunningSession, state: State) -> None:
+    if state in (State.FAULT, State.LOCKED):
+        raise RobotError(
+            f"the bridge is {state.name}{running.last_events()}",
+            fix="see docs/franka.md for what the error means, then run again",
+        )

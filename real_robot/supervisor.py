@@ -1,0 +1,225 @@
+"""Connecting, homing, starting, stopping, faults and recovery: the slow half of the bridge."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from flowpolicy.core.errors import FlowPolicyError
+from flowpolicy.real_robot.chunks import Mode
+from flowpolicy.real_robot.limits import HOME, EnvelopeLimits
+from flowpolicy.real_robot.protocols import ArmDriver, ArmFaultError, ArmState, Gains
+from flowpolicy.real_robot.records import Session
+from flowpolicy.real_robot.reference import ReferenceGenerator
+from flowpolicy.real_robot.states import STREAMING, State, StateMachine, Transition
+from flowpolicy.real_robot.watchdogs import WatchdogLimits
+
+
+@dataclasses.dataclass(frozen=True)
+class BridgeConfig:
+    """How a robot is driven."""
+
+    limits: EnvelopeLimits
+    """What a policy may ask for."""
+    mode: Mode = "crossfade"
+    """What happens where chunks disagree."""
+    rate_hz: float = 250.0
+    """Ticks per second."""
+    shadow: bool = False
+    """The policy runs, the arm holds, the disagreement is recorded."""
+    gains: Gains = Gains()
+    """Joint impedance."""
+    watch: WatchdogLimits = WatchdogLimits()
+    """Thresholds."""
+    home: tuple[float, ...] = HOME
+    """Pose that homing ends at, rad."""
+    home_speed: float = 0.3
+    """Share of the joints' speed limits."""
+    home_deadline_s: float = 20.0
+    """Homing that takes longer is a fault."""
+
+
+class Task:
+    """Something that may block, in a thread.
+
+    Args:
+        work: what to do; its :class:`FlowPolicyError` is kept.
+
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.error: FlowPolicyError | None = None
+        self._work, self._thread = work, threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, with :attr:`error` or without."""
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except FlowPolicyError as error:
+            self.error = error
+
+
+Background = Callable[[Callable[[], None]], Task]
+"""Starts something that may block."""
+
+
+class Supervisor:
+    """State machine and arm.
+
+    Args:
+        config: how the robot is driven.
+        arm: not connected yet.
+        generator: told where to begin.
+        session: keeps the events.
+        background: runs what may block.
+
+    """
+
+    def __init__(
+        self,
+        config: BridgeConfig,
+        arm: ArmDriver,
+        generator: ReferenceGenerator,
+        session: Session,
+        background: Background,
+    ) -> None:
+        self.config, self.arm, self.generator, self.session = config, arm, generator, session
+        self.machine = StateMachine(self._log)
+        self._background = background
+        self._task: tuple[Task, float] | None = None
+        self.leaving = False
+        """Whether the session ends as soon as the arm is at rest."""
+
+    @property
+    def state(self) -> State:
+        """Current state."""
+        return self.machine.state
+
+    @property
+    def busy(self) -> bool:
+        """Whether a task is under way that the arm belongs to."""
+        return self._task is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the bridge may end."""
+        return self.leaving and self.state not in STREAMING
+
+    def connect(self, now: float) -> None:
+        """Open the connection in the background."""
+        self._run(lambda: self.arm.connect(5.0), now)
+
+    def request(self, name: str, arm: ArmState | None, now: float) -> None:
+        """A wish of the operator; what the state does not allow is refused with a reason."""
+        state = self.state
+        if name == "quit":
+            self.leaving = True
+        if name in ("stop", "quit"):
+            self.stop("operator", now)
+        elif self._task is not None:
+            self._refuse(name, f"{state.name} is not finished")
+        elif name == "home" and state is State.IDLE:
+            home = np.array(self.config.home)
+            self.machine.go(State.HOMING, "operator", now)
+            self._run(lambda: self._home(home), now)
+        elif name == "start" and state is State.IDLE and arm is not None:
+            self._start(arm, now)
+        elif name == "recover" and state in (State.FAULT, State.LOCKED):
+            self._recover("operator", now)
+        else:
+            self._refuse(name, f"the bridge is {state.name}")
+
+    def stop(self, reason: str, now: float) -> None:
+        """Brake, then leave the arm to the robot's own hold."""
+        if self.state in (State.READY, State.RUNNING, State.HOLD):
+            self.generator.forget()
+            self.machine.go(State.STOPPING, reason, now)
+        elif self.state is State.HOMING:
+            self.arm.stop()
+
+    def fault(self, fault: ArmFaultError, now: float) -> None:
+        """The robot stopped by itself: nothing that was planned is resumed."""
+        self.generator.forget()
+        if self.state in STREAMING:
+            self.arm.stop()
+        if self.state is not State.DISCONNECTED:
+            self.machine.fault(fault.kind, fault.what, now)
+
+    def update(self, arm: ArmState | None, now: float) -> None:
+        """Finish what runs in the background; recover alone where that is allowed."""
+        self._finish(now)
+        resting = arm is None or float(np.abs(arm.dq).max()) < 0.01
+        if self._task is None and self.machine.may_recover_alone(now, resting):
+            self._recover("alone, after a communication fault at rest", now)
+
+    def _home(self, home: np.ndarray) -> None:
+        self.arm.home(home, self.config.home_speed)
+        missed = float(np.abs(self.arm.state().q - home).max())
+        if missed > 0.005:
+            raise ArmFaultError("other", f"homing ended {missed:.3f} rad from home")
+
+    def _start(self, arm: ArmState, now: float) -> None:
+        if not self.generator.follower.fits(arm.q):
+            self._refuse(
+                "start", "the arm stands outside the workspace or the joint range; home it, or move it by hand"
+            )
+            return
+        try:
+            self.arm.start_stream(self.config.gains)
+            drift = float(np.abs(self.arm.state().q - arm.q).max())
+        except ArmFaultError as fault:
+            self.fault(fault, now)
+            return
+        if drift > self.config.limits.start_distance:
+            self.arm.stop()
+            self._refuse("start", f"the arm moved by {drift:.3f} rad when the impedance loop began")
+            return
+        self.generator.seed(arm.q)
+        self.machine.go(State.READY, "operator", now)
+
+    def _recover(self, reason: str, now: float) -> None:
+        self.machine.recovering(reason, now)
+        self._run(self.arm.recover, now)
+
+    def _run(self, work: Callable[[], None], now: float) -> None:
+        self._task = (self._background(work), now)
+
+    def _finish(self, now: float) -> None:
+        if self._task is None:
+            return
+        task, since = self._task
+        state = self.state
+        if not task.done:
+            if state is State.HOMING and now - since > self.config.home_deadline_s:
+                self._task = None
+                self.arm.stop()
+                self.machine.fault("other", f"homing took longer than {self.config.home_deadline_s:g} s", now)
+            return
+        self._task = None
+        if task.error is None:
+            if state in (State.DISCONNECTED, State.HOMING, State.RECOVERING):
+                done = {State.HOMING: "at home", State.RECOVERING: "recovered"}.get(state, "connected")
+                self.machine.go(State.IDLE, done, now)
+        elif state is State.RECOVERING:
+            self.machine.go(State.LOCKED, f"recovery failed: {task.error.what}", now)
+        elif state is State.DISCONNECTED:
+            self.session.event("error", task.error.what)
+            self.leaving = True
+        elif isinstance(task.error, ArmFaultError):
+            self.machine.fault(task.error.kind, task.error.what, now)
+        else:
+            self.machine.fault("other", task.error.what, now)
+
+    def _refuse(self, name: str, why: str) -> None:
+        self.session.event("refused", f"{name}: {why}")
+
+    def _log(self, transition: Transition) -> None:
+        self.session.event("state", f"{transition.before.name} -> {transition.after.name}: {transition.reason}")

@@ -1,0 +1,137 @@
+"""The recorder: what it writes, what survives a crash and a full disk, and that the bridge never waits."""
+
+import errno
+
+import h5py
+import numpy as np
+import pytest
+
+from flowpolicy.core.spec import Contract
+from flowpolicy.data.dataset import DataConfig, load_dataset
+from flowpolicy.envs.franka import FrankaConfig
+from flowpolicy.real_robot.episodes import INDEX
+from flowpolicy.real_robot.kinematics import forward
+from flowpolicy.real_robot.recorder import Recorder, salvage
+from flowpolicy.real_robot.states import State
+
+from .simulated import DT, LIMITS, Simulation
+
+KEYS = ["robot0_joint_pos", "robot0_joint_vel", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "goal"]
+META = {"env_args": FrankaConfig().env_args(), "keys": KEYS, "tool": LIMITS.tool, "rate_hz": 20.0}
+
+
+@pytest.fixture
+def sim(tmp_path, monkeypatch):
+    return Simulation(tmp_path / "shm", monkeypatch)
+
+
+def play(sim, recorder, number, seconds=1.5, success=True):
+    sim.session.command("begin", number, [0.5, 0.1, 0.3])
+    for _ in range(round(seconds / 0.1)):
+        sim.run(0.1)
+        recorder.drain()
+    if success is not None:
+        sim.session.command("end", int(success))
+        sim.run(2 * DT)
+        recorder.drain()
+
+
+def test_an_episode_is_a_robomimic_file_that_says_what_happened(sim, tmp_path):
+    recorder = Recorder(sim.session, tmp_path / "out", META)
+    sim.running()
+    play(sim, recorder, 1)
+    play(sim, recorder, 2, success=False)
+    assert (recorder.lost, recorder.failed) == (0, "")
+    with h5py.File(tmp_path / "out" / "episode_0001.hdf5") as file:
+        demo = file["data/demo_0"]
+        ticks, rows = demo["ticks"][()], demo["robot/t_mono"][()]
+        assert len(ticks) == pytest.approx(375, abs=2)
+        np.testing.assert_allclose(np.diff(rows), 0.05, atol=DT)
+        # Row k is the state at its time, its action what the reference does until the next.
+        for k in (0, 7, len(rows) - 2):
+            at = ticks[np.searchsorted(ticks["t_mono"], rows[k])]
+            later = ticks[np.searchsorted(ticks["t_mono"], rows[k + 1])]
+            np.testing.assert_allclose(demo["obs/robot0_joint_pos"][k], at["q"], rtol=1e-6)
+            np.testing.assert_allclose(demo["obs/robot0_eef_pos"][k], forward(at["q"], LIMITS.tool).position, rtol=1e-5)
+            np.testing.assert_array_equal(demo["actions"][k, :7], later["q_ref"] - at["q_ref"])
+        np.testing.assert_allclose(demo["obs/goal"][0], [0.5, 0.1, 0.3])
+        assert demo["rewards"][-1] == 1.0
+        assert len(demo["decisions"]) >= 7
+        assert np.ptp(ticks["t_wall"]) > 0
+        texts = [bytes(e["text"]).decode() for e in demo["events"]]
+        assert "1 success" in texts
+    # The index trains: one dataset over both files.
+    dataset = load_dataset(DataConfig(path=str(tmp_path / "out" / INDEX)))
+    assert len(dataset.lengths) == 2
+    spec = FrankaConfig().spec()
+    Contract(spec, 1, 8, 4, 1).require(dataset.spec, "the recording", "")
+    good = load_dataset(DataConfig(path=str(tmp_path / "out" / INDEX), filter_key="successful"))
+    assert len(good.lengths) == 1
+
+
+def test_an_end_and_a_beginning_in_one_reading_are_told_apart(sim, tmp_path):
+    recorder = Recorder(sim.session, tmp_path / "out", META)
+    sim.running()
+    play(sim, recorder, 1, success=None)
+    sim.session.command("end", 1)
+    sim.run(0.1)
+    sim.session.command("begin", 2, [0.5, 0.1, 0.3])
+    sim.run(0.5)
+    recorder.drain()
+    recorder.close()
+    assert [path.name for path in sorted((tmp_path / "out").glob("e*"))] == ["episode_0001.hdf5", "episode_0002.hdf5"]
+
+
+def test_what_was_written_before_a_crash_opens(sim, tmp_path):
+    out = tmp_path / "out"
+    recorder = Recorder(sim.session, out, META)
+    sim.running()
+    play(sim, recorder, 1, success=None)
+    journal = out / ".episode_0001" / "ticks"
+    # The process is gone; its last write got half way.
+    with journal.open("r+b") as stream:
+        stream.truncate(journal.stat().st_size - 100)
+    del recorder
+    assert salvage(out) == [out / "episode_0001.hdf5"]
+    dataset = load_dataset(DataConfig(path=str(out / INDEX)))
+    assert dataset.lengths.tolist()[0] >= 27
+    assert not list(out.glob(".episode*"))
+
+
+def test_a_full_disk_loses_the_rest_and_stops_nobody(sim, tmp_path):
+    recorder = Recorder(sim.session, tmp_path / "out", META)
+    sim.running()
+    play(sim, recorder, 1, success=None)
+
+    class Full:
+        def __init__(self, stream):
+            self.close = stream.close
+
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    recorder._journals["ticks"] = Full(recorder._journals["ticks"])
+    sim.run(0.5)
+    recorder.drain()
+    assert "No space left" in sim.session.recorder.latest()["failed"].item().decode()
+    assert sim.state is State.RUNNING
+    rows = recorder.rows
+    sim.session.command("end", 1)
+    sim.run(2 * DT)
+    recorder.drain()
+    with h5py.File(tmp_path / "out" / "episode_0001.hdf5") as file:
+        assert len(file["data/demo_0/ticks"]) == rows
+
+
+def test_a_slow_recorder_loses_ticks_and_counts_them(sim, tmp_path):
+    recorder = Recorder(sim.session, tmp_path / "out", META)
+    sim.running()
+    sim.session.command("begin", 1, [0.5, 0, 0.3])
+    record = sim.session.ticks.latest()
+    before = recorder._cursors["ticks"]
+    for _ in range(5000):
+        sim.session.ticks.write(record)
+    written = sim.session.ticks.count - before
+    recorder.drain()
+    # The ring keeps 4096 records, the one being overwritten next excepted.
+    assert recorder.lost == written - 4095
