@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "robot": ("robot", "check | home | run | record | replay | stop: a Franka arm, or a stand-in"),
     "bench": (
         "bench",
-        "update | latency | data | rollout | serve | seams: speed as ratios inside one run, seams of chunks",
+        "update | latency | data | rollout | serve | seams: speed as ratios in one run",
     ),
 }
 """Command -> (module of :mod:`flowpolicy.commands` with a ``run(argv)``, one line of help)."""
