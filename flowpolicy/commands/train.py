@@ -11,9 +11,12 @@ from typing import Any
 import tyro
 
 from flowpolicy.commands.arguments import pick
+from flowpolicy.commands.flow_flags import axes_help, split_flow_flags, with_flow
 from flowpolicy.commands.progress import training_progress
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.envs import find_env
+from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.policy.policy import NETS
 from flowpolicy.train import Experiment, Trainer
 
@@ -29,6 +32,14 @@ class TrainCommand(Experiment):
     """Run folder; runs/PRESET-seedS unless given."""
     verify_resume: bool = False
     """First prove on this machine that a killed and resumed run equals an uninterrupted one, bit for bit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowTrainCommand(TrainCommand):
+    """An experiment of the flow laboratory."""
+
+    flow: FlowSpec = FlowSpec()
+    """One value per axis."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -59,19 +70,27 @@ def parse(preset: str, argv: Sequence[str]) -> TrainCommand:
             owner, field = path.split(".")
             values[owner] = dataclasses.replace(values[owner], **{field: variants[name]})
             del argv[at : at + 2]
-    return tyro.cli(
-        TrainCommand,
-        default=TrainCommand(**values),
+    picked, argv = split_flow_flags(argv)
+    default: TrainCommand = TrainCommand(**values)
+    if picked is not None:
+        values["agent"] = with_flow(values["agent"], picked)
+        default = FlowTrainCommand(**values, flow=values["agent"].flow)
+    command = tyro.cli(
+        type(default),
+        default=default,
         args=argv,
         prog=f"flowpolicy train {preset}",
-        description=PRESETS[preset][0],
+        description=PRESETS[preset][0] + axes_help(values["agent"]),
         config=(tyro.conf.AvoidSubcommands,),
     )
+    if isinstance(command, FlowTrainCommand):
+        command = dataclasses.replace(command, agent=dataclasses.replace(command.agent, flow=command.flow))
+        command.agent.check(find_env(command.env).spec().action.size)
+    return command
 
 
 def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None:
     """Train or resume with progress on the console, then draw the learning curves."""
-    from flowpolicy.envs import find_env
     from flowpolicy.evaluate.curves import draw_curves
 
     env = find_env(experiment.env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,23 +15,27 @@ from torch import Tensor, nn
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.config import decode
 from flowpolicy.core.errors import CheckpointError, ConfigError
-from flowpolicy.core.files import read_json, read_tensors
+from flowpolicy.core.files import digest, read_json, read_tensors
 from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.data.normalize import Normalizer
+from flowpolicy.flows.axes.registry import TAGS
+from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import EncoderOutput, StateEncoder
 from flowpolicy.nets.flow_nets import DecoratorNet, MapNet, OneStepNet, VelocityNet
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
+from flowpolicy.nets.source import SourceNet
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
+from flowpolicy.policy.flow import generate
 
 Net = MLP | UNet | Transformer | Plain
 NETS: dict[str, Net] = {"mlp": MLP(), "plain": Plain(), "unet": UNet(), "transformer": Transformer()}
 """Trunks by name, with their defaults; ``--agent.net NAME`` picks one."""
 
-Sampler = Literal["map", "euler", "midpoint", "heun", "direct", "squashed", "one_step"]
+Sampler = Literal["map", "euler", "midpoint", "heun", "direct", "squashed", "one_step", "flow"]
 SINGLE = ("direct", "squashed", "one_step")
 """Samplers that are one evaluation by nature."""
 
@@ -45,15 +50,20 @@ class PolicyConfig:
     """Encoder of the observation history."""
     sampler: Sampler
     """'map' jumps with a flow map; 'euler', 'midpoint', 'heun' integrate a velocity; 'one_step' asks a network once,
-    with the noise; 'direct' (regression, mean of a Gaussian) without, and 'squashed' passes that through tanh."""
+    with the noise; 'direct' (regression, mean of a Gaussian) without, and 'squashed' passes that through tanh;
+    'flow' does what ``flow`` says."""
     candidates: int = 1
     """N chunks are generated and the one that the critic values most is taken; needs ``critic`` where above 1."""
     critic: CriticConfig | None = None
     """Critic that chooses among the candidates."""
     decorated: bool = False
     """Whether a residual is added to the clamped chunk, for one more evaluation (Fisher Decorator)."""
+    flow: Sampling | None = None
+    """Source, solver, schedule and guidance of a policy of the flow laboratory; needs the sampler 'flow'."""
 
     def __post_init__(self) -> None:
+        if (self.sampler == "flow") != (self.flow is not None):
+            raise ConfigError(f"the sampler '{self.sampler}' with flow={self.flow}", expected="both or neither")
         if self.candidates < 1 or (self.candidates > 1) != (self.critic is not None):
             raise ConfigError(
                 f"a policy with {self.candidates} candidates and {'a' if self.critic else 'no'} critic",
@@ -61,12 +71,15 @@ class PolicyConfig:
             )
 
 
-KINDS: dict[str, type] = {
-    "policy": PolicyConfig,
-    "state_encoder": StateEncoder,
-    "critic": CriticConfig,
-    **{name: type(net) for name, net in NETS.items()},
-}
+KINDS: ChainMap[str, type] = ChainMap(
+    {
+        "policy": PolicyConfig,
+        "state_encoder": StateEncoder,
+        "critic": CriticConfig,
+        **{name: type(net) for name, net in NETS.items()},
+    },
+    TAGS,
+)
 
 
 _NETWORKS: dict[Sampler, Callable[..., MapNet | OneStepNet | VelocityNet]] = {
@@ -90,9 +103,12 @@ class Actor(nn.Module):
         self.keys = tuple(contract.spec.observation)
         self.obs_size, action = contract.history * sum(sizes), contract.spec.action.size
         self.encoder = config.encoder.build(self.obs_size)
-        self.net = _NETWORKS.get(config.sampler, VelocityNet)(
-            config.net, action=action, chunk=contract.chunk, cond=self.encoder.size
-        )
+        flow = config.flow
+        kind = MapNet if flow and flow.two_time else _NETWORKS.get(config.sampler, VelocityNet)
+        cond = self.encoder.size + (flow.source.inputs if flow else 0)
+        self.net = kind(config.net, action=action, chunk=contract.chunk, cond=cond)
+        self.source = SourceNet(self.encoder.size, contract.chunk, action) if flow and flow.source.conditioned else None
+        self.null = nn.Parameter(torch.zeros(self.encoder.size)) if flow and flow.guidance.null else None
         self.decorator = (
             DecoratorNet(config.net, action, contract.chunk, self.encoder.size) if config.decorated else None
         )
@@ -145,12 +161,26 @@ class Policy(nn.Module):
         first = obs[self.actor.keys[0]]
         rows = first.shape[0] * self.config.candidates
         shape = (rows, self.contract.chunk, self.contract.spec.action.size)
-        noise = torch.randn(shape, generator=generator, device=first.device)
-        return self.act_from(obs, noise, nfe)
+        flow = self.config.flow
+        noise = (
+            flow.source.sample(shape, generator)
+            if flow
+            else torch.randn(shape, generator=generator, device=first.device)
+        )
+        return self.act_from(obs, noise, nfe, generator)
 
     @torch.inference_mode()
-    def act_from(self, obs: dict[str, Tensor], noise: Float[Tensor, "bk h a"], nfe: int) -> Float[Tensor, "b h a"]:
-        """:meth:`act` with the initial noise passed in: deterministic. The k candidates of a row follow each other."""
+    def act_from(
+        self,
+        obs: dict[str, Tensor],
+        noise: Float[Tensor, "bk h a"],
+        nfe: int,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "b h a"]:
+        """:meth:`act` with the initial noise passed in: deterministic. The k candidates of a row follow each other.
+
+        ``generator`` serves solvers that draw noise on the way, and sources that draw more than noise.
+        """
         actor = self.actor
         flat = actor.flatten(self.normalizer.obs({key: obs[key] for key in actor.keys}))
         cond: Tensor = actor.encoder(flat).cond
@@ -162,7 +192,7 @@ class Policy(nn.Module):
             )
         cond, spent = cond.repeat_interleave(candidates, 0), int(actor.decorator is not None)
         # Only the finished chunk is clamped: clamping inside the solver damages NFE > 1 [algorithms 7.1, D9].
-        chunk = self._generate(noise, cond, nfe // candidates - spent, candidates).clamp(-1.0, 1.0)
+        chunk = self._generate(noise, cond, nfe // candidates - spent, candidates, generator).clamp(-1.0, 1.0)
         if actor.decorator is not None:
             chunk = (chunk + self._counted(actor.decorator, candidates)(chunk, cond)).clamp(-1.0, 1.0)
         if actor.critic is not None:
@@ -170,9 +200,19 @@ class Policy(nn.Module):
             chunk = best_of(chunk.view(-1, candidates, *chunk.shape[1:]), value)
         return self.normalizer.unaction(chunk)
 
-    def _generate(self, noise: Tensor, cond: Tensor, nfe: int, candidates: int) -> Tensor:
+    @torch.inference_mode()
+    def carry(self, obs: dict[str, Tensor], noise: Float[Tensor, "b h a"], nfe: int) -> Float[Tensor, "b h a"]:
+        """Where the flow carries the noise: normalised, not clamped, without decorator and choice."""
+        cond, _ = self.actor.condition(self.normalizer.obs({key: obs[key] for key in self.actor.keys}))
+        return self._generate(noise, cond, nfe, 1)
+
+    def _generate(
+        self, noise: Tensor, cond: Tensor, nfe: int, candidates: int, generator: torch.Generator | None = None
+    ) -> Tensor:
         sampler = self.config.sampler
         network = self._counted(self.actor.net, candidates)
+        if self.config.flow is not None:
+            return generate(self.actor, self.config.flow, network, noise, cond, nfe, generator)
         if sampler in SINGLE:
             if nfe != 1:
                 name = "one-step" if sampler == "one_step" else "regression"
@@ -222,6 +262,11 @@ class Policy(nn.Module):
         weights = folder / ("ema.safetensors" if averaged else "weights.safetensors")
         _load_strictly(policy.actor, weights)
         _load_strictly(policy.normalizer, folder / "normalizer.safetensors")
+        if config.flow and config.flow.belongs_to not in ("", digest(policy.actor.state_dict())):
+            raise CheckpointError(
+                f"the solver of {folder} was fitted on other weights than {weights.name}",
+                fix="fit it again: flowpolicy fit RUN --nfe N",
+            )
         return policy.to(device).eval().requires_grad_(False)
 
 

@@ -72,8 +72,12 @@ class Consistency(Value):
     """Whether it trains a flow map."""
     forward_mode: ClassVar[bool] = False
     """Whether it differentiates the network forwards."""
+    differentiated: ClassVar[bool] = False
+    """Whether the gradient runs through that derivative."""
     own_tangent: ClassVar[bool] = False
     """Whether it follows the network's own velocity, not that of the pair."""
+    cuts: ClassVar[bool] = False
+    """Whether it cuts intervals at a random place."""
 
     def share(self) -> float:
         """Share of rows with s = t."""
@@ -81,8 +85,12 @@ class Consistency(Value):
 
     def pairs(self, law: TimeLaw, batch: int, progress: float, generator: torch.Generator) -> tuple[TimePair, int]:
         """Intervals and the number of leading rows with s = t; ``progress`` is the share of updates done."""
-        diagonal = law.diagonal(batch, self.share())
+        diagonal = self.leading(law, batch)
         return law.pairs(batch, diagonal, generator), diagonal
+
+    def leading(self, law: TimeLaw, batch: int) -> int:
+        """Rows with s = t that lead a batch."""
+        return law.diagonal(batch, self.share())
 
     def errors(self, problem: Problem) -> Errors:
         """Errors of a batch. Teachers carry no gradient."""

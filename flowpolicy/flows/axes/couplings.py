@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError, TrainingError
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
+from flowpolicy.flows.transport import assignment, weight_for_share
 
 Draw = Callable[[], Tensor]
 """Fresh noise of the shape of a batch."""
@@ -240,12 +241,31 @@ class Gibbs(Coupling):
     "coupling",
     "table",
     Reference("Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow", "2209.03003"),
+    Reference("SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", "2407.12718"),
 )
 @dataclasses.dataclass(frozen=True)
 class Table(Coupling):
-    """Pairs that a teacher gives: the chunk is where its flow carries the noise (reflow, arXiv 2209.03003)."""
+    """Pairs that a teacher gives: the chunk is where its flow carries the noise (reflow, arXiv 2209.03003).
 
+    A student that starts from random weights learns easier when its noise is at first another one, and turns into
+    that of the pair (annealing reflow; SlimFlow, arXiv 2407.12718): ``sqrt(1 - b^2) noise + b fresh``.
+    """
+
+    anneal: float = 0.0
+    """Share of the updates over which b falls from 1 to 0; 0 keeps the pairs as they are."""
     deterministic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.anneal <= 1:  # R19: a window inside the training
+            raise ConfigError(f"the pairs are annealed over {self.anneal} of the updates", expected="in [0, 1]")
+
+    def blend(self, noise: Float[Tensor, "b *d"], progress: float, generator: torch.Generator) -> Float[Tensor, "b *d"]:
+        """The student's noise for the teacher's."""
+        if progress >= self.anneal:
+            return noise
+        b = 1 - progress / self.anneal
+        fresh = torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
+        return float((1 - b * b) ** 0.5) * noise + b * fresh
 
     def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
         """The noise alone: the agent asks the teacher for the chunks."""
@@ -259,35 +279,6 @@ class Table(Coupling):
                 "its pairs are made by a trained policy",
                 "flowpolicy distill RUN --method reflow",
             )
-
-
-def assignment(cost: Float[Tensor, "n n"]) -> Int64[Tensor, " n"]:
-    """Column of every row in the assignment of least total cost."""
-    from scipy.optimize import linear_sum_assignment
-
-    columns = linear_sum_assignment(cost.detach().cpu().numpy())[1]
-    return torch.as_tensor(columns, device=cost.device)
-
-
-def weight_for_share(near: Float[Tensor, "n n"], apart: Float[Tensor, "n n"], share: float) -> float:
-    """Weight at which the share of exchanges cheaper than the pair as drawn is ``share``; bisection.
-
-    Source: C2OT (arXiv 2503.10636, section 4.2). 0 where even without a price there are fewer.
-    """
-
-    def cheaper(weight: float) -> float:
-        cost = near + weight * apart
-        return float((cost < cost.diagonal().unsqueeze(1)).float().mean())
-
-    low, high = 0.0, 1.0
-    if cheaper(low) <= share:
-        return low
-    while cheaper(high) > share and high < 1e9:
-        high *= 2
-    for _ in range(40):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if cheaper(middle) > share else (low, middle)
-    return high
 
 
 def _skewed(what: str, instead: str) -> Conflict:

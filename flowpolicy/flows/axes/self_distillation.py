@@ -58,6 +58,7 @@ class Lagrangian(SelfDistillation):
     clamp: float = 3.0
     """The teacher sees X within +- this. Without, 3 of 5 runs diverged: X leaves the data and teaches itself."""
     forward_mode: ClassVar[bool] = True
+    differentiated: ClassVar[bool] = True
 
     def identity(self, problem: Problem) -> Float[Tensor, "b h a"]:
         """See :class:`SelfDistillation`."""
@@ -84,6 +85,7 @@ class Eulerian(SelfDistillation):
     """``d_s X + (d_x X) sg u(x, s, s) = 0`` (arXiv 2505.18825, section 3)."""
 
     forward_mode: ClassVar[bool] = True
+    differentiated: ClassVar[bool] = True
 
     def identity(self, problem: Problem) -> Float[Tensor, "b h a"]:
         """See :class:`SelfDistillation`."""
@@ -101,6 +103,7 @@ class Progressive(SelfDistillation):
 
     midpoint: bool = False
     """Cut every interval in the middle; otherwise anywhere."""
+    cuts: ClassVar[bool] = True
 
     def identity(self, problem: Problem) -> Float[Tensor, "b h a"]:
         """See :class:`SelfDistillation`."""
@@ -127,14 +130,14 @@ class Shortcut(Consistency):
                 expected="a share in (0, 1], at least one level",
             )
 
-    def share(self) -> float:
-        """See :class:`Consistency`."""
-        return 1 - self.share_bootstrap
+    def leading(self, law: TimeLaw, batch: int) -> int:
+        """Its own share, whatever the law asks for."""
+        return TimeLaw.diagonal(law, batch, 1 - self.share_bootstrap)
 
     def pairs(self, law: TimeLaw, batch: int, progress: float, generator: torch.Generator) -> tuple[TimePair, int]:
         """Times of the law on the diagonal, dyadic intervals off it."""
         dyadic = law if isinstance(law, Dyadic) else Dyadic(2**self.levels)
-        diagonal = TimeLaw.diagonal(law, batch, self.share())
+        diagonal = self.leading(law, batch)
         s, t = dyadic.pairs(batch, diagonal, generator)
         s[:diagonal] = t[:diagonal] = law.draw(batch, generator)[:diagonal]
         return TimePair(s, t), diagonal
