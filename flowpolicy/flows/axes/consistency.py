@@ -108,7 +108,7 @@ class Consistency(Value):
         metrics = {"on_diagonal": on.detach(), "off_diagonal": plain.detach()}
         if e.separate:
             return on + off, metrics
-        share = valid[:n].sum() / valid.sum().clamp(min=1)
+        share = valid[:n].sum().to(on.dtype) / valid.sum().clamp(min=1)
         return share * on + (1 - share) * off, metrics
 
 

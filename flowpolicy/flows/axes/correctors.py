@@ -27,10 +27,6 @@ class Corrector(Solver):
     """'safe' ends with a step that stays away from t = 1; 'corrector' evaluates there, as published."""
     order: ClassVar[int] = 2
 
-    def __post_init__(self) -> None:
-        if self.last not in ("safe", "corrector"):
-            raise ConfigError(f"the last step of {self.name} is '{self.last}'", expected="'safe' or 'corrector'")
-
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
         """R23."""
         if self.last == "corrector" and setting.nfe is not None and setting.nfe < _FEW:

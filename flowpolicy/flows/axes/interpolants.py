@@ -208,10 +208,6 @@ class Latent(Interpolant):
     latent: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (0.001, 0.999)
 
-    def __post_init__(self) -> None:
-        if self.gamma not in ("brownian", "quadratic", "sine"):
-            raise ConfigError(f"no gamma '{self.gamma}'", expected="'brownian', 'quadratic' or 'sine'")
-
     def coefficients(self, t: Float[Tensor, " b"]) -> Coefficients:
         """See :class:`Interpolant`."""
         one, bump = torch.ones_like(t), t * (1 - t)

@@ -146,7 +146,7 @@ class Shortcut(Consistency):
         """See :class:`Consistency`."""
         p, k = problem, problem.diagonal
         value = p.mean(p.x, p.s, p.t)
-        off = dataclasses.replace(p, x=p.x[k:], s=p.s[k:], t=p.t[k:], cond=p.cond[k:])
+        off = Problem(p.network, p.x[k:], p.velocity[k:], p.s[k:], p.t[k:], p.cond[k:], 0)
         target = two_jumps(off, torch.full_like(off.s, 0.5))
         return Errors(value[:k] - p.velocity[:k], value[k:] - target, k, separate=False)
 

@@ -113,11 +113,8 @@ class Mixed(Source):
     conditioned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.beta < 0 or self.acting not in ("zero", "uniform", "one"):
-            raise ConfigError(
-                f"the source mixed has the weight {self.beta} and acts at '{self.acting}'",
-                expected="a weight of at least 0, and 'zero', 'uniform' or 'one'",
-            )
+        if self.beta < 0:
+            raise ConfigError(f"the source mixed has the weight {self.beta}", expected="at least 0")
 
     @property
     def inputs(self) -> int:  # type: ignore[override]
