@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.axes.solvers import Dynamics
 from flowpolicy.flows.axes.sources import divergence, mix
 from flowpolicy.flows.axes.spec import Network, Sampling
 
@@ -63,9 +64,23 @@ def generate(
         share = flow.source.shares(len(noise), generator, acting=True)
     noise, _ = shaped(actor, noise, cond, share)
 
+    evaluations = flow.guidance.budget(nfe)
+    field = dynamics(actor, flow, network, cond, share)
+    return flow.generate(field, noise, evaluations, generator)
+
+
+def dynamics(
+    actor: Actor,
+    flow: Sampling,
+    network: Callable[..., Tensor],
+    cond: Float[Tensor, "b c"],
+    share: Float[Tensor, " b"] | None,
+) -> Dynamics:
+    """The guided velocity of an actor for fixed conditions."""
+
     def predict(cond: Tensor) -> Network:
         shown = seen(flow, cond, share)
         return lambda x, s, t: network(x, s, t, shown) if flow.two_time else network(x, s, shown)
 
     null = cond if actor.null is None else actor.null.expand_as(cond)
-    return flow.generate(predict(cond), predict(null), noise, nfe, generator)
+    return flow.dynamics(predict(cond), predict(null))

@@ -65,24 +65,20 @@ class Sampling:
 
     def generate(
         self,
-        conditional: Network,
-        unconditional: Network,
+        flow: Dynamics,
         noise: Float[Tensor, "b h a"],
-        nfe: int,
+        evaluations: int,
         generator: torch.Generator | None,
     ) -> Float[Tensor, "b h a"]:
-        """Chunks for the noise in exactly ``nfe`` evaluations of the network.
+        """Chunks for the noise.
 
         Args:
-            conditional: the network with the observation.
-            unconditional: the network without it; asked by classifier-free guidance only.
+            flow: from :meth:`dynamics`.
             noise: from ``source``.
-            nfe: evaluations; ConfigError where solver and guidance cannot spend them.
+            evaluations: of the solver, guidance aside; ConfigError where it cannot spend them.
             generator: source of noise on the way; stochastic solvers need it.
 
         """
-        evaluations = self.guidance.budget(nfe)
-        flow = self.dynamics(conditional, unconditional)
         chunk = self.solver.solve(flow, noise, self.grid(evaluations), evaluations, generator)
         return self.guidance.finish(chunk)
 

@@ -167,9 +167,7 @@ def test_the_published_slip_of_the_eulerian_tangent_would_be_noticed():
     length = (p.t - p.s).reshape(-1, 1, 1)
     end = p.x + length * p.mean(p.x, p.s, p.t)
     wrong = p.network.velocity(end, p.t).detach()
-    mean, slope = torch.func.jvp(
-        lambda x, s: p.mean(x, s, p.t), (p.x, p.s), (wrong, torch.ones_like(p.s))
-    )
+    mean, slope = torch.func.jvp(lambda x, s: p.mean(x, s, p.t), (p.x, p.s), (wrong, torch.ones_like(p.s)))
     assert float((mean - wrong - length * slope).square().mean()) > 1e-2
     assert float(Eulerian().identity(p).square().mean()) < 1e-20
 

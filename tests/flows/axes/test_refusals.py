@@ -63,7 +63,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("row", "wrong", "setting", "instead"), REFUSED, ids=[f"{r[0]}-{i}" for i, r in enumerate(REFUSED)])
+@pytest.mark.parametrize(
+    ("row", "wrong", "setting", "instead"), REFUSED, ids=[f"{r[0]}-{i}" for i, r in enumerate(REFUSED)]
+)
 def test_refused(row, wrong, setting, instead):
     with pytest.raises(IncompatibleSpecError) as refusal:
         validate(wrong, setting)

@@ -49,7 +49,9 @@ def test_a_fitted_grid_has_one_number_of_steps():
         Boss(nodes=(0.0, 0.7, 1.0)).grid(3)
 
 
-@pytest.mark.parametrize("wrong", [lambda: Power(0.0), lambda: TimeShift(0.0), lambda: Edm(rho=0.0), lambda: LogSnr(0.0)])
+@pytest.mark.parametrize(
+    "wrong", [lambda: Power(0.0), lambda: TimeShift(0.0), lambda: Edm(rho=0.0), lambda: LogSnr(0.0)]
+)
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(ConfigError):
         wrong()

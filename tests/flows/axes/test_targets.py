@@ -57,9 +57,7 @@ def test_straight_line_weights():
     noise, data, _, off = draw(2)
     one_minus_t = (1 - T).reshape(-1, 1, 1)
     torch.testing.assert_close(Data().error(data + off, noise, data, None, T, Linear()), off / one_minus_t)
-    torch.testing.assert_close(
-        Noise().error(noise + off, noise, data, None, T, Linear()), off / T.reshape(-1, 1, 1)
-    )
+    torch.testing.assert_close(Noise().error(noise + off, noise, data, None, T, Linear()), off / T.reshape(-1, 1, 1))
 
 
 def test_the_floor_bounds_the_weight_and_leaves_the_optimum():
