@@ -5,6 +5,7 @@ Both look at the same thing: the states and velocities of many finely integrated
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -88,7 +89,7 @@ def fit_subspace(paths: Trajectories, nodes: tuple[int, ...]) -> tuple[tuple[flo
     """
     noise = paths.states[0].double().flatten()
     columns, rows = [noise], []
-    for node, after in zip(nodes[:-1], nodes[1:], strict=True):
+    for node, after in itertools.pairwise(nodes):
         columns.append(paths.slopes[node].double().flatten())
         design, target = torch.stack(columns, dim=1), paths.states[after].double().flatten()
         gram = design.T @ design

@@ -16,7 +16,7 @@ from flowpolicy.flows.axes.self_distillation import Eulerian, Lagrangian, Progre
 from flowpolicy.flows.axes.time_laws import Uniform
 from flowpolicy.nets.trunk import FlowOutput
 
-F64 = torch.float64
+F64, SQUARED = torch.float64, Squared()
 OBJECTIVES = {name: cls() for name, cls in VALUES["consistency"].items() if name != "none"}
 EXACT = [name for name in OBJECTIVES if name not in ("ctm", "central-difference")]
 
@@ -66,7 +66,7 @@ def problem(diagonal=0, rows=32, seed=0):
     return Problem(network, x, network.velocity(x, s), s, t, torch.zeros(rows, 1, dtype=F64), diagonal, fraction)
 
 
-def value_and_gradient(objective, p, loss=Squared()):
+def value_and_gradient(objective, p, loss=SQUARED):
     value, metrics = objective.loss(p, torch.ones(len(p.x), 2, dtype=torch.bool), loss, Linear())
     (gradient,) = torch.autograd.grad(value, p.network.scale)
     return float(value), float(gradient), metrics

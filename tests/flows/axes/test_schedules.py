@@ -1,5 +1,6 @@
 """Grids rise and end exactly at 0 and 1."""
 
+import itertools
 import math
 
 import pytest
@@ -26,7 +27,7 @@ CLOSED = {name: cls() for name, cls in VALUES["schedule"].items() if name != "bo
 def test_grids_rise_between_exact_ends(name, steps):
     grid = CLOSED[name].grid(steps)
     assert len(grid) == steps + 1 and grid[0] == 0.0 and grid[-1] == 1.0
-    assert all(a < b for a, b in zip(grid, grid[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(grid))
 
 
 def test_closed_forms():

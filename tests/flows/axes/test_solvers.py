@@ -17,18 +17,18 @@ from flowpolicy.flows.axes.solvers import AdamsBashforth, Ddim, Dynamics, Euler,
 from flowpolicy.flows.axes.stochastic import Stochastic
 from flowpolicy.flows.axes.subspace import Fitted
 
-F64 = torch.float64
+F64, LINEAR, UNIFORM = torch.float64, Linear(), UniformSteps()
 PLAIN = ["euler", "midpoint", "heun", "pseudo-corrector", "ab2", "ddim", "afp"]
 
 
 class Counted:
     """A velocity that notes the times at which it is asked."""
 
-    def __init__(self, velocity, path=Linear()):
+    def __init__(self, velocity, path=LINEAR):
         self.times = []
         self.flow = Dynamics(lambda x, t: self.times.append(float(t[0])) or velocity(x, t), path)
 
-    def run(self, solver, x, evaluations, schedule=UniformSteps(), generator=None):
+    def run(self, solver, x, evaluations, schedule=UNIFORM, generator=None):
         self.times.clear()
         return solver.solve(self.flow, x, schedule.grid(solver.steps(evaluations)), evaluations, generator)
 
