@@ -18,6 +18,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "paired comparison of two evaluated runs"),
     "card": ("card", "success against network evaluations against latency, table and picture"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),
+    "lab": ("lab", "compare points on the axes of the flow laboratory on a toy"),
+    "fit": ("fit", "fit a solver of few evaluations to a trained policy"),
+    "distill": ("distill", "train a student of few evaluations on the flow of a trained policy"),
+    "cite": ("cite", "publications that a run stands on"),
     "bench": ("bench", "update | latency | data | rollout: speed as ratios inside one run"),
 }
 """Command -> (module of :mod:`flowpolicy.commands` with a ``run(argv)``, one line of help)."""
