@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -117,7 +117,7 @@ class ImitationAgent(nn.Module):
                 f"{type(config).__name__} cannot be trained with --agent.prefix", expected="--agent.prefix 0"
             )
         self.config, self.contract, self.steps = config, contract, steps
-        self.policy_config = PolicyConfig(config.net, config.encoder, self.sampler, prefix=config.prefix)
+        self.policy_config = self.describe_policy()
         # torch initialises layers from its global generator only, so the fork keeps the caller's state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_generator(seed, "weights").initial_seed())
@@ -130,10 +130,18 @@ class ImitationAgent(nn.Module):
         self.updates = 0
         self._loss = torch.compile(self.loss, dynamic=False) if compile else self.loss
 
+    def describe_policy(self) -> PolicyConfig:
+        """What rebuilds the policy. The networks of ``Actor`` are made from it."""
+        return PolicyConfig(self.config.net, self.config.encoder, self.sampler)
+
     @property
     def sampler(self) -> Sampler:
         """How the trained policy generates a chunk."""
         raise NotImplementedError
+
+    def draws(self, batch: TensorDict, generator: torch.Generator) -> tuple[Any, ...]:
+        """Everything random in one update, where that depends on more than the chunks."""
+        return self.draw(batch[ACTION], generator)
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
         """Everything random in one update."""
@@ -160,8 +168,8 @@ class ImitationAgent(nn.Module):
     def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
         """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
         options = self.config.optimizer
-        action = batch[ACTION]
-        loss, metrics = self._loss(dict(batch[OBS].items()), action, batch[VALID], *self.draw(action, generator))
+        draws = self.draws(batch, generator)
+        loss, metrics = self._loss(dict(batch[OBS].items()), batch[ACTION], batch[VALID], *draws)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.actor.parameters(), options.clip, foreach=True)

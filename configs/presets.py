@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from dataclasses import replace
 
 from flowpolicy.agents.adam import Adam
 from flowpolicy.agents.dm1 import DM1
 from flowpolicy.agents.fisher import Fisher
+from flowpolicy.agents.flow import Flow
 from flowpolicy.agents.flow_bc import FlowBC
 from flowpolicy.agents.fql import FQL
 from flowpolicy.agents.gdro import GDRO
@@ -30,7 +32,7 @@ from flowpolicy.policy.policy import KINDS as POLICY_KINDS
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.online import OnlineConfig
 
-KINDS: dict[str, type] = {
+_OWN_KINDS: dict[str, type] = {
     "experiment": Experiment,
     "data": DataConfig,
     "normalizer": NormalizerConfig,
@@ -42,6 +44,7 @@ KINDS: dict[str, type] = {
     "metric": Metric,
     "dm1": DM1,
     "flow_bc": FlowBC,
+    "flow": Flow,
     "regression": Regression,
     "fql": FQL,
     "ifql": IFQL,
@@ -51,8 +54,9 @@ KINDS: dict[str, type] = {
     "fisher": Fisher,
     "mean_flow_q": MeanFlowQ,
     "gdro": GDRO,
-    **POLICY_KINDS,
 }
+# Not copied: a method that is registered on an axis later has its tag at once.
+KINDS = ChainMap(_OWN_KINDS, *POLICY_KINDS.maps)
 """Tags of the config classes in ``config.json``."""
 
 ARM_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")

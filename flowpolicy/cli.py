@@ -24,10 +24,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "write a run's policy for ONNX Runtime, AOTInductor or NumPy"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),
     "robot": ("robot", "check | home | run | record | replay | stop: a Franka arm, or a stand-in"),
-    "bench": (
-        "bench",
-        "update | latency | data | rollout | serve | seams: speed as ratios in one run",
-    ),
+    "lab": ("lab", "compare points on the axes of the flow laboratory on a toy"),
+    "fit": ("fit", "fit a solver of few evaluations to a trained policy"),
+    "distill": ("distill", "train a student of few evaluations on the flow of a trained policy"),
+    "cite": ("cite", "publications that a run stands on"),
+    "bench": ("bench", "update | latency | data | rollout | serve | seams: speed as ratios in one run"),
 }
 """Command -> (module of :mod:`flowpolicy.commands` with a ``run(argv)``, one line of help)."""
 

@@ -12,11 +12,14 @@ from typing import Any
 import tyro
 
 from flowpolicy.commands.arguments import pick
+from flowpolicy.commands.flow_flags import axes_help, split_flow_flags, with_flow
 from flowpolicy.commands.progress import training_progress
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.memory import keep_freed_memory
 from flowpolicy.core.protocols import VecEnv
+from flowpolicy.envs import find_env
+from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.policy.policy import NETS
 from flowpolicy.train import Experiment, Trainer
 
@@ -37,6 +40,14 @@ class TrainCommand(Experiment):
     def experiment(self) -> Experiment:
         """The experiment alone."""
         return Experiment(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Experiment)})
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowTrainCommand(TrainCommand):
+    """An experiment of the flow laboratory."""
+
+    flow: FlowSpec = FlowSpec()
+    """One value per axis."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -68,19 +79,27 @@ def parse(base: Experiment, argv: Sequence[str], name: str, description: str) ->
             owner, field = path.split(".")
             values[owner] = dataclasses.replace(values[owner], **{field: variants[name]})
             del argv[at : at + 2]
-    return tyro.cli(
-        TrainCommand,
-        default=TrainCommand(**values),
+    picked, argv = split_flow_flags(argv)
+    default: TrainCommand = TrainCommand(**values)
+    if picked is not None:
+        values["agent"] = with_flow(values["agent"], picked)
+        default = FlowTrainCommand(**values, flow=values["agent"].flow)
+    command = tyro.cli(
+        type(default),
+        default=default,
         args=argv,
         prog=f"flowpolicy {name}",
-        description=description,
+        description=description + axes_help(values["agent"]),
         config=(tyro.conf.AvoidSubcommands,),
     )
+    if isinstance(command, FlowTrainCommand):
+        command = dataclasses.replace(command, agent=dataclasses.replace(command.agent, flow=command.flow))
+        command.agent.check(find_env(command.env).spec().action.size)
+    return command
 
 
 def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None:
     """Train or resume with progress on the console, then draw the learning curves."""
-    from flowpolicy.envs import find_env
     from flowpolicy.evaluate.curves import draw_curves
     from flowpolicy.train.post_training import take_over
 
@@ -111,8 +130,6 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
 @contextmanager
 def _slot(experiment: Experiment) -> Iterator[VecEnv | None]:
     """One environment to step in, where the experiment asks for steps."""
-    from flowpolicy.envs import find_env
-
     if not experiment.online.base:
         yield None
         return

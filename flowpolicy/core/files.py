@@ -102,3 +102,13 @@ def sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hexadecimal SHA-256 of named tensors: names, shapes and values, in the order of the names."""
+    hashed = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        hashed.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        hashed.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()

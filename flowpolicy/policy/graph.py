@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.nets.plain import PlainMLP
 from flowpolicy.nets.transformer import ChunkTransformer
@@ -29,6 +30,9 @@ class ActGraph(nn.Module):
         policy: copied; the original stays as it is.
         nfe: network evaluations per chunk.
 
+    Raises:
+        ConfigError: the policy continues committed actions, or is one of the flow laboratory.
+
     """
 
     offset: Tensor
@@ -36,6 +40,12 @@ class ActGraph(nn.Module):
 
     def __init__(self, policy: Policy, nfe: int) -> None:
         super().__init__()
+        if policy.config.prefix or policy.config.flow is not None:
+            raise ConfigError(
+                "this policy cannot become one graph yet: it "
+                + ("continues committed actions" if policy.config.prefix else "acts by the flow laboratory's solvers"),
+                fix="use Policy.load, which runs it as it is",
+            )
         self.policy, self.nfe = copy.deepcopy(policy), nfe
         scaling = [policy.normalizer.observation(key) for key in policy.actor.keys]
         self.register_buffer("offset", torch.cat([affine.offset for affine in scaling]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import decode, encode
 from flowpolicy.core.errors import CheckpointError, ConfigError
-from flowpolicy.core.files import read_json, read_tensors, write_json, write_tensors
+from flowpolicy.core.files import digest, read_json, read_tensors, write_json, write_tensors
 from flowpolicy.core.spec import Contract, load_contract, save_contract
 from flowpolicy.data.normalize import Normalizer
+from flowpolicy.flows.axes.registry import TAGS
+from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
 from flowpolicy.nets.committed import CommittedNet
 from flowpolicy.nets.critic import CriticConfig
@@ -24,15 +27,17 @@ from flowpolicy.nets.encoder import EncoderOutput, StateEncoder
 from flowpolicy.nets.flow_nets import DecoratorNet, MapNet, OneStepNet, VelocityNet
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
+from flowpolicy.nets.source import SourceNet
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
 from flowpolicy.policy.committed import Committed
+from flowpolicy.policy.flow import generate
 
 Net = MLP | UNet | Transformer | Plain
 NETS: dict[str, Net] = {"mlp": MLP(), "plain": Plain(), "unet": UNet(), "transformer": Transformer()}
 """Trunks by name, with their defaults; ``--agent.net NAME`` picks one."""
 
-Sampler = Literal["map", "euler", "midpoint", "heun", "direct", "squashed", "one_step"]
+Sampler = Literal["map", "euler", "midpoint", "heun", "direct", "squashed", "one_step", "flow"]
 SINGLE = ("direct", "squashed", "one_step")
 """Samplers that are one evaluation by nature."""
 
@@ -47,7 +52,8 @@ class PolicyConfig:
     """Encoder of the observation history."""
     sampler: Sampler
     """'map' jumps with a flow map; 'euler', 'midpoint', 'heun' integrate a velocity; 'one_step' asks a network once,
-    with the noise; 'direct' (regression, mean of a Gaussian) without, and 'squashed' passes that through tanh."""
+    with the noise; 'direct' (regression, mean of a Gaussian) without, and 'squashed' passes that through tanh;
+    'flow' does what ``flow`` says."""
     candidates: int = 1
     """N chunks are generated and the one that the critic values most is taken; needs ``critic`` where above 1."""
     critic: CriticConfig | None = None
@@ -56,8 +62,12 @@ class PolicyConfig:
     """Whether a residual is added to the clamped chunk, for one more evaluation (Fisher Decorator)."""
     prefix: int = 0
     """The most committed actions that the network was trained to continue (real-time chunking); 0 for none."""
+    flow: Sampling | None = None
+    """Source, solver, schedule and guidance of a policy of the flow laboratory; needs the sampler 'flow'."""
 
     def __post_init__(self) -> None:
+        if (self.sampler == "flow") != (self.flow is not None):
+            raise ConfigError(f"the sampler '{self.sampler}' with flow={self.flow}", expected="both or neither")
         if self.candidates < 1 or (self.candidates > 1) != (self.critic is not None):
             raise ConfigError(
                 f"a policy with {self.candidates} candidates and {'a' if self.critic else 'no'} critic",
@@ -67,12 +77,15 @@ class PolicyConfig:
             raise ConfigError("a decorated or one_step policy cannot continue a prefix", expected="prefix 0")
 
 
-KINDS: dict[str, type] = {
-    "policy": PolicyConfig,
-    "state_encoder": StateEncoder,
-    "critic": CriticConfig,
-    **{name: type(net) for name, net in NETS.items()},
-}
+KINDS: ChainMap[str, type] = ChainMap(
+    {
+        "policy": PolicyConfig,
+        "state_encoder": StateEncoder,
+        "critic": CriticConfig,
+        **{name: type(net) for name, net in NETS.items()},
+    },
+    TAGS,
+)
 
 
 _NETWORKS: dict[Sampler, Callable[..., MapNet | OneStepNet | VelocityNet]] = {
@@ -96,9 +109,13 @@ class Actor(nn.Module):
         self.keys = tuple(contract.spec.observation)
         self.obs_size, action = contract.history * sum(sizes), contract.spec.action.size
         self.encoder = config.encoder.build(self.obs_size)
-        cond = self.encoder.size + (contract.chunk if config.prefix else 0)
-        net = _NETWORKS.get(config.sampler, VelocityNet)(config.net, action=action, chunk=contract.chunk, cond=cond)
+        flow = config.flow
+        cond = self.encoder.size + (flow.source.inputs if flow else 0) + (contract.chunk if config.prefix else 0)
+        kind = MapNet if flow and flow.two_time else _NETWORKS.get(config.sampler, VelocityNet)
+        net = kind(config.net, action=action, chunk=contract.chunk, cond=cond)
         self.net = CommittedNet(net, contract.chunk) if config.prefix else net
+        self.source = SourceNet(self.encoder.size, contract.chunk, action) if flow and flow.source.conditioned else None
+        self.null = nn.Parameter(torch.zeros(self.encoder.size)) if flow and flow.guidance.null else None
         self.decorator = (
             DecoratorNet(config.net, action, contract.chunk, self.encoder.size) if config.decorated else None
         )
@@ -159,19 +176,37 @@ class Policy(nn.Module):
         first = obs[self.actor.keys[0]]
         rows = first.shape[0] * self.config.candidates
         shape = (rows, self.contract.chunk, self.contract.spec.action.size)
-        noise = torch.randn(shape, generator=generator, device=first.device)
-        return self.act_from(obs, noise, nfe, committed)
+        flow = self.config.flow
+        noise = (
+            flow.source.sample(shape, generator)
+            if flow
+            else torch.randn(shape, generator=generator, device=first.device)
+        )
+        return self.act_from(obs, noise, nfe, committed, generator)
 
     @torch.inference_mode()
     def act_from(
-        self, obs: dict[str, Tensor], noise: Float[Tensor, "bk h a"], nfe: int, committed: Committed | None = None
+        self,
+        obs: dict[str, Tensor],
+        noise: Float[Tensor, "bk h a"],
+        nfe: int,
+        committed: Committed | None = None,
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """:meth:`act` with the initial noise passed in: deterministic. The k candidates of a row follow each other."""
-        chunk = self.normalizer.unaction(self.decide(self.normalized(obs), noise, nfe, committed))
+        """:meth:`act` with the initial noise passed in: deterministic. The k candidates of a row follow each other.
+
+        ``generator`` serves solvers that draw noise on the way, and sources that draw more than noise.
+        """
+        chunk = self.normalizer.unaction(self.decide(self.normalized(obs), noise, nfe, committed, generator))
         return chunk if committed is None else committed.impose(chunk)
 
     def decide(
-        self, flat: Float[Tensor, "b n"], noise: Float[Tensor, "bk h a"], nfe: int, committed: Committed | None = None
+        self,
+        flat: Float[Tensor, "b n"],
+        noise: Float[Tensor, "bk h a"],
+        nfe: int,
+        committed: Committed | None = None,
+        generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b h a"]:
         """:meth:`act_from` between the normaliser's two ends: from flat observation histories to chunks in [-1, 1]."""
         actor = self.actor
@@ -187,7 +222,7 @@ class Policy(nn.Module):
             cond = cond.repeat_interleave(candidates, 0)
         noise, cond = self._commit(noise, cond, committed, candidates)
         # Only the finished chunk is clamped: clamping inside the solver damages NFE > 1 [algorithms 7.1, D9].
-        chunk = self._generate(noise, cond, nfe // candidates - spent, candidates).clamp(-1.0, 1.0)
+        chunk = self._generate(noise, cond, nfe // candidates - spent, candidates, generator).clamp(-1.0, 1.0)
         if actor.decorator is not None:
             chunk = (chunk + self._counted(actor.decorator, candidates)(chunk, cond)).clamp(-1.0, 1.0)
         if actor.critic is not None:
@@ -226,9 +261,19 @@ class Policy(nn.Module):
         action = self.normalizer.action(committed.action).repeat_interleave(candidates, 0)
         return torch.where(rows.unsqueeze(2), action, noise), torch.cat([cond, rows.to(cond.dtype)], dim=1)
 
-    def _generate(self, noise: Tensor, cond: Tensor, nfe: int, candidates: int) -> Tensor:
+    @torch.inference_mode()
+    def carry(self, obs: dict[str, Tensor], noise: Float[Tensor, "b h a"], nfe: int) -> Float[Tensor, "b h a"]:
+        """Where the flow carries the noise: normalised, not clamped, without decorator and choice."""
+        cond, _ = self.actor.condition(self.normalizer.obs({key: obs[key] for key in self.actor.keys}))
+        return self._generate(noise, cond, nfe, 1)
+
+    def _generate(
+        self, noise: Tensor, cond: Tensor, nfe: int, candidates: int, generator: torch.Generator | None = None
+    ) -> Tensor:
         sampler = self.config.sampler
         network = self._counted(self.actor.net, candidates)
+        if self.config.flow is not None:
+            return generate(self.actor, self.config.flow, network, noise, cond, nfe, generator)
         if sampler in SINGLE:
             if nfe != 1:
                 name = "one-step" if sampler == "one_step" else "regression"
@@ -297,6 +342,11 @@ class Policy(nn.Module):
         weights = folder / ("ema.safetensors" if averaged else "weights.safetensors")
         _load_strictly(policy.actor, weights)
         _load_strictly(policy.normalizer, folder / "normalizer.safetensors")
+        if config.flow and config.flow.belongs_to not in ("", digest(policy.actor.state_dict())):
+            raise CheckpointError(
+                f"the solver of {folder} was fitted on other weights than {weights.name}",
+                fix="fit it again: flowpolicy fit RUN --nfe N",
+            )
         return policy.to(device).eval().requires_grad_(False)
 
 

@@ -1,0 +1,250 @@
+"""Any point on the axes of the flow laboratory as a behaviour-cloning agent [flow-methods 2].
+
+``FlowSpec()`` is flow behaviour cloning; every published method changes one value. ``as_flow`` says which point the
+agents with a file of their own are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from tensordict import TensorDict
+from torch import Tensor
+
+from flowpolicy.agents.dm1 import DM1
+from flowpolicy.agents.flow_bc import FlowBC
+from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
+from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.core.files import digest
+from flowpolicy.core.keys import ACTION, OBS
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.spec import Contract
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.flows.axes.consistency import ImprovedMeanFlow, MeanFlow, Problem
+from flowpolicy.flows.axes.couplings import Table
+from flowpolicy.flows.axes.interval_laws import Ends
+from flowpolicy.flows.axes.losses import Adaptive, Squared
+from flowpolicy.flows.axes.refusals import Setting, validate
+from flowpolicy.flows.axes.registry import make
+from flowpolicy.flows.axes.solvers import MapJumps
+from flowpolicy.flows.axes.sources import Mixed, Normal
+from flowpolicy.flows.axes.spec import FlowSpec
+from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
+from flowpolicy.nets.ema import EMA
+from flowpolicy.nets.flow_nets import MapNet
+from flowpolicy.policy.flow import seen, shaped
+from flowpolicy.policy.policy import Policy, PolicyConfig, Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow(ImitationConfig):
+    """A point on the axes of the flow laboratory."""
+
+    flow: FlowSpec = FlowSpec()
+    """One value per axis."""
+    nfe: int = 10
+    """Network evaluations per chunk."""
+    dispersive: Dispersive = Dispersive(weight=0.0)
+    """Regulariser on the encoder's output; off by default."""
+    teacher: str = ""
+    """Run whose policy makes the pairs of the coupling 'table'."""
+    teacher_weights: str = ""
+    """Hash of the teacher's weights; another teacher at the same place is refused."""
+    teacher_nfe: int = 32
+    """Evaluations of the teacher per pair."""
+    from_teacher: bool = False
+    """Start from the teacher's weights; the networks must be the same."""
+
+    def setting(self, action: int) -> Setting:
+        """What decides about the spec besides its axes, for actions of so many dimensions."""
+        return Setting(
+            size=self.chunk * action,
+            nfe=self.nfe,
+            teacher=bool(self.teacher),
+            network="map" if self.flow.consistency.two_time else "velocity",
+            chunk=self.chunk,
+            execute=self.execute,
+        )
+
+    def check(self, action: int) -> None:
+        """Refuse wrong combinations (:class:`flowpolicy.flows.axes.refusals.IncompatibleSpecError`)."""
+        validate(self.flow, self.setting(action))
+        if self.teacher and not isinstance(self.flow.coupling, Table):
+            raise ConfigError(
+                f"a teacher with {self.flow.coupling.flag}, which does not ask it", fix="--flow.coupling table"
+            )
+
+    def build(self, contract: Contract, *args: Any, **kwargs: Any) -> FlowAgent:
+        """The agent in training; arguments of :class:`ImitationAgent`."""
+        self.check(contract.spec.action.size)
+        return FlowAgent(self, contract, *args, **kwargs)
+
+
+class FlowAgent(ImitationAgent):
+    """Draws noise, times and pairs as the spec says, and regresses what it says."""
+
+    config: Flow
+
+    def __init__(
+        self, config: Flow, contract: Contract, normalizer: Normalizer, *, compile: bool, **options: Any
+    ) -> None:
+        self.spec = dataclasses.replace(
+            config.flow, time=config.flow.time.for_size(contract.chunk * contract.spec.action.size)
+        )
+        self.sampling = self.spec.sampling()
+        # Compiled graphs cannot yet be differentiated through a derivative that itself carries gradients.
+        differentiable = self.spec.consistency.forward_mode and self.spec.consistency.differentiated
+        super().__init__(config, contract, normalizer, compile=compile and not differentiable, **options)
+        self._teacher = (
+            [load_teacher(config, normalizer)] if config.teacher else []
+        )  # in a list: no part of this module
+        if config.from_teacher:
+            self._start_from(self._teacher[0])
+
+    def describe_policy(self) -> PolicyConfig:
+        """The sampling side of the spec goes into the checkpoint."""
+        return PolicyConfig(self.config.net, self.config.encoder, self.sampler, flow=self.sampling)
+
+    @property
+    def sampler(self) -> Sampler:
+        """What the spec says."""
+        return "flow"
+
+    @torch.no_grad()
+    def draws(self, batch: TensorDict, generator: torch.Generator) -> tuple[dict[str, Tensor]]:
+        """Noise, times, and whatever else the values of the axes draw."""
+        spec, rows, progress = self.spec, len(batch[ACTION]), self.updates / max(self.steps, 1)
+        data = self.normalizer.action(batch[ACTION])
+        cond = self.actor.flatten(self.normalizer.obs(dict(batch[OBS].items())))
+        shape = tuple(data.shape)
+        pairing = spec.coupling.pair(lambda: spec.source.sample(shape, generator), data, cond, progress)
+        drawn = {"noise": pairing.noise, **self._times(rows, progress, generator)}
+        extra = {
+            "weight": pairing.weight,
+            "share": spec.source.shares(rows, generator, acting=False),
+        }
+        drawn |= {name: value for name, value in extra.items() if value is not None}
+        if spec.interpolant.latent:
+            drawn["z"] = torch.randn(shape, generator=generator, device=data.device)
+        if spec.guidance.drop:
+            drawn["drop"] = torch.rand(rows, generator=generator, device=data.device) < spec.guidance.drop
+        if isinstance(spec.coupling, Table):
+            drawn["data"] = self._teacher[0].carry(dict(batch[OBS].items()), drawn["noise"], self.config.teacher_nfe)
+            drawn["noise"] = spec.coupling.blend(drawn["noise"], progress, generator)
+        return (drawn,)
+
+    def _times(self, rows: int, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
+        spec = self.spec
+        if not spec.consistency.two_time:
+            return {"s": spec.interpolant.inside(spec.time.draw(rows, generator))}
+        (s, t), _ = spec.consistency.pairs(spec.time, rows, progress, generator)
+        s = spec.interpolant.inside(s)
+        ends = {"s": s, "t": torch.maximum(s, t)}
+        if spec.consistency.cuts:
+            ends["fraction"] = torch.rand(rows, generator=generator, device=s.device)
+        return ends
+
+    def loss(
+        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Any
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """What the spec says, and the two regularisers where they are on."""
+        d, actor, spec = draws[0], self.actor, self.spec
+        data = d["data"] if "data" in d else self.normalizer.action(action)
+        valid = torch.ones_like(valid) if "data" in d else valid
+        cond, feature = actor.condition(self.normalizer.obs(obs))
+        noise, divergence = shaped(actor, d["noise"], cond, d.get("share"))
+        if "drop" in d:
+            cond = torch.where(d["drop"].unsqueeze(1), cast(Tensor, actor.null), cond)
+        loss, metrics = self._matching(noise, data, seen(self.sampling, cond, d.get("share")), valid, d)
+        if divergence is not None:
+            loss = loss + cast(Mixed, spec.source).beta * divergence
+            metrics["divergence"] = divergence.detach()
+        if self.config.dispersive.weight:
+            repulsion = dispersive_loss(feature, self.config.dispersive)
+            loss = loss + self.config.dispersive.weight * repulsion
+            metrics |= {"dispersive": repulsion.detach(), **spread(feature)}
+        return loss, metrics
+
+    def _matching(
+        self, noise: Tensor, data: Tensor, cond: Tensor, valid: Tensor, d: dict[str, Tensor]
+    ) -> tuple[Tensor, Metrics]:
+        spec, path, s, z = self.spec, self.spec.interpolant, d["s"], d.get("z")
+        x = path.point(noise, data, s, z)
+        if not spec.consistency.two_time:
+            error = spec.target.error(self.actor.net(x, s, cond).value, noise, data, z, s, path)
+            return spec.loss.reduce(error, valid, s, path, d.get("weight")), {}
+        problem = Problem(
+            cast(MapNet, self.actor.net),
+            x,
+            path.velocity(noise, data, s, z),
+            s,
+            d["t"],
+            cond,
+            spec.consistency.leading(spec.time, len(x)),
+            d.get("fraction"),
+        )
+        return spec.consistency.loss(problem, valid, spec.loss, path)
+
+    def _start_from(self, teacher: Policy) -> None:
+        try:
+            self.actor.load_state_dict(teacher.actor.state_dict())
+        except RuntimeError as error:
+            raise ConfigError(
+                f"the student cannot start from the teacher {self.config.teacher}: {error}",
+                fix="--no-agent.from-teacher, or the teacher's --agent.net and --agent.encoder",
+            ) from error
+        self.ema = EMA(self.actor, self.config.optimizer.ema)
+
+
+def load_teacher(config: Flow, normalizer: Normalizer) -> Policy:
+    """The teacher's policy, which must scale actions as the student does and start from the same noise."""
+    teacher = Policy.load(Path(config.teacher))
+    found = digest(teacher.actor.state_dict())
+    if config.teacher_weights and found != config.teacher_weights:
+        raise CheckpointError(
+            f"the teacher {config.teacher} has other weights now than when the run was started",
+            fix="restore them, or start a new run",
+        )
+    if digest(teacher.normalizer.state_dict()) != digest(normalizer.state_dict()):  # R21
+        raise ConfigError(
+            f"the teacher {config.teacher} scales observations and actions otherwise than this run",
+            fix="distil on the training file of the teacher",
+        )
+    source = teacher.config.flow.source if teacher.config.flow else Normal()
+    if source != config.flow.source:
+        raise ConfigError(
+            f"the teacher starts from the source {source}, the student from {config.flow.source}",
+            fix="the same --flow.source for both",
+        )
+    return teacher
+
+
+def as_flow(config: ImitationConfig) -> Flow:
+    """The point on the axes that an agent is.
+
+    Raises:
+        ConfigError: it is none.
+
+    """
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(ImitationConfig)}
+    if isinstance(config, Flow):
+        return config
+    if isinstance(config, FlowBC):
+        return Flow(**shared, flow=FlowSpec(solver=make("solver", config.solver)), nfe=config.nfe)
+    if isinstance(config, DM1) and config.kappa in (0.0, 1.0):
+        spec = FlowSpec(
+            time=Ends(config.pairs),
+            loss=Adaptive(config.adaptive_power) if config.adaptive_power else Squared(),
+            consistency=MeanFlow() if config.kappa else ImprovedMeanFlow(),
+            solver=MapJumps(),
+        )
+        return Flow(**shared, flow=spec, nfe=config.nfe, dispersive=config.dispersive)
+    raise ConfigError(
+        f"--flow flags with a preset of the agent {type(config).__name__}",
+        expected="a preset of Flow BC or DM1, which are points on the axes",
+        fix="flowpolicy train debug --flow.coupling c2ot",
+    )

@@ -1,0 +1,226 @@
+"""Train points on the axes on the chunk toy and measure their samples at several numbers of evaluations."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from flowpolicy.agents.dm1 import DM1
+from flowpolicy.agents.flow import Flow, FlowAgent, as_flow
+from flowpolicy.agents.imitation import Optimizer
+from flowpolicy.bench.chunk_toy import ChunkToy, energy_distance
+from flowpolicy.core.config import encode
+from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.files import read_json, write_json
+from flowpolicy.core.keys import ACTION, OBS, VALID
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec, library_versions
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.flows.axes.registry import AXES, VALUES, make
+from flowpolicy.flows.axes.spec import FlowSpec
+from flowpolicy.flows.times import PairLaw
+from flowpolicy.nets.encoder import StateEncoder
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.policy.fit import fitted
+from flowpolicy.policy.policy import KINDS, Policy
+
+NFES = (1, 2, 4, 8, 64)
+SCALE = 1000.0
+"""Energy distances are given in thousandths."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A point on the axes with what it takes to train it."""
+
+    name: str
+    """What the tables call it."""
+    flow: FlowSpec = FlowSpec()
+    """The point."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    dm1: bool = False
+    """Start from DM1 with its own law of intervals and its regulariser."""
+    fit: bool = False
+    """Measure the solver that is fitted to the trained field as well."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How recipes are trained and measured; the same for all of a table."""
+
+    toy: ChunkToy = ChunkToy()
+    """Task."""
+    updates: int = 5000
+    """Gradient updates."""
+    batch: int = 512
+    """Chunks per update."""
+    width: int = 128
+    """Width of the network."""
+    depth: int = 3
+    """Its hidden layers."""
+    observations: int = 64
+    """Observations that were not trained on, for the measure."""
+    samples: int = 192
+    """Chunks per observation."""
+    nfes: tuple[int, ...] = NFES
+    """Evaluations per chunk; a recipe is measured where it can act."""
+
+
+KINDS_OF_RECORDS: dict[str, type] = {"recipe": Recipe, "lab_plan": Plan, "toy": ChunkToy, "pairs": PairLaw}
+
+
+def parse_recipe(text: str) -> Recipe:
+    """A recipe from words: ``[NAME:] axis=value axis.option=number lr=0.002 base=dm1 fit=olss``.
+
+    Raises:
+        ConfigError: a word that is no axis, value or option.
+
+    """
+    name, colon, words = text.partition(":")
+    values, options, rest = {}, {axis: {} for axis in AXES}, {}  # type: ignore[var-annotated]
+    for word in (words if colon else text).split():
+        key, equals, value = word.partition("=")
+        axis, _, option = key.partition(".")
+        if not equals or (axis not in AXES and key not in ("lr", "base", "fit")):
+            known = [*AXES, "lr", "base", "fit"]
+            raise ConfigError(
+                f"the word '{word}' of the recipe '{text}'", expected=f"KEY=VALUE; {nearest(axis, known)}"
+            )
+        if axis not in AXES:
+            rest[key] = value
+        elif option:
+            options[axis][option] = _literal(value)
+        else:
+            values[axis] = value
+    base = as_flow(DM1()).flow if rest.get("base") == "dm1" else FlowSpec()
+    changes = {
+        axis: make(axis, values.get(axis, getattr(base, axis).name), **_fitting(axis, values, base, options[axis]))
+        for axis in AXES
+        if axis in values or options[axis]
+    }
+    return Recipe(
+        name=name.strip() if colon else " ".join(text.split()) or "flow matching",
+        flow=dataclasses.replace(base, **changes),
+        lr=float(rest.get("lr", 1e-3)),
+        dm1=rest.get("base") == "dm1",
+        fit="fit" in rest,
+    )
+
+
+def _fitting(axis: str, values: dict[str, str], base: FlowSpec, options: dict[str, Any]) -> dict[str, Any]:
+    """Options with whole numbers where whole numbers belong, and floats where floats do."""
+    cls = VALUES[axis].get(values.get(axis, getattr(base, axis).name))
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(cls)} if cls else {}  # type: ignore[arg-type]
+    return {key: float(value) if kinds.get(key) is float else value for key, value in options.items()}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def build(recipe: Recipe, plan: Plan, seed: int) -> FlowAgent:
+    """The agent of a recipe."""
+    toy, solver = plan.toy, recipe.flow.solver
+    base = as_flow(DM1()) if recipe.dm1 else Flow()
+    config = dataclasses.replace(
+        base,
+        flow=recipe.flow,
+        nfe=recipe.flow.guidance.total(solver.usual),
+        net=MLP(width=plan.width, depth=plan.depth),
+        encoder=StateEncoder(width=plan.width if recipe.dm1 else 0),
+        chunk=toy.steps,
+        execute=toy.steps,
+        optimizer=Optimizer(lr=recipe.lr),
+    )
+    spec = Spec({"state": ObservationSpec((toy.obs,))}, ActionSpec(toy.action))
+    contract = Contract(spec, 1, toy.steps, toy.steps, config.nfe)
+    normalizer = Normalizer({"state": toy.obs}, toy.action)
+    return config.build(contract, normalizer, steps=plan.updates, seed=seed, compile=False)
+
+
+def run(recipe: Recipe, plan: Plan, seed: int) -> dict[str, Any]:
+    """Train and measure; the record of the run as JSON values."""
+    torch.set_num_threads(1)
+    agent, toy = build(recipe, plan, seed), plan.toy
+    data = torch_generator(toy.seed, "data")
+    obs = toy.observe(toy.size, data)
+    chunks = toy.chunks(obs, data)
+    rows, noise = torch_generator(seed, "rows"), torch_generator(seed, "noise")
+    valid, start = torch.ones(plan.batch, toy.steps, dtype=torch.bool), time.perf_counter()
+    loss = float("nan")
+    for _ in range(plan.updates):
+        picked = torch.randint(toy.size, (plan.batch,), generator=rows)
+        batch = {OBS: {"state": obs[picked].unsqueeze(1)}, ACTION: chunks[picked], VALID: valid}
+        loss = float(agent.update(TensorDict(batch, [plan.batch]), noise)["loss"])
+    seconds = time.perf_counter() - start
+    policy = agent.policy()
+    record: dict[str, Any] = {
+        "schema": 1,
+        "name": recipe.name,
+        "seed": seed,
+        "recipe": encode(recipe, {**KINDS_OF_RECORDS, **KINDS}),
+        "plan": encode(plan, KINDS_OF_RECORDS),
+        "loss": loss if loss == loss and abs(loss) != float("inf") else None,
+        "seconds": round(seconds, 2),
+        "versions": library_versions(),
+        "error": measure(policy, plan, seed),
+    }
+    if recipe.fit:
+        small = [nfe for nfe in plan.nfes if 2 <= nfe <= 8]
+        record["fitted"] = {}
+        for nfe in small:
+            better = fitted(policy, {"state": obs[:512].unsqueeze(1)}, nfe, "olss", torch_generator(seed, "fit"))
+            record["fitted"] |= measure(better, dataclasses.replace(plan, nfes=(nfe,)), seed)
+    return record
+
+
+def measure(policy: Policy, plan: Plan, seed: int) -> dict[str, list[float]]:
+    """Energy distance, in thousandths, at every observation that was not trained on, by number of evaluations."""
+    toy, held_out = plan.toy, torch_generator(plan.toy.seed, "held out")
+    obs = toy.observe(plan.observations, held_out)
+    many = obs.repeat_interleave(plan.samples, 0)
+    truth = toy.chunks(many, held_out).reshape(plan.observations, plan.samples, -1)
+    errors = {}
+    for nfe in plan.nfes:
+        try:
+            drawn = policy.act({"state": many.unsqueeze(1)}, torch_generator(seed, "measure", nfe), nfe)
+        except ConfigError:
+            continue  # this solver cannot spend so many
+        value = SCALE * energy_distance(drawn.reshape(truth.shape), truth)
+        errors[str(nfe)] = [round(float(v), 3) if bool(torch.isfinite(v)) else float("nan") for v in value]
+    return {nfe: values for nfe, values in errors.items() if all(v == v for v in values)}
+
+
+def record_path(folder: Path, recipe: Recipe, plan: Plan, seed: int) -> Path:
+    """Where the record of a run stands: named by recipe, plan and seed, so that it is made once."""
+    text = json.dumps([encode(recipe, {**KINDS_OF_RECORDS, **KINDS}), encode(plan, KINDS_OF_RECORDS)])
+    name = "".join(c if c.isalnum() else "-" for c in recipe.name)[:60].strip("-")
+    return folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}-seed{seed}.json"
+
+
+def run_once(recipe: Recipe, plan: Plan, seed: int, folder: Path) -> dict[str, Any]:
+    """The record of a run, from its file where there is one."""
+    path = record_path(folder, recipe, plan, seed)
+    if not path.exists():
+        write_json(path, run(recipe, plan, seed))
+    record: dict[str, Any] = read_json(path)
+    return record
+
+
+def check(recipes: Sequence[Recipe], plan: Plan) -> None:
+    """Refuse wrong recipes before any is trained."""
+    for recipe in recipes:
+        build(recipe, dataclasses.replace(plan, width=8, depth=1), 0)

@@ -1,0 +1,86 @@
+"""``flowpolicy fit RUN``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from flowpolicy.commands.arguments import call
+
+
+def run(argv: Sequence[str]) -> int:
+    """Fit a solver to a trained policy."""
+    return call(fit, argv, "fit")
+
+
+def fit(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    nfe: int = 4,
+    what: Literal["olss", "boss"] = "olss",
+    samples: int = 512,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Fit a solver to the field of a trained policy and write a run that acts by it; the weights stay as they are.
+
+    The new run holds the hash of the weights that the solver belongs to. It is evaluated as any other.
+
+    Args:
+        run: run folder.
+        nfe: evaluations per chunk of the new policy.
+        what: 'olss' fits what every state is made of; 'boss' only where Euler puts its steps.
+        samples: training observations, and trajectories, to fit on.
+        seed: seeds observations and noise.
+        out: run folder of the result; RUN-WHATNFE unless given.
+
+    """
+    from flowpolicy.configs.presets import KINDS
+    from flowpolicy.core import checkpoint
+    from flowpolicy.core.config import decode, encode
+    from flowpolicy.core.errors import ConfigError
+    from flowpolicy.core.files import read_json, read_tensors, write_json, write_tensors, write_text
+    from flowpolicy.core.seed import torch_generator
+    from flowpolicy.core.spec import save_contract
+    from flowpolicy.policy.fit import fitted, sampling_of
+    from flowpolicy.policy.policy import Policy
+
+    folder = checkpoint.resolve(run)
+    policy = Policy.load(folder)
+    config, state = read_json(folder / "config.json"), read_json(folder / "state.json")
+    experiment = decode(config["experiment"], KINDS, str(folder / "config.json"))
+    observations = _observations(policy, experiment, samples, seed)
+    evaluations = sampling_of(policy).guidance.budget(nfe)
+    better = fitted(policy, observations, evaluations, what, torch_generator(seed, "fit"))
+    target = out or run.with_name(f"{run.name}-{what}{nfe}")
+    if target.exists() and any(target.iterdir()):
+        raise ConfigError(f"{target} is there already", fix="choose another --out folder")
+
+    def write(place: Path) -> None:
+        # The raw weights are the averaged ones here: the fit belongs to these alone.
+        for name in ("weights", "ema"):
+            write_tensors(place / f"{name}.safetensors", read_tensors(folder / "ema.safetensors"))
+        write_tensors(place / "normalizer.safetensors", read_tensors(folder / "normalizer.safetensors"))
+        write_json(place / "state.json", state)
+        write_json(place / "config.json", {**config, "policy": encode(better.config, KINDS)})
+        save_contract(place / "contract.json", better.contract)
+        write_text(place / "card.md", f"# {what} for {nfe} evaluations, fitted to {run}\n")
+
+    checkpoint.publish(target, state["step"], write)
+    sys.stdout.write(f"fitted {what}, {nfe} evaluations per chunk: {target}\n")
+
+
+def _observations(policy: Any, experiment: Any, samples: int, seed: int) -> dict[str, Any]:
+    """Observation histories of the training file, name -> (samples, o, d)."""
+    from flowpolicy.core.keys import OBS
+    from flowpolicy.core.seed import torch_generator
+    from flowpolicy.data.dataset import load_dataset
+    from flowpolicy.data.windows import WindowSampler
+
+    contract = policy.contract
+    sampler = WindowSampler(load_dataset(experiment.data), contract.history, contract.chunk, samples)
+    return dict(sampler.draw(torch_generator(seed, "observations"))[OBS].items())

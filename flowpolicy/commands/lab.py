@@ -1,0 +1,122 @@
+"""``flowpolicy lab RECIPE ...``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from flowpolicy.commands.arguments import call
+
+USUAL = (
+    "flow matching:",
+    "data prediction: target=data fit=olss",
+    "C2OT: coupling=c2ot",
+    "Gibbs weights: coupling=gibbs",
+    "AB2: solver=ab2",
+    "MeanFlow: consistency=meanflow solver=map",
+    "DM1: base=dm1",
+    "LSD: consistency=lsd solver=map lr=0.002",
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Compare points on the axes of the flow laboratory."""
+    return call(lab, argv, "lab")
+
+
+def lab(
+    recipes: Annotated[tuple[str, ...], tyro.conf.Positional] = USUAL,
+    /,
+    seeds: int = 2,
+    updates: int = 5000,
+    batch: int = 512,
+    width: int = 128,
+    observations: int = 64,
+    samples: int = 192,
+    steps: int = 4,
+    action: int = 2,
+    obs: int = 2,
+    modes: int = 2,
+    share: float = 0.65,
+    first: float = 0.7,
+    narrow: float = 0.02,
+    wide: float = 0.2,
+    toy_seed: int = 0,
+    workers: int = 0,
+    out: Path = Path("runs/lab"),
+) -> None:
+    """Train points on the axes on the chunk toy; energy distance at 1, 2, 4, 8 and 64 evaluations, table and picture.
+
+    A recipe is words: '[NAME:] axis=value axis.option=value lr=0.002 base=dm1 fit=olss', for example
+    'LSD: consistency=lsd solver=map lr=0.002'. What is not named keeps its default, plain flow matching. Records are
+    kept: a run that is there is not made again.
+
+    Args:
+        recipes: points on the axes.
+        seeds: runs of each recipe.
+        updates: gradient updates of a run.
+        batch: chunks per update.
+        width: width of the network's three hidden layers.
+        observations: observations that were not trained on, for the measure.
+        samples: chunks drawn for each of them.
+        steps: steps of a chunk.
+        action: numbers of a step.
+        obs: numbers of an observation.
+        modes: modes of an observation that has several.
+        share: share of the observations that have several.
+        first: probability of the first mode there.
+        narrow: deviation of the even numbers of a chunk.
+        wide: deviation of the odd ones.
+        toy_seed: which functions of the observation the modes are.
+        workers: runs at a time; 0 is one per core.
+        out: folder of records, table and picture.
+
+    """
+    from flowpolicy.bench.chunk_toy import ChunkToy
+    from flowpolicy.bench.lab_report import write_report
+    from flowpolicy.bench.laboratory import Plan, check, parse_recipe
+
+    toy = ChunkToy(
+        steps=steps,
+        action=action,
+        obs=obs,
+        modes=modes,
+        share=share,
+        first=first,
+        narrow=narrow,
+        wide=wide,
+        seed=toy_seed,
+    )
+    plan = Plan(toy=toy, updates=updates, batch=batch, width=width, observations=observations, samples=samples)
+    chosen = [parse_recipe(text) for text in recipes]
+    check(chosen, plan)
+    records = _run_all([(recipe, plan, seed) for recipe in chosen for seed in range(seeds)], out, workers)
+    write_report(records, out)
+    sys.stdout.write((out / "lab.md").read_text(encoding="utf-8"))
+    sys.stdout.write(f"table   {out / 'lab.md'}\npicture {out / 'lab.png'}\n")
+
+
+def _run_all(jobs: list, out: Path, workers: int) -> list:  # type: ignore[type-arg]
+    """The records of all jobs in their order, several at a time in processes of one thread each."""
+    import multiprocessing
+    import os
+    from concurrent.futures import ProcessPoolExecutor
+
+    from flowpolicy.bench.laboratory import run_once
+    from flowpolicy.commands.progress import progress_bar
+
+    count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    with (
+        progress_bar("lab", len(jobs)) as move,
+        ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        waiting = [pool.submit(run_once, *job, out) for job in jobs]
+        records = []
+        for done, ((recipe, _, seed), future) in enumerate(zip(jobs, waiting, strict=True), 1):
+            records.append(future.result())
+            move(done, f"{recipe.name}, seed {seed}")
+        return records

@@ -1,0 +1,289 @@
+"""Axis 3, which noise is paired with which chunk.
+
+Any coupling that looks at the chunk and not at the observation makes the noise of an observation depend on its chunks;
+the policy, which starts from all noise, then is wrong even with infinitely many steps (measured: 211 against 31).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowpolicy.core.errors import ConfigError, TrainingError
+from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
+from flowpolicy.flows.transport import assignment, weight_for_share
+
+Draw = Callable[[], Tensor]
+"""Fresh noise of the shape of a batch."""
+
+_FEW_CANDIDATES, _LARGE = 4, 32
+_LEAST_EFFECTIVE = 0.5
+
+
+class Pairing(NamedTuple):
+    """Noise for the rows of a batch, and their weights in the loss."""
+
+    noise: Float[Tensor, "b *d"]
+    weight: Float[Tensor, " b"] | None = None
+    """Mean 1; None where all rows weigh the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Coupling(Value):
+    """Base of the couplings."""
+
+    deterministic: ClassVar[bool] = False
+    """Whether the chunk is a function of noise and observation."""
+    independent: ClassVar[bool] = False
+    """Whether noise and chunk are drawn apart, weights aside."""
+
+    def pair(
+        self,
+        draw: Draw,
+        data: Float[Tensor, "b *d"],
+        cond: Float[Tensor, "b c"],
+        progress: float,
+    ) -> Pairing:
+        """Noise for every row.
+
+        Args:
+            draw: gives fresh noise.
+            data: normalised chunks.
+            cond: normalised observations.
+            progress: share of the planned updates that is done, in [0, 1].
+
+        """
+        raise NotImplementedError
+
+
+@register("coupling", "independent", Reference("Flow Matching for Generative Modeling", "2210.02747"))
+@dataclasses.dataclass(frozen=True)
+class Independent(Coupling):
+    """Noise drawn apart from the data."""
+
+    independent: ClassVar[bool] = True
+
+    def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
+        """See :class:`Coupling`."""
+        return Pairing(draw())
+
+
+@register(
+    "coupling",
+    "knn",
+    Reference("Improved Immiscible Diffusion: Accelerate Diffusion Training by Reducing Its Miscibility"),
+)
+@dataclasses.dataclass(frozen=True)
+class Nearest(Coupling):
+    """Of k draws of noise, the one nearest to the chunk (Improved Immiscible Diffusion), then independent.
+
+    It skews the noise of an observation, so that it is a start only: after the share ``until`` of the updates the
+    pairs are independent.
+    """
+
+    candidates: int = 4
+    """Draws per chunk; 1 is the independent coupling, bit for bit."""
+    until: float = 0.3
+    """Share of the updates with pairing; 1 never stops."""
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or not 0 <= self.until <= 1:  # R19: a window inside the training
+            raise ConfigError(
+                f"the coupling knn has {self.candidates} candidates until {self.until}",
+                expected="at least one candidate, until a share of the updates in [0, 1]",
+            )
+
+    def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
+        """See :class:`Coupling`."""
+        first = draw()
+        if self.candidates == 1 or progress >= self.until:
+            return Pairing(first)
+        noise = torch.stack([first, *(draw() for _ in range(self.candidates - 1))])
+        nearest = (noise - data).square().flatten(2).sum(2).argmin(0)
+        return Pairing(noise[nearest, torch.arange(len(data), device=data.device)])
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """R2: many candidates or few dimensions, for the whole training."""
+        small = setting.size is not None and setting.size < _LARGE
+        if self.until == 1 and self.candidates > 1 and (self.candidates > _FEW_CANDIDATES or small):
+            where = f" of size {setting.size}" if small else ""
+            yield Conflict(
+                f"{self.flag} --flow.coupling.candidates {self.candidates} --flow.coupling.until 1 on chunks{where}",
+                "noise near the chunk is not noise: the policy never sees that law",
+                "--flow.coupling.until 0.3",
+            )
+
+
+@register(
+    "coupling",
+    "c2ot",
+    Reference(
+        "The Curse of Conditions: Analyzing and Improving Optimal Transport for Conditional Flow-Based Generation",
+        "2503.10636",
+    ),
+)
+@dataclasses.dataclass(frozen=True)
+class ConditionalTransport(Coupling):
+    """Optimal assignment of noise to chunks where observations count too (C2OT, arXiv 2503.10636).
+
+    Cost ``|noise_i - data_j|^2 + weight |cond_i - cond_j|^2`` on observations standardised over the batch. Judge the
+    weight by the error at many evaluations: it must not rise over that of independent pairs.
+    """
+
+    weight: float = 10.0
+    """Price of exchanging noise between observations. 0 is plain transport."""
+    share: float = 0.0
+    """Above 0 the weight is found instead: this share of all exchanges costs less than the pair as drawn."""
+    block: int = 128
+    """Rows that are assigned among themselves; time grows with the square of it."""
+
+    def __post_init__(self) -> None:
+        if self.weight < 0 or not 0 <= self.share < 1 or self.block < 1:
+            raise ConfigError(
+                f"the coupling c2ot has the weight {self.weight}, share {self.share} and block {self.block}",
+                expected="a weight of at least 0, a share in [0, 1), a block of at least 1",
+            )
+
+    def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
+        """See :class:`Coupling`."""
+        noise = draw()
+        scaled = (cond - cond.mean(0)) / cond.std(0, correction=0).clamp(min=1e-6)
+        moved = [
+            part[assignment(self.cost(part, a, c))]
+            for part, a, c in zip(*(value.split(self.block) for value in (noise, data, scaled)), strict=True)
+        ]
+        return Pairing(torch.cat(moved))
+
+    def cost(
+        self, noise: Float[Tensor, "b *d"], data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"]
+    ) -> Float[Tensor, "b b"]:
+        """Cost of giving the noise of column j to the chunk of row i."""
+        near = torch.cdist(data.flatten(1), noise.flatten(1)).square()
+        apart = torch.cdist(cond, cond).square()
+        weight = weight_for_share(near, apart, self.share) if self.share else self.weight
+        return near + weight * apart
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """R1 in disguise."""
+        if self.weight == 0 and self.share == 0 and setting.conditional:
+            yield _skewed(f"{self.flag} --flow.coupling.weight 0", "--flow.coupling.weight 10")
+
+
+@register(
+    "coupling",
+    "ot",
+    Reference("Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport", "2302.00482"),
+)
+@dataclasses.dataclass(frozen=True)
+class Transport(ConditionalTransport):
+    """Optimal assignment without the observations (arXiv 2302.00482): for flows without a condition only."""
+
+    weight: float = 0.0
+    """0: observations do not count."""
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """R1."""
+        if setting.conditional:
+            yield _skewed(self.flag, "--flow.coupling c2ot, or --flow.source mixed")
+
+
+@register("coupling", "gibbs", Reference("Weighted Conditional Flow Matching"))
+@dataclasses.dataclass(frozen=True)
+class Gibbs(Coupling):
+    """Independent pairs weighed by ``exp(-|noise - data|^2 / (2 d temperature))`` (Weighted Conditional Flow Matching).
+
+    Entropic transport without its potentials: the laws of noise and data are tilted, the less the hotter. The weights
+    are divided by their mean over the batch.
+    """
+
+    temperature: float = 1.5
+    """The epsilon; 1 to 2 helped at every number of evaluations, 0.25 was biased (measured)."""
+    independent: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"the coupling gibbs has the temperature {self.temperature}", expected="above 0")
+
+    def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
+        """See :class:`Coupling`.
+
+        Raises:
+            TrainingError: the weights are worth less than half of the batch.
+
+        """
+        noise = draw()
+        weight = (-(noise - data).square().flatten(1).mean(1) / (2 * self.temperature)).softmax(0) * len(data)
+        effective = float(1 / weight.square().mean())
+        if effective < _LEAST_EFFECTIVE:
+            raise TrainingError(
+                f"the weights of {self.flag} are worth {100 * effective:.0f} % of the batch",
+                expected=f"at least {100 * _LEAST_EFFECTIVE:.0f} %",
+                fix=f"--flow.coupling.temperature {4 * self.temperature:g}",
+            )
+        return Pairing(noise, weight)
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """Targets that the network makes itself are no pairs that could be weighed."""
+        if spec.consistency.two_time:
+            yield Conflict(
+                f"{self.flag} with {spec.consistency.flag}",
+                "the weights belong to pairs of noise and data, the target off the diagonal to the network",
+                "--flow.coupling independent or c2ot",
+            )
+
+
+@register(
+    "coupling",
+    "table",
+    Reference("Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow", "2209.03003"),
+    Reference("SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", "2407.12718"),
+)
+@dataclasses.dataclass(frozen=True)
+class Table(Coupling):
+    """Pairs that a teacher gives: the chunk is where its flow carries the noise (reflow, arXiv 2209.03003).
+
+    A student that starts from random weights learns easier when its noise is at first another one, and turns into
+    that of the pair (annealing reflow; SlimFlow, arXiv 2407.12718): ``sqrt(1 - b^2) noise + b fresh``.
+    """
+
+    anneal: float = 0.0
+    """Share of the updates over which b falls from 1 to 0; 0 keeps the pairs as they are."""
+    deterministic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.anneal <= 1:  # R19: a window inside the training
+            raise ConfigError(f"the pairs are annealed over {self.anneal} of the updates", expected="in [0, 1]")
+
+    def blend(self, noise: Float[Tensor, "b *d"], progress: float, generator: torch.Generator) -> Float[Tensor, "b *d"]:
+        """The student's noise for the teacher's."""
+        if progress >= self.anneal:
+            return noise
+        b = 1 - progress / self.anneal
+        fresh = torch.randn(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
+        return float((1 - b * b) ** 0.5) * noise + b * fresh
+
+    def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
+        """The noise alone: the agent asks the teacher for the chunks."""
+        return Pairing(draw())
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """Without a teacher there are no pairs."""
+        if not setting.teacher:
+            yield Conflict(
+                f"{self.flag} without a teacher",
+                "its pairs are made by a trained policy",
+                "flowpolicy distill RUN --method reflow",
+            )
+
+
+def _skewed(what: str, instead: str) -> Conflict:
+    return Conflict(
+        f"{what} with a policy, which is conditional",
+        "pairing by the chunks alone makes the noise depend on the chunk given the observation",
+        instead,
+    )

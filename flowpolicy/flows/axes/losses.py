@@ -1,0 +1,174 @@
+"""Axis 6, the shape of the loss. Errors are errors of a velocity, (b, h, a), with False for steps past the episode.
+
+A loss whose weight depends on the error itself estimates a mode where the target is random, and flow matching needs
+the mean: on action chunks that multiplied the error of the samples by 3 to 9 (measured). Such losses declare
+``robust`` and are refused unless the pairs of noise and data are deterministic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.axes.interpolants import Interpolant
+from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
+from flowpolicy.flows.matching import adaptive_weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss(Value):
+    """Base of the shapes: squared error over the valid entries, with two hooks."""
+
+    @property
+    def robust(self) -> bool:
+        """Whether large errors count less than their square."""
+        return False
+
+    def time_weight(self, t: Float[Tensor, " b"], path: Interpolant) -> Float[Tensor, " b"] | None:
+        """Weight of every row by its time; None where all weigh the same."""
+        return None
+
+    def shape(self, square: Float[Tensor, " b"], entries: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Loss of each row, in units of a sum of squares.
+
+        Args:
+            square: sum of the squared errors of a row's valid entries.
+            entries: their number.
+
+        """
+        return square
+
+    def reduce(
+        self,
+        error: Float[Tensor, "b h a"],
+        valid: Bool[Tensor, "b h"],
+        t: Float[Tensor, " b"],
+        path: Interpolant,
+        weight: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Loss of a batch: a sum over valid entries divided by their number, 0 without any.
+
+        Args:
+            error: prediction minus target.
+            valid: False for steps past the episode's end.
+            t: times of the rows.
+            path: the path, whose signal-to-noise ratio may weigh.
+            weight: weights of the pairs, mean 1.
+
+        """
+        entries = (valid.sum(1) * error.shape[2]).to(error.dtype)
+        value = self.shape((error.square() * valid.unsqueeze(2)).sum((1, 2)), entries)
+        for factor in (self.time_weight(t, path), weight):
+            if factor is not None:
+                value = value * factor
+        return value.sum() / entries.sum().clamp(min=1)
+
+    def balance(self, loss: Float[Tensor, ""], diagonal: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The loss off the diagonal, rescaled by what the loss on the diagonal is."""
+        return loss
+
+
+@register("loss", "squared", Reference("Flow Matching for Generative Modeling", "2210.02747"))
+@dataclasses.dataclass(frozen=True)
+class Squared(Loss):
+    """Mean squared error."""
+
+
+@register("loss", "adaptive", Reference("Mean Flows for One-step Generative Modeling", "2505.13447"))
+@dataclasses.dataclass(frozen=True)
+class Adaptive(Loss):
+    """Rows weigh ``1 / (error + constant)^power`` (MeanFlow, arXiv 2505.13447, section 4.3)."""
+
+    power: float = 1.0
+    """0 is the squared error, 1 nearly its logarithm."""
+    constant: float = 1e-3
+    """Offset, in units of a mean squared error."""
+
+    def __post_init__(self) -> None:
+        if self.power < 0 or not self.constant > 0:
+            raise ConfigError(
+                f"the loss adaptive has the power {self.power} and the constant {self.constant}",
+                expected="a power of at least 0, a constant above 0",
+            )
+
+    @property
+    def robust(self) -> bool:
+        """See :class:`Loss`."""
+        return self.power > 0
+
+    def shape(self, square: Float[Tensor, " b"], entries: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """See :class:`Loss`."""
+        return square * adaptive_weight(square / entries.clamp(min=1), self.power, self.constant)
+
+
+@register("loss", "pseudo-huber", Reference("Improving the Training of Rectified Flows", "2405.20320"))
+@dataclasses.dataclass(frozen=True)
+class PseudoHuber(Loss):
+    """``sqrt(|e|^2 + c^2) - c`` over the number n of entries, ``c = factor n`` (arXiv 2405.20320, section 4.2)."""
+
+    factor: float = 0.00054
+    """c per entry: far below c the loss is ``|e|^2 / 2c``, far above it the length of e."""
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0:
+            raise ConfigError(f"the loss pseudo-huber has the factor {self.factor}", expected="above 0")
+
+    @property
+    def robust(self) -> bool:
+        """See :class:`Loss`."""
+        return True
+
+    def shape(self, square: Float[Tensor, " b"], entries: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """See :class:`Loss`."""
+        c = self.factor * entries.clamp(min=1)
+        # The difference of the two roots, written so that small errors do not cancel.
+        return square / ((square + c.square()).sqrt() + c)
+
+
+@register("loss", "elbo", Reference("Variational Diffusion Models", "2107.00630"))
+@dataclasses.dataclass(frozen=True)
+class Elbo(Loss):
+    """Rows weigh as in the likelihood bound: half the slope of the signal-to-noise ratio (arXiv 2107.00630, eq. 17).
+
+    For the error of a velocity that is ``beta / (sigma wronskian)``, on the straight line ``t / (1 - t)``.
+    """
+
+    clamp: float = 20.0
+    """Largest weight."""
+
+    def __post_init__(self) -> None:
+        if not self.clamp > 0:
+            raise ConfigError(f"the loss elbo has the clamp {self.clamp}", expected="above 0")
+
+    def time_weight(self, t: Float[Tensor, " b"], path: Interpolant) -> Float[Tensor, " b"] | None:
+        """See :class:`Loss`."""
+        e = path.effective(t, t)
+        weight: Tensor = e.beta / (e.sigma * e.wronskian)
+        return weight.nan_to_num(self.clamp, posinf=self.clamp).clamp(0, self.clamp)
+
+
+@register("loss", "balanced", Reference("AnyFlow: Any-Step Video Diffusion Model with On-Policy Flow Map Distillation"))
+@dataclasses.dataclass(frozen=True)
+class Balanced(Loss):
+    """The loss off the diagonal is scaled to the size of the loss on it (AnyFlow), by one factor for the batch.
+
+    AnyFlow scales row by row, which is the adaptive weight of power 1 and biased to a mode. One factor is not.
+    """
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """There must be something to balance."""
+        if not spec.consistency.two_time:
+            yield Conflict(
+                f"{self.flag} with {spec.consistency.flag}",
+                "there is no loss off the diagonal to be balanced",
+                "--flow.loss squared, or --flow.consistency meanflow",
+            )
+
+    def balance(self, loss: Float[Tensor, ""], diagonal: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """See :class:`Loss`."""
+        return loss * (diagonal / (loss + 1e-5)).detach()

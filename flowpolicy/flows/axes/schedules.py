@@ -1,0 +1,189 @@
+"""Axis 8b, where a solver puts its steps: grids from 0 to 1, rising, with exact ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
+
+_EDM = Reference("Elucidating the Design Space of Diffusion-Based Generative Models", "2206.00364")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule(Value):
+    """Base of the schedules."""
+
+    @property
+    def belongs_to(self) -> str:
+        """Hash of the weights that the schedule was fitted on; empty for closed forms."""
+        return ""
+
+    def at(self, u: float) -> float:
+        """Time of the share u of the steps, for u in (0, 1)."""
+        raise NotImplementedError
+
+    def grid(self, steps: int) -> tuple[float, ...]:
+        """The ``steps + 1`` times, 0 first and 1 last."""
+        return (0.0, *(self.at(k / steps) for k in range(1, steps)), 1.0)
+
+
+@register("schedule", "uniform")
+@dataclasses.dataclass(frozen=True)
+class UniformSteps(Schedule):
+    """Equal steps."""
+
+    def at(self, u: float) -> float:
+        """See :class:`Schedule`."""
+        return u
+
+
+@register("schedule", "cosine", Reference("Improved Denoising Diffusion Probabilistic Models", "2102.09672"))
+@dataclasses.dataclass(frozen=True)
+class Cosine(Schedule):
+    """``(1 - cos(pi u)) / 2``: short steps at both ends."""
+
+    def at(self, u: float) -> float:
+        """See :class:`Schedule`."""
+        return 0.5 * (1 - math.cos(math.pi * u))
+
+
+@register("schedule", "power", _EDM)
+@dataclasses.dataclass(frozen=True)
+class Power(Schedule):
+    """``u^exponent``: above 1 short steps at the noise, below 1 at the data."""
+
+    exponent: float = 2.0
+    """The exponent."""
+
+    def __post_init__(self) -> None:
+        if not self.exponent > 0:
+            raise ConfigError(f"the schedule power has the exponent {self.exponent}", expected="above 0")
+
+    def at(self, u: float) -> float:
+        """See :class:`Schedule`."""
+        return float(u**self.exponent)
+
+
+@register(
+    "schedule",
+    "time-shift",
+    Reference("Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", "2403.03206"),
+)
+@dataclasses.dataclass(frozen=True)
+class TimeShift(Schedule):
+    """``1 - t = shift (1 - u) / (1 + (shift - 1) (1 - u))``: above 1 short steps at the noise."""
+
+    shift: float = 2.0
+    """The shift; 1 is uniform."""
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0:  # R19
+            raise ConfigError(f"the schedule time-shift has the shift {self.shift}", expected="above 0")
+
+    def at(self, u: float) -> float:
+        """See :class:`Schedule`."""
+        back = 1 - u
+        return 1 - self.shift * back / (1 + (self.shift - 1) * back)
+
+
+@register("schedule", "edm", _EDM)
+@dataclasses.dataclass(frozen=True)
+class Edm(Schedule):
+    """Noise levels ``sigma = (1 - t) / t`` with equal steps of ``sigma^(1/rho)`` (EDM, arXiv 2206.00364, eq. 5)."""
+
+    rho: float = 7.0
+    """The larger, the shorter the steps at the data."""
+    largest: float = 80.0
+    """Level of the first inner node's end; the grid itself starts at 0."""
+    smallest: float = 0.002
+    """Level of the last inner node's end; the grid itself ends at 1."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.smallest < self.largest and self.rho > 0):
+            raise ConfigError(f"the schedule edm has the levels {self.smallest} and {self.largest}")
+
+    def at(self, u: float) -> float:
+        """See :class:`Schedule`."""
+        high, low = self.largest ** (1 / self.rho), self.smallest ** (1 / self.rho)
+        return float(1 / (1 + (high + u * (low - high)) ** self.rho))
+
+
+@register("schedule", "logsnr", Reference("Variational Diffusion Models", "2107.00630"))
+@dataclasses.dataclass(frozen=True)
+class LogSnr(Schedule):
+    """Equal steps of the log signal-to-noise ratio ``2 log(t / (1 - t))`` within +- ``limit``."""
+
+    limit: float = 8.0
+    """Largest absolute value."""
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise ConfigError(f"the schedule logsnr has the limit {self.limit}", expected="above 0")
+
+    def at(self, u: float) -> float:
+        """See :class:`Schedule`."""
+        return 1 / (1 + math.exp(-self.limit * (u - 0.5)))
+
+
+@register("schedule", "logit-normal", Reference("RiT: Vanilla Diffusion Transformers Suffice in Representation Space"))
+@dataclasses.dataclass(frozen=True)
+class LogitNormalSteps(Schedule):
+    """Quantiles of the logit-normal law: short steps where that law trains most (RiT)."""
+
+    mean: float = 0.0
+    """Mean of the logit."""
+    std: float = 1.0
+    """Its standard deviation."""
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ConfigError(f"the schedule logit-normal has the deviation {self.std}", expected="above 0")
+
+    def at(self, u: float) -> float:
+        """See :class:`Schedule`."""
+        from statistics import NormalDist
+
+        return 1 / (1 + math.exp(-NormalDist(self.mean, self.std).inv_cdf(u)))
+
+
+@register(
+    "schedule", "boss", Reference("Bellman Optimal Step-size Straightening of Flow-Matching Models", "2312.16414")
+)
+@dataclasses.dataclass(frozen=True)
+class Boss(Schedule):
+    """The nodes that lose least to Euler's method, found by dynamic programming (BOSS, arXiv 2312.16414).
+
+    ``flowpolicy fit`` makes it; see :func:`flowpolicy.flows.fitting.bellman`.
+    """
+
+    nodes: tuple[float, ...] = ()
+    """The grid, 0 first and 1 last."""
+    weights: str = ""
+    """Hash of the weights that it was fitted on."""
+
+    @property
+    def belongs_to(self) -> str:
+        """See :class:`Schedule`."""
+        return self.weights
+
+    def grid(self, steps: int) -> tuple[float, ...]:
+        """The fitted grid; ConfigError for another number of steps (R14)."""
+        if steps != len(self.nodes) - 1:
+            raise ConfigError(
+                f"the schedule boss was fitted for {len(self.nodes) - 1} steps, not {steps}",
+                fix=f"flowpolicy fit RUN --nfe {steps}",
+            )
+        return self.nodes
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """R14: a fit belongs to weights that do not exist yet."""
+        if not self.nodes:
+            yield Conflict(
+                f"{self.flag} before there are weights",
+                "its nodes are fitted to the field of a trained policy",
+                "train with --flow.schedule uniform, then: flowpolicy fit RUN --nfe 4 --what boss",
+            )

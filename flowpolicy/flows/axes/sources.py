@@ -1,0 +1,160 @@
+"""Axis 2, the law of the noise that a chunk starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
+from flowpolicy.flows.interpolant import rows
+
+_SAFE_MOMENTS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(Value):
+    """Base of the sources."""
+
+    gaussian: ClassVar[bool] = True
+    """Whether noise is Gaussian given the observation."""
+    standard: ClassVar[bool] = True
+    """Whether it is N(0, I): score, stochastic sampling and likelihood formulas hold for it only."""
+    conditioned: ClassVar[bool] = False
+    """Whether a network of the observation shapes it."""
+    inputs: ClassVar[int] = 0
+    """Numbers that the flow network is shown beside the condition."""
+
+    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "b *d"]:
+        """Noise before a network of the observation shapes it; one draw per row."""
+        return torch.randn(shape, generator=generator, device=generator.device)
+
+    def shares(self, batch: int, generator: torch.Generator, *, acting: bool) -> Float[Tensor, " b"] | None:
+        """How far each row's noise is moved to the conditioned law; None for sources without one."""
+        return None
+
+
+@register("source", "normal", Reference("Flow Matching for Generative Modeling", "2210.02747"))
+@dataclasses.dataclass(frozen=True)
+class Normal(Source):
+    """Standard Gaussian."""
+
+
+@register(
+    "source",
+    "student-t",
+    Reference("PFGM++: Unlocking the Potential of Physics-Inspired Generative Models", "2302.04265"),
+)
+@dataclasses.dataclass(frozen=True)
+class StudentT(Source):
+    """Multivariate Student-t: the kernel of PFGM++ (arXiv 2302.04265) with D = dof augmented dimensions.
+
+    ``scale n / sqrt(chi^2 / dof)`` with n standard normal: the published beta-prime radius, in one line. Heavier
+    tails make the field known on a larger region. Every dimension has the deviation ``scale sqrt(dof / (dof - 2))``.
+    """
+
+    dof: float = 32.0
+    """Degrees of freedom; infinity is the Gaussian."""
+    scale: float = 1.0
+    """Scale of the law."""
+    gaussian: ClassVar[bool] = False
+    standard: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not (self.dof > 2 and self.scale > 0):  # R19
+            raise ConfigError(
+                f"the source student-t has {self.dof:g} degrees of freedom and the scale {self.scale:g}",
+                expected="more than 2 degrees of freedom (below, the variance is infinite), a scale above 0",
+                fix="--flow.source.dof 32",
+            )
+
+    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "b *d"]:
+        """See :class:`Source`."""
+        normal = Source.sample(self, shape, generator)
+        if math.isinf(self.dof):
+            return self.scale * normal
+        half = torch.full(shape[:1], self.dof / 2, device=generator.device)
+        chi = 2 * torch._standard_gamma(half, generator=generator)
+        return self.scale * normal / rows((chi / self.dof).sqrt(), normal)
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """R19: losses that square squares need a fourth moment."""
+        if self.dof <= _SAFE_MOMENTS and spec.loss.robust:
+            yield Conflict(
+                f"{self.flag} --flow.source.dof {self.dof:g} with {spec.loss.flag}",
+                "the fourth moment of the noise is infinite",
+                "--flow.source.dof 32",
+            )
+
+
+@register("source", "mixed", Reference("MixFlow: Mixed Source Distributions Improve Rectified Flows"))
+@dataclasses.dataclass(frozen=True)
+class Mixed(Source):
+    """Gaussian whose mean and variance a small network of the observation moves part of the way (MixFlow).
+
+    Row by row, w is uniform and the noise is ``N(w mu, w s^2 + 1 - w)``; ``beta KL(N(mu, s^2) | N(0, I))`` holds the
+    network back. Unless w is shown to the flow network the field carries the mixture over w to the data, and noise of
+    the end w = 1 alone does not become a sample of the policy (measured: error 235 against 38).
+    """
+
+    beta: float = 0.1
+    """Weight of the divergence; 0.1 and more recovers a plain flow on actions with several modes."""
+    acting: Literal["zero", "uniform", "one"] = "zero"
+    """The w of the policy: plain noise (as released), as in training, or the learned law alone."""
+    shown: bool = False
+    """Show w to the flow network, which makes every w valid."""
+    standard: ClassVar[bool] = False
+    conditioned: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.beta < 0:
+            raise ConfigError(f"the source mixed has the weight {self.beta}", expected="at least 0")
+
+    @property
+    def inputs(self) -> int:  # type: ignore[override]
+        """See :class:`Source`."""
+        return int(self.shown)
+
+    def shares(self, batch: int, generator: torch.Generator, *, acting: bool) -> Float[Tensor, " b"] | None:
+        """See :class:`Source`."""
+        if acting and self.acting != "uniform":
+            return torch.full((batch,), float(self.acting == "one"), device=generator.device)
+        return torch.rand(batch, generator=generator, device=generator.device)
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """R24, and what would pair noise that the network has not shaped yet."""
+        if self.acting == "one" and not self.shown:
+            yield Conflict(
+                f"{self.flag} --flow.source.acting one",
+                "the field carries the mixture over w, so that noise of w = 1 alone does not become the policy",
+                "--flow.source.acting zero or uniform, or --flow.source.shown",
+            )
+        if spec.coupling.name != "independent":
+            yield Conflict(
+                f"{self.flag} with {spec.coupling.flag}",
+                "the coupling would pair noise before the source has shaped it",
+                "--flow.coupling independent, or --flow.source normal",
+            )
+
+
+def mix(
+    noise: Float[Tensor, "b *d"],
+    share: Float[Tensor, " b"],
+    mean: Float[Tensor, "b *d"],
+    log_variance: Float[Tensor, "b *d"],
+) -> Float[Tensor, "b *d"]:
+    """Noise of ``N(w mu, w s^2 + 1 - w)`` from standard noise; w is ``share``."""
+    w = rows(share, noise)
+    return w * mean + (w * log_variance.exp() + 1 - w).sqrt() * noise
+
+
+def divergence(mean: Float[Tensor, "b *d"], log_variance: Float[Tensor, "b *d"]) -> Float[Tensor, ""]:
+    """``KL(N(mu, s^2) | N(0, I))``, summed over the dimensions, mean over the rows."""
+    value = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    return value.flatten(1).sum(1).mean()

@@ -1,0 +1,187 @@
+"""Axis 4, the law of the flow times that a loss is evaluated at. Noise at t = 0, data at t = 1.
+
+A law draws single times for velocity matching and intervals [s, t] for flow maps. Published laws are mostly stated
+with data at 0; they are turned round here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
+from flowpolicy.flows.times import TimePair, logit_normal, uniform
+
+SCALING = Reference("Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", "2403.03206")
+IMAGE_SIZES = 1024
+"""From this many numbers on, a reference size belongs to images: chunks have 7 to 112."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeLaw(Value):
+    """Base of the laws: a subclass draws times and states their density."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+        """Times in [0, 1]."""
+        raise NotImplementedError
+
+    def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Log density (log probability of a discrete law) at times inside (0, 1)."""
+        raise NotImplementedError
+
+    def diagonal(self, batch: int, share: float) -> int:
+        """Rows with s = t that lead a batch of intervals; ``share`` is what the objective asks for."""
+        return math.floor(share * batch)
+
+    def pairs(self, batch: int, diagonal: int, generator: torch.Generator) -> TimePair:
+        """Intervals: ``diagonal`` rows with s = t first, then the sorted pair of two times."""
+        first, second = self.draw(batch, generator), self.draw(batch, generator)
+        s, t = torch.minimum(first, second), torch.maximum(first, second)
+        s[:diagonal] = t[:diagonal] = first[:diagonal]
+        return TimePair(s, t)
+
+    def for_size(self, size: int) -> TimeLaw:
+        """The law for chunks of ``size`` numbers."""
+        return self
+
+
+@register("time", "uniform", Reference("Flow Matching for Generative Modeling", "2210.02747"))
+@dataclasses.dataclass(frozen=True)
+class Uniform(TimeLaw):
+    """Uniform on [0, 1)."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+        """See :class:`TimeLaw`."""
+        return uniform(count, generator)
+
+    def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """See :class:`TimeLaw`."""
+        return torch.zeros_like(t)
+
+
+@register("time", "logit-normal", SCALING)
+@dataclasses.dataclass(frozen=True)
+class LogitNormal(TimeLaw):
+    """``sigmoid(mean + std z)`` (Esser et al. 2024, arXiv 2403.03206)."""
+
+    mean: float = 0.0
+    """Mean of the logit; above 0 leans to the data."""
+    std: float = 1.0
+    """Its standard deviation."""
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ConfigError(f"the law logit-normal has the deviation {self.std}", expected="above 0")
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+        """See :class:`TimeLaw`."""
+        return logit_normal(count, generator, self.mean, self.std)
+
+    def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """See :class:`TimeLaw`."""
+        z = (t.logit() - self.mean) / self.std
+        return -0.5 * z.square() - math.log(self.std * math.sqrt(2 * math.pi)) - (t * (1 - t)).log()
+
+
+@register("time", "shifted", Reference("RiT: Vanilla Diffusion Transformers Suffice in Representation Space"), SCALING)
+@dataclasses.dataclass(frozen=True)
+class Shifted(LogitNormal):
+    """Logit-normal time shifted to the noise (RiT; Esser et al. 2024, arXiv 2403.03206, section 5.3.2).
+
+    In the published direction ``X' = shift X / (1 + (shift - 1) X)`` with X logit-normal, and t = 1 - X'. The logit
+    of t is therefore normal with the mean ``-mean - log(shift)``.
+    """
+
+    shift: float = 1.0
+    """Above 1 leans to the noise."""
+    reference: float = 0.0
+    """Above 0, the shift is ``sqrt(size / reference)`` within [0.5, 3] instead, with the size of a chunk."""
+
+    def __post_init__(self) -> None:
+        LogitNormal.__post_init__(self)
+        if not self.shift > 0 or self.reference < 0:  # R19
+            raise ConfigError(
+                f"the law 'shifted' has the shift {self.shift} and the reference {self.reference}",
+                expected="a shift above 0, a reference of at least 0",
+            )
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """R22: an image constant turns the shift round on chunks."""
+        if self.reference >= IMAGE_SIZES:
+            yield Conflict(
+                f"{self.flag} --flow.time.reference {self.reference:g}",
+                "a constant of images: for chunks the shift would point to the data instead of the noise",
+                "--flow.time.reference 56",
+            )
+
+    def for_size(self, size: int) -> TimeLaw:
+        """The law with its shift for chunks of ``size`` numbers."""
+        if not self.reference:
+            return self
+        return dataclasses.replace(self, shift=min(3.0, max(0.5, math.sqrt(size / self.reference))), reference=0.0)
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+        """See :class:`TimeLaw`."""
+        return self._turned.draw(count, generator)
+
+    def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """See :class:`TimeLaw`."""
+        return self._turned.log_pdf(t)
+
+    @property
+    def _turned(self) -> LogitNormal:
+        return LogitNormal(-self.mean - math.log(self.shift), self.std)
+
+
+@register("time", "u-shape", Reference("Improving the Training of Rectified Flows", "2405.20320"))
+@dataclasses.dataclass(frozen=True)
+class UShape(TimeLaw):
+    """Density ``a (e^{at} + e^{a(1-t)}) / (2 (e^a - 1))``: both ends (arXiv 2405.20320, section 4.1).
+
+    Made for pairs that a teacher gives; on plain flow matching it gained nothing (measured).
+    """
+
+    steepness: float = 4.0
+    """The a; towards 0 the law is uniform."""
+
+    def __post_init__(self) -> None:
+        if not self.steepness > 0:
+            raise ConfigError(f"the law u-shape has the steepness {self.steepness}", expected="above 0")
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+        """See :class:`TimeLaw`."""
+        t = (uniform(count, generator) * math.expm1(self.steepness)).log1p() / self.steepness
+        return torch.where(uniform(count, generator) < 0.5, t, 1 - t).clamp(1e-5, 1 - 1e-5)
+
+    def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """See :class:`TimeLaw`."""
+        a = self.steepness
+        return math.log(a / (2 * math.expm1(a))) + torch.logaddexp(a * t, a * (1 - t))
+
+
+@register("time", "beta", Reference("pi0: A Vision-Language-Action Flow Model for General Robot Control", "2410.24164"))
+@dataclasses.dataclass(frozen=True)
+class Beta(TimeLaw):
+    """``1 - t`` is Beta(a, 1): leans to the noise where a > 1 (pi0, arXiv 2410.24164, appendix B)."""
+
+    a: float = 1.5
+    """First parameter of the law."""
+
+    def __post_init__(self) -> None:
+        if not self.a > 0:
+            raise ConfigError(f"the law beta has the parameter {self.a}", expected="above 0")
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+        """See :class:`TimeLaw`."""
+        return 1 - uniform(count, generator).pow(1 / self.a)
+
+    def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """See :class:`TimeLaw`."""
+        return math.log(self.a) + (self.a - 1) * (1 - t).log()

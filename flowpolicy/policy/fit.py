@@ -1,0 +1,87 @@
+"""A policy with a solver that is fitted to its own field; the weights stay as they are."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.files import digest
+from flowpolicy.flows.axes.registry import make
+from flowpolicy.flows.axes.schedules import Boss
+from flowpolicy.flows.axes.solvers import Euler, Solver
+from flowpolicy.flows.axes.spec import Sampling
+from flowpolicy.flows.axes.subspace import Fitted
+from flowpolicy.flows.fitting import bellman, fit_subspace, step_costs, trajectories
+from flowpolicy.policy.flow import dynamics
+from flowpolicy.policy.policy import Policy
+
+FINE = 64
+"""Euler steps of the trajectories that are fitted."""
+
+Method = Literal["olss", "boss"]
+
+
+def sampling_of(policy: Policy) -> Sampling:
+    """How a policy samples, whether or not it comes from the flow laboratory.
+
+    Raises:
+        ConfigError: it follows no velocity.
+
+    """
+    if policy.config.flow is not None:
+        return policy.config.flow
+    if policy.config.sampler not in ("euler", "midpoint", "heun"):
+        raise ConfigError(
+            f"a policy with the sampler '{policy.config.sampler}' follows no velocity that a solver could be fitted to",
+            fix="fit a policy of Flow BC or of the flow laboratory",
+        )
+    return Sampling(solver=make("solver", policy.config.sampler))
+
+
+def fitted(
+    policy: Policy, obs: dict[str, Tensor], evaluations: int, method: Method, generator: torch.Generator
+) -> Policy:
+    """A copy of the policy whose solver spends ``evaluations`` per chunk where they cost least.
+
+    'boss' puts the steps of Euler's method by dynamic programming; 'olss' fits on these nodes what every state is
+    made of. Source: [flow-methods 9, 25].
+
+    Args:
+        policy: trained.
+        obs: observations to fit on, name -> (m, o, *shape); 512 are plenty.
+        evaluations: evaluations per chunk, guidance aside.
+        method: what to fit.
+        generator: source of the noise.
+
+    Raises:
+        ConfigError: the policy has candidates, a decorator or a flow that is not deterministic.
+
+    """
+    flow = sampling_of(policy)
+    if policy.config.candidates > 1 or policy.config.decorated or flow.source.conditioned or flow.target.start:
+        raise ConfigError(
+            "a policy with candidates, a decorator, a conditioned source or a noise prediction cannot be fitted",
+            expected="a flow from noise at time 0",
+        )
+    rows = next(iter(obs.values())).shape[0]
+    noise = flow.source.sample((rows, policy.contract.chunk, policy.contract.spec.action.size), generator)
+    with torch.inference_mode():
+        cond, _ = policy.actor.condition(policy.normalizer.obs({key: obs[key] for key in policy.actor.keys}))
+        network = lambda *args: policy.actor.net(*args).value  # noqa: E731, the call that counts is in the policy
+        paths = trajectories(dynamics(policy.actor, flow, network, cond, None), noise, FINE)
+    nodes = bellman(step_costs(paths), evaluations)
+    times = tuple(float(paths.times[node]) for node in nodes)
+    weights = digest(policy.actor.state_dict())
+    solver: Solver = Euler()
+    if method == "olss":
+        solver = Fitted(times, fit_subspace(paths, nodes), weights)
+    better = dataclasses.replace(flow, solver=solver, schedule=Boss(times, weights))
+    copied = copy.deepcopy(policy)
+    copied.config = dataclasses.replace(policy.config, sampler="flow", flow=better)
+    copied.contract = dataclasses.replace(policy.contract, nfe=flow.guidance.total(evaluations))
+    return copied
