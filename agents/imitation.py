@@ -132,7 +132,8 @@ class ImitationAgent(nn.Module):
 
     def describe_policy(self) -> PolicyConfig:
         """What rebuilds the policy. The networks of ``Actor`` are made from it."""
-        return PolicyConfig(self.config.net, self.config.encoder, self.sampler)
+        config = self.config
+        return PolicyConfig(config.net, config.encoder, self.sampler, prefix=config.prefix)
 
     @property
     def sampler(self) -> Sampler:

@@ -56,8 +56,8 @@ def table(records: Sequence[dict[str, Any]], nfes: Sequence[int]) -> str:
         "# Flow laboratory",
         "",
         f"Chunks of {toy['steps']} x {toy['action']} numbers, {toy['modes']} modes on {100 * toy['share']:.0f} % of "
-        f"the observations, deviations {toy['narrow']} and {toy['wide']}; {plan['updates']} updates of {plan['batch']}, "
-        f"network {plan['depth']} x {plan['width']}, seeds {', '.join(map(str, seeds))}.",
+        f"the observations, deviations {toy['narrow']} and {toy['wide']}; {plan['updates']} updates of "
+        f"{plan['batch']}, network {plan['depth']} x {plan['width']}, seeds {', '.join(map(str, seeds))}.",
         "",
         "Conditional energy distance x 1000 (0 is exact; lower is better) with a 95 % bootstrap interval over "
         f"{plan['observations']} observations; behind the bar the error of every seed.",
