@@ -83,7 +83,7 @@ def test_the_report_of_a_run(tmp_path):
         row = rows["numpy", batch]
         assert row["ratio_p50"] == pytest.approx(row["p50"] / min(floors))
         assert row["p50"] <= row["p99"] <= row["p99.9"]
-        assert row["peak_memory_mb"] < rows["products, torch", batch]["peak_memory_mb"]  # no torch in it
+        assert 2 * row["peak_memory_mb"] < rows["products, torch", batch]["peak_memory_mb"]  # no torch in it
     json.dumps(result, allow_nan=False)
     assert "CUDA device" in latency_table(result).caption
     draw_latency(result, "a run", tmp_path / "latency.png")
