@@ -59,7 +59,7 @@ def bench_latency(
 
     """
     policy, left_out, rows = Policy.load(run), dict[str, str](), list[dict[str, Any]]()
-    nfe = nfe or policy.contract.nfe
+    nfe = policy.contract.nfe if nfe is None else nfe
     found = {batch: products(policy, nfe, batch) for batch in batches}
     for count in threads:
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
@@ -84,7 +84,6 @@ def bench_latency(
         "nfe": nfe,
         "parameters": policy.parameters_count,
         "weight_mb": weight_bytes(found[batches[0]]) / 2**20,
-        "products": len(found[batches[0]]),
     }
 
 
