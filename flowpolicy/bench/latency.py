@@ -39,8 +39,8 @@ def bench_latency(
     """Time decisions of a run's policy with every engine, in alternated rounds with the floor.
 
     Each entry lives in a process of its own. A decision goes from observation arrays and noise to the chunk in
-    environment units. The floor is the faster of NumPy's and torch's bare products of the same shapes, at the same
-    number of threads. The peer is LeRobot's diffusion policy for the same observations and chunk.
+    environment units. The floor is the faster of NumPy's and torch's bare products of the same shapes and threads. The
+    peer is LeRobot's diffusion policy for the same observations and chunk.
 
     Args:
         run: run or checkpoint folder.
@@ -50,7 +50,7 @@ def bench_latency(
         nfe: network evaluations per chunk; the contract's unless given.
         calls: timed calls per entry; a tenth of it where a call takes over 10 ms.
         rounds: number of alternated rounds.
-        peer_python: Python in which lerobot can be imported; no peer unless given.
+        peer_python: Python with lerobot; no peer unless given.
 
     Returns:
         ``entries``: a row per entry, batch and threads with p50, p99, p99.9 (microseconds), ``ratio_p50`` over the
@@ -66,32 +66,29 @@ def bench_latency(
             workers: dict[str, _Worker] = {}
             for name in engines:
                 try:
-                    path = _prepared(policy, run, name, Path(scratch), nfe, batches, count)
-                    settings = {"kind": "engine", "engine": name, "path": str(path), "batches": list(batches)}
-                    workers[name] = stack.enter_context(_worker({**settings, "threads": count, "nfe": nfe}))
+                    settings = _prepared(policy, run, name, Path(scratch), nfe, batches, count)
+                    workers[name] = stack.enter_context(_worker({**settings, "threads": count}))
                 except FlowPolicyError as error:
                     left_out[name] = error.what
+            if not workers:
+                raise ConfigError(f"no engine can run {run}", expected=f"another one; left out: {left_out}")
             for name, settings, python in _others(policy, found, peer_python):
                 workers[name] = stack.enter_context(_worker({**settings, "threads": count}, python))
             for batch in batches:
                 rows += _measure(workers, batch, count, calls, rounds)
     return {
-        "best": _best(rows, batches[0], threads[0], left_out),
+        "best": _best(rows, batches[0], threads[0]),
         "unit": "microseconds",
         "entries": rows,
         "left_out": left_out,
         "nfe": nfe,
         "parameters": policy.parameters_count,
         "weight_mb": weight_bytes(found[batches[0]]) / 2**20,
-        "products": len(found[batches[0]]),
     }
 
 
-def _best(rows: list[dict[str, Any]], batch: int, threads: int, left_out: dict[str, str]) -> dict[str, Any]:
+def _best(rows: list[dict[str, Any]], batch: int, threads: int) -> dict[str, Any]:
     rows = [row for row in rows if (row["batch"], row["threads"]) == (batch, threads) and row["entry"] in ENGINES]
-    if not rows:
-        reasons = "\n    ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        raise ConfigError("no engine can run this policy", expected=f"one that is not left out:\n    {reasons}")
     best = min(rows, key=lambda row: float(row["p50"]))
     return {"engine": best["entry"], **{key: best[key] for key in ("p50", "p99", "ratio_p50")}}
 
@@ -109,13 +106,13 @@ def _others(
 
 def _prepared(
     policy: Policy, run: Path, name: str, scratch: Path, nfe: int, batches: Sequence[int], threads: int
-) -> Path:
-    """What the worker loads: an export, so that neither torch nor the export are part of its memory; or the run."""
-    if name not in FORMATS:
-        return run
-    folder = scratch / name
-    export(policy, FORMATS[name], folder, nfe=nfe, batches=batches, threads=threads)  # type: ignore[index]
-    return folder
+) -> dict[str, Any]:
+    """Settings of an engine's worker. It loads an export, so that neither torch nor the export are in its memory."""
+    path = run
+    if name in FORMATS:
+        path = scratch / name
+        export(policy, FORMATS[name], path, nfe=nfe, batches=batches, threads=threads)  # type: ignore[index]
+    return {"kind": "engine", "engine": name, "path": str(path), "batches": list(batches), "nfe": nfe}
 
 
 def _measure(workers: dict[str, _Worker], batch: int, threads: int, calls: int, rounds: int) -> list[dict[str, Any]]:

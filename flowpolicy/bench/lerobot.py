@@ -14,7 +14,7 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.spec import Contract
 
 PROGRAM = """
-import json, resource, sys, time
+import json, sys, time
 
 settings = json.loads(sys.argv[1])
 start = time.perf_counter()
@@ -65,7 +65,8 @@ with torch.inference_mode():
     answer("ready", {"load_s": time.perf_counter() - start})
     for line in sys.stdin:
         if line.strip() == "memory":
-            answer("memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            status = open("/proc/self/status").read()
+            answer("memory", int(status.split("VmHWM:")[1].split()[0]))
             continue
         rows, count = map(int, line.split())
         seconds = []

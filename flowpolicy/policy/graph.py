@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -98,14 +98,15 @@ def fold_scale(policy: Policy, scale: Float[Tensor, " n"]) -> None:
     if len(actor.encoder.project):
         seeing.append(cast(nn.Linear, actor.encoder.project[0]).weight.data)
     if actor.critic is not None:
-        seeing.append(actor.critic.layers[0].linear.weight.data[:, : actor.obs_size].mT)
+        first: Any = actor.critic.layers[0]
+        seeing.append(first.linear.weight.data[:, : actor.obs_size].mT)
     for weight in seeing:
         weight.copy_(weight.double() * scale.double())
 
 
 def _inlets(policy: Policy) -> list[nn.Linear]:
     nets = [policy.actor.net, policy.actor.decorator]
-    return [conditioned(cast(Trunk, net.trunk)) for net in nets if net is not None]
+    return [conditioned(net.trunk) for net in nets if net is not None]
 
 
 def conditioned(trunk: Trunk) -> nn.Linear:

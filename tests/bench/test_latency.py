@@ -1,6 +1,7 @@
 """What the latency benchmark measures against, and that its report holds together. No figure is judged here."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -83,7 +84,7 @@ def test_the_report_of_a_run(tmp_path):
         row = rows["numpy", batch]
         assert row["ratio_p50"] == pytest.approx(row["p50"] / min(floors))
         assert row["p50"] <= row["p99"] <= row["p99.9"]
-        assert row["peak_memory_mb"] < rows["products, torch", batch]["peak_memory_mb"]  # no torch in it
+        assert 2 * row["peak_memory_mb"] < rows["products, torch", batch]["peak_memory_mb"]  # no torch in it
     json.dumps(result, allow_nan=False)
     assert "CUDA device" in latency_table(result).caption
     draw_latency(result, "a run", tmp_path / "latency.png")
@@ -129,7 +130,8 @@ def test_the_peer_is_given_the_same_decision(tmp_path):
     settings = {**lerobot_settings(CONTRACT, [1, 2], 10), "threads": 1}
     assert (settings["state"], settings["environment_state"], settings["horizon"]) == (3, 2, 8)
     command = [sys.executable, "-c", PROGRAM, json.dumps(settings)]
-    done = subprocess.run(command, cwd=tmp_path, input="2 3\nmemory\n", capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, input="2 3\nmemory\n", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     ready, seconds, memory = (line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert (ready[0], seconds[0], memory[0]) == ("ready", "seconds", "memory")

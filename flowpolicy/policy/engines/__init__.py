@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from flowpolicy.core.errors import ConfigError, FlowPolicyError, MissingExtraError, nearest
+from flowpolicy.core.errors import ConfigError, FlowPolicyError, nearest
 from flowpolicy.policy.engines.engine import TOLERANCE as TOLERANCE
 from flowpolicy.policy.engines.engine import Engine as Engine
 from flowpolicy.policy.engines.engine import Program, Shapes
@@ -117,6 +117,7 @@ class _Loader:
         if self.package is not None:
             raise ConfigError(f"{self.path} is an export for '{self.package.format}'", fix="name the run instead")
         if self._policy is None:
+            _require_torch("a run")
             from flowpolicy.policy.policy import Policy
 
             self._policy = Policy.load(self.path, device=self.device)
@@ -162,8 +163,7 @@ class _Loader:
 
 def _builder(name: str, threads: int) -> Callable[[Package, int], Program]:
     if name == "aotinductor":
-        if importlib.util.find_spec("torch") is None:
-            raise MissingExtraError("torch", "")
+        _require_torch(name)
         import torch
 
         from flowpolicy.policy.engines import aotinductor
@@ -174,6 +174,13 @@ def _builder(name: str, threads: int) -> Callable[[Package, int], Program]:
 
     build = numpy_mlp.build if name == "numpy" else onnx_runtime.build
     return lambda package, batch: build(package, batch, threads)
+
+
+def _require_torch(what: str) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError(
+            f"{what} needs torch, which is not installed", fix="flowpolicy export RUN --to onnx, where torch is"
+        )
 
 
 def _require_device(name: str, device: str) -> None:

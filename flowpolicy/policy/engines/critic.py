@@ -34,14 +34,14 @@ def best(
     candidates = all_rows.rows // rows.rows
     values = np.zeros((config["members"], all_rows.rows), np.float32)
     for member in range(config["members"]):
-        hidden: Rows | None = None
+        hidden = actions
         for layer in range(config["depth"] + 1):
             prefix = f"critic.layers.{layer}." if layer < config["depth"] else "critic.head."
             linear = f"{prefix}linear." if layer < config["depth"] else prefix
             weight, bias = weights[linear + "weight"][member].T, weights[linear + "bias"][member, 0]
             if layer < config["depth"]:
                 weight, bias = -GAIN * weight, -GAIN * bias
-            if hidden is None:
+            if layer == 0:
                 observed = rows.product(flat, weight[:, : flat.shape[1]])
                 repeated = all_rows.buffer(len(weight))
                 rows.call(np.copyto, repeated.reshape(rows.rows, candidates, -1), observed[:, None])

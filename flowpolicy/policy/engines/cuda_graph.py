@@ -42,4 +42,5 @@ def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program
             done.record(stream)
         done.synchronize()
 
-    return Program(*(buffer.numpy() for buffer in host), run)
+    obs, noise, chunk = (buffer.numpy() for buffer in host)
+    return Program(obs, noise, chunk, run)

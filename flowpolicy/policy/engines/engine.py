@@ -93,8 +93,10 @@ class Engine:
         self.name, self.contract, self.nfe, self.candidates = name, shapes.contract, nfe, shapes.candidates
         self.batches = tuple(sorted(programs))
         self.load_s, self.measured = load_s, dict(measured or {})
-        self._programs = {batch * self.candidates: program for batch, program in programs.items()}
-        self._views = {rows: shapes.views(program.obs) for rows, program in self._programs.items()}
+        self._prepared = {
+            batch * self.candidates: (program, shapes.views(program.obs), program.noise.shape)
+            for batch, program in programs.items()
+        }
 
     def noise(self, rows: int, rng: np.random.Generator) -> Float32[np.ndarray, "bk h a"]:
         """Standard normal noise for :meth:`act`: the same for every engine from the same generator state."""
@@ -116,11 +118,12 @@ class Engine:
             ConfigError: a key is missing, a shape is wrong, or there are more rows than prepared for.
 
         """
-        program = self._programs.get(len(noise))
-        if program is None:
+        prepared = self._prepared.get(len(noise))
+        if prepared is None:
             return self._padded(obs, noise)
+        program, views, size = prepared
         try:
-            for key, view, shape in self._views[len(noise)]:
+            for key, view, shape in views:
                 value = obs[key]
                 if value.shape != shape:
                     raise ConfigError(f"observation '{key}' has shape {value.shape}", expected=str(shape))
@@ -129,8 +132,8 @@ class Engine:
             raise ConfigError(
                 f"observation {error} is missing", expected=", ".join(self.contract.spec.observation)
             ) from error
-        if noise.shape != program.noise.shape:
-            raise ConfigError(f"the noise has shape {noise.shape}", expected=str(program.noise.shape))
+        if noise.shape != size:
+            raise ConfigError(f"the noise has shape {noise.shape}", expected=str(size))
         program.noise[...] = noise
         program.run()
         return program.chunk.copy()

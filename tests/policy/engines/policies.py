@@ -62,5 +62,6 @@ def distance(policy, engine, batch, count=8, nfe=None):
     for obs, noise in decisions(policy, batch, count):
         seen.append(eager(policy, obs, noise, nfe))
         worst = max(worst, float(np.abs((engine.act(obs, noise) - seen[-1]) * unit).max()))
-    assert np.ptp(np.stack(seen), axis=0).min() > 1e-2, "the decisions do not differ, so nothing was compared"
+    moves = np.ptp(np.stack(seen), axis=0) > 1e-2  # some actions may sit at their clamp throughout
+    assert moves.mean() > 0.7, "the decisions do not differ, so nothing was compared"
     return worst
