@@ -40,7 +40,7 @@ class Held(NamedTuple):
     valid: Bool[Tensor, "b h"]
     """False in the committed rows too: they have no loss."""
     cond: Float[Tensor, "b c"]
-    """Condition, followed by one number per row of the chunk: 1 where it is committed."""
+    """One number per row of the chunk, 1 where it is committed, followed by the condition."""
 
 
 def hold(
@@ -59,7 +59,7 @@ def hold(
         torch.where(rows_, data, x),
         velocity.masked_fill(rows_, 0.0),
         valid & ~committed,
-        torch.cat([cond, committed.to(cond.dtype)], dim=1),
+        torch.cat([committed.to(cond.dtype), cond], dim=1),
     )
 
 
