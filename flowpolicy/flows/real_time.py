@@ -12,7 +12,7 @@ that it will have executed by then; only the rest is free. Two ways to make the 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -99,7 +99,7 @@ def guided(
             v = field(x, t)
             return velocity_to_data(x, v, t), v
 
-        denoised, pull, v = torch.func.vjp(denoise, x, has_aux=True)
+        denoised, pull, v = cast("tuple[Tensor, Any, Tensor]", torch.func.vjp(denoise, x, has_aux=True))
         (correction,) = pull(weight.unsqueeze(2) * (target - denoised))
         steered: Tensor = v + rows(guidance_strength(t, limit), x) * correction
         return steered
