@@ -23,8 +23,9 @@ from flowpolicy.policy.queue import ChunkQueue
 class ActingPolicy(Protocol):
     """What a rollout needs of :class:`flowpolicy.policy.policy.Policy`."""
 
-    evaluations: int
-    """Network evaluations so far, counted where the network is called."""
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations so far, counted where the network is called."""
 
     @property
     def contract(self) -> Contract:

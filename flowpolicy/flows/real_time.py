@@ -12,7 +12,7 @@ that it will have executed by then; only the rest is free. Two ways to make the 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -40,7 +40,7 @@ class Held(NamedTuple):
     valid: Bool[Tensor, "b h"]
     """False in the committed rows too: they have no loss."""
     cond: Float[Tensor, "b c"]
-    """Condition, followed by one number per row of the chunk: 1 where it is committed."""
+    """One number per row of the chunk, 1 where it is committed, followed by the condition."""
 
 
 def hold(
@@ -59,7 +59,7 @@ def hold(
         torch.where(rows_, data, x),
         velocity.masked_fill(rows_, 0.0),
         valid & ~committed,
-        torch.cat([cond, committed.to(cond.dtype)], dim=1),
+        torch.cat([committed.to(cond.dtype), cond], dim=1),
     )
 
 
@@ -99,7 +99,7 @@ def guided(
             v = field(x, t)
             return velocity_to_data(x, v, t), v
 
-        denoised, pull, v = torch.func.vjp(denoise, x, has_aux=True)
+        denoised, pull, v = cast("tuple[Tensor, Any, Tensor]", torch.func.vjp(denoise, x, has_aux=True))
         (correction,) = pull(weight.unsqueeze(2) * (target - denoised))
         steered: Tensor = v + rows(guidance_strength(t, limit), x) * correction
         return steered

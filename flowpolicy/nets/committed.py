@@ -7,13 +7,13 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowpolicy.nets.trunk import FlowOutput
+from flowpolicy.nets.trunk import FlowOutput, Trunk
 
 
 class CommittedNet(nn.Module):
     """Wraps a flow network: what it says of committed rows is exactly zero, so no solver moves them.
 
-    The last ``chunk`` entries of the condition are 1 where a row is committed, 0 where it is free; the network
+    The first ``chunk`` entries of the condition are 1 where a row is committed, 0 where it is free; the network
     reads them, and the clean committed actions from ``x``. Safe under ``torch.func.jvp`` and ``torch.compile`` where
     the wrapped network is.
 
@@ -26,6 +26,12 @@ class CommittedNet(nn.Module):
     def __init__(self, net: Any, chunk: int) -> None:
         super().__init__()
         self.net, self.chunk = net, chunk
+
+    @property
+    def trunk(self) -> Trunk:
+        """Trunk of the wrapped network; the last columns that it sees are the encoder's, as without a prefix."""
+        trunk: Trunk = self.net.trunk
+        return trunk
 
     def forward(self, x: Float[Tensor, "b h a"], *times_and_cond: Tensor) -> FlowOutput:
         """Output of the network for chunks x; arguments as the wrapped network's."""
@@ -48,4 +54,4 @@ class CommittedNet(nn.Module):
         return FlowOutput(output.value * free, output.features), tangent * free[skip:]
 
     def _free(self, cond: Float[Tensor, "b c"]) -> Float[Tensor, "b h 1"]:
-        return 1 - cond[:, -self.chunk :].unsqueeze(2)
+        return 1 - cond[:, : self.chunk].unsqueeze(2)

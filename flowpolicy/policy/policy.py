@@ -238,7 +238,7 @@ class Policy(nn.Module):
         """What the network is told about observations, nothing being committed; see :meth:`evaluate`."""
         cond: Tensor = self.actor.encoder(self.normalized(obs)).cond
         width = self.contract.chunk if self.config.prefix else 0
-        return torch.cat([cond, cond.new_zeros(cond.shape[0], width)], dim=1)
+        return torch.cat([cond.new_zeros(cond.shape[0], width), cond], dim=1)
 
     def evaluate(
         self, x: Float[Tensor, "b h a"], s: Float[Tensor, " b"], t: Float[Tensor, " b"], cond: Float[Tensor, "b c"]
@@ -256,10 +256,10 @@ class Policy(nn.Module):
         if not self.config.prefix:
             return noise, cond
         if committed is None:
-            return noise, torch.cat([cond, cond.new_zeros(cond.shape[0], noise.shape[1])], dim=1)
+            return noise, torch.cat([cond.new_zeros(cond.shape[0], noise.shape[1]), cond], dim=1)
         rows = committed.rows.repeat_interleave(candidates, 0)
         action = self.normalizer.action(committed.action).repeat_interleave(candidates, 0)
-        return torch.where(rows.unsqueeze(2), action, noise), torch.cat([cond, rows.to(cond.dtype)], dim=1)
+        return torch.where(rows.unsqueeze(2), action, noise), torch.cat([rows.to(cond.dtype), cond], dim=1)
 
     @torch.inference_mode()
     def carry(self, obs: dict[str, Tensor], noise: Float[Tensor, "b h a"], nfe: int) -> Float[Tensor, "b h a"]:
@@ -291,7 +291,7 @@ class Policy(nn.Module):
     @staticmethod
     def _prefix_only(noise: Tensor, cond: Tensor) -> Tensor:
         """Zeros but in the committed rows: what a policy without noise starts from."""
-        return torch.where(cond[:, -noise.shape[1] :].unsqueeze(2) > 0, noise, 0.0)
+        return torch.where(cond[:, : noise.shape[1]].unsqueeze(2) > 0, noise, 0.0)
 
     def _counted(self, network: Callable[..., Any], candidates: int) -> Callable[..., Tensor]:
         def call(*args: Tensor) -> Tensor:

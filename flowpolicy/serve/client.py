@@ -185,8 +185,15 @@ class PolicyClient:
         chunk = array_from(answer["chunk"], "chunk")
         if not np.isfinite(chunk).all():
             raise ServingError("nan", "the chunk holds NaN or infinity")
-        fields = [answer[name] for name in ("nfe", "checkpoint", "queue_ms", "compute_ms")]
-        return Reply(chunk, number, *fields, round_trip)
+        return Reply(
+            chunk,
+            number,
+            nfe=answer["nfe"],
+            checkpoint=answer["checkpoint"],
+            queue_ms=answer["queue_ms"],
+            compute_ms=answer["compute_ms"],
+            round_trip_ms=round_trip,
+        )
 
     def _read(self, timeout: float) -> dict[str, Any]:
         try:

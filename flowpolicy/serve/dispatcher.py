@@ -81,8 +81,11 @@ class Dispatcher:
         self.metrics.count("requests")
         deadlines = [waiting.deadline for waiting in self._queue]
         busy = bool(self._queue) or self._computing
-        held = self.scheduler.admits(max(now, self._free_at), deadlines, deadline)
-        if held and len(self._queue) < self.max_waiting:
+        table = self.model.table
+        hopeless = now + table.seconds(table.nfes[0], 1) > deadline
+        # With nothing else to do, whatever is not hopeless is tried; otherwise it must not cost others their deadline.
+        held = not busy or self.scheduler.admits(max(now, self._free_at), deadlines, deadline)
+        if held and not hopeless and len(self._queue) < self.max_waiting:
             self._queue.append(_Waiting(request, owner, answer, now, deadline))
             self._queue.sort(key=lambda waiting: waiting.deadline)
             self._arrived.set()
@@ -125,7 +128,7 @@ class Dispatcher:
 
     async def _compute(self, batch: list[_Waiting], nfe: int, start: float) -> None:
         model, self._computing = self.model, True
-        self._free_at = start + model.table.seconds(nfe, len(batch)) + self.scheduler.margin_s
+        self._free_at = start + model.table.expected(nfe, len(batch)) + self.scheduler.margin_s
         requests = [waiting.request for waiting in batch]
         try:
             chunks = await asyncio.get_running_loop().run_in_executor(self._thread, model.act, nfe, requests)
@@ -140,6 +143,7 @@ class Dispatcher:
         finally:
             end = self.clock()
             self._free_at, self._computing = end, False
+        model.table.observe(nfe, len(batch), end - start)
         self.metrics.time("compute", end - start)
         self.metrics.count("batches", f"rows={len(batch)}")
         for waiting, chunk in zip(batch, chunks, strict=True):

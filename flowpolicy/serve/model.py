@@ -100,7 +100,7 @@ class Model:
         engine, (candidates, chunk, action) = self.engines[nfe], self.form.noise
         obs = {key: np.stack([request.obs[key] for request in requests]) for key in self.form.obs}
         noise = np.concatenate([noise_of(request, (candidates, chunk, action)) for request in requests])
-        committed = []
+        committed: list[np.ndarray] = []
         if prefix_of(engine):
             actions = np.zeros((len(requests), chunk, action), dtype=np.float32)
             lengths = np.zeros(len(requests), dtype=np.int64)
@@ -156,7 +156,7 @@ class _Zeros:
             for key, spec in contract.spec.observation.items()
         }
         noise = np.zeros((rows * self.engine.candidates, contract.chunk, action), dtype=np.float32)
-        committed = []
+        committed: list[np.ndarray] = []
         if prefix_of(self.engine):
             committed = [np.zeros((rows, contract.chunk, action), np.float32), np.zeros(rows, np.int64)]
         self.engine.act(obs, noise, *committed)

@@ -50,7 +50,10 @@ async def _watch(run: Path, known: str, seconds: float, reload: asyncio.Event) -
     """Ask for a reload when the newest checkpoint has another name."""
     while True:
         await asyncio.sleep(seconds)
-        found = newest(run)
+        try:
+            found = newest(run)
+        except OSError:
+            continue  # the file is being replaced, or its disk is away for a moment
         if found != known:
             known = found
             reload.set()

@@ -7,25 +7,34 @@ idea follows the latency-aware switch of StreamDiffusionV2 (arXiv 2511.07399); t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from flowpolicy.core.errors import ConfigError
 
+_RECENT = 128
+"""Batches that tell how much the machine is disturbed."""
+
 
 class LatencyTable:
-    """Seconds that a batch takes, by number of evaluations and rows, as measured on this machine.
+    """Seconds that a batch takes, by number of evaluations and rows; and how much longer batches took of late.
 
     A batch can be padded with rows and is never slower with fewer evaluations, so an entry is at most that of any
-    larger batch and any larger number of evaluations: a disturbance in one measurement drops out.
+    larger batch and any larger number of evaluations. What else the machine does changes by the minute and stretches
+    all batches alike, so it is one factor, followed while serving: a busy moment at the start must not make the
+    server turn robots away for ever.
 
     Args:
         measured: (nfe, rows) -> seconds; every nfe with the same rows.
+        stretches: recent durations over their entry of the table.
 
     """
 
-    def __init__(self, measured: Mapping[tuple[int, int], float]) -> None:
+    def __init__(self, measured: Mapping[tuple[int, int], float], stretches: Iterable[float] = ()) -> None:
+        self._recent: deque[float] = deque(stretches, maxlen=_RECENT)
+        self._stretch = _high(self._recent)
         self.nfes = sorted({nfe for nfe, _ in measured})
         self.batches = sorted({rows for _, rows in measured})
         if not measured or len(measured) != len(self.nfes) * len(self.batches):
@@ -40,12 +49,21 @@ class LatencyTable:
         return self.batches[-1]
 
     def seconds(self, nfe: int, rows: int) -> float:
-        """Time of a batch of ``rows``: the entry of the next measured size."""
+        """Undisturbed time of a batch of ``rows``: the entry of the next measured size. Less is not to be had."""
         column = next(i for i, batch in enumerate(self.batches) if batch >= rows)
         return float(self._table[self.nfes.index(nfe), column])
 
+    def expected(self, nfe: int, rows: int) -> float:
+        """Time that a batch takes now, in 19 of 20 cases."""
+        return self._stretch * self.seconds(nfe, rows)
+
+    def observe(self, nfe: int, rows: int, seconds: float) -> None:
+        """Take the duration of a batch into account."""
+        self._recent.append(seconds / self.seconds(nfe, rows))
+        self._stretch = _high(self._recent)
+
     def to_json(self) -> dict[str, dict[str, float]]:
-        """Milliseconds as ``{nfe: {rows: ms}}``."""
+        """Undisturbed milliseconds as ``{nfe: {rows: ms}}``."""
         return {
             str(nfe): {str(rows): round(1e3 * self.seconds(nfe, rows), 3) for rows in self.batches} for nfe in self.nfes
         }
@@ -56,28 +74,35 @@ def measure_latency(
     batches: Sequence[int],
     clock: Callable[[], float],
     rounds: int = 40,
-    quantile: float = 0.95,
 ) -> LatencyTable:
-    """Time a warmed-up engine.
+    """Time a warmed-up engine: the fastest call of each kind is what it takes undisturbed.
 
     Args:
         calls: nfe -> a function that computes a batch of the given number of rows.
         batches: numbers of rows.
         clock: monotonic seconds.
         rounds: timed calls per entry, after two that are not counted.
-        quantile: of the timed calls that the table keeps.
 
     """
-    measured = {}
+    times: dict[tuple[int, int], list[float]] = {}
     for nfe, call in calls.items():
         for rows in batches:
-            times = []
+            times[nfe, rows] = []
             for _ in range(rounds + 2):
                 start = clock()
                 call(rows)
-                times.append(clock() - start)
-            measured[nfe, rows] = float(np.quantile(times[2:], quantile))
-    return LatencyTable(measured)
+                times[nfe, rows].append(clock() - start)
+    fastest = {key: max(min(seconds[2:]), 1e-6) for key, seconds in times.items()}
+    table = LatencyTable(fastest)
+    for (nfe, rows), seconds in times.items():
+        for one in seconds[2:]:
+            table.observe(nfe, rows, one)
+    return table
+
+
+def _high(stretches: deque[float]) -> float:
+    """The 95 % quantile, at least 1."""
+    return max(1.0, sorted(stretches)[int(0.95 * len(stretches))]) if stretches else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +110,7 @@ class Plan:
     """What to do with the queue now; its requests are in order of their deadlines."""
 
     late: int
-    """Leading requests whose deadline cannot be held any more: answer them as late."""
+    """Leading requests whose deadline not even an undisturbed machine could hold: answer them as late."""
     rows: int = 0
     """Requests after those to compute now, together; 0 waits or has nothing to do."""
     nfe: int = 0
@@ -96,7 +121,10 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class DeadlineScheduler:
-    """Earliest deadline first; as many evaluations as every deadline in the queue allows."""
+    """Earliest deadline first; as many evaluations as every deadline in the queue allows.
+
+    A request that only a disturbed machine would fail is tried, with the fewest evaluations: it may still be in time.
+    """
 
     table: LatencyTable
     """What a batch costs."""
@@ -116,7 +144,7 @@ class DeadlineScheduler:
 
         """
         least, most = self.table.nfes[0], self.table.nfes[-1]
-        late = sum(now + self._cost(least, 1) > deadline for deadline in deadlines)
+        late = sum(now + self.table.seconds(least, 1) > deadline for deadline in deadlines)
         waiting = deadlines[late:]
         if not waiting:
             return Plan(late)
@@ -160,4 +188,4 @@ class DeadlineScheduler:
         return True
 
     def _cost(self, nfe: int, rows: int) -> float:
-        return self.table.seconds(nfe, rows) + self.margin_s
+        return self.table.expected(nfe, rows) + self.margin_s

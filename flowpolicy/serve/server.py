@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from flowpolicy.core.errors import ConfigError, FlowPolicyError, MissingExtraError, ServingError
+from flowpolicy.core.errors import ConfigError, MissingExtraError, ServingError
 from flowpolicy.serve.config import ServerConfig, is_loopback
 from flowpolicy.serve.dispatcher import Dispatcher, error_message
 from flowpolicy.serve.metrics import ServerMetrics
@@ -129,9 +129,10 @@ class PolicyServer:
             try:
                 model = await asyncio.get_running_loop().run_in_executor(None, self._load)
                 self.model.require_same_contract(model)
-            except FlowPolicyError as error:
+            except Exception as error:
+                # Whatever is wrong with the new checkpoint, the old one goes on serving.
                 self.metrics.count("reloads", "result=refused")
-                log.error("the checkpoint is not reloaded: %s", error)
+                log.exception("the checkpoint is not reloaded", exc_info=error)
                 return False
             self._dispatcher.replace(model)
             self.metrics.count("reloads", "result=done")

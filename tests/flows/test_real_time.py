@@ -89,5 +89,5 @@ def test_held_rows_are_the_data_and_carry_no_loss():
     assert torch.equal(held.x[1, :2], data[1, :2]) and torch.equal(held.x[1, 2:], x[1, 2:])
     assert not held.velocity[1, :2].any() and torch.equal(held.velocity[1, 2:], v[1, 2:])
     assert torch.equal(held.valid, ~rows)
-    assert torch.equal(held.cond, torch.cat([cond, rows.double()], dim=1))
+    assert torch.equal(held.cond, torch.cat([rows.double(), cond], dim=1))
     assert all(a is b for a, b in zip(hold(x, v, data, valid, cond), (x, v, valid, cond), strict=True))

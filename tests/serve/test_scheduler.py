@@ -34,7 +34,25 @@ def test_the_table_is_measured_with_the_clock_it_is_given():
 
     table = measure_latency({1: call}, (1, 4), lambda: now[0], rounds=5)
     assert [table.seconds(1, 1), table.seconds(1, 4)] == pytest.approx([0.01, 0.04])
+    assert table.expected(1, 4) == pytest.approx(0.04)
     assert table.to_json() == {"1": {"1": 10.0, "4": 40.0}}
+
+
+def test_a_busy_machine_stretches_what_is_expected_and_is_forgotten_when_it_is_over():
+    table = LatencyTable({(1, 1): 0.001, (1, 2): 0.002})
+    for _ in range(90):
+        table.observe(1, 1, 0.001)
+    for _ in range(10):
+        table.observe(1, 1, 0.03)
+    assert [table.seconds(1, 2), table.expected(1, 2)] == pytest.approx([0.002, 0.06])
+    scheduler = DeadlineScheduler(table, margin_s=0.0, window_s=0.0)
+    assert not scheduler.admits(0.0, [], 0.02)
+    assert scheduler.plan(0.0, [0.02]) == Plan(0, 1, 1), "it may still be in time"
+    assert scheduler.plan(0.0, [0.0009]) == Plan(late=1)
+    for _ in range(200):
+        table.observe(1, 1, 0.0011)
+    assert table.expected(1, 2) == pytest.approx(0.0022)
+    assert scheduler.admits(0.0, [], 0.02)
 
 
 def test_as_many_evaluations_as_the_deadline_allows():

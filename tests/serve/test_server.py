@@ -97,7 +97,7 @@ def test_a_new_checkpoint_takes_over_between_requests_and_a_bad_one_does_not():
         assert reply.checkpoint == "step_2"
         assert reply.chunk == pytest.approx(np.full((4, 2), -total(obs)), rel=1e-5)
         other = SumEngine(contract=dataclasses.replace(CONTRACT, history=1))
-        for bad in (CheckpointError("weights are missing"), make_model(other, checkpoint="step_3")):
+        for bad in (CheckpointError("weights are missing"), OSError("disk"), make_model(other, checkpoint="step_3")):
             loads[:] = [bad]
             assert not running.call(running.made.reload())
             assert client.act(obs, 5000, noise=noise).checkpoint == "step_2"
