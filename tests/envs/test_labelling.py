@@ -47,11 +47,11 @@ def test_a_label_counts_from_the_stored_state(runner, toy_file):
     step = 5
     history = {"position": states[step][None].astype(np.float32)}
     forward = np.array([expert_action(states[step], -1, 0.9)])
-    away = np.tile([0.0, -1.0], (10, 1))
+    away = np.tile([0.0, -1.0], (6, 1))
     labels = [runner.label("demo_0", step, history, chunk[None], 0, 2) for chunk in (forward, away)]
     assert labels[0].success.all() and labels[1].success.all()
-    # Ten steps away cost about twenty; completions differ by nothing here, the expert draws nothing.
-    assert (labels[1].steps - labels[0].steps).min() > 15
+    # Six steps away cost about twelve; completions differ by nothing here, the expert draws nothing.
+    assert 8 < (labels[1].steps - labels[0].steps).min() < 14
     assert (labels[0].steps[0, 0] == labels[0].steps).all()
 
 
