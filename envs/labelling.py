@@ -53,14 +53,15 @@ class RestorableRobosuite(RobosuiteEnv):
         return obs
 
 
-def require_restorable(config: Any, name: str) -> None:
-    """Raise :class:`ConfigError` where an environment cannot start from a stored state."""
+def require_restorable(config: Any, name: str) -> RobosuiteConfig | ToyConfig:
+    """The config; :class:`ConfigError` where its environment cannot start from a stored state."""
     if not isinstance(config, RobosuiteConfig | ToyConfig):
         raise ConfigError(
             f"{name} cannot start from a stored state in the middle of an episode",
             expected=f"one of {', '.join(RESTORABLE)}",
             fix="use --source critic or --source returns",
         )
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +91,11 @@ class CandidateRunner:
 
         torch.set_num_threads(1)
         self.policy, self.data = Policy.load(policy), data
-        self.env: RestorableEnv = (
-            RestorableRobosuite.create(config) if isinstance(config, RobosuiteConfig) else ToyEnv(config.horizon)
-        )
+        self.env: RestorableEnv
+        if isinstance(config, RobosuiteConfig):
+            self.env = RestorableRobosuite(config.env_args(), config.obs_keys, config.horizon)
+        else:
+            self.env = ToyEnv(config.horizon)
 
     def label(
         self, episode: str, step: int, history: Mapping[str, np.ndarray], chunks: np.ndarray, seed: int, rollouts: int

@@ -140,8 +140,7 @@ def by_simulator(
 ) -> Groups:
     """Outcomes of executing every candidate and letting the base finish the episode."""
     name = request.base.contract.spec.env_id
-    config = find_env(name)
-    require_restorable(config, name)
+    config = require_restorable(find_env(name), name)
     found = request.candidate_chunks()
     calls = state_calls(request.dataset, found, request.seed, rollouts)
     create = functools.partial(CandidateRunner, config, request.folder, request.dataset.path.absolute())
@@ -167,7 +166,7 @@ def success_along(run: Path, episodes: int, seed: int) -> list[tuple[int, float]
     from flowpolicy.evaluate.plan import make_plan
     from flowpolicy.evaluate.rollout import rollout
 
-    found = []
+    found: list[tuple[int, float]] = []
     with loaded(run) as (policy, env, _):
         plan = make_plan(env.spec.env_id, episodes, seed)
         for folder in sorted((run / FOLDER).glob("step_*")):

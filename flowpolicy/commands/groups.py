@@ -70,17 +70,7 @@ def make(
         workers: source simulator: processes; one per core unless given.
 
     """
-    if candidates < 4 or states < 2 or rollouts < 1:
-        raise ConfigError(
-            f"--candidates {candidates} --states {states} --rollouts {rollouts}",
-            expected="at least 4 candidates (pairs collapse), 2 states and 1 rollout",
-        )
-    if source == "critic" and critic is None:
-        raise ConfigError(
-            "--source critic needs a trained critic",
-            expected="--critic RUN",
-            fix="train one on the same file, e.g. flowpolicy train iql-* --agent.critic.held-out 2",
-        )
+    _require_sensible(source, states, candidates, rollouts, critic)
     from flowpolicy.commands import group_sources
     from flowpolicy.data.groups import write_groups
 
@@ -97,6 +87,20 @@ def make(
         move(states, "")
     write_groups(out, groups)
     sys.stdout.write(f"wrote {out}\n")
+
+
+def _require_sensible(source: Source, states: int, candidates: int, rollouts: int, critic: Path | None) -> None:
+    if candidates < 4 or states < 2 or rollouts < 1:
+        raise ConfigError(
+            f"--candidates {candidates} --states {states} --rollouts {rollouts}",
+            expected="at least 4 candidates (pairs collapse), 2 states and 1 rollout",
+        )
+    if source == "critic" and critic is None:
+        raise ConfigError(
+            "--source critic needs a trained critic",
+            expected="--critic RUN",
+            fix="train one on the same file, e.g. flowpolicy train iql-* --agent.critic.held-out 2",
+        )
 
 
 def picture(run: Annotated[Path, tyro.conf.Positional], /, episodes: int = 0, seed: int = 0, out: str = "") -> None:

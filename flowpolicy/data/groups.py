@@ -93,13 +93,14 @@ def write_groups(path: Path, groups: Groups) -> None:
         DataError: a score, chunk or observation is not finite, or the shapes disagree.
 
     """
-    _check(groups, path)
+    tensors = {name: getattr(groups, name) for name in _COLUMNS}
+    tensors |= {f"obs/{name}": value for name, value in groups.obs.items()}
+    _check(tensors, path)
     # In memory until whole: HDF5 crashes the process when a disk runs full under an open file.
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         file.attrs["format"], file.attrs["schema"] = FORMAT, SCHEMA
         file.attrs["provenance"] = json.dumps(groups.provenance, sort_keys=True)
-        columns: dict[str, Any] = {f"obs/{name}": value.numpy() for name, value in groups.obs.items()}
-        columns |= {name: getattr(groups, name).numpy() for name in _COLUMNS}
+        columns: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
         columns |= {f"outcomes/{name}": value for name, value in groups.outcomes.items()}
         for name, value in columns.items():
             file.create_dataset(name, data=value, track_times=False)
@@ -148,17 +149,18 @@ def read_groups(path: Path | str) -> Groups:
         except (KeyError, json.JSONDecodeError, TypeError) as error:
             raise DataError(f"{path}: the attribute provenance is missing or no JSON: {error}") from error
         obs = require_group(file, keys.OBS, path)
-        groups = Groups(
-            obs={name: torch.from_numpy(read_array(obs, name, path)) for name in obs},
-            **{name: torch.from_numpy(read_array(file, name, path)) for name in _COLUMNS},
+        columns = {name: torch.from_numpy(read_array(file, name, path)) for name in _COLUMNS}
+        named = {name: torch.from_numpy(read_array(obs, name, path)) for name in obs}
+        _check(columns | {f"obs/{name}": value for name, value in named.items()}, path)
+        return Groups(
+            obs=named,
+            **columns,
             provenance=provenance,
             judges={name: _read_judge(file["judges"][name], path) for name in file.get("judges", ())},
             outcomes={name: read_array(file["outcomes"], name, path) for name in file.get("outcomes", ())},
             path=path,
             sha256=sha256(path),
         )
-    _check(groups, path)
-    return groups
 
 
 _COLUMNS = ("action", "valid", "score", "row", "held_out")
@@ -175,23 +177,19 @@ def _read_judge(node: h5py.Group, path: Path) -> StoredJudge:
     return StoredJudge(json.loads(node.attrs["config"]), tensors)
 
 
-def _check(groups: Groups, path: Path) -> None:
+def _check(columns: dict[str, Tensor], path: Path) -> None:
     """Raise unless shapes agree and every number is finite."""
-    action = groups.action
+    action = columns["action"]
     if action.ndim != 4 or action.shape[0] == 0 or action.shape[1] < 2:
         raise DataError(
             f"{path}: action has shape {tuple(action.shape)}", expected="(states, candidates, steps, size), 2 or more"
         )
     n, k, h, _ = action.shape
     wanted = {"valid": (n, h), "score": (n, k), "row": (n,), "held_out": (n,)}
-    shapes = {name: tuple(getattr(groups, name).shape) for name in wanted}
-    shapes |= {f"obs/{name}": tuple(value.shape[:1]) for name, value in groups.obs.items()}
-    wanted |= {f"obs/{name}": (n,) for name in groups.obs}
-    for name, shape in wanted.items():
-        if shapes[name] != shape:
-            raise DataError(f"{path}: {name} has shape {shapes[name]}", expected=str(shape))
-    numbers = {"action": action, "score": groups.score, **{f"obs/{name}": v for name, v in groups.obs.items()}}
-    for name, value in numbers.items():
+    for name, value in columns.items():
+        found, shape = tuple(value.shape), wanted.get(name, (n, *value.shape[1:]))
+        if found != shape:
+            raise DataError(f"{path}: {name} has shape {found}", expected=str(shape))
         if not bool(torch.isfinite(value).all()):
             state = int((~torch.isfinite(value)).flatten(1).any(1).nonzero()[0])
             raise DataError(
@@ -199,7 +197,7 @@ def _check(groups: Groups, path: Path) -> None:
                 expected="finite numbers",
                 fix="make the groups again; a critic that diverged gives such scores",
             )
-    if not bool((~groups.held_out).any()):
+    if not bool((~columns["held_out"]).any()):
         raise DataError(f"{path}: every state is held out", fix="make groups with a smaller --held-out-share")
 
 

@@ -49,10 +49,13 @@ def draw_corrected(metrics_csv: Path, png: Path, success: Sequence[tuple[int, fl
 
 
 def verdict(curves: Curves) -> str:
-    """In words: which update was chosen, and whether the rewards were exploited where training ended."""
+    """In words: which update was chosen, and whether the held-out judge confirms where training ended.
+
+    It does not where the hacking gap is above half of the gain in the training rewards [algorithms 3.7].
+    """
     chosen, gap, gain = (float(curves[name][-1]) for name in ("best_update", "hacking_gap", "reward_gain"))
     kept = f"update {chosen:.0f} is kept" if chosen else "the base is kept"
-    return f"{kept}; rewards are exploited at the end" if gap > 0.5 * max(gain, 0.0) and gap > 0.01 else kept
+    return f"{kept}; the held-out judge does not confirm the end" if gap > 0.5 * max(gain, 0.0) and gap > 0.01 else kept
 
 
 def _chosen(curves: Curves) -> float:
@@ -67,9 +70,7 @@ def _from_the_base(step: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np
 def _draw_gains(axes: Axes, curves: Curves) -> None:
     named = (("reward_gain", "training judge", ORANGE, "--"), ("held_out_gain", "held-out judge", BLUE, ":"))
     for name, label, colour, style in (*named, ("corrected_gain", "corrected score", BLUE, "-")):
-        axes.plot(
-            *_from_the_base(curves["step"], curves[name]), style, color=colour, label=label, drawstyle="steps-post"
-        )
+        axes.plot(*_from_the_base(curves["step"], curves[name]), style, color=colour, label=label)
     axes.axhline(0, color="#888888", linewidth=0.8)
     axes.axvline(_chosen(curves), color=GREEN, linewidth=1.2, label="chosen")
     axes.set_title("gain over the base (scale units)", fontsize=10)
@@ -78,7 +79,7 @@ def _draw_gains(axes: Axes, curves: Curves) -> None:
 
 def _draw_distance(axes: Axes, curves: Curves) -> None:
     for name, label, colour in (("kl", "divergence from the base", BLUE), ("unsupported", "outside the data", ORANGE)):
-        axes.plot(curves["step"], curves[name], color=colour, label=label, drawstyle="steps-post")
+        axes.plot(curves["step"], curves[name], color=colour, label=label)
     axes.axvline(_chosen(curves), color=GREEN, linewidth=1.2)
     axes.set_title("nats per chunk", fontsize=10)
     axes.legend(frameon=False, fontsize=8)

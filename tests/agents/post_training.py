@@ -104,9 +104,9 @@ def batch(groups, random, size=32, draw=gaussian):
     return found
 
 
-def run(agent, groups, steps, seed=0, draw=gaussian):
+def run(agent, groups, steps, seed=0, draw=gaussian, size=32):
     random = torch_generator(seed, "run")
-    return [agent.update(batch(groups, random, draw=draw), random) for _ in range(steps)]
+    return [agent.update(batch(groups, random, size, draw), random) for _ in range(steps)]
 
 
 def sample(policy, n=4000):

@@ -126,14 +126,14 @@ def test_rewards_plus_a_constant_of_the_state_train_the_same_policy():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "objective"), [("flow_bc", "plackett_luce"), ("dm1", "plackett_luce")])
-def test_a_linear_reward_moves_the_mean_by_its_variance_and_the_map_follows_in_one_evaluation(name, objective):
+@pytest.mark.parametrize("name", ["flow_bc", "dm1"])
+def test_a_linear_reward_moves_the_mean_by_its_variance_and_the_map_follows_in_one_evaluation(name):
     """KL-optimal mean: base mean + variance / temperature, in units of the scale; 16 draws, 16 candidates."""
     base = base_of(name)
     groups = groups_of(base, linear, candidates=16, states=512, epochs=1)
     start = sample(base)
-    agent = build(base, groups, objective=objective, scale="none", temperature=0.3, gate=0.0, draws=16)
-    run(agent, groups, 250)
+    agent = build(base, groups, scale="none", temperature=0.3, gate=0.0, draws=16)
+    run(agent, groups, 200, size=8)
     end = sample(agent.policy(agent.ema.state_dict()))
     # Candidates are samples of the base as it acts, so the tilt goes by their variance.
     wanted = float(start[:, 0].var()) / 0.3
@@ -153,11 +153,11 @@ def two_modes(n, generator):
 def test_mode_odds_follow_the_closed_form():
     """Odds after / before of the rewarded mode are exp((R2 - R1) / tau)."""
     config = FlowBC(net=MLP(width=96, depth=3), encoder=StateEncoder(width=8), **SIZES)
-    base = trained(config, two_modes, 800, rows=256)
+    base = trained(config, two_modes, 800, rows=128)
     share = float((sample(base)[:, 0] > 0).float().mean())
     groups = groups_of(base, lambda a: 1.0 * (a[..., 0] > 0), candidates=16, states=512, epochs=1)
     agent = build(base, groups, scale="none", temperature=0.8, gate=0.0, draws=8)
-    run(agent, groups, 300, draw=two_modes)
+    run(agent, groups, 250, draw=two_modes, size=8)
     odds = share / (1 - share) * 2.718281828 ** (1 / 0.8)
     found = float((sample(agent.policy(agent.ema.state_dict()))[:, 0] > 0).float().mean())
     assert found == pytest.approx(odds / (1 + odds), abs=0.07)

@@ -12,10 +12,10 @@ def curves(best, reward, held_out):
     return {name: np.array([0.0, value]) for name, value in columns.items()}
 
 
-def test_the_title_says_what_is_kept_and_whether_rewards_were_exploited():
+def test_the_title_says_what_is_kept_and_whether_the_end_is_confirmed():
     assert verdict(curves(300, 0.5, 0.4)) == "update 300 is kept"
-    assert verdict(curves(0, 0.5, -0.1)) == "the base is kept; rewards are exploited at the end"
-    assert verdict(curves(100, 0.5, 0.1)) == "update 100 is kept; rewards are exploited at the end"
+    assert verdict(curves(0, 0.5, -0.1)) == "the base is kept; the held-out judge does not confirm the end"
+    assert verdict(curves(100, 0.5, 0.1)) == "update 100 is kept; the held-out judge does not confirm the end"
 
 
 def test_drawn_with_and_without_success_and_refused_for_other_runs(tmp_path):
