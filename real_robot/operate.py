@@ -54,6 +54,10 @@ class Operator:
         """Send no more rows, only signs of life."""
         self._plan = None
 
+    def finished(self, now: float) -> bool:
+        """Whether the plan has come to its end."""
+        return self._plan is None or now - self._plan[1] >= self._plan[0].seconds
+
     def step(self, now: float) -> None:
         """Send a chunk if one is due."""
         if now < self._next:
@@ -140,7 +144,8 @@ def _play(
                 playing = True
             operator.step(now)
         solved_since = min(solved_since, now) if task.solved(tick) else float("inf")
-        if now - solved_since >= _HELD:
+        # A demonstration is recorded to its end: a policy must have seen the rest at the goal to rest there.
+        if now - solved_since >= _HELD and (demonstrate is None or operator.finished(now)):
             return Outcome(number, True, solved_since - start, "success")
         if state in (State.FAULT, State.LOCKED, State.IDLE, State.STOPPING):
             return Outcome(number, False, now - start, f"the bridge went {state.name}{running.last_events(1)}")

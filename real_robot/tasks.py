@@ -103,11 +103,11 @@ class Reach:
         return bool(np.linalg.norm(tool - tick["task"][:3]) < self._NEAR)
 
     def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
-        """Straight in joint space, at a speed of its own, and a second of rest."""
-        goal = solve(tick["task"][:3], self.limits)
-        seconds = 1.9 * float(np.abs(goal - tick["q"]).max()) / rng.uniform(0.35, 0.55)
-        opening = GRIPPER_WIDTH
-        return Plan(tick["q_cmd"], opening, [Waypoint(goal, opening, max(seconds, 0.6)), Waypoint(goal, opening, 1.0)])
+        """By a detour, at a speed of its own, and a second of rest."""
+        goal, aside = solve(tick["task"][:3], self.limits), detour(tick["q_cmd"], rng)
+        seconds = 1.9 * float(np.abs(goal - aside).max()) / rng.uniform(0.35, 0.55)
+        legs = [(aside, 0.7), (goal, max(seconds, 0.6)), (goal, 1.0)]
+        return Plan(tick["q_cmd"], GRIPPER_WIDTH, [Waypoint(q, GRIPPER_WIDTH, length) for q, length in legs])
 
 
 class Lift:
@@ -142,13 +142,21 @@ class Lift:
         return bool(tick["task"][2] > self._rest + self._HEIGHT)
 
     def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
-        """Above the cube, down, close, up."""
-        place, wide = tick["task"][:3], GRIPPER_WIDTH
-        above, down, up = (solve(np.array([*place[:2], z]), self.limits) for z in (0.12, 0.018, 0.16))
-        pace = rng.uniform(0.9, 1.2)
-        far = 1.9 * float(np.abs(above - tick["q"]).max()) / 0.45
-        legs = [(above, wide, max(far, 0.8)), (down, wide, 1.2), (down, 0.0, 0.8), (up, 0.0, 1.2), (up, 0.0, 1.5)]
+        """By a detour to somewhere above the cube, down, close, up."""
+        place, wide = tick["task"][:2], GRIPPER_WIDTH
+        aside = detour(tick["q_cmd"], rng)
+        # From all sides, so that the policy has seen how to come back from where its own errors take it.
+        begin = np.array([*(place + rng.uniform(-0.04, 0.04, 2)), rng.uniform(0.08, 0.16)])
+        above, down, up = (solve(p, self.limits) for p in (begin, np.array([*place, 0.018]), np.array([*place, 0.16])))
+        pace = rng.uniform(0.9, 1.1)
+        far = 1.9 * float(np.abs(above - aside).max()) / 0.5
+        legs = [(aside, wide, 0.7), (above, wide, max(far, 0.8)), (down, wide, 1.2), (down, 0.0, 0.7), (up, 0.0, 1.6)]
         return Plan(tick["q_cmd"], wide, [Waypoint(q, opening, pace * seconds) for q, opening, seconds in legs])
+
+
+def detour(q: Array, rng: np.random.Generator) -> Array:
+    """(7,) joint positions near ``q``: demonstrations that all ran the same way would teach no way back to it."""
+    return q + rng.uniform(-0.15, 0.15, 7)
 
 
 def solve(position: Array, limits: EnvelopeLimits) -> Array:
