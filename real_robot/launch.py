@@ -168,7 +168,7 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
         )
     shutil.rmtree(owner.parent, ignore_errors=True)
     running = RunningSession(setup, Session(setup.session, create=True))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     owner.write_text(str(os.getpid()), encoding="utf-8")
     try:
         running.start("bridge_process", {})
@@ -176,6 +176,7 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
         yield running
     finally:
         running.close()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _alive(pid: int) -> bool:

@@ -63,7 +63,7 @@ class Task(Protocol):
     name: str
 
     def draw(self, rng: np.random.Generator) -> Array:
-        """Set an episode up, the arm being at home; returns the numbers that the observation of the task shows."""
+        """Set an episode up, the arm being at home; returns the numbers that its own observation shows."""
 
     def look(self) -> Array | None:
         """The same numbers as they are now; None where they do not change."""
