@@ -22,6 +22,8 @@ from flowpolicy.real_robot.protocols import RobotError
 from flowpolicy.real_robot.records import Session, session_folder
 from flowpolicy.real_robot.states import State
 
+_END_S = 30.0
+"""The recorder may have an episode to finish."""
 Driver = Literal["fake", "franky"]
 
 
@@ -145,7 +147,7 @@ class RunningSession:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.wait(10.0)
+                    process.wait(_END_S)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()

@@ -108,6 +108,8 @@ def play_episode(
     _wait_for_open_gripper(running)
     about = task.draw(rng)
     _require(running, running.ask("start", State.READY, State.FAULT, State.LOCKED, seconds=5.0))
+    if demonstrate is not None:
+        _go_aside(running, task, rng, operator)
     session.command("begin", number, about)
     outcome = _play(running, task, number, horizon_s, demonstrate, operator, watch)
     operator.end()
@@ -151,6 +153,18 @@ def _play(
             return Outcome(number, False, now - start, f"the bridge went {state.name}{running.last_events(1)}")
         if now - start > horizon_s:
             return Outcome(number, False, now - start, "time is up")
+        time.sleep(0.02)
+
+
+def _go_aside(running: RunningSession, task: Task, rng: np.random.Generator, operator: Operator) -> None:
+    tick = running.session.ticks.latest()
+    plan = task.aside(tick, rng) if tick is not None else None
+    if plan is None:
+        return
+    operator.begin(plan)
+    while not operator.finished(now := time.monotonic()):
+        running.require_alive()
+        operator.step(now)
         time.sleep(0.02)
 
 

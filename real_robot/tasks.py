@@ -71,6 +71,9 @@ class Task(Protocol):
     def solved(self, tick: Records) -> bool:
         """Whether the success criterion holds now."""
 
+    def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
+        """Where the operator goes before a demonstration begins; None to begin here."""
+
     def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
         """How the operator does it from here."""
 
@@ -102,11 +105,15 @@ class Reach:
         tool = forward(tick["q"], self.limits.tool).position
         return bool(np.linalg.norm(tool - tick["task"][:3]) < self._NEAR)
 
+    def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
+        """Somewhere near."""
+        return aside(tick, rng)
+
     def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
-        """By a detour, at a speed of its own, and a second of rest."""
-        goal, aside = solve(tick["task"][:3], self.limits), detour(tick["q_cmd"], rng)
-        seconds = 1.9 * float(np.abs(goal - aside).max()) / rng.uniform(0.35, 0.55)
-        legs = [(aside, 0.7), (goal, max(seconds, 0.6)), (goal, 1.0)]
+        """At a speed of its own, and a second of rest."""
+        goal = solve(tick["task"][:3], self.limits)
+        seconds = 1.9 * float(np.abs(goal - tick["q_cmd"]).max()) / rng.uniform(0.35, 0.55)
+        legs = [(goal, max(seconds, 0.6)), (goal, 1.0)]
         return Plan(tick["q_cmd"], GRIPPER_WIDTH, [Waypoint(q, GRIPPER_WIDTH, length) for q, length in legs])
 
 
@@ -141,22 +148,30 @@ class Lift:
         """Whether the cube is 0.08 m above where it lay."""
         return bool(tick["task"][2] > self._rest + self._HEIGHT)
 
+    def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
+        """Somewhere near."""
+        return aside(tick, rng)
+
     def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
-        """By a detour to somewhere above the cube, down, close, up."""
+        """To somewhere above the cube, down, close, up."""
         place, wide = tick["task"][:2], GRIPPER_WIDTH
-        aside = detour(tick["q_cmd"], rng)
         # From all sides, so that the policy has seen how to come back from where its own errors take it.
         begin = np.array([*(place + rng.uniform(-0.04, 0.04, 2)), rng.uniform(0.08, 0.16)])
         above, down, up = (solve(p, self.limits) for p in (begin, np.array([*place, 0.018]), np.array([*place, 0.16])))
         pace = rng.uniform(0.9, 1.1)
-        far = 1.9 * float(np.abs(above - aside).max()) / 0.5
-        legs = [(aside, wide, 0.7), (above, wide, max(far, 0.8)), (down, wide, 1.2), (down, 0.0, 0.7), (up, 0.0, 1.6)]
+        far = 1.9 * float(np.abs(above - tick["q_cmd"]).max()) / 0.5
+        legs = [(above, wide, max(far, 0.8)), (down, wide, 1.2), (down, 0.0, 0.7), (up, 0.0, 1.6)]
         return Plan(tick["q_cmd"], wide, [Waypoint(q, opening, pace * seconds) for q, opening, seconds in legs])
 
 
-def detour(q: Array, rng: np.random.Generator) -> Array:
-    """(7,) joint positions near ``q``: demonstrations that all ran the same way would teach no way back to it."""
-    return q + rng.uniform(-0.15, 0.15, 7)
+def aside(tick: Records, rng: np.random.Generator) -> Plan:
+    """To joint positions near the present ones, before the recording begins.
+
+    Demonstrations that all ran the same way would teach no way back to it. Recorded, the way aside would teach to
+    stray.
+    """
+    q = tick["q_cmd"] + rng.uniform(-0.15, 0.15, 7)
+    return Plan(tick["q_cmd"], GRIPPER_WIDTH, [Waypoint(q, GRIPPER_WIDTH, 0.9)])
 
 
 def solve(position: Array, limits: EnvelopeLimits) -> Array:

@@ -155,6 +155,11 @@ class _Replay:
     def look(self) -> None:
         """Nothing."""
 
+    def aside(self, tick: Any, rng: Any) -> Plan:
+        """To where the recording began."""
+        q, opening = self._plan.rows(np.zeros(1))
+        return Plan(tick["q_cmd"], float(opening[0]), [Waypoint(q[0], float(opening[0]), 1.5)])
+
     def solved(self, tick: Any) -> bool:
         """Never."""
         return False
