@@ -93,7 +93,8 @@ class Envelope:
         near = pose.position[2] < self.box_low[2] + limits.near_table
         allowed = limits.translation_near_table if near else limits.translation
         linear, angular = tool_speed(pose, dq)
-        return float(min(1.0, 0.75 * allowed / max(linear, 1e-9), 0.75 * limits.rotation / max(angular, 1e-9)))
+        share = max(float(linear) / allowed, float(angular) / limits.rotation)
+        return 1.0 if share <= 0.75 else 0.75 / share
 
     def guard(self, now: Motion, proposed: Motion) -> tuple[Motion, NDArray[np.bool_]]:
         """The state to command next, and where (...,) it is the stop instead of what was proposed.

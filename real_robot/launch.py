@@ -22,6 +22,8 @@ from flowpolicy.real_robot.protocols import RobotError
 from flowpolicy.real_robot.records import Session, session_folder
 from flowpolicy.real_robot.states import State
 
+_END_S = 30.0
+"""The recorder may have an episode to finish."""
 Driver = Literal["fake", "franky"]
 
 
@@ -145,7 +147,7 @@ class RunningSession:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.wait(10.0)
+                    process.wait(_END_S)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
@@ -168,7 +170,7 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
         )
     shutil.rmtree(owner.parent, ignore_errors=True)
     running = RunningSession(setup, Session(setup.session, create=True))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     owner.write_text(str(os.getpid()), encoding="utf-8")
     try:
         running.start("bridge_process", {})
@@ -176,6 +178,7 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
         yield running
     finally:
         running.close()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _alive(pid: int) -> bool:

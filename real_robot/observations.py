@@ -11,9 +11,6 @@ from flowpolicy.core.errors import ContractError, nearest
 from flowpolicy.real_robot.kinematics import forward, quaternion
 from flowpolicy.real_robot.shared import Records
 
-TASK_SIZES = {"goal": 3, "object": 7}
-"""Observations that the task gives, by their number of values at the start of the tick's ``task``."""
-
 _OBSERVATIONS: dict[str, Callable[[Records, float], NDArray[np.float64]]] = {
     "robot0_joint_pos": lambda tick, tool: tick["q"],
     "robot0_joint_vel": lambda tick, tool: tick["dq"],

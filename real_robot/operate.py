@@ -54,6 +54,10 @@ class Operator:
         """Send no more rows, only signs of life."""
         self._plan = None
 
+    def finished(self, now: float) -> bool:
+        """Whether the plan has come to its end."""
+        return self._plan is None or now - self._plan[1] >= self._plan[0].seconds
+
     def step(self, now: float) -> None:
         """Send a chunk if one is due."""
         if now < self._next:
@@ -104,6 +108,8 @@ def play_episode(
     _wait_for_open_gripper(running)
     about = task.draw(rng)
     _require(running, running.ask("start", State.READY, State.FAULT, State.LOCKED, seconds=5.0))
+    if demonstrate is not None:
+        _go_aside(running, task, rng, operator)
     session.command("begin", number, about)
     outcome = _play(running, task, number, horizon_s, demonstrate, operator, watch)
     operator.end()
@@ -140,12 +146,25 @@ def _play(
                 playing = True
             operator.step(now)
         solved_since = min(solved_since, now) if task.solved(tick) else float("inf")
-        if now - solved_since >= _HELD:
+        # A demonstration is recorded to its end: a policy must have seen the rest at the goal to rest there.
+        if now - solved_since >= _HELD and (demonstrate is None or operator.finished(now)):
             return Outcome(number, True, solved_since - start, "success")
         if state in (State.FAULT, State.LOCKED, State.IDLE, State.STOPPING):
             return Outcome(number, False, now - start, f"the bridge went {state.name}{running.last_events(1)}")
         if now - start > horizon_s:
             return Outcome(number, False, now - start, "time is up")
+        time.sleep(0.02)
+
+
+def _go_aside(running: RunningSession, task: Task, rng: np.random.Generator, operator: Operator) -> None:
+    tick = running.session.ticks.latest()
+    plan = task.aside(tick, rng) if tick is not None else None
+    if plan is None:
+        return
+    operator.begin(plan)
+    while not operator.finished(now := time.monotonic()):
+        running.require_alive()
+        operator.step(now)
         time.sleep(0.02)
 
 

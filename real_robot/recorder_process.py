@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-import sys
+import threading
 from pathlib import Path
 
 from flowpolicy.real_robot.launch import orphaned, read_options
@@ -14,12 +14,12 @@ from flowpolicy.real_robot.records import Session
 def main() -> None:
     """Run until SIGTERM, then finish the episode under way."""
     setup, options = read_options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # A flag, not an exception: one would tear the file that is just being written.
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
     recorder = Recorder(Session(setup.session), Path(options["folder"]), options["meta"])
-    try:
-        recorder.run(abandoned=orphaned)
-    finally:
-        recorder.close()
+    recorder.run(abandoned=lambda: told.is_set() or orphaned())
+    recorder.close()
 
 
 if __name__ == "__main__":

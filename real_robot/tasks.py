@@ -63,13 +63,16 @@ class Task(Protocol):
     name: str
 
     def draw(self, rng: np.random.Generator) -> Array:
-        """Set an episode up, the arm being at home; returns the numbers that the observation of the task shows."""
+        """Set an episode up, the arm being at home; returns the numbers that its own observation shows."""
 
     def look(self) -> Array | None:
         """The same numbers as they are now; None where they do not change."""
 
     def solved(self, tick: Records) -> bool:
         """Whether the success criterion holds now."""
+
+    def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
+        """Where the operator goes before a demonstration begins; None to begin here."""
 
     def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
         """How the operator does it from here."""
@@ -102,12 +105,16 @@ class Reach:
         tool = forward(tick["q"], self.limits.tool).position
         return bool(np.linalg.norm(tool - tick["task"][:3]) < self._NEAR)
 
+    def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
+        """Somewhere near."""
+        return aside(tick, rng)
+
     def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
-        """Straight in joint space, at a speed of its own, and a second of rest."""
+        """At a speed of its own, and a second of rest."""
         goal = solve(tick["task"][:3], self.limits)
-        seconds = 1.9 * float(np.abs(goal - tick["q"]).max()) / rng.uniform(0.35, 0.55)
-        opening = GRIPPER_WIDTH
-        return Plan(tick["q_cmd"], opening, [Waypoint(goal, opening, max(seconds, 0.6)), Waypoint(goal, opening, 1.0)])
+        seconds = 1.9 * float(np.abs(goal - tick["q_cmd"]).max()) / rng.uniform(0.35, 0.55)
+        legs = [(goal, max(seconds, 0.6)), (goal, 1.0)]
+        return Plan(tick["q_cmd"], GRIPPER_WIDTH, [Waypoint(q, GRIPPER_WIDTH, length) for q, length in legs])
 
 
 class Lift:
@@ -141,14 +148,30 @@ class Lift:
         """Whether the cube is 0.08 m above where it lay."""
         return bool(tick["task"][2] > self._rest + self._HEIGHT)
 
+    def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
+        """Somewhere near."""
+        return aside(tick, rng)
+
     def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
-        """Above the cube, down, close, up."""
-        place, wide = tick["task"][:3], GRIPPER_WIDTH
-        above, down, up = (solve(np.array([*place[:2], z]), self.limits) for z in (0.12, 0.018, 0.16))
-        pace = rng.uniform(0.9, 1.2)
-        far = 1.9 * float(np.abs(above - tick["q"]).max()) / 0.45
-        legs = [(above, wide, max(far, 0.8)), (down, wide, 1.2), (down, 0.0, 0.8), (up, 0.0, 1.2), (up, 0.0, 1.5)]
+        """To somewhere above the cube, down, close, up."""
+        place, wide = tick["task"][:2], GRIPPER_WIDTH
+        # From all sides, so that the policy has seen how to come back from where its own errors take it.
+        begin = np.array([*(place + rng.uniform(-0.04, 0.04, 2)), rng.uniform(0.08, 0.16)])
+        above, down, up = (solve(p, self.limits) for p in (begin, np.array([*place, 0.018]), np.array([*place, 0.16])))
+        pace = rng.uniform(0.9, 1.1)
+        far = 1.9 * float(np.abs(above - tick["q_cmd"]).max()) / 0.5
+        legs = [(above, wide, max(far, 0.8)), (down, wide, 1.2), (down, 0.0, 0.7), (up, 0.0, 1.6)]
         return Plan(tick["q_cmd"], wide, [Waypoint(q, opening, pace * seconds) for q, opening, seconds in legs])
+
+
+def aside(tick: Records, rng: np.random.Generator) -> Plan:
+    """To joint positions near the present ones, before the recording begins.
+
+    Demonstrations that all ran the same way would teach no way back to it. Recorded, the way aside would teach to
+    stray.
+    """
+    q = tick["q_cmd"] + rng.uniform(-0.15, 0.15, 7)
+    return Plan(tick["q_cmd"], GRIPPER_WIDTH, [Waypoint(q, GRIPPER_WIDTH, 0.9)])
 
 
 def solve(position: Array, limits: EnvelopeLimits) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from pathlib import Path
@@ -73,7 +74,7 @@ def play(setup: Setup, task_name: str, out: Path, episodes: int, seed: int, poli
                 number,
                 rng,
                 horizon_s=config.horizon / spec.action.rate_hz,
-                demonstrate=None if policy else lambda tick, rng=rng: task.demonstrate(tick, rng),
+                demonstrate=None if policy else functools.partial(task.demonstrate, rng=rng),
                 operator=operator,
                 watch=view.watch,
             )
@@ -103,7 +104,8 @@ def replay_episode(setup: Setup, file: Path, episode: str) -> int:
             expected="(steps, 8): steps of the joints and opening, as `flowpolicy robot record` writes them",
         )
     path = begin + actions[:, :7].cumsum(0)
-    plan = _Rows(begin, [Waypoint(q, float(opening), PERIOD) for q, opening in zip(path, actions[:, 7], strict=True)])
+    legs = [Waypoint(q, float(opening), PERIOD) for q, opening in zip(path, actions[:, 7], strict=True)]
+    plan = _Rows(begin, float(actions[0, 7]), legs)
     task = _Replay(plan)
     with start_session(setup) as running:
         view = ConsoleView(running.session)
@@ -152,6 +154,11 @@ class _Replay:
 
     def look(self) -> None:
         """Nothing."""
+
+    def aside(self, tick: Any, rng: Any) -> Plan:
+        """To where the recording began."""
+        q, opening = self._plan.rows(np.zeros(1))
+        return Plan(tick["q_cmd"], float(opening[0]), [Waypoint(q[0], float(opening[0]), 1.5)])
 
     def solved(self, tick: Any) -> bool:
         """Never."""
