@@ -55,7 +55,7 @@ def table(records: Sequence[dict[str, Any]], nfes: Sequence[int]) -> str:
     lines = [
         "# Flow laboratory",
         "",
-        f"Chunks of {toy['steps']} x {toy['action']} numbers, {toy['modes']} modes on {100 * toy['share']:.0f} % of the "
+        f"Chunks of {toy['steps']} x {toy['action']} numbers, {toy['modes']} modes on {toy['share']:.0%} of the "
         f"observations, deviations {toy['narrow']} and {toy['wide']}; {plan['updates']} updates of {plan['batch']}, "
         f"network {plan['depth']} x {plan['width']}, seeds {', '.join(map(str, seeds))}.",
         "",
