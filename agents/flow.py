@@ -99,9 +99,8 @@ class FlowAgent(ImitationAgent):
         # Compiled graphs cannot yet be differentiated through a derivative that itself carries gradients.
         differentiable = self.spec.consistency.forward_mode and self.spec.consistency.differentiated
         super().__init__(config, contract, normalizer, compile=compile and not differentiable, **options)
-        self._teacher = (
-            [load_teacher(config, normalizer)] if config.teacher else []
-        )  # in a list: no part of this module
+        # In a list: the teacher is no part of this module, nor of its state.
+        self._teacher = [load_teacher(config, normalizer)] if config.teacher else []
         if config.from_teacher:
             self._start_from(self._teacher[0])
 
@@ -133,7 +132,8 @@ class FlowAgent(ImitationAgent):
         if spec.guidance.drop:
             drawn["drop"] = torch.rand(rows, generator=generator, device=data.device) < spec.guidance.drop
         if isinstance(spec.coupling, Table):
-            drawn["data"] = self._teacher[0].carry(dict(batch[OBS].items()), drawn["noise"], self.config.teacher_nfe)
+            carried = self._teacher[0].carry(dict(batch[OBS].items()), drawn["noise"], self.config.teacher_nfe)
+            drawn["data"] = carried.clone()  # a tensor of inference mode cannot take part in a gradient
             drawn["noise"] = spec.coupling.blend(drawn["noise"], progress, generator)
         return (drawn,)
 

@@ -15,7 +15,6 @@ from flowpolicy.commands.flow_flags import axes_help, split_flow_flags, with_flo
 from flowpolicy.commands.progress import training_progress
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core.errors import ConfigError, nearest
-from flowpolicy.envs import find_env
 from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.policy.policy import NETS
 from flowpolicy.train import Experiment, Trainer
@@ -84,6 +83,8 @@ def parse(preset: str, argv: Sequence[str]) -> TrainCommand:
         config=(tyro.conf.AvoidSubcommands,),
     )
     if isinstance(command, FlowTrainCommand):
+        from flowpolicy.envs import find_env
+
         command = dataclasses.replace(command, agent=dataclasses.replace(command.agent, flow=command.flow))
         command.agent.check(find_env(command.env).spec().action.size)
     return command
@@ -91,6 +92,7 @@ def parse(preset: str, argv: Sequence[str]) -> TrainCommand:
 
 def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None:
     """Train or resume with progress on the console, then draw the learning curves."""
+    from flowpolicy.envs import find_env
     from flowpolicy.evaluate.curves import draw_curves
 
     env = find_env(experiment.env)
