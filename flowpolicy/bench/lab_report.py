@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from flowpolicy.core.files import write_json, write_text
 from flowpolicy.evaluate.figures import save_figure, tidy
@@ -106,6 +106,8 @@ def draw(records: Sequence[dict[str, Any]], png: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="network evaluations per chunk (NFE)", ylabel="energy distance x 1000")
     axes.xaxis.set_major_locator(FixedLocator(every))
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.set_xticks(every, [str(nfe) for nfe in every])
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     tidy(axes)
