@@ -42,7 +42,10 @@ def test_help_lists_the_commands_and_imports_nothing_heavy(tmp_path):
         assert re.search(rf"^  {name} ", done.stdout, re.M)
 
 
-@pytest.mark.parametrize("command", ["data", "doctor", "train", "resume", "eval", "compare", "card", "bench", "demo"])
+@pytest.mark.parametrize(
+    "command",
+    ["data", "doctor", "train", "resume", "eval", "compare", "card", "lab", "fit", "distill", "cite", "bench", "demo"],
+)
 def test_every_command_explains_itself_at_once(command, tmp_path):
     code = "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules))\n" + (
         f"from flowpolicy.cli import main; main(['{command}', '--help'])"
