@@ -1,5 +1,6 @@
 """The toy's laws, the measure, recipes from words, and a table from small runs."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from flowpolicy.bench.chunk_toy import ChunkToy, energy_distance
 from flowpolicy.bench.lab_report import per_seed, summarise, write_report
 from flowpolicy.bench.laboratory import Plan, Recipe, check, parse_recipe, run_once
+from flowpolicy.commands.lab import Toy
 from flowpolicy.core.errors import ConfigError
 
 TINY = Plan(toy=ChunkToy(size=500), updates=12, batch=32, width=16, depth=2, observations=6, samples=16, nfes=(1, 2, 4))
@@ -33,6 +35,10 @@ def test_the_toy_has_the_law_that_it_says(toy):
     spread = (chunks - centres[nearest]).std(0)
     assert torch.allclose(spread[even], torch.full_like(spread[even], toy.narrow), rtol=0.1)
     assert (spread[~even] < 1.1 * toy.wide).all() and (spread[~even] > 0.5 * toy.wide).all()
+
+
+def test_the_flags_of_the_command_are_the_options_of_the_toy():
+    assert ChunkToy(**dataclasses.asdict(Toy())) == ChunkToy()
 
 
 def test_energy_distance():
