@@ -96,12 +96,11 @@ class FlowAgent(ImitationAgent):
             config.flow, time=config.flow.time.for_size(contract.chunk * contract.spec.action.size)
         )
         self.sampling = self.spec.sampling()
-        # Compiled graphs cannot yet be differentiated through a derivative that itself carries gradients.
+        # A gradient through a forward derivative is not tried in compiled graphs: those objectives run uncompiled.
         differentiable = self.spec.consistency.forward_mode and self.spec.consistency.differentiated
         super().__init__(config, contract, normalizer, compile=compile and not differentiable, **options)
-        self._teacher = (
-            [load_teacher(config, normalizer)] if config.teacher else []
-        )  # in a list: no part of this module
+        # In a list: the teacher is no part of this module, nor of its state.
+        self._teacher = [load_teacher(config, normalizer)] if config.teacher else []
         if config.from_teacher:
             self._start_from(self._teacher[0])
 
@@ -133,7 +132,8 @@ class FlowAgent(ImitationAgent):
         if spec.guidance.drop:
             drawn["drop"] = torch.rand(rows, generator=generator, device=data.device) < spec.guidance.drop
         if isinstance(spec.coupling, Table):
-            drawn["data"] = self._teacher[0].carry(dict(batch[OBS].items()), drawn["noise"], self.config.teacher_nfe)
+            carried = self._teacher[0].carry(dict(batch[OBS].items()), drawn["noise"], self.config.teacher_nfe)
+            drawn["data"] = carried.clone()  # a tensor of inference mode cannot take part in a gradient
             drawn["noise"] = spec.coupling.blend(drawn["noise"], progress, generator)
         return (drawn,)
 
@@ -223,18 +223,17 @@ def load_teacher(config: Flow, normalizer: Normalizer) -> Policy:
     return teacher
 
 
-def as_flow(config: ImitationConfig) -> Flow:
+def as_flow(config: Any) -> Flow:
     """The point on the axes that an agent is.
 
     Raises:
         ConfigError: it is none.
 
     """
-    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(ImitationConfig)}
     if isinstance(config, Flow):
         return config
     if isinstance(config, FlowBC):
-        return Flow(**shared, flow=FlowSpec(solver=make("solver", config.solver)), nfe=config.nfe)
+        return Flow(**_shared(config), flow=FlowSpec(solver=make("solver", config.solver)), nfe=config.nfe)
     if isinstance(config, DM1) and config.kappa in (0.0, 1.0):
         spec = FlowSpec(
             time=Ends(config.pairs),
@@ -242,9 +241,14 @@ def as_flow(config: ImitationConfig) -> Flow:
             consistency=MeanFlow() if config.kappa else ImprovedMeanFlow(),
             solver=MapJumps(),
         )
-        return Flow(**shared, flow=spec, nfe=config.nfe, dispersive=config.dispersive)
+        return Flow(**_shared(config), flow=spec, nfe=config.nfe, dispersive=config.dispersive)
     raise ConfigError(
         f"--flow flags with a preset of the agent {type(config).__name__}",
         expected="a preset of Flow BC or DM1, which are points on the axes",
         fix="flowpolicy train debug --flow.coupling c2ot",
     )
+
+
+def _shared(config: ImitationConfig) -> dict[str, Any]:
+    """Options that every behaviour-cloning agent has."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(ImitationConfig)}

@@ -45,6 +45,12 @@ class Optimizer:
     """Largest gradient norm."""
     ema: float = 0.999
     """Decay of the averaged weights that the policy uses."""
+    scaling: Literal["none", "sqrt"] = "none"
+    """'sqrt' multiplies ``lr`` by the root of the batch size over 256: how far Adam bears more (arXiv 2006.09092)."""
+
+    def scale(self, batch: int) -> float:
+        """Factor of the learning rate for batches of this size."""
+        return math.sqrt(batch / 256) if self.scaling == "sqrt" else 1.0
 
     def lr_at(self, update: int, steps: int) -> float:
         """Learning rate of the update with this number, of ``steps`` planned."""
@@ -174,7 +180,7 @@ class ImitationAgent(nn.Module):
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.actor.parameters(), options.clip, foreach=True)
-        lr = options.lr_at(self.updates, self.steps)
+        lr = options.lr_at(self.updates, self.steps) * options.scale(len(batch))
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.ema.update(self.actor, self.updates)

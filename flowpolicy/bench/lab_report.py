@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from flowpolicy.core.files import write_json, write_text
 from flowpolicy.evaluate.figures import save_figure, tidy
@@ -55,9 +55,9 @@ def table(records: Sequence[dict[str, Any]], nfes: Sequence[int]) -> str:
     lines = [
         "# Flow laboratory",
         "",
-        f"Chunks of {toy['steps']} x {toy['action']} numbers, {toy['modes']} modes on {100 * toy['share']:.0f} % of "
-        f"the observations, deviations {toy['narrow']} and {toy['wide']}; {plan['updates']} updates of "
-        f"{plan['batch']}, network {plan['depth']} x {plan['width']}, seeds {', '.join(map(str, seeds))}.",
+        f"Chunks of {toy['steps']} x {toy['action']} numbers, {toy['modes']} modes on {toy['share']:.0%} of the "
+        f"observations, deviations {toy['narrow']} and {toy['wide']}; {plan['updates']} updates of {plan['batch']}, "
+        f"network {plan['depth']} x {plan['width']}, seeds {', '.join(map(str, seeds))}.",
         "",
         "Conditional energy distance x 1000 (0 is exact; lower is better) with a 95 % bootstrap interval over "
         f"{plan['observations']} observations; behind the bar the error of every seed.",
@@ -106,6 +106,8 @@ def draw(records: Sequence[dict[str, Any]], png: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="network evaluations per chunk (NFE)", ylabel="energy distance x 1000")
     axes.xaxis.set_major_locator(FixedLocator(every))
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.set_xticks(every, [str(nfe) for nfe in every])
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     tidy(axes)

@@ -11,6 +11,7 @@ import tyro
 from flowpolicy.commands.arguments import call
 
 if TYPE_CHECKING:
+    from flowpolicy.flows.axes.spec import FlowSpec
     from flowpolicy.train import Experiment
 
 Method = Literal["reflow", "improved-reflow", "annealed-reflow", "k-step"]
@@ -87,8 +88,6 @@ def student(
     from flowpolicy.core.config import decode
     from flowpolicy.core.errors import ConfigError
     from flowpolicy.core.files import digest, read_json
-    from flowpolicy.flows.axes.registry import make
-    from flowpolicy.flows.axes.spec import FlowSpec
     from flowpolicy.nets.mlp import MLP
     from flowpolicy.policy.policy import Policy
 
@@ -100,12 +99,7 @@ def student(
         if not isinstance(net, MLP):
             raise ConfigError("--width or --depth for a teacher whose network is no MLP", fix="leave them out")
         net = MLP(width=width or net.width, depth=depth or net.depth)
-    coupling = make("coupling", "table", **({"anneal": 0.6} if method == "annealed-reflow" else {}))
-    flow = FlowSpec(interpolant=teacher.flow.interpolant, source=teacher.flow.source, coupling=coupling)
-    if method == "improved-reflow":
-        flow = dataclasses.replace(flow, time=make("time", "u-shape"), loss=make("loss", "pseudo-huber"))
-    elif method == "k-step":
-        flow = dataclasses.replace(flow, time=make("time", "grid", steps=nfe))
+    flow = pairs_spec(method, teacher.flow, nfe)
     same = net == teacher.net and not teacher.flow.consistency.two_time and not teacher.flow.guidance.null
     plain = teacher.flow.target.name == "velocity"
     agent = dataclasses.replace(
@@ -122,3 +116,19 @@ def student(
     )
     agent.check(Policy.load(folder).contract.spec.action.size)
     return dataclasses.replace(experiment, agent=agent, steps=steps, seed=seed)
+
+
+def pairs_spec(method: Method, teacher: FlowSpec, nfe: int) -> FlowSpec:
+    """How a student of this method is trained: a velocity on the teacher's path, from the teacher's noise."""
+    import dataclasses
+
+    from flowpolicy.flows.axes.registry import make
+    from flowpolicy.flows.axes.spec import FlowSpec
+
+    coupling = make("coupling", "table", **({"anneal": 0.6} if method == "annealed-reflow" else {}))
+    flow = FlowSpec(interpolant=teacher.interpolant, source=teacher.source, coupling=coupling)
+    if method == "improved-reflow":
+        return dataclasses.replace(flow, time=make("time", "u-shape"), loss=make("loss", "pseudo-huber"))
+    if method == "k-step":
+        return dataclasses.replace(flow, time=make("time", "grid", steps=nfe))
+    return flow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,32 @@ USUAL = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """The options of :class:`flowpolicy.bench.chunk_toy.ChunkToy`, without what it imports."""
+
+    steps: int = 4
+    """Steps of a chunk."""
+    action: int = 2
+    """Numbers of a step."""
+    obs: int = 2
+    """Numbers of an observation."""
+    modes: int = 2
+    """Modes of an observation that has several."""
+    share: float = 0.65
+    """Share of the observations that have several."""
+    first: float = 0.7
+    """Probability of the first mode there; the others share the rest."""
+    narrow: float = 0.02
+    """Deviation of the even numbers of a chunk."""
+    wide: float = 0.2
+    """Deviation of the odd ones."""
+    size: int = 20_000
+    """Training chunks."""
+    seed: int = 0
+    """Which functions of the observation the modes are."""
+
+
 def run(argv: Sequence[str]) -> int:
     """Compare points on the axes of the flow laboratory."""
     return call(lab, argv, "lab")
@@ -37,15 +64,7 @@ def lab(
     width: int = 128,
     observations: int = 64,
     samples: int = 192,
-    steps: int = 4,
-    action: int = 2,
-    obs: int = 2,
-    modes: int = 2,
-    share: float = 0.65,
-    first: float = 0.7,
-    narrow: float = 0.02,
-    wide: float = 0.2,
-    toy_seed: int = 0,
+    toy: Toy = Toy(),
     workers: int = 0,
     out: Path = Path("runs/lab"),
 ) -> None:
@@ -63,15 +82,7 @@ def lab(
         width: width of the network's three hidden layers.
         observations: observations that were not trained on, for the measure.
         samples: chunks drawn for each of them.
-        steps: steps of a chunk.
-        action: numbers of a step.
-        obs: numbers of an observation.
-        modes: modes of an observation that has several.
-        share: share of the observations that have several.
-        first: probability of the first mode there.
-        narrow: deviation of the even numbers of a chunk.
-        wide: deviation of the odd ones.
-        toy_seed: which functions of the observation the modes are.
+        toy: the task.
         workers: runs at a time; 0 is one per core.
         out: folder of records, table and picture.
 
@@ -80,18 +91,8 @@ def lab(
     from flowpolicy.bench.lab_report import write_report
     from flowpolicy.bench.laboratory import Plan, check, parse_recipe
 
-    toy = ChunkToy(
-        steps=steps,
-        action=action,
-        obs=obs,
-        modes=modes,
-        share=share,
-        first=first,
-        narrow=narrow,
-        wide=wide,
-        seed=toy_seed,
-    )
-    plan = Plan(toy=toy, updates=updates, batch=batch, width=width, observations=observations, samples=samples)
+    task = ChunkToy(**dataclasses.asdict(toy))
+    plan = Plan(toy=task, updates=updates, batch=batch, width=width, observations=observations, samples=samples)
     chosen = [parse_recipe(text) for text in recipes]
     check(chosen, plan)
     records = _run_all([(recipe, plan, seed) for recipe in chosen for seed in range(seeds)], out, workers)

@@ -17,8 +17,7 @@ from flowpolicy.commands.progress import training_progress
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.memory import keep_freed_memory
-from flowpolicy.core.protocols import VecEnv
-from flowpolicy.envs import find_env
+from flowpolicy.core.protocols import EnvConfig, VecEnv
 from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.policy.policy import NETS
 from flowpolicy.train import Experiment, Trainer
@@ -93,6 +92,8 @@ def parse(base: Experiment, argv: Sequence[str], name: str, description: str) ->
         config=(tyro.conf.AvoidSubcommands,),
     )
     if isinstance(command, FlowTrainCommand):
+        from flowpolicy.envs import find_env
+
         command = dataclasses.replace(command, agent=dataclasses.replace(command.agent, flow=command.flow))
         command.agent.check(find_env(command.env).spec().action.size)
     return command
@@ -100,6 +101,7 @@ def parse(base: Experiment, argv: Sequence[str], name: str, description: str) ->
 
 def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None:
     """Train or resume with progress on the console, then draw the learning curves."""
+    from flowpolicy.envs import find_env
     from flowpolicy.evaluate.curves import draw_curves
     from flowpolicy.train.post_training import take_over
 
@@ -111,7 +113,7 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
     # Absolute, so that the run can be resumed from another working directory.
     data = dataclasses.replace(experiment.data, path=str(Path(experiment.data.path).absolute()))
     experiment = dataclasses.replace(experiment, data=data)
-    with _slot(experiment) as slot:
+    with _slot(experiment, env) as slot:
         trainer = Trainer(experiment, folder, env.spec(), KINDS, resume=resume, slot=slot)
         with training_progress(trainer, folder) as report:
             newest = trainer.train(report)
@@ -128,12 +130,12 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
 
 
 @contextmanager
-def _slot(experiment: Experiment) -> Iterator[VecEnv | None]:
+def _slot(experiment: Experiment, env: EnvConfig) -> Iterator[VecEnv | None]:
     """One environment to step in, where the experiment asks for steps."""
     if not experiment.online.base:
         yield None
         return
-    slot = find_env(experiment.env).make(1)
+    slot = env.make(1)
     try:
         yield slot
     finally:

@@ -22,9 +22,9 @@ RIDGE = 1e-9
 class Trajectories(NamedTuple):
     """Finely integrated flows."""
 
-    times: Float64[Tensor, " n+1"]
+    times: Float64[Tensor, " k"]
     """Times of the states."""
-    states: Float[Tensor, "n+1 m d"]
+    states: Float[Tensor, "k m d"]
     """States of m trajectories."""
     slopes: Float[Tensor, "n m d"]
     """Velocities at all states but the last."""
@@ -41,7 +41,7 @@ def trajectories(flow: Dynamics, noise: Float[Tensor, "m *d"], steps: int = 64) 
     return Trajectories(times, torch.stack(states).flatten(2), torch.stack(slopes).flatten(2))
 
 
-def step_costs(paths: Trajectories) -> Float64[Tensor, "n+1 n+1"]:
+def step_costs(paths: Trajectories) -> Float64[Tensor, "k k"]:
     """Mean squared error of one Euler step from node i to node j > i; infinite elsewhere (BOSS, arXiv 2312.16414)."""
     count = len(paths.times)
     cost = torch.full((count, count), float("inf"), dtype=torch.float64)

@@ -127,7 +127,15 @@ def _kind(change):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("lr", 1e-2), ("weight_decay", 0.5), ("warmup", 5), ("schedule", "constant"), ("clip", 1e-3), ("ema", 0.05)],
+    [
+        ("lr", 1e-2),
+        ("weight_decay", 0.5),
+        ("warmup", 5),
+        ("schedule", "constant"),
+        ("clip", 1e-3),
+        ("ema", 0.05),
+        ("scaling", "sqrt"),
+    ],
 )
 def test_every_option_of_the_optimizer_changes_the_policy(field, value, demonstrations):
     def policy(options):
@@ -148,6 +156,11 @@ def test_learning_rate_warms_up_and_decays():
     assert max(rates) == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.5)
     assert rates[-1] < 0.001
+
+
+def test_the_learning_rate_grows_with_the_root_of_the_batch():
+    assert [Optimizer(scaling="sqrt").scale(batch) for batch in (64, 256, 1024)] == [0.5, 1.0, 2.0]
+    assert Optimizer().scale(1024) == 1.0
 
 
 def test_padded_steps_do_not_count(demonstrations):

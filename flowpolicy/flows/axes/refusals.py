@@ -208,7 +208,7 @@ def _posts(spec: FlowSpec, setting: Setting) -> Iterator[Conflict]:
 
 def _serving(spec: FlowSpec, setting: Setting) -> Iterator[Conflict]:
     """R15 and R18."""
-    if setting.serving == "stream-batch" and (setting.nfe == 1 or spec.solver.two_time):
+    if setting.serving == "stream-batch" and setting.nfe == 1:
         yield Conflict(
             f"stream batches with {spec.solver.flag} in one evaluation",
             "there is nothing to pipeline",

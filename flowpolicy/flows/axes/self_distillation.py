@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -63,7 +63,7 @@ class Lagrangian(SelfDistillation):
     def identity(self, problem: Problem) -> Float[Tensor, "b h a"]:
         """See :class:`SelfDistillation`."""
         p = problem
-        mean, slope = torch.func.jvp(lambda t: p.mean(p.x, p.s, t), (p.t,), (torch.ones_like(p.t),))
+        mean, slope = derivative(lambda t: p.mean(p.x, p.s, t), (p.t,), (torch.ones_like(p.t),))
         length = rows(p.t - p.s, p.x)
         with torch.no_grad():
             teacher = p.mean((p.x + length * mean.detach()).clamp(-self.clamp, self.clamp), p.t, p.t)
@@ -92,7 +92,7 @@ class Eulerian(SelfDistillation):
         p = problem
         with torch.no_grad():
             own = p.mean(p.x, p.s, p.s)
-        mean, slope = torch.func.jvp(lambda x, s: p.mean(x, s, p.t), (p.x, p.s), (own, torch.ones_like(p.s)))
+        mean, slope = derivative(lambda x, s: p.mean(x, s, p.t), (p.x, p.s), (own, torch.ones_like(p.s)))
         return mean - own - rows(p.t - p.s, p.x) * slope
 
 
@@ -185,6 +185,14 @@ class Trajectory(SelfDistillation):
             rest = p.mean(p.x + rows(step, p.x) * speed, p.s + step, p.t)
             target = share * speed + (1 - share) * rest
         return p.mean(p.x, p.s, p.t) - target
+
+
+def derivative(
+    function: Callable[..., Tensor], at: tuple[Tensor, ...], along: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Value of a function and its derivative in a direction, by forward mode; both carry a gradient."""
+    value, slope = torch.func.jvp(function, at, along)[:2]
+    return value, slope
 
 
 @torch.no_grad()

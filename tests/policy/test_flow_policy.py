@@ -1,0 +1,123 @@
+"""A policy of the flow laboratory: stored, loaded, counted, guided, and with a fitted solver."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.flows.axes.registry import make
+from flowpolicy.flows.axes.spec import Sampling
+from flowpolicy.nets.encoder import StateEncoder
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.policy import Policy
+from flowpolicy.policy.fit import fitted
+from flowpolicy.policy.policy import PolicyConfig
+
+from .test_policy import make as make_policy
+from .test_policy import observe, store
+
+NET = MLP(width=16, depth=2)
+
+
+def policy_with(contract, **values):
+    two_time = values.get("solver") == "map"
+    sampling = Sampling(**{axis: make(axis, name) for axis, name in values.items()}, two_time=two_time)
+    return make_policy(contract, "flow", NET, flow=sampling)
+
+
+@pytest.mark.parametrize(
+    ("values", "nfe"),
+    [
+        ({}, 3),
+        ({"solver": "map"}, 2),
+        ({"source": "student-t", "schedule": "cosine"}, 4),
+        ({"source": "mixed"}, 4),
+        ({"guidance": "cfg"}, 6),
+        ({"guidance": "rcfg", "solver": "ab2"}, 5),
+        ({"interpolant": "trig", "target": "data", "solver": "ddim"}, 3),
+        ({"solver": "sde"}, 4),
+        ({"solver": "heun"}, 5),
+    ],
+)
+def test_a_loaded_policy_acts_like_the_stored_one_and_counts_its_evaluations(values, nfe, contract, tmp_path):
+    policy = policy_with(contract, **values)
+    store(policy, tmp_path)
+    calls = []
+    policy.actor.net.register_forward_hook(lambda *_: calls.append(1))
+    obs = observe(contract)
+    chunk = policy.act(obs, torch_generator(1), nfe)
+    assert torch.equal(Policy.load(tmp_path).act(obs, torch_generator(1), nfe), chunk)
+    assert policy.evaluations == len(calls) == nfe
+    assert chunk.shape == (3, contract.chunk, 2)
+
+
+def test_plain_values_are_the_euler_policy_bit_for_bit(contract):
+    obs = observe(contract)
+    plain, flow = make_policy(contract, "euler", NET), policy_with(contract)
+    flow.actor.load_state_dict(plain.actor.state_dict())
+    assert torch.equal(plain.act(obs, torch_generator(0), 7), flow.act(obs, torch_generator(0), 7))
+
+
+def test_guidance_of_one_is_none_and_the_null_condition_is_asked(contract):
+    obs = observe(contract)
+    guided = policy_with(contract, guidance="cfg")
+    config = guided.config
+    one = dataclasses.replace(config.flow, guidance=make("guidance", "cfg", scale=1.0))
+    guided.config = dataclasses.replace(config, flow=one)
+    plain = policy_with(contract)
+    plain.actor.load_state_dict({k: v for k, v in guided.actor.state_dict().items() if k != "null"})
+    chunk = plain.act(obs, torch_generator(0), 4)
+    torch.testing.assert_close(guided.act(obs, torch_generator(0), 8), chunk, atol=1e-5, rtol=0)
+    guided.config = config
+    before = guided.act(obs, torch_generator(0), 8)
+    guided.actor.null.add_(1.0)
+    assert not torch.equal(before, guided.act(obs, torch_generator(0), 8))
+    with pytest.raises(ConfigError, match="nfe=5"):
+        guided.act(obs, torch_generator(0), 5)
+
+
+def test_what_draws_on_the_way_needs_a_generator(contract):
+    for values in ({"solver": "sde"}, {"source": "mixed"}):
+        policy = policy_with(contract, **values)
+        noise = torch.randn(3, contract.chunk, 2, generator=torch_generator(0))
+        with pytest.raises(ConfigError, match="generator"):
+            policy.act_from(observe(contract), noise, 4)
+
+
+def test_sampler_and_flow_go_together():
+    with pytest.raises(ConfigError, match="both or neither"):
+        PolicyConfig(NET, StateEncoder(width=8), "flow")
+    with pytest.raises(ConfigError, match="both or neither"):
+        PolicyConfig(NET, StateEncoder(width=8), "euler", flow=Sampling())
+
+
+@pytest.mark.parametrize("method", ["olss", "boss"])
+def test_a_fitted_policy_is_closer_to_many_steps_and_belongs_to_its_weights(method, contract, tmp_path):
+    policy = make_policy(contract, "euler", NET)
+    for parameter in policy.actor.parameters():
+        parameter.mul_(0.5)
+    obs = observe(contract, rows=256)
+    better = fitted(policy, obs, 4, method, torch_generator(0))
+    new = observe(contract, rows=200, seed=5)
+    noise = torch.randn(200, contract.chunk, 2, generator=torch_generator(3))
+    exact, euler, own = policy.carry(new, noise, 64), policy.carry(new, noise, 4), better.carry(new, noise, 4)
+    assert float((own - exact).square().mean()) < (0.5 if method == "olss" else 1.0) * float(
+        (euler - exact).square().mean()
+    )
+    assert better.contract.nfe == 4
+    with pytest.raises(ConfigError, match="flowpolicy fit"):
+        better.carry(new, noise, 5)
+
+    store(better, tmp_path / "right")
+    assert torch.equal(Policy.load(tmp_path / "right").carry(new, noise, 4), own)
+    next(better.actor.parameters()).add_(1e-3)
+    store(better, tmp_path / "stale")
+    with pytest.raises(CheckpointError, match="fitted on other weights"):
+        Policy.load(tmp_path / "stale")
+
+
+def test_what_follows_no_velocity_cannot_be_fitted(contract):
+    with pytest.raises(ConfigError, match="no velocity"):
+        fitted(make_policy(contract, "direct", NET), observe(contract), 4, "olss", torch_generator(0))
