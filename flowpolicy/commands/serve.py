@@ -30,6 +30,7 @@ def serve(
     /,
     config: Annotated[ServerConfig, tyro.conf.arg(name="")] = DEFAULTS,
     nfes: tuple[int, ...] = (),
+    engine: str = "eager",
     threads: int = 1,
     token_file: Path | None = None,
 ) -> None:
@@ -41,6 +42,8 @@ def serve(
         run: run folder (its newest checkpoint, now and later) or checkpoint folder.
         config: options of the server.
         nfes: numbers of network evaluations to choose from by the time that is left; the contract's unless given.
+        engine: 'eager' runs every policy; 'numpy' (MLPs) and 'onnx' answer several times sooner, and 'auto' measures
+            all that there are, which can take a minute at every reload. Only 'eager' takes committed actions.
         threads: threads of the engine.
         token_file: file whose content clients must show as their token; required unless --host is this machine.
 
@@ -49,7 +52,7 @@ def serve(
 
     from flowpolicy.serve.process import serve_until_stopped
 
-    load = _loader(run, nfes, threads, config.max_batch)
+    load = _loader(run, nfes, engine, threads, config.max_batch)
     asyncio.run(serve_until_stopped(run, load, config, _token(token_file)))
 
 
@@ -69,15 +72,15 @@ def _token(path: Path | None) -> str:
     return token
 
 
-def _loader(run: Path, nfes: tuple[int, ...], threads: int, max_batch: int) -> Callable[[], Model]:
+def _loader(run: Path, nfes: tuple[int, ...], engine: str, threads: int, max_batch: int) -> Callable[[], Model]:
     """Loads the newest checkpoint and measures it."""
     batches = [size for size in (1, 2, 4, 8, 16, 32, 64) if size < max_batch] + [max_batch]
 
     def load() -> Model:
-        from flowpolicy.serve.eager import load_engines
+        from flowpolicy.serve.engines import load_engines
         from flowpolicy.serve.model import Model
 
-        engines, checkpoint = load_engines(run, nfes, threads)
+        engines, checkpoint = load_engines(run, nfes, threads, engine, batches)
         return Model.prepare(engines, checkpoint, batches)
 
     return load
