@@ -1,0 +1,65 @@
+"""Engines of a stored policy behind the server's interface."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from flowpolicy.agents.dm1 import DM1
+from flowpolicy.configs.presets import KINDS, PRESETS
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.data.dataset import DataConfig
+from flowpolicy.envs import find_env
+from flowpolicy.envs.demonstrators import make_demonstrations
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.serve.engines import load_engines
+from flowpolicy.serve.model import Model
+from flowpolicy.serve.protocol import ActRequest
+from flowpolicy.train import Trainer
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs, without and with committed actions."""
+    home = tmp_path_factory.mktemp("runs")
+    make_demonstrations("toy", home / "toy.hdf5", episodes=4, seed=0, quality="expert", workers=1)
+    for name, prefix in (("plain", 0), ("prefix", 2)):
+        agent = DM1(net=MLP(width=16, depth=2), chunk=4, execute=2, prefix=prefix)
+        experiment = dataclasses.replace(
+            PRESETS["debug"][1],
+            agent=agent,
+            data=DataConfig(path=str(home / "toy.hdf5")),
+            steps=3,
+            batch_size=8,
+            tensorboard=False,
+        )
+        Trainer(experiment, home / name, find_env("toy").spec(), KINDS).train()
+    return home
+
+
+def chunk(run, name, rows=2):
+    engines, checkpoint = load_engines(run, (), 1, name, (1, 2))
+    assert checkpoint == "step_00000003"
+    model = Model.prepare(engines, checkpoint, (1, 2), rounds=2)
+    contract = model.any_engine.contract
+    obs = {
+        key: np.full((contract.history, *spec.shape), 0.3, np.float32) for key, spec in contract.spec.observation.items()
+    }
+    requests = [
+        ActRequest(id=number, obs=obs, budget_ms=1e3, seed=number, noise=None, prefix=None) for number in range(rows)
+    ]
+    return model.act(contract.nfe, requests), engines[0].scaling
+
+
+def test_the_numpy_engine_serves_what_the_policy_does(runs):
+    (eager, scaling), (fast, same) = chunk(runs / "plain", "eager"), chunk(runs / "plain", "numpy")
+    np.testing.assert_allclose(fast, eager, atol=1e-4)
+    assert np.ptp(eager, axis=0).max() > 1e-3, "the two requests have different noise"
+    assert scaling.keys() == same.keys()
+    assert all(np.array_equal(scaling[key], same[key]) for key in scaling)
+
+
+def test_committed_actions_need_the_policy_itself(runs):
+    assert load_engines(runs / "prefix", (), 1)[0][0].prefix == 2
+    with pytest.raises(ConfigError, match="continues committed actions"):
+        load_engines(runs / "prefix", (), 1, "numpy")
