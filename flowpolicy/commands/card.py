@@ -94,7 +94,10 @@ def _delay(
     from flowpolicy.evaluate.report import git_commit
 
     episodes = len(plan.indices)
-    with progress_bar(f"delay {record['run']}", episodes * len(delays_ms) * len(ways(policy))) as move:
+    options = {name: record[name] for name in ("jitter", "dropped")}
+    undelayed = 0 if any(options.values()) else list(delays_ms).count(0.0)  # played once for all ways
+    rollouts = undelayed + (len(delays_ms) - undelayed) * len(ways(policy))
+    with progress_bar(f"delay {record['run']}", episodes * rollouts) as move:
         done = 0
 
         def progress(_: object) -> None:
@@ -102,7 +105,6 @@ def _delay(
             done += 1
             move(done, "")
 
-        options = {name: record[name] for name in ("jitter", "dropped")}
         points = delay_curve(policy, env, plan, delays_ms=delays_ms, progress=progress, **options)
     about = {"commit": git_commit(), "versions": library_versions(), "plan": plan.to_json()}
     save_delay(points, folder / "delay.json", **record, **about)
