@@ -38,6 +38,8 @@ _KINDS: tuple[tuple[str, FaultKind], ...] = (
     ("safety function", "user_stop"),
     ("user stop", "user_stop"),
     ("UserStopped", "user_stop"),
+    ("NetworkException", "network"),
+    ("Net Exception", "network"),
     ("UDP", "network"),
     ("TCP", "network"),
     ("closed connection", "network"),

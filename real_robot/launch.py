@@ -132,9 +132,10 @@ class RunningSession:
         raise RobotError(f"'{command}' was not done after {seconds:g} s{self.last_events()}")
 
     def last_events(self, count: int = 5) -> str:
-        """The newest events, as lines."""
-        records, _, _ = self.session.events.read(max(0, self.session.events.count - count))
-        return "".join(f"\n    {bytes(r['kind']).decode()}: {bytes(r['text']).decode()}" for r in records)
+        """The newest events that are no mere warnings, as lines."""
+        records, _, _ = self.session.events.read(max(0, self.session.events.count - 100))
+        kept = [(bytes(r["kind"]).decode(), bytes(r["text"]).decode()) for r in records]
+        return "".join(f"\n    {kind}: {text}" for kind, text in [e for e in kept if e[0] != "warning"][-count:])
 
     def close(self) -> None:
         """Bring the arm to rest and end every process: bridge, then policy, then recorder."""
