@@ -12,11 +12,11 @@ from torch import Tensor
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import digest
 from flowpolicy.flows.axes.registry import make
-from flowpolicy.flows.axes.schedules import Boss
+from flowpolicy.flows.axes.schedules import Boss, UniformSteps
 from flowpolicy.flows.axes.solvers import Euler, Solver
 from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.flows.axes.subspace import Fitted
-from flowpolicy.flows.fitting import bellman, fit_subspace, step_costs, trajectories
+from flowpolicy.flows.fitting import Trajectories, bellman, fit_subspace, step_costs, trajectories
 from flowpolicy.policy.flow import dynamics
 from flowpolicy.policy.policy import Policy
 
@@ -48,8 +48,8 @@ def fitted(
 ) -> Policy:
     """A copy of the policy whose solver spends ``evaluations`` per chunk where they cost least.
 
-    'boss' puts the steps of Euler's method by dynamic programming; 'olss' fits on these nodes what every state is
-    made of. Source: [flow-methods 9, 25].
+    'boss' puts the steps of Euler's method by dynamic programming; 'olss' fits what every state is made of, on these
+    nodes or on equal steps, whichever ends nearer to the fine trajectories. Source: [flow-methods 9, 25].
 
     Args:
         policy: trained.
@@ -73,15 +73,27 @@ def fitted(
     with torch.inference_mode():
         cond, _ = policy.actor.condition(policy.normalizer.obs({key: obs[key] for key in policy.actor.keys}))
         network = lambda *args: policy.actor.net(*args).value  # noqa: E731, the call that counts is in the policy
-        paths = trajectories(dynamics(policy.actor, flow, network, cond, None), noise, FINE)
-    nodes = bellman(step_costs(paths), evaluations)
-    times = tuple(float(paths.times[node]) for node in nodes)
+        field = dynamics(policy.actor, flow, network, cond, None)
+        paths = trajectories(field, noise, FINE)
+    nodes = [bellman(step_costs(paths), evaluations)]
     weights = digest(policy.actor.state_dict())
-    solver: Solver = Euler()
     if method == "olss":
-        solver = Fitted(times, fit_subspace(paths, nodes), weights)
-    better = dataclasses.replace(flow, solver=solver, schedule=Boss(times, weights))
+        # One step's cost ignores what later steps make of it: equal steps are sometimes the better nodes.
+        nodes.append(tuple(round(FINE * k / evaluations) for k in range(evaluations + 1)))
+        solvers = [Fitted(_times(paths, chosen), fit_subspace(paths, chosen), weights) for chosen in nodes]
+        with torch.inference_mode():
+            ends = [solver.solve(field, noise, (), evaluations, None).flatten(1) for solver in solvers]
+        solver: Solver = min(
+            zip(ends, solvers, strict=True), key=lambda pair: float((pair[0] - paths.states[-1]).square().mean())
+        )[1]
+        better = dataclasses.replace(flow, solver=solver, schedule=UniformSteps())
+    else:
+        better = dataclasses.replace(flow, solver=Euler(), schedule=Boss(_times(paths, nodes[0]), weights))
     copied = copy.deepcopy(policy)
     copied.config = dataclasses.replace(policy.config, sampler="flow", flow=better)
     copied.contract = dataclasses.replace(policy.contract, nfe=flow.guidance.total(evaluations))
     return copied
+
+
+def _times(paths: Trajectories, nodes: tuple[int, ...]) -> tuple[float, ...]:
+    return tuple(float(paths.times[node]) for node in nodes)
