@@ -16,7 +16,8 @@ from flowpolicy.core.seed import torch_generator
 from flowpolicy.data.groups import Groups
 from flowpolicy.flows.groups import Weight, stratified_times, time_weight
 from flowpolicy.nets.flow_nets import MapNet
-from flowpolicy.policy.policy import Actor, Policy
+from flowpolicy.policy.actor import Actor
+from flowpolicy.policy.policy import Policy
 
 STATES, SAMPLES, DRAWS = 64, 4, 16
 """Held-out states of an assessment, chunks per state, and draws (time, noise) per chunk."""

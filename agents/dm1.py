@@ -23,7 +23,7 @@ from flowpolicy.flows.meanflow import meanflow
 from flowpolicy.flows.real_time import hold
 from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.flow_nets import MapNet
-from flowpolicy.policy.policy import Sampler
+from flowpolicy.policy.actor import Sampler
 
 
 @dataclasses.dataclass(frozen=True)

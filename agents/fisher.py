@@ -36,7 +36,7 @@ from flowpolicy.flows.interpolant import interpolate
 from flowpolicy.flows.solvers import Field
 from flowpolicy.flows.times import PairLaw, uniform
 from flowpolicy.nets.mlp import MLP
-from flowpolicy.policy.policy import Net, PolicyConfig
+from flowpolicy.policy.actor import Net, PolicyConfig
 
 
 @dataclasses.dataclass(frozen=True)

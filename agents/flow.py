@@ -36,8 +36,9 @@ from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
 from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.flow_nets import MapNet
+from flowpolicy.policy.actor import PolicyConfig, Sampler
 from flowpolicy.policy.flow import seen, shaped
-from flowpolicy.policy.policy import Policy, PolicyConfig, Sampler
+from flowpolicy.policy.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True)

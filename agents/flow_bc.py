@@ -19,7 +19,7 @@ from flowpolicy.flows.matching import matching_loss
 from flowpolicy.flows.real_time import hold
 from flowpolicy.flows.solvers import SolverName, steps_for
 from flowpolicy.flows.times import uniform
-from flowpolicy.policy.policy import Sampler
+from flowpolicy.policy.actor import Sampler
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from flowpolicy.flows.matching import matching_loss
 from flowpolicy.flows.solvers import SolverName, integrate, steps_for
 from flowpolicy.flows.times import uniform
 from flowpolicy.nets.critic import Aggregation, Critic
-from flowpolicy.policy.policy import Actor, PolicyConfig
+from flowpolicy.policy.actor import Actor, PolicyConfig
 
 
 @dataclasses.dataclass(frozen=True)

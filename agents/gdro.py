@@ -35,7 +35,8 @@ from flowpolicy.flows.meanflow import meanflow
 from flowpolicy.flows.times import PairLaw, uniform
 from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.flow_nets import MapNet
-from flowpolicy.policy.policy import Policy, Sampler
+from flowpolicy.policy.actor import Sampler
+from flowpolicy.policy.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True)

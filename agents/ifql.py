@@ -20,7 +20,7 @@ from flowpolicy.agents.value_learning import Transition
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.flows.solvers import SolverName, steps_for
 from flowpolicy.flows.times import uniform
-from flowpolicy.policy.policy import PolicyConfig
+from flowpolicy.policy.actor import PolicyConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,8 @@ from flowpolicy.flows.real_time import committed_rows
 from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
-from flowpolicy.policy.policy import Actor, Net, Policy, PolicyConfig, Sampler
+from flowpolicy.policy.actor import Actor, Net, PolicyConfig, Sampler
+from flowpolicy.policy.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from flowpolicy.agents.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.nets.critic import Critic, CriticConfig
-from flowpolicy.policy.policy import PolicyConfig
+from flowpolicy.policy.actor import PolicyConfig
 
 LARGEST_WEIGHT = 100.0
 """Cap of the exponential weights of the published code."""

@@ -33,7 +33,7 @@ from flowpolicy.flows.solvers import jump
 from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.nets.mlp import MLP
-from flowpolicy.policy.policy import Actor, Net, PolicyConfig
+from flowpolicy.policy.actor import Actor, Net, PolicyConfig
 
 
 @dataclasses.dataclass(frozen=True)

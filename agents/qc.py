@@ -20,7 +20,8 @@ from flowpolicy.agents.value_learning import Transition, ValueAgent
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.flows.times import uniform
-from flowpolicy.policy.policy import PolicyConfig, best_of
+from flowpolicy.policy.actor import PolicyConfig
+from flowpolicy.policy.policy import best_of
 
 
 @dataclasses.dataclass(frozen=True)

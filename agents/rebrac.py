@@ -19,7 +19,7 @@ from flowpolicy.agents.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.nets.critic import CriticConfig, polyak
-from flowpolicy.policy.policy import Actor, PolicyConfig
+from flowpolicy.policy.actor import Actor, PolicyConfig
 
 
 @dataclasses.dataclass(frozen=True)

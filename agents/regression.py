@@ -16,7 +16,7 @@ from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.flows.matching import matching_loss
 from flowpolicy.flows.real_time import hold
-from flowpolicy.policy.policy import Sampler
+from flowpolicy.policy.actor import Sampler
 
 
 @dataclasses.dataclass(frozen=True)

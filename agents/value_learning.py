@@ -28,7 +28,8 @@ from flowpolicy.nets.critic import Critic, CriticConfig, polyak
 from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.plain import Plain
-from flowpolicy.policy.policy import Actor, Net, Policy, PolicyConfig
+from flowpolicy.policy.actor import Actor, Net, PolicyConfig
+from flowpolicy.policy.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True)

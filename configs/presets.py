@@ -28,7 +28,7 @@ from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
-from flowpolicy.policy.policy import KINDS as POLICY_KINDS
+from flowpolicy.policy.actor import KINDS as POLICY_KINDS
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.online import OnlineConfig
 

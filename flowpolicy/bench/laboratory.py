@@ -30,8 +30,9 @@ from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
+from flowpolicy.policy.actor import KINDS
 from flowpolicy.policy.fit import fitted
-from flowpolicy.policy.policy import KINDS, Policy
+from flowpolicy.policy.policy import Policy
 
 NFES = (1, 2, 4, 8, 64)
 SCALE = 1000.0

@@ -19,7 +19,7 @@ from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.memory import keep_freed_memory
 from flowpolicy.core.protocols import EnvConfig, VecEnv
 from flowpolicy.flows.axes.spec import FlowSpec
-from flowpolicy.policy.policy import NETS
+from flowpolicy.policy.actor import NETS
 from flowpolicy.train import Experiment, Trainer
 
 VARIANTS: dict[str, dict[str, Any]] = {"agent.net": NETS}

@@ -106,6 +106,8 @@ def sha256(path: Path) -> str:
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """Hexadecimal SHA-256 of named tensors: names, shapes and values, in the order of the names."""
+    import torch
+
     hashed = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()

@@ -23,11 +23,12 @@ from flowpolicy.core.files import flush, sha256, write_json, write_tensors, writ
 from flowpolicy.core.seed import numpy_generator
 from flowpolicy.core.spec import library_versions, save_contract
 from flowpolicy.nets.layers import whole_operators
+from flowpolicy.policy.actor import KINDS
 from flowpolicy.policy.engines import aotinductor, eager, numpy_mlp, onnx_runtime
 from flowpolicy.policy.engines.engine import TOLERANCE, Program, Shapes
 from flowpolicy.policy.graph import ActGraph
 from flowpolicy.policy.package import HEADER, SCHEMA, Format, open_package
-from flowpolicy.policy.policy import KINDS, Policy
+from flowpolicy.policy.policy import Policy
 
 SAMPLES = 16
 """Random decisions per batch size that an exported file must reproduce before it is published."""

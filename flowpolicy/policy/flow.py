@@ -15,7 +15,7 @@ from flowpolicy.flows.axes.sources import divergence, mix
 from flowpolicy.flows.axes.spec import Network, Sampling
 
 if TYPE_CHECKING:
-    from flowpolicy.policy.policy import Actor
+    from flowpolicy.policy.actor import Actor
 
 
 def shaped(

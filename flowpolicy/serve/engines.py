@@ -91,6 +91,7 @@ def load_engines(
     torch.set_num_threads(threads)
     folder = resolve(path)
     policy = Policy.load(folder)
+    policy.require_plain_noise()
     numbers = nfes or (policy.contract.nfe,)
     if name == EagerEngine.name:
         return [EagerEngine(policy, nfe) for nfe in numbers], folder.name

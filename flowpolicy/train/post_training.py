@@ -12,7 +12,8 @@ from flowpolicy.core.errors import ConfigError, DataError
 from flowpolicy.core.files import read_json, sha256
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.groups import read_groups
-from flowpolicy.policy.policy import Policy, PolicyConfig
+from flowpolicy.policy.actor import PolicyConfig
+from flowpolicy.policy.policy import Policy
 from flowpolicy.train.experiment import Experiment
 
 FLOWS = ("map", "euler", "midpoint", "heun")

@@ -21,7 +21,7 @@ from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.unet import UNet
 from flowpolicy.policy import Policy
-from flowpolicy.policy.policy import PolicyConfig
+from flowpolicy.policy.actor import PolicyConfig
 
 CONTRACT = Contract(Spec({"a": ObservationSpec((3,)), "b": ObservationSpec((2,))}, ActionSpec(2)), 2, 4, 2, 1)
 

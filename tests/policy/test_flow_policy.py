@@ -12,8 +12,8 @@ from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy import Policy
+from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.fit import fitted
-from flowpolicy.policy.policy import PolicyConfig
 
 from .test_policy import make as make_policy
 from .test_policy import observe, store

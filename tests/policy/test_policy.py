@@ -18,7 +18,7 @@ from flowpolicy.nets.plain import Plain
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
 from flowpolicy.policy import ChunkQueue, Policy
-from flowpolicy.policy.policy import KINDS, PolicyConfig
+from flowpolicy.policy.actor import KINDS, PolicyConfig
 
 NETS = [MLP(width=16, depth=2), UNet(), Transformer(), Plain(width=16, depth=2)]
 

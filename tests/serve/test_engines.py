@@ -43,7 +43,8 @@ def chunk(run, name, rows=2):
     model = Model.prepare(engines, checkpoint, (1, 2), rounds=2)
     contract = model.any_engine.contract
     obs = {
-        key: np.full((contract.history, *spec.shape), 0.3, np.float32) for key, spec in contract.spec.observation.items()
+        key: np.full((contract.history, *spec.shape), 0.3, np.float32)
+        for key, spec in contract.spec.observation.items()
     }
     requests = [
         ActRequest(id=number, obs=obs, budget_ms=1e3, seed=number, noise=None, prefix=None) for number in range(rows)
@@ -57,6 +58,16 @@ def test_the_numpy_engine_serves_what_the_policy_does(runs):
     assert np.ptp(eager, axis=0).max() > 1e-3, "the two requests have different noise"
     assert scaling.keys() == same.keys()
     assert all(np.array_equal(scaling[key], same[key]) for key in scaling)
+
+
+def test_a_policy_that_draws_more_than_normal_noise_is_not_served(tmp_path):
+    from flowpolicy.cli import main
+
+    flags = ("--flow.source", "student-t", "--steps", "2", "--no-compile", "--no-tensorboard")
+    with pytest.raises(SystemExit):
+        main(("train", "debug", *flags, "--out", str(tmp_path / "run")))
+    with pytest.raises(ConfigError, match="draws from the source 'student-t'"):
+        load_engines(tmp_path / "run", (), 1)
 
 
 def test_committed_actions_need_the_policy_itself(runs):

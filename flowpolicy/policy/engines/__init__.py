@@ -125,6 +125,7 @@ class _Loader:
 
     def _from_policy(self, name: str) -> Engine:
         policy = self.policy()
+        policy.require_plain_noise()
         import torch
 
         from flowpolicy.policy.engines import compiled, cuda_graph, eager

@@ -12,7 +12,7 @@ from flowpolicy.nets.plain import Plain
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
 from flowpolicy.policy import Policy
-from flowpolicy.policy.policy import PolicyConfig
+from flowpolicy.policy.actor import PolicyConfig
 
 MLPS = {"mlp": MLP(width=24, depth=3), "plain": Plain(width=24, depth=3)}
 NETS = {**MLPS, "unet": UNet(width=8, levels=2), "transformer": Transformer(width=16, depth=2, heads=2)}
