@@ -47,7 +47,8 @@ class MixedReplay:
             raise ConfigError(f"--online.ratio {ratio}", expected="a share in [0, 1]")
         self._offline, self._make, self.folder = offline, sampler, folder
         self._fresh = round(ratio * batch_size)
-        self._all, self._online = sampler(offline, batch_size), None
+        self._all = sampler(offline, batch_size)
+        self._online: TransitionSampler | None = None
         self._rest = sampler(offline, batch_size - self._fresh) if self._fresh < batch_size else None
         self.episodes: list[EpisodeRows] = []
 

@@ -94,7 +94,8 @@ class GroupNorm(nn.Module):
             rows = grouped.transpose(1, 2).flatten(2)
             rows = functional.layer_norm(rows, rows.shape[2:], eps=self.eps)
             normal = rows.unflatten(2, grouped.shape[1::2]).transpose(1, 2).flatten(2)
-            return normal * self.weight + self.bias
+            whole: Tensor = normal * self.weight + self.bias
+            return whole
         centred = grouped - grouped.mean((1, 3), keepdim=True)
         normal = centred * (centred.square().mean((1, 3), keepdim=True) + self.eps).rsqrt()
         output: Tensor = normal.flatten(2) * self.weight + self.bias

@@ -74,8 +74,8 @@ class PackagedEngine:
         self.name, self.contract = engine.name, engine.contract
         self.nfe, self.candidates = engine.nfe, engine.candidates
 
-    def act(self, obs: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
-        """Chunks (b, h, a)."""
+    def act(self, obs: dict[str, np.ndarray], noise: np.ndarray, *committed: np.ndarray) -> np.ndarray:
+        """Chunks (b, h, a); nothing can be committed."""
         return self.engine.act(obs, noise)
 
 

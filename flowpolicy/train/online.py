@@ -162,7 +162,7 @@ class _Episode:
         step = env.step(action[None], [0])
         if not np.isfinite(step.reward[0]):
             raise TrainingError(f"the environment's reward is {step.reward[0]}", expected="a finite number")
-        values = {f"{keys.OBS}.{name}": value for name, value in current.items()}
+        values: dict[str, Any] = {f"{keys.OBS}.{name}": value for name, value in current.items()}
         values |= {keys.ACTION: action, keys.REWARD: step.reward[0], keys.MASK: 1.0 - float(step.terminated[0])}
         for name, value in values.items():
             self.columns.setdefault(name, []).append(value)
