@@ -111,7 +111,7 @@ def _prepared(
     path = run
     if name in FORMATS:
         path = scratch / name
-        export(policy, FORMATS[name], path, nfe=nfe, batches=batches, threads=threads)  # type: ignore[index]
+        export(policy, FORMATS[name], path, nfe=nfe, batches=batches, threads=threads)
     return {"kind": "engine", "engine": name, "path": str(path), "batches": list(batches), "nfe": nfe}
 
 

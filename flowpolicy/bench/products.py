@@ -37,7 +37,7 @@ def weight_bytes(found: list[Product]) -> int:
     return sum(4 * int(np.prod(second)) for _, _, second in found)
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[misc]
+class _Recorder(TorchDispatchMode):
     """Writes down the factors of matrix products. The first of ``addmm`` and ``baddbmm`` is a bias."""
 
     def __init__(self) -> None:
