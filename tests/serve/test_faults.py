@@ -261,7 +261,7 @@ def fuzz(running, rounds, seed):
                 continue
 
 
-@pytest.mark.parametrize("rounds", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_fuzzed_messages_leave_no_trace(rounds):
     with serving(make_model()) as running:
         fuzz(running, 100, seed=1)
