@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -101,7 +101,7 @@ def lab(
     sys.stdout.write(f"table   {out / 'lab.md'}\npicture {out / 'lab.png'}\n")
 
 
-def _run_all(jobs: list, out: Path, workers: int) -> list:  # type: ignore[type-arg]
+def _run_all(jobs: list[tuple[Any, Any, int]], out: Path, workers: int) -> list[dict[str, Any]]:
     """The records of all jobs in their order, several at a time in processes of one thread each."""
     import multiprocessing
     import os
@@ -115,7 +115,7 @@ def _run_all(jobs: list, out: Path, workers: int) -> list:  # type: ignore[type-
         progress_bar("lab", len(jobs)) as move,
         ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        waiting = [pool.submit(run_once, *job, out) for job in jobs]
+        waiting = [pool.submit(run_once, recipe, plan, seed, out) for recipe, plan, seed in jobs]
         records = []
         for done, ((recipe, _, seed), future) in enumerate(zip(jobs, waiting, strict=True), 1):
             records.append(future.result())
