@@ -71,7 +71,8 @@ def test_every_command_line_tool_is_shown():
 def test_named_flags_exist(capsys):
     known = ""
     offline = [["train", f"{agent}-door-human"] for agent in ("fql", "ifql", "iql", "rebrac", "qc", "fisher")]
-    for words in (["train", "dm1-lift"], ["data", "make"], ["eval"], ["bench", "update"], *offline):
+    others = [["train", "gdro-lift"], ["groups", "make"], ["serve"], ["robot", "record"], ["export"], ["card"]]
+    for words in (["train", "dm1-lift"], ["data", "make"], ["eval"], ["bench", "update"], *offline, *others):
         with pytest.raises(SystemExit):
             main([*words, "--help"])
         known += capsys.readouterr().out
