@@ -115,7 +115,7 @@ def test_train_eval_compare_card_without_a_simulator(debug_run, tmp_path):
 def test_export_and_bench_latency(debug_run, tmp_path):
     done = flowpolicy("export", debug_run, "--to", "numpy", "--out", "model", "--nfe", 2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"model: numpy, differs from the policy by at most \de-\d\d", done.stdout)
+    assert re.search(r"model: numpy, differs from the policy by at most \d\.\de-\d\d", done.stdout)
     assert json.loads((tmp_path / "model" / "engine.json").read_text())["nfe"] == 2
     quick = ["--engines", "numpy", "--calls", 20, "--rounds", 2, "--nfe", 2, "--json", "latency.json"]
     done = flowpolicy("bench", "latency", debug_run, *quick, cwd=tmp_path)
