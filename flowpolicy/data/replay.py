@@ -74,7 +74,7 @@ class MixedReplay:
         fresh = self._online.draw(generator)
         if self._rest is None:
             return fresh
-        mixed: TensorDict = torch.cat([fresh, self._rest.draw(generator)])
+        mixed: TensorDict = torch.cat([fresh, self._rest.draw(generator)])  # type: ignore[assignment]
         return mixed
 
     def _file(self, number: int) -> Path:

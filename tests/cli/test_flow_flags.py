@@ -7,14 +7,20 @@ import pytest
 
 from flowpolicy.agents.flow import Flow
 from flowpolicy.cli import main
+from flowpolicy.commands import train
 from flowpolicy.commands.flow_flags import split_flow_flags
-from flowpolicy.commands.train import parse
+from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import read_json
 from flowpolicy.flows.axes.refusals import IncompatibleSpecError
 
 QUICK = ["--steps", "12", "--checkpoint-every", "12", "--no-tensorboard", "--batch-size", "32"]
+
+
+def parse(preset, argv):
+    description, experiment = PRESETS[preset]
+    return train.parse(experiment, argv, f"train {preset}", description)
 
 
 def flowpolicy(*words):
@@ -94,7 +100,7 @@ def test_misspelt_flags_get_a_hint(flags, hint):
 
 def test_agents_beside_the_axes_refuse_the_flags():
     with pytest.raises(ConfigError, match="points on the axes"):
-        parse("debug-rl", ["--flow.coupling", "c2ot"])
+        parse("fql-toy", ["--flow.coupling", "c2ot"])
     with pytest.raises(IncompatibleSpecError, match="conditional"):
         parse("debug", ["--flow.coupling", "ot"])
 

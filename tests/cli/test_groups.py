@@ -45,7 +45,7 @@ def home(tmp_path_factory):
     succeed("data", "make", "toy", "--quality", "mixed", "--episodes", 12, "--out", "toy.hdf5", cwd=home)
     succeed("train", "debug", *SMALL, "--steps", 60, "--out", "base", cwd=home)
     succeed(
-        *("train", "debug-rl", *SMALL, "--steps", 20, "--agent.chunk", 4, "--agent.critic.held-out", 1),
+        *("train", "fql-toy", *SMALL, "--steps", 20, "--agent.chunk", 4, "--agent.critic.held-out", 1),
         *("--out", "critic"),
         cwd=home,
     )

@@ -110,6 +110,5 @@ def outcome(episode: Episode):
 def episode(
     index=0, success_step=None, return_=0.0, length=10, chunks=2, evaluations=2, seconds=(1e-3, 2e-3), frames=()
 ):
-    return Episode(
-        index, index + 100, success_step, return_, length, chunks, evaluations, tuple(seconds), tuple(frames)
-    )
+    counts = (success_step, return_, length, chunks, evaluations)
+    return Episode(index, index + 100, *counts, decision_seconds=tuple(seconds), frames=tuple(frames))
