@@ -19,6 +19,7 @@ from flowpolicy.data.robomimic import StoredState, read_stored_state
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.toy import ToyConfig, ToyEnv
 from flowpolicy.envs.vector import Outcome
+from flowpolicy.policy.history import ObservationHistory
 
 RESTORABLE = ("lift", "can", "toy")
 """Environments that can start from a stored state in the middle of an episode."""
@@ -127,15 +128,16 @@ class CandidateRunner:
         contract = self.policy.contract
         generator = torch_generator(stream[0], "complete", *stream[1:])
         self.env.restore(stored)
-        past = {key: deque(history[key], maxlen=contract.history) for key in contract.spec.observation}
+        past = ObservationHistory(contract)
+        for row in range(contract.history):
+            past.append({key: values[row] for key, values in history.items()})
         waiting, taken = deque(chunk), 0
         while True:
             if not waiting:
-                obs = {key: torch.from_numpy(np.stack(values)[None]).float() for key, values in past.items()}
+                obs = {key: torch.from_numpy(rows[None]).float() for key, rows in past.stacked().items()}
                 waiting.extend(self.policy.act(obs, generator)[0, : contract.execute].numpy())
             outcome = self.env.step(waiting.popleft())
             taken += 1
-            for key, values in past.items():
-                values.append(outcome.obs[key])
+            past.append(outcome.obs)
             if outcome.success or outcome.terminated or outcome.truncated:
                 return outcome.success, taken

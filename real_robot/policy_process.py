@@ -10,7 +10,6 @@ import math
 import signal
 import sys
 import time
-from collections import deque
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
+from flowpolicy.policy.history import ObservationHistory
 from flowpolicy.policy.policy import Policy
 from flowpolicy.real_robot.chunks import Mode, freeze
 from flowpolicy.real_robot.launch import orphaned, read_options
@@ -90,7 +90,7 @@ class PolicyLoop:
         self.source, self.session, self.tool, self.mode = source, session, tool, mode
         self.dt = 1.0 / contract.spec.action.rate_hz
         self._keys, self._execute = tuple(contract.spec.observation), contract.execute
-        self._history: deque[dict[str, NDArray[np.float32]]] = deque(maxlen=contract.history)
+        self._history = ObservationHistory(contract)
         self._previous: ActionChunk | None = None
         self._episode = self._seq = self._steps = 0
         self._latency = 0.0
@@ -106,7 +106,7 @@ class PolicyLoop:
         if int(tick["episode"]) != self._episode:
             self._begin(int(tick["episode"]))
         current = {key: observe(tick, key, self.tool).astype(np.float32) for key in self._keys}
-        self._history.extend([current] * (1 if self._history else self._history.maxlen or 1))
+        self._history.append(current)
         if self._steps % self._execute == 0:
             self._decide(tick, current)
         else:
@@ -121,7 +121,7 @@ class PolicyLoop:
 
     def _decide(self, tick: Records, current: dict[str, NDArray[np.float32]]) -> None:
         t_obs = float(tick["t_mono"])
-        rows = self.source.chunk({key: np.stack([past[key] for past in self._history]) for key in self._keys})
+        rows = self.source.chunk(self._history.stacked())
         done = time.monotonic()
         # A slow mean of the latency: freezing one row too many costs less than one too few.
         self._latency = max(done - t_obs, 0.9 * self._latency)

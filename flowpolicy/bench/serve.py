@@ -29,7 +29,7 @@ def served(run: Path, flags: Sequence[str] = ()) -> Iterator[str]:
             line = process.stdout.readline() if process.stdout else ""
             found = re.search(r"ws://\S+", line)
             if not found:
-                raise ServingError("lost", f"the server did not start: {line!r}", fix=" ".join(command[1:]))
+                raise ServingError("lost", f"the server did not start: {line!r}", fix=f"flowpolicy serve {run}")
             yield found[0]
         finally:
             process.terminate()

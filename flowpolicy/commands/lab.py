@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from flowpolicy.bench.toy_options import Toy
 from flowpolicy.commands.arguments import call
 
 USUAL = (
@@ -24,30 +25,7 @@ USUAL = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Toy:
-    """The options of :class:`flowpolicy.bench.chunk_toy.ChunkToy`, without what it imports."""
-
-    steps: int = 4
-    """Steps of a chunk."""
-    action: int = 2
-    """Numbers of a step."""
-    obs: int = 2
-    """Numbers of an observation."""
-    modes: int = 2
-    """Modes of an observation that has several."""
-    share: float = 0.65
-    """Share of the observations that have several."""
-    first: float = 0.7
-    """Probability of the first mode there; the others share the rest."""
-    narrow: float = 0.02
-    """Deviation of the even numbers of a chunk."""
-    wide: float = 0.2
-    """Deviation of the odd ones."""
-    size: int = 20_000
-    """Training chunks."""
-    seed: int = 0
-    """Which functions of the observation the modes are."""
+TOY = Toy()
 
 
 def run(argv: Sequence[str]) -> int:
@@ -64,7 +42,7 @@ def lab(
     width: int = 128,
     observations: int = 64,
     samples: int = 192,
-    toy: Toy = Toy(),
+    toy: Toy = TOY,
     workers: int = 0,
     out: Path = Path("runs/lab"),
 ) -> None:

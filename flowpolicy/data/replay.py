@@ -47,21 +47,20 @@ class MixedReplay:
             raise ConfigError(f"--online.ratio {ratio}", expected="a share in [0, 1]")
         self._offline, self._make, self.folder = offline, sampler, folder
         self._fresh = round(ratio * batch_size)
-        self._all = sampler(offline, batch_size)
+        self._file = sampler(offline, batch_size)
         self._online: TransitionSampler | None = None
-        self._rest = sampler(offline, batch_size - self._fresh) if self._fresh < batch_size else None
         self.episodes: list[EpisodeRows] = []
 
     def add(self, episode: EpisodeRows) -> None:
         """Keep a finished episode, on the disk and for the batches that follow."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(self._file(len(self.episodes)), episode)
+        write_tensors(self._path(len(self.episodes)), episode)
         self.episodes.append(episode)
         self._index()
 
     def restore(self, count: int) -> None:
         """Read the first ``count`` episodes back; later ones were collected after the checkpoint and are dropped."""
-        self.episodes = [read_tensors(self._file(number)) for number in range(count)]
+        self.episodes = [read_tensors(self._path(number)) for number in range(count)]
         for path in self.folder.glob("episode_*.safetensors"):
             if int(path.stem.removeprefix("episode_")) >= count:
                 path.unlink()
@@ -70,14 +69,15 @@ class MixedReplay:
     def draw(self, generator: torch.Generator) -> TensorDict:
         """A batch of transitions: what :meth:`TransitionSampler.draw` gives."""
         if self._online is None or not self._fresh:
-            return self._all.draw(generator)
+            return self._file.draw(generator)
         fresh = self._online.draw(generator)
-        if self._rest is None:
+        rest = self._file.batch_size - self._fresh
+        if not rest:
             return fresh
-        mixed: TensorDict = torch.cat([fresh, self._rest.draw(generator)])  # type: ignore[assignment]
+        mixed: TensorDict = torch.cat([fresh, self._file.draw(generator, rest)])  # type: ignore[assignment]
         return mixed
 
-    def _file(self, number: int) -> Path:
+    def _path(self, number: int) -> Path:
         return self.folder / f"episode_{number:07d}.safetensors"
 
     def _index(self) -> None:

@@ -65,18 +65,19 @@ class TransitionSampler(WindowSampler):
                 fix="record whole episodes",
             )
 
-    def draw(self, generator: torch.Generator) -> TensorDict:
+    def draw(self, generator: torch.Generator, rows: int = 0) -> TensorDict:
         """A batch of transitions.
 
         Args:
             generator: the only source of randomness.
+            rows: how many; a whole batch unless given.
 
         Returns:
             What :meth:`WindowSampler.draw` gives, and ``"reward"`` (b, r), ``"mask"`` (b,), ``"steps"`` (b,),
             ``("next_obs", name)`` (b, o, d), ``"next_action"`` (b, a), all float32.
 
         """
-        size = (self.batch_size,)
+        size = (rows or self.batch_size,)
         place = torch.randint(len(self._drawable), size, generator=generator, device=generator.device)
         return self.at(self._drawable[place.to(self._drawable.device)])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Literal, Protocol
 
@@ -17,6 +16,7 @@ from flowpolicy.core.protocols import Observation, VecEnv
 from flowpolicy.core.spec import Contract
 from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.policy.committed import Committed
+from flowpolicy.policy.history import ObservationHistory
 from flowpolicy.policy.queue import ChunkQueue
 
 
@@ -188,7 +188,7 @@ class _Running:
         self.index, self.policy_seed = task.plan.indices[position], task.plan.policy_seeds[position]
         self.generator = torch.Generator(device=task.device).manual_seed(self.policy_seed)
         self.queue = ChunkQueue(task.contract.execute)
-        self.history: deque[dict[str, np.ndarray]] = deque(maxlen=task.contract.history)
+        self.history = ObservationHistory(task.contract)
         self.success_step: int | None = None
         self.return_, self.length, self.evaluations = 0.0, 0, 0
         self.age = self.stale = 0
@@ -196,13 +196,12 @@ class _Running:
         self.frames: list[np.ndarray] = []
 
     def observe(self, obs: Observation, row: int, age: int = 0) -> None:
-        """Append an observation that is new; the first one of an episode fills the whole history."""
-        repeated = bool(self.history) and age == self.age + 1
+        """Append an observation that is new."""
+        repeated = bool(len(self.history)) and age == self.age + 1
         self.age = age
         if repeated:
             return
-        current = {key: np.array(obs[key][row]) for key in self.task.contract.spec.observation}
-        self.history.extend([current] * (1 if self.history else self.task.contract.history))
+        self.history.append({key: value[row] for key, value in obs.items()})
 
     def decide(self, policy: ActingPolicy) -> None:
         """Ask the policy for a chunk.
@@ -213,10 +212,7 @@ class _Running:
         """
         contract, nfe = self.task.contract, self.task.nfe
         counted, start = policy.evaluations, time.perf_counter()
-        obs = {
-            key: torch.from_numpy(np.stack([past[key] for past in self.history])[None]).to(self.task.device)
-            for key in contract.spec.observation
-        }
+        obs = {key: torch.from_numpy(rows[None]).to(self.task.device) for key, rows in self.history.stacked().items()}
         chunk = self._ask(policy, obs)[0].cpu()
         self.decision_seconds.append(time.perf_counter() - start)
         used, promised = policy.evaluations - counted, contract.nfe if nfe is None else nfe

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from flowpolicy.core.protocols import Agent, Observation, VecEnv
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.replay import MixedReplay
+from flowpolicy.policy.history import ObservationHistory
 from flowpolicy.policy.queue import ChunkQueue
 
 FIRST_INDEX = 500_000
@@ -140,9 +140,9 @@ class _Episode:
     """One episode under way: its policy, its observations so far, its chunk queue."""
 
     def __init__(self, contract: Contract, policy: Any, obs: Observation, generator: torch.Generator) -> None:
-        self.contract, self.policy, self.generator = contract, policy, generator
+        self.policy, self.generator = policy, generator
         self.queue = ChunkQueue(contract.execute)
-        self.history: deque[dict[str, np.ndarray]] = deque(maxlen=contract.history)
+        self.history = ObservationHistory(contract)
         self.columns: dict[str, list[Any]] = {}
         self.success = False
         self._observe(obs)
@@ -157,7 +157,7 @@ class _Episode:
 
     def step(self, env: VecEnv, noise: float) -> bool:
         """Take one step; True where it was the last."""
-        current = self.history[-1]
+        current = self.history.newest
         action = self._act(noise)
         step = env.step(action[None], [0])
         if not np.isfinite(step.reward[0]):
@@ -175,17 +175,13 @@ class _Episode:
         return {name: torch.from_numpy(np.asarray(v, dtype=np.float32)) for name, v in self.columns.items()}
 
     def _observe(self, obs: Observation) -> None:
-        current = {name: np.array(obs[name][0]) for name in self.contract.spec.observation}
-        self.history.extend([current] * (1 if self.history else self.contract.history))
+        self.history.append({name: value[0] for name, value in obs.items()})
 
     def _act(self, noise: float) -> np.ndarray:
         policy = self.policy
         if self.queue.empty:
             device = next(policy.parameters()).device
-            obs = {
-                name: torch.from_numpy(np.stack([past[name] for past in self.history])[None]).to(device)
-                for name in self.contract.spec.observation
-            }
+            obs = {name: torch.from_numpy(rows[None]).to(device) for name, rows in self.history.stacked().items()}
             chunk = policy.act(obs, self.generator)[0]
             if noise:
                 # In the scaled box, where one size of noise fits every dimension.

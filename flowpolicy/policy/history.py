@@ -1,0 +1,46 @@
+"""The last observations of one episode, as a policy takes them; no torch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.core.spec import Contract
+
+
+class ObservationHistory:
+    """Keeps as many observations as the contract asks for; the first one of an episode fills them all.
+
+    Args:
+        contract: names the keys and the number of observations.
+
+    """
+
+    def __init__(self, contract: Contract) -> None:
+        self._keys = tuple(contract.spec.observation)
+        self._past: deque[dict[str, NDArray[Any]]] = deque(maxlen=contract.history)
+
+    def __len__(self) -> int:
+        return len(self._past)
+
+    @property
+    def newest(self) -> dict[str, NDArray[Any]]:
+        """The last observation, name -> (*shape). IndexError where there is none."""
+        return self._past[-1]
+
+    def append(self, obs: Mapping[str, NDArray[Any]]) -> None:
+        """Copy one observation, name -> (*shape); keys beside the contract's are ignored."""
+        current = {key: np.array(obs[key]) for key in self._keys}
+        self._past.extend([current] * (1 if self._past else self._past.maxlen or 1))
+
+    def stacked(self) -> dict[str, NDArray[Any]]:
+        """Name -> (o, *shape), oldest first."""
+        return {key: np.stack([past[key] for past in self._past]) for key in self._keys}
+
+    def clear(self) -> None:
+        """Forget everything: the next observation begins an episode."""
+        self._past.clear()
