@@ -138,10 +138,12 @@ def test_a_linear_reward_moves_the_mean_by_its_variance_and_the_map_follows_in_o
     # Candidates are samples of the base as it acts, so the tilt goes by their variance.
     wanted = float(start[:, 0].var()) / 0.3
     shift = (end - start).mean(0)
-    # One jump of the map made 80 % of the shift after these updates (measured); a velocity network all of it.
+    # After so few updates of eight groups the mean still wanders: a map made 0.75 to 1.3 of the shift in runs of 200 to
+    # 800 updates, and its one jump followed its own 16 jumps to a tenth in most of them.
     assert float(shift[0]) == pytest.approx(wanted, rel=0.25 if name == "dm1" else 0.15)
     assert abs(float(shift[1])) < 0.05
-    # The map also widens the dimension that carries no reward, by a fifth (measured).
+    # This base's jump is narrower (0.22) than the flow of its own diagonal (0.28): it was trained briefly.
+    # Post-training makes the two agree, which widens the dimension that carries no reward.
     assert end.std(0) == pytest.approx(start.std(0), rel=0.3 if name == "dm1" else 0.2)
 
 
