@@ -60,7 +60,7 @@ class Bridge:
         self._arm: ArmState | None = None
         self._chunk_end, self._rearmed, self._starving = 0.0, False, False
         self._tick = np.zeros((), TICK)
-        self.supervisor.connect(self.clock.now())
+        self.supervisor.connect()
 
     @property
     def state(self) -> State:
@@ -138,7 +138,7 @@ class Bridge:
             return
         try:
             self._arm = self.arm.state()
-            if faulty or state is State.HOMING:  # the task that homes reports by itself
+            if faulty:
                 return
             self.health.arm(self._arm, now)
             fault = self.arm.fault()
@@ -184,7 +184,7 @@ class Bridge:
 
     def _move(self, now: float) -> None:
         """Advance the commanded trajectory by one tick and hand it to the arm."""
-        state, follower = self.state, self.generator.follower
+        state, follower = self.state, self.supervisor.follower
         if state not in STREAMING or self._arm is None:
             return
         if state is State.RUNNING:
@@ -193,6 +193,10 @@ class Bridge:
                 self.gripper.command(self.generator.opening)
             if reason:
                 self._hold(reason, now)
+        elif state is State.HOMING:
+            self.supervisor.lead_home(self._arm, now)
+            if self.state is not State.HOMING:
+                return
         else:
             follower.brake()
         if state is State.HOLD and now - self._chunk_end > self.config.watch.starved_stop and not self._rearmed:
@@ -210,7 +214,7 @@ class Bridge:
                 record[name] = getattr(self._arm, name)
         record["q_ref"], record["disagreement"] = generator.reference, generator.disagreement
         if self.state in STREAMING:
-            record["q_cmd"], record["dq_cmd"] = generator.follower.motion.q, generator.follower.motion.v
+            record["q_cmd"], record["dq_cmd"] = self.supervisor.follower.motion[:2]
         else:
             record["q_cmd"], record["dq_cmd"] = record["q"], 0.0
         if self.gripper is not None:

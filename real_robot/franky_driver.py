@@ -1,7 +1,7 @@
 """An FR3 through franky-control 2.0 (libfranka 0.21, FCI version 10): the 1 kHz impedance loop is its C++ thread.
 
-Only franky's impedance tracker and one point-to-point motion are used. Its built-in joint limits are the Panda's, on an
-FR3 too, and abort there [franka 1]: they are replaced before every homing.
+Only franky's impedance tracker is used. Its point-to-point motions keep the Panda's joint limits, on an FR3 too, and its
+position interface aborts where lost commands are extrapolated [franka 1]: homing goes through the impedance loop.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ from flowpolicy.real_robot.protocols import (
 
 T = TypeVar("T")
 
-_ACCELERATION = [9.0, 7.0, 9.0, 9.0, 9.0, 9.0, 9.0]  # rad/s^2 and rad/s^3 that passed an enforcing robot [franka 1]
-_JERK = [4000.0, 3500.0, 4000.0, 4000.0, 4000.0, 4000.0, 4000.0]
 _KINDS: tuple[tuple[str, FaultKind], ...] = (
     ("cartesian_reflex", "collision"),
     ("joint_reflex", "collision"),
@@ -112,21 +110,10 @@ class FrankyArm:
             robot.set_collision_behavior(
                 [COLLISION_TORQUE] * 7, [COLLISION_TORQUE] * 7, [COLLISION_FORCE] * 6, [COLLISION_FORCE] * 6
             )
-            robot.joint_acceleration_limit.set(_ACCELERATION)
-            robot.joint_jerk_limit.set(_JERK)
             return robot
 
         self._robot = within(deadline_s, work, f"connecting to the robot at {self.address}")
         self._fault = None
-
-    def home(self, q: Array, speed: float) -> None:
-        """Point-to-point motion; blocks without holding the interpreter's lock."""
-        import franky
-
-        self._ended()
-        robot = self._require()
-        robot.relative_dynamics_factor = speed
-        self._call(lambda: robot.move(franky.JointMotion(franky.JointState(list(map(float, q))))))
 
     def start_stream(self, gains: Gains) -> None:
         """Switch the impedance loop on."""

@@ -171,6 +171,22 @@ def policy_limits(joints: JointLimits, *, table: float, tool: float) -> Envelope
     )
 
 
+def homing_limits(limits: EnvelopeLimits, share: float) -> EnvelopeLimits:
+    """Limits on the way home, which may begin outside a policy's joint range and workspace.
+
+    Args:
+        limits: those of the policy.
+        share: of the data sheet's velocities that is allowed.
+
+    """
+    top = (share * value for value in limits.joints.velocity)
+    velocity = tuple(min(one, other) for one, other in zip(limits.velocity, top, strict=True))
+    everywhere = (np.inf,) * 3
+    return dataclasses.replace(
+        limits, margin=0.02, velocity=velocity, box_low=tuple(-x for x in everywhere), box_high=everywhere
+    )
+
+
 COLLISION_TORQUE, COLLISION_FORCE = 40.0, 40.0
 """Thresholds of the robot's own reflex, Nm and N; 60 for tasks with contact. [franka 4.5]"""
 GRIPPER_WIDTH = 0.08
