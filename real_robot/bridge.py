@@ -15,12 +15,12 @@ import numpy as np
 
 from flowpolicy.real_robot.envelope import Envelope
 from flowpolicy.real_robot.fake import Clock
-from flowpolicy.real_robot.gripper import GripperWorker
+from flowpolicy.real_robot.gripper import Gripper
 from flowpolicy.real_robot.health import Health
 from flowpolicy.real_robot.limits import GRIPPER_WIDTH
 from flowpolicy.real_robot.protocols import ArmDriver, ArmFaultError, ArmState
 from flowpolicy.real_robot.records import TICK, Session, unpack_chunk
-from flowpolicy.real_robot.reference import ReferenceGenerator
+from flowpolicy.real_robot.reference import ReferenceGenerator, UnguardedReference
 from flowpolicy.real_robot.states import STREAMING, State
 from flowpolicy.real_robot.supervisor import Background, BridgeConfig, Supervisor, Task
 
@@ -45,7 +45,7 @@ class Bridge:
         self,
         config: BridgeConfig,
         arm: ArmDriver,
-        gripper: GripperWorker | None,
+        gripper: Gripper | None,
         session: Session,
         clock: Clock | None = None,
         background: Background = Task,
@@ -53,7 +53,8 @@ class Bridge:
         self.config, self.arm, self.gripper, self.session = config, arm, gripper, session
         self.clock = clock or Clock()
         envelope = Envelope(config.limits, 1.0 / config.rate_hz)
-        self.generator = ReferenceGenerator(envelope, config.mode, config.watch, session.event, shadow=config.shadow)
+        kind = UnguardedReference if config.direct else ReferenceGenerator
+        self.generator = kind(envelope, config.mode, config.watch, session.event, shadow=config.shadow)
         self.supervisor = Supervisor(config, arm, self.generator, session, background)
         self.health = Health(config.watch, session.event, config.rate_hz)
         self._chunks, self._commands = session.chunks.count, session.commands.count

@@ -1,7 +1,8 @@
 """From journals of raw records to RoboMimic HDF5, and one index file over all episodes of a folder.
 
 An episode file holds ``data/demo_0`` with one row per period of the policy: the observation at its beginning and, as
-``actions``, by how much the reference moves until the next row, and the gripper's opening there. ``ticks`` (250 Hz:
+``actions``, by how much the joints move until the next row by the decision that is in force, and the gripper's opening
+there. The decision and not the reference: that also leads from each decision to the next, which nobody has to learn. ``ticks`` (250 Hz:
 measured, commanded, both clocks), ``decisions`` (inputs and outputs of the policy) and ``events`` lie beside it.
 """
 
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.files import replacing, sha256
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+from flowpolicy.real_robot.chunks import hermite
 from flowpolicy.real_robot.observations import observe
-from flowpolicy.real_robot.records import CHUNK, EVENT, TICK
+from flowpolicy.real_robot.records import CHUNK, EVENT, TICK, unpack_chunk
 from flowpolicy.real_robot.states import State
 
 JOURNALS = {"ticks": TICK, "chunks": CHUNK, "events": EVENT}
@@ -122,7 +124,7 @@ def _episode(rows: NDArray[Any], raw: dict[str, NDArray[Any]], success: bool, me
     }
     chunks, events = raw["chunks"], raw["events"]
     return Episode(
-        actions=np.concatenate([later["q_ref"] - now["q_ref"], later["width_ref"][:, None]], axis=1),
+        actions=np.concatenate([_steps(now, later, raw["chunks"]), later["width_ref"][:, None]], axis=1),
         rewards=(ends & success).astype(np.float64),
         dones=ends.astype(np.int64),
         obs={key: value[:-1] for key, value in obs.items()},
@@ -134,3 +136,13 @@ def _episode(rows: NDArray[Any], raw: dict[str, NDArray[Any]], success: bool, me
             "events": events,
         },
     )
+
+
+def _steps(now: NDArray[Any], later: NDArray[Any], chunks: NDArray[Any]) -> NDArray[np.float64]:
+    """(n, 7) rad: what the decision in force at each row says about the period that follows."""
+    decided = {int(record["seq"]): unpack_chunk(record) for record in chunks[chunks["rows"] > 0]}
+    steps = later["q_ref"] - now["q_ref"]  # of a decision that was made before the recording began
+    for row, (begin, end) in enumerate(zip(now, later, strict=True)):
+        if (chunk := decided.get(int(begin["chunk"]))) is not None:
+            steps[row] = hermite(chunk, float(end["t_mono"]))[0] - hermite(chunk, float(begin["t_mono"]))[0]
+    return np.asarray(steps)

@@ -109,7 +109,7 @@ def inverse(
     q = np.clip(q0, low, high)
     for _ in range(steps):
         pose = forward(q, tool)
-        error = np.concatenate([position - pose.position, _rotation_error(pose.rotation, rotation)])
+        error = np.concatenate([position - pose.position, rotation_error(pose.rotation, rotation)])
         if np.linalg.norm(error[:3]) < 1e-5 and np.linalg.norm(error[3:]) < 1e-4:
             return q
         jacobian = np.concatenate([pose.levers, pose.axes], -1).T
@@ -119,7 +119,7 @@ def inverse(
     return None
 
 
-def _rotation_error(now: Array, wanted: Array) -> Array:
+def rotation_error(now: Array, wanted: Array) -> Array:
     """Rotation vector (3,) that turns ``now`` into ``wanted``; exact for small angles, right in sign for all."""
     return 0.5 * _cross(now, wanted).sum(-1)
 

@@ -19,7 +19,10 @@ _OBSERVATIONS: dict[str, Callable[[Records, float], NDArray[np.float64]]] = {
     # Half the opening per finger, mirrored: the convention of RoboMimic's files.
     "robot0_gripper_qpos": lambda tick, tool: np.array([0.5, -0.5]) * tick["width"],
     "goal": lambda tick, tool: tick["task"][:3],
-    "object": lambda tick, tool: tick["task"][:7],
+    # The vector from tool to cube belongs to it, as in robosuite's Lift: a network need not subtract to the millimetre.
+    "object": lambda tick, tool: np.concatenate(
+        [tick["task"][:7], tick["task"][:3] - forward(tick["q"], tool).position]
+    ),
 }
 
 

@@ -10,6 +10,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,6 +75,11 @@ class LocalPolicy:
         return self._policy.act(batch, self._generator)[0].double().numpy()
 
 
+def source_of(options: dict[str, Any]) -> ChunkSource:
+    """The policy that the options of the process name."""
+    return LocalPolicy(options["run"], options["seed"])
+
+
 class PolicyLoop:
     """Decides once per ``execute`` rows while the arm is ready or running.
 
@@ -82,12 +88,15 @@ class PolicyLoop:
         session: rings.
         tool: distance from flange to tool point, m.
         mode: 'rtc' commits rows before they are due.
+        now: the bridge's clock.
 
     """
 
-    def __init__(self, source: ChunkSource, session: Session, tool: float, mode: Mode) -> None:
+    def __init__(
+        self, source: ChunkSource, session: Session, tool: float, mode: Mode, now: Callable[[], float] = time.monotonic
+    ) -> None:
         contract = source.contract
-        self.source, self.session, self.tool, self.mode = source, session, tool, mode
+        self.source, self.session, self.tool, self.mode, self._now = source, session, tool, mode, now
         self.dt = 1.0 / contract.spec.action.rate_hz
         self._keys, self._execute = tuple(contract.spec.observation), contract.execute
         self._history = ObservationHistory(contract)
@@ -122,7 +131,7 @@ class PolicyLoop:
     def _decide(self, tick: Records, current: dict[str, NDArray[np.float32]]) -> None:
         t_obs = float(tick["t_mono"])
         rows = self.source.chunk(self._history.stacked())
-        done = time.monotonic()
+        done = self._now()
         # A slow mean of the latency: freezing one row too many costs less than one too few.
         self._latency = max(done - t_obs, 0.9 * self._latency)
         self._seq += 1
@@ -140,8 +149,7 @@ def main() -> None:
     """Decide until SIGTERM."""
     setup, options = read_options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    source: Any = LocalPolicy(options["run"], options["seed"])
-    loop = PolicyLoop(source, Session(setup.session), setup.tool, setup.mode)
+    loop = PolicyLoop(source_of(options), Session(setup.session), setup.tool, setup.mode)
     due = time.monotonic()
     while not orphaned():
         due = max(loop.step(time.monotonic()), due)

@@ -32,6 +32,8 @@ class BridgeConfig:
     """Ticks per second."""
     shadow: bool = False
     """The policy runs, the arm holds, the disagreement is recorded."""
+    direct: bool = False
+    """Simulation only: chunks go to the arm without follower, envelope and guard."""
     gains: Gains = Gains()
     """Joint impedance."""
     watch: WatchdogLimits = WatchdogLimits()

@@ -49,10 +49,11 @@ def check_policy(run: Path, setup: Setup) -> tuple[list[str], list[str]]:
 def play(setup: Setup, task_name: str, out: Path, episodes: int, seed: int, policy: Path | None) -> list[Outcome]:
     """Play and record episodes of a policy, or of the scripted operator where ``policy`` is None."""
     config = FrankaConfig(task_name)  # type: ignore[arg-type]
-    task = _task(task_name, setup)
     spec = config.spec()
     outcomes: list[Outcome] = []
+    _require_something_to_do(task_name, setup)
     with start_session(setup) as running:
+        task = _task(task_name, running)
         meta = {
             "env_args": config.env_args(),
             "keys": list(spec.observation),
@@ -181,15 +182,19 @@ def _config(contract: Contract) -> FrankaConfig:
     return config
 
 
-def _task(name: str, setup: Setup) -> Task:
-    if name == "reach":
-        return Reach(setup.limits)
-    if setup.driver == "fake":
+def _require_something_to_do(name: str, setup: Setup) -> None:
+    if name != "reach" and setup.driver == "fake":
         raise ConfigError(
             f"the driver 'fake' has nothing to {name}",
-            expected="--driver franky, and the twin: flowpolicy robot twin",
+            expected="--driver scene; or --driver franky and the twin: flowpolicy robot twin",
         )
-    return Lift(setup.limits, TwinLink())
+
+
+def _task(name: str, running: RunningSession) -> Task:
+    if name == "reach":
+        return Reach(running.setup.limits)
+    scene = getattr(running, "scene", None)
+    return Lift(running.setup.limits, scene if scene is not None else TwinLink())
 
 
 def _wait_for_recorder(running: RunningSession) -> None:
@@ -201,9 +206,9 @@ def _wait_for_policy(running: RunningSession) -> None:
 
 
 def _wait_for(running: RunningSession, ready: Any, complaint: str) -> None:
-    deadline = time.monotonic() + 60.0
+    deadline = running.clock.now() + 60.0
     while not ready():
         running.require_alive()
-        if time.monotonic() > deadline:
+        if running.clock.now() > deadline:
             raise ConfigError(complaint, fix="the machine may be overloaded; try again")
-        time.sleep(0.02)
+        running.clock.sleep(0.02)
