@@ -16,7 +16,9 @@ from typing import Any
 from flowpolicy.core.errors import FlowPolicyError
 from flowpolicy.real_robot.bridge import Bridge
 from flowpolicy.real_robot.fake import Clock
+from flowpolicy.real_robot.gripper import Gripper
 from flowpolicy.real_robot.launch import RunningSession, Setup
+from flowpolicy.real_robot.protocols import ArmDriver
 from flowpolicy.real_robot.recorder import Recorder
 from flowpolicy.real_robot.records import Session
 from flowpolicy.real_robot.scene import Scene, SceneArm, SceneGripper
@@ -27,14 +29,27 @@ _DRAIN = 0.1  # s between two looks of the recorder
 
 
 class Done:
-    """A background task that was done on the spot."""
+    """A background task that was done on the spot.
+
+    Args:
+        work: what to do; its :class:`FlowPolicyError` is kept.
+
+    """
+
+    done = True
 
     def __init__(self, work: Callable[[], None]) -> None:
-        self.done, self.error = True, None
+        self.error: FlowPolicyError | None = None
         try:
             work()
         except FlowPolicyError as error:
-            self.error: FlowPolicyError | None = error
+            self.error = error
+
+
+def scene_body(clock: Clock) -> tuple[ArmDriver, Gripper]:
+    """Arm and gripper of a new scene."""
+    scene = Scene(clock)
+    return SceneArm(scene), SceneGripper(scene)
 
 
 class AcceleratedSession(RunningSession):
@@ -42,19 +57,20 @@ class AcceleratedSession(RunningSession):
 
     Args:
         setup: the robot.
+        body: makes arm and gripper for a clock; the scene's unless given.
 
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, body: Callable[[Clock], tuple[ArmDriver, Gripper]] | None = None) -> None:
         self._t = 1000.0
         session = Session(f"{setup.session}-{os.getpid()}", create=True, now=lambda: self._t)
         super().__init__(setup, session)
         self.clock = Clock(lambda: self._t, self._pass)
-        self.scene = Scene(self.clock)
         config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow, direct=setup.direct)
-        arm, gripper = SceneArm(self.scene), SceneGripper(self.scene)
-        self.bridge = Bridge(config, arm, gripper, session, self.clock, Done)  # type: ignore[arg-type]
-        self._period, self._recorder, self._drained = 1.0 / config.rate_hz, None, 0.0
+        self.arm, self.gripper = (body or scene_body)(self.clock)
+        self.bridge = Bridge(config, self.arm, self.gripper, session, self.clock, Done)
+        self._period, self._drained = 1.0 / config.rate_hz, 0.0
+        self._recorder: Recorder | None = None
         self._policy: Callable[[float], float] | None = None
         self._due = 0.0
 
@@ -96,9 +112,11 @@ class AcceleratedSession(RunningSession):
 
 
 @contextlib.contextmanager
-def accelerated_session(setup: Setup) -> Iterator[AcceleratedSession]:
-    """A session on the scene; all of it ends with the block."""
-    running = AcceleratedSession(setup)
+def accelerated_session(
+    setup: Setup, body: Callable[[Clock], tuple[ArmDriver, Gripper]] | None = None
+) -> Iterator[AcceleratedSession]:
+    """A session in simulated time; all of it ends with the block."""
+    running = AcceleratedSession(setup, body)
     try:
         running.wait(State.IDLE, seconds=5.0)
         yield running

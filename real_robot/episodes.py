@@ -2,8 +2,9 @@
 
 An episode file holds ``data/demo_0`` with one row per period of the policy: the observation at its beginning and, as
 ``actions``, by how much the joints move until the next row by the decision that is in force, and the gripper's opening
-there. The decision and not the reference: that also leads from each decision to the next, which nobody has to learn. ``ticks`` (250 Hz:
-measured, commanded, both clocks), ``decisions`` (inputs and outputs of the policy) and ``events`` lie beside it.
+there. The decision and not the reference: that also leads from each decision to the next, which nobody has to learn.
+``ticks`` (250 Hz: measured, commanded, both clocks), ``decisions`` (inputs and outputs of the policy) and ``events``
+lie beside it.
 """
 
 from __future__ import annotations

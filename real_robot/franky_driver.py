@@ -1,7 +1,7 @@
 """An FR3 through franky-control 2.0 (libfranka 0.21, FCI version 10): the 1 kHz impedance loop is its C++ thread.
 
-Only franky's impedance tracker is used. Its point-to-point motions keep the Panda's joint limits, on an FR3 too, and its
-position interface aborts where lost commands are extrapolated [franka 1]: homing goes through the impedance loop.
+Only franky's impedance tracker is used. Its point-to-point motions keep the Panda's joint limits, on an FR3 too, and
+its position interface aborts where lost commands are extrapolated [franka 1]: homing goes through the impedance loop.
 """
 
 from __future__ import annotations
@@ -15,73 +15,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flowpolicy.core.errors import MissingExtraError
+from flowpolicy.real_robot.client_errors import classify, first_line, within
 from flowpolicy.real_robot.limits import COLLISION_FORCE, COLLISION_TORQUE, FR3
 from flowpolicy.real_robot.protocols import (
     ArmFaultError,
     ArmState,
     Array,
     DriverCaps,
-    FaultKind,
     Gains,
     GripperState,
     RobotError,
 )
 
 T = TypeVar("T")
-
-_KINDS: tuple[tuple[str, FaultKind], ...] = (
-    ("cartesian_reflex", "collision"),
-    ("joint_reflex", "collision"),
-    ("communication_constraints", "communication"),
-    ("safety function", "user_stop"),
-    ("user stop", "user_stop"),
-    ("UserStopped", "user_stop"),
-    ("NetworkException", "network"),
-    ("Net Exception", "network"),
-    ("UDP", "network"),
-    ("TCP", "network"),
-    ("closed connection", "network"),
-    ("connection", "network"),
-    ("discontinuity", "limit"),
-    ("violation", "limit"),
-)  # libfranka calls every abort "motion aborted by reflex": the name in brackets decides
-
-
-def classify(text: str) -> FaultKind:
-    """Kind of a fault from libfranka's words."""
-    return next((kind for word, kind in _KINDS if word in text), "other")
-
-
-def within(seconds: float, work: Callable[[], T], what: str) -> T:
-    """Result of ``work``, which may block for ever: a second client waits without a timeout [franka 2.1].
-
-    Raises:
-        RobotError: it failed, or took longer than ``seconds``.
-
-    """
-    done: list[T] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            done.append(work())
-        except BaseException as error:  # handed to the caller below, whatever a binding raises
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        hint = ""
-        if "ersion" in str(failed[0]) or "incorrect object size" in str(failed[0]):
-            hint = "franky-control 2.0 speaks FCI version 10: FR3 with system 5.9 or later, and no Panda"
-        raise RobotError(f"{what}: {_first_line(failed[0])}", fix=hint or "see docs/franka.md")
-    if not done:
-        raise RobotError(
-            f"{what}: no answer within {seconds:g} s",
-            fix="check address, cable and power; one client at a time: is another one connected?",
-        )
-    return done[0]
 
 
 class FrankyArm:
@@ -218,7 +164,7 @@ class FrankyArm:
         try:
             return work()
         except Exception as error:
-            self._fault = ArmFaultError(classify(f"{type(error).__name__} {error}"), _first_line(error))
+            self._fault = ArmFaultError(classify(f"{type(error).__name__} {error}"), first_line(error))
             raise self._fault from error
 
 
@@ -266,11 +212,7 @@ class FrankyGripper:
         try:
             return work(self._gripper)
         except Exception as error:
-            raise RobotError(f"the gripper: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+            raise RobotError(f"the gripper: {first_line(error)}") from error
 
 
 def _franky_version() -> str:

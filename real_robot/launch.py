@@ -24,7 +24,7 @@ from flowpolicy.real_robot.states import State
 
 _END_S = 30.0
 """The recorder may have an episode to finish."""
-Driver = Literal["fake", "scene", "franky"]
+Driver = Literal["fake", "scene", "franky", "franka_rs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,9 @@ class Setup:
     session: str = "default"
     """Name of the session; one robot, one session."""
     driver: Driver = "fake"
-    """'franky' drives an FR3 (or its twin) through libfranka; 'fake' is an arm in NumPy, without sockets; 'scene' is the
-    twin's MuJoCo scene without its protocol, in simulated time, as fast as this machine can."""
+    """'franky' drives an FR3 (or its twin) through libfranka, 'franka_rs' through its remake in Rust; 'fake' is an arm
+    in NumPy, without sockets; 'scene' is the twin's MuJoCo scene without its protocol, in simulated time, as fast as this
+    machine can."""
     direct: bool = False
     """With 'scene': chunks go straight to the impedance loop, without follower, envelope and guard."""
     address: str = "127.0.0.1"
@@ -54,9 +55,9 @@ class Setup:
     def __post_init__(self) -> None:
         if self.direct and self.driver != "scene":
             raise ConfigError(f"--direct with the driver '{self.driver}' would unguard it", expected="--driver scene")
-        if self.driver == "franky" and self.model != "FR3":
+        if self.driver != "fake" and self.model != "FR3":
             raise ConfigError(
-                "the driver 'franky' speaks FCI version 10, which a Panda (FER) does not",
+                f"the driver '{self.driver}' drives an FR3 (FCI version 10), not a Panda (FER)",
                 expected="--model FR3",
             )
 

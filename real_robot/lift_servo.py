@@ -1,11 +1,11 @@
 """A scripted operator that lifts a cube by looking at it: what it does depends on where things are, not on a plan.
 
-A plan that rests in waypoints beside the cube teaches a policy to rest beside the cube, for it cannot see which waypoint
-it is at. Here the way leads down a funnel whose tip is the cube; every state has one answer, and so does every state
-that a policy's own errors may lead to.
+A plan that rests in waypoints beside the cube teaches a policy to rest beside the cube, for it cannot see which
+waypoint it is at. Here the way leads down a funnel whose tip is the cube; every state has one answer, and so does every
+state that a policy's own errors may lead to.
 
-Disturbances are DART's (Laskey et al. 2017, arXiv 1703.09327): now and then the hand is pushed aside while the rows that
-are sent, which are what a policy learns, go on leading to the cube.
+Disturbances are DART's (Laskey et al. 2017, arXiv 1703.09327): now and then the hand is pushed aside while the rows
+that are sent, which are what a policy learns, go on leading to the cube.
 """
 
 from __future__ import annotations

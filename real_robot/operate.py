@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 
 import numpy as np
 
 from flowpolicy.real_robot.launch import RunningSession
 from flowpolicy.real_robot.limits import GRIPPER_WIDTH
-from flowpolicy.real_robot.protocols import ActionChunk, RobotError
+from flowpolicy.real_robot.protocols import ActionChunk, ArmStoppedError, RobotError
 from flowpolicy.real_robot.records import CHUNK, pack_chunk
 from flowpolicy.real_robot.shared import Records
 from flowpolicy.real_robot.states import State
@@ -100,6 +101,7 @@ def play_episode(
 
     Raises:
         RobotError: the arm cannot be homed or started.
+        ArmStoppedError: because the bridge is in FAULT or LOCKED.
 
     """
     session = running.session
@@ -178,9 +180,33 @@ def _wait_for_open_gripper(running: RunningSession) -> None:
         running.clock.sleep(0.02)
 
 
+def wait_for_recovery(running: RunningSession, seconds: float, watch: Callable[[Records], None]) -> None:
+    """After a fault: wait until the bridge is IDLE again, by itself or because the operator said ``recover``.
+
+    Raises:
+        RobotError: it is not within ``seconds``.
+
+    """
+    deadline, told = running.clock.now() + seconds, False
+    while (tick := running.session.ticks.latest()) is not None:
+        state = State(int(tick["state"]))
+        if state not in (State.FAULT, State.LOCKED, State.RECOVERING):
+            return
+        running.require_alive()
+        watch(tick)
+        if not told and state is not State.RECOVERING:
+            told = True
+            sys.stderr.write(f"{state.name}: remove the cause, then `flowpolicy robot recover`, or the key r\n")
+        if running.clock.now() > deadline:
+            raise RobotError(
+                f"the bridge is {state.name} and was not recovered within {seconds:g} s{running.last_events()}",
+                fix="see docs/franka.md for what the error means, then run again",
+            )
+        running.clock.sleep(0.02)
+
+
 def _require(running: RunningSession, state: State) -> None:
     if state in (State.FAULT, State.LOCKED):
-        raise RobotError(
-            f"the bridge is {state.name}{running.last_events()}",
-            fix="see docs/franka.md for what the error means, then run again",
+        raise ArmStoppedError(
+            f"the bridge went {state.name}{running.last_events(1)}", fix="remove the cause: flowpolicy robot recover"
         )

@@ -28,6 +28,10 @@ class RobotError(FlowPolicyError):
     """The robot cannot be driven: unreachable, refused, or not in a state for what was asked."""
 
 
+class ArmStoppedError(RobotError):
+    """An episode cannot go on: the bridge is in FAULT or LOCKED until somebody recovers it."""
+
+
 class ArmFaultError(RobotError):
     """The arm stopped by itself or cannot be heard.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -73,7 +74,17 @@ class Task:
             self.error = error
 
 
-Background = Callable[[Callable[[], None]], Task]
+class Pending(Protocol):
+    """Something under way."""
+
+    error: FlowPolicyError | None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, with ``error`` or without."""
+
+
+Background = Callable[[Callable[[], None]], Pending]
 """Starts something that may block."""
 
 
@@ -104,7 +115,7 @@ class Supervisor:
         self.follower = generator.follower
         """Whose trajectory is commanded: the policy's, or the one that leads home."""
         self._background = background
-        self._task: Task | None = None
+        self._task: Pending | None = None
         self.leaving = False
         """Whether the session ends as soon as the arm is at rest."""
 

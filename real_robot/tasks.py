@@ -154,7 +154,7 @@ class Lift:
     name = "lift"
     _HEIGHT = 0.08
 
-    def __init__(self, limits: EnvelopeLimits, table: Table, servo: ServoConfig = ServoConfig()) -> None:
+    def __init__(self, limits: EnvelopeLimits, table: Table, servo: ServoConfig) -> None:
         self.limits, self.table, self.servo = limits, table, servo
         self._rest = 0.0
 

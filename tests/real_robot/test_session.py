@@ -16,8 +16,8 @@ from flowpolicy.core.errors import ContractError
 from flowpolicy.core.spec import Contract
 from flowpolicy.envs.franka import FrankaConfig
 from flowpolicy.real_robot.check import check_contract, speed_warnings
+from flowpolicy.real_robot.client_errors import classify, within
 from flowpolicy.real_robot.fault_proxy import Faults, Session
-from flowpolicy.real_robot.franky_driver import classify, within
 from flowpolicy.real_robot.kinematics import forward
 from flowpolicy.real_robot.limits import FR3, HOME, policy_limits
 from flowpolicy.real_robot.metrics import service_levels

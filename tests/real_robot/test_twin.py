@@ -22,6 +22,8 @@ from flowpolicy.real_robot.states import State
 from flowpolicy.real_robot.tasks import Plan, Waypoint
 from flowpolicy.real_robot.twin import TwinLink, start_twin
 
+DRIVERS = {"franky": "franky", "franka_rs": "franka"}
+"""Every driver must pass the same suite: its name, and the module that it needs."""
 VENV = Path(os.environ.get("FLOWPOLICY_TWIN_VENV", Path(__file__).parents[2] / ".venv-twin"))
 PROXY = ("127.0.0.1", 13371)
 
@@ -30,8 +32,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("twin"),
     pytest.mark.skipif(
-        not (VENV / "bin" / "python").exists() or importlib.util.find_spec("franky") is None,
-        reason="needs `make twin` and the extra 'franka'",
+        not (VENV / "bin" / "python").exists(),
+        reason="needs `make twin`",
     ),
 ]
 
@@ -75,11 +77,18 @@ def twin(tmp_path):
         assert "discontinuity" not in text
 
 
+@pytest.fixture(params=DRIVERS)
+def driver(request):
+    if importlib.util.find_spec(DRIVERS[request.param]) is None:
+        pytest.skip("needs the extra 'franka'")
+    return request.param
+
+
 @contextlib.contextmanager
-def moving(address="127.0.0.1"):
+def moving(driver, address="127.0.0.1"):
     """A session whose arm follows a slow swing."""
     try:
-        with start_session(Setup(session="test-twin", driver="franky", address=address)) as running:
+        with start_session(Setup(session="test-twin", driver=driver, address=address)) as running:
             running.ask("home", State.IDLE, seconds=25.0)
             running.ask("start", State.READY, seconds=5.0)
             running.session.command("begin", 1)
@@ -116,8 +125,8 @@ def play(running, operator, seconds, until=()):
     return State(int(running.session.ticks.latest()["state"])), seconds
 
 
-def test_the_arm_follows_without_a_violation(twin):
-    with moving() as (running, operator):
+def test_the_arm_follows_without_a_violation(twin, driver):
+    with moving(driver) as (running, operator):
         state, _ = play(running, operator, 5.0)
         ticks, _, _ = running.session.ticks.read(0)
         ran = ticks[ticks["state"] == State.RUNNING]
@@ -127,8 +136,8 @@ def test_the_arm_follows_without_a_violation(twin):
 
 
 @pytest.mark.parametrize("name", ["cartesian_reflex", "joint_reflex"])
-def test_a_reflex_is_a_fault_and_recovers(twin, name):
-    with moving() as (running, operator):
+def test_a_reflex_is_a_fault_and_recovers(twin, driver, name):
+    with moving(driver) as (running, operator):
         twin.ask(op="reflex", name=name)
         state, seconds = play(running, operator, 2.0, (State.FAULT,))
         assert state is State.FAULT
@@ -139,16 +148,16 @@ def test_a_reflex_is_a_fault_and_recovers(twin, name):
         assert running.ask("home", State.IDLE, State.FAULT, seconds=25.0) is State.IDLE
 
 
-def test_the_user_stop_locks(twin):
-    with moving() as (running, operator):
+def test_the_user_stop_locks(twin, driver):
+    with moving(driver) as (running, operator):
         twin.ask(op="user_stop")
         state, _ = play(running, operator, 2.0, (State.LOCKED,))
         assert state is State.LOCKED
         assert "user stop" in running.last_events()
 
 
-def test_a_closed_connection_is_a_network_fault_and_a_new_one_is_built(twin):
-    with moving() as (running, operator):
+def test_a_closed_connection_is_a_network_fault_and_a_new_one_is_built(twin, driver):
+    with moving(driver) as (running, operator):
         twin.ask(op="drop_tcp")
         state, _ = play(running, operator, 2.0, (State.FAULT,))
         assert state is State.FAULT
@@ -177,8 +186,8 @@ def proxy(twin):
         process.wait()
 
 
-def test_nineteen_lost_commands_are_borne_and_twenty_are_not(proxy):
-    with moving("127.0.0.2") as (running, operator):
+def test_nineteen_lost_commands_are_borne_and_twenty_are_not(proxy, driver):
+    with moving(driver, "127.0.0.2") as (running, operator):
         proxy.ask(drop_commands=19)
         state, _ = play(running, operator, 1.5, (State.FAULT, State.IDLE))
         assert state in (State.RUNNING, State.HOLD)
@@ -188,8 +197,8 @@ def test_nineteen_lost_commands_are_borne_and_twenty_are_not(proxy):
         assert "communication" in running.last_events(8)
 
 
-def test_a_pulled_cable_is_noticed_at_once(proxy):
-    with moving("127.0.0.2") as (running, operator):
+def test_a_pulled_cable_is_noticed_at_once(proxy, driver):
+    with moving(driver, "127.0.0.2") as (running, operator):
         proxy.ask(silence_s=2.5)
         state, seconds = play(running, operator, 2.0, (State.FAULT,))
         assert state is State.FAULT
