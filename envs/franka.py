@@ -37,7 +37,7 @@ OBSERVATIONS = {
 _REACH = ("goal", ObservationSpec((3,), "where the tool point should go, base frame, m"))
 _LIFT = (
     "object",
-    ObservationSpec((10,), "cube: position in the base frame, m; quaternion w x y z; position from the tool point, m"),
+    ObservationSpec((6,), "position of the cube in the base frame, then from the tool point, m"),
 )
 
 

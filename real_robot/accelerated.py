@@ -74,7 +74,7 @@ class AcceleratedSession(RunningSession):
         self._policy: Callable[[float], float] | None = None
         self._due = 0.0
 
-    def start(self, module: str, options: dict[str, Any]) -> None:
+    def start(self, module: str, options: dict[str, Any], name: str = "") -> None:
         """Make the recorder or the policy part of this process."""
         if module == "recorder_process":
             self._recorder = Recorder(self.session, Path(options["folder"]), options["meta"])

@@ -23,7 +23,7 @@ from flowpolicy.core.files import replacing, sha256
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 from flowpolicy.real_robot.chunks import hermite
 from flowpolicy.real_robot.observations import observe
-from flowpolicy.real_robot.records import CHUNK, EVENT, TICK, unpack_chunk
+from flowpolicy.real_robot.records import CHUNK, EVENT, TICK, frame_type, unpack_chunk
 from flowpolicy.real_robot.states import State
 
 JOURNALS = {"ticks": TICK, "chunks": CHUNK, "events": EVENT}
@@ -47,7 +47,8 @@ _COLUMNS = (
 def finish_episode(folder: Path, number: int) -> Path:
     """Turn the journals of an episode into its file, and remove them.
 
-    ``meta.json`` beside the journals says: ``env_args``, ``keys`` (observations), ``tool`` (m) and ``rate_hz``.
+    ``meta.json`` beside the journals says: ``env_args``, ``keys`` (observations), ``tool`` (m), ``rate_hz`` and
+    ``cameras`` (name -> height and width).
 
     Raises:
         DataError: the journals hold not one row.
@@ -56,7 +57,7 @@ def finish_episode(folder: Path, number: int) -> Path:
     home = folder / f".episode_{number:04d}"
     try:
         meta = json.loads((home / "meta.json").read_text(encoding="utf-8"))
-        raw = {name: _whole_records(home / name, dtype) for name, dtype in JOURNALS.items()}
+        raw = {name: _whole_records(home / name, dtype) for name, dtype in (JOURNALS | camera_journals(meta)).items()}
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(f"{home}: {error}") from error
     ticks, rate = raw["ticks"], float(meta["rate_hz"])
@@ -93,6 +94,22 @@ def write_index(folder: Path) -> Path:
         with replacing(path) as temporary:
             temporary.write_bytes(file.id.get_file_image())
     return path
+
+
+def camera_journals(meta: dict[str, Any]) -> dict[str, np.dtype[Any]]:
+    """Journals of the cameras of a session, by the names of their rings."""
+    return {f"camera_{name}": frame_type(*size) for name, size in meta.get("cameras", {}).items()}
+
+
+def _pictures(name: str, rows: NDArray[Any], raw: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """For every row the newest picture that was exposed before it, and when each picture of the episode was taken."""
+    frames = raw[f"camera_{name}"]
+    if not len(frames):
+        return {}
+    # A picture can be used from when it was seen on; before the first one there is only the first.
+    newest = np.clip(np.searchsorted(frames["t_seen"], rows["t_mono"], side="right") - 1, 0, None)
+    times = {f"cameras/{name}/{field}": frames[field] for field in ("seq", "t_mono", "t_device", "t_seen")}
+    return {f"obs/{name}_image": frames["rgb"][newest], f"cameras/{name}/row": newest, **times}
 
 
 def _whole_records(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -132,6 +149,7 @@ def _episode(rows: NDArray[Any], raw: dict[str, NDArray[Any]], success: bool, me
         next_obs={key: value[1:] for key, value in obs.items()},
         extra={
             **{f"robot/{name}": now[name] for name in _COLUMNS},
+            **{path: value for name in meta.get("cameras", {}) for path, value in _pictures(name, now, raw).items()},
             "ticks": raw["ticks"],
             "decisions": chunks[chunks["rows"] > 0],
             "events": events,

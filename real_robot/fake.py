@@ -89,6 +89,8 @@ class FakeArm:
     def set_reference(self, q: Array, dq: Array) -> None:
         """Hand a reference to the loop."""
         self._require()
+        if self._gains is None:
+            raise ArmFaultError("other", "the impedance loop is off")
         self._reference = (np.array(q), np.array(dq))
 
     def state(self) -> ArmState:

@@ -7,6 +7,7 @@ franka-rs speaks the Panda's version 5 too, but no server of that version is at 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -124,10 +125,8 @@ class FrankaRsArm:
             return
 
         def end() -> None:
-            try:
+            with contextlib.suppress(BaseException):  # the loop has ended, which is what was wanted
                 loop.stop()
-            except BaseException:  # noqa: S110 - the loop has ended, which is what was wanted
-                pass
 
         self._ending = threading.Thread(target=end, daemon=True)
         self._ending.start()

@@ -35,8 +35,8 @@ class Setup:
     """Name of the session; one robot, one session."""
     driver: Driver = "fake"
     """'franky' drives an FR3 (or its twin) through libfranka, 'franka_rs' through its remake in Rust; 'fake' is an arm
-    in NumPy, without sockets; 'scene' is the twin's MuJoCo scene without its protocol, in simulated time, as fast as this
-    machine can."""
+    in NumPy, without sockets; 'scene' is the twin's MuJoCo scene without its protocol, in simulated time, as fast as
+    this machine can."""
     direct: bool = False
     """With 'scene': chunks go straight to the impedance loop, without follower, envelope and guard."""
     address: str = "127.0.0.1"
@@ -49,12 +49,16 @@ class Setup:
     """Distance from flange to tool point, m; 0.1034 is the Franka hand's."""
     mode: Mode = "crossfade"
     """What happens where a new chunk disagrees with the old one."""
+    cameras: tuple[str, ...] = ()
+    """Recorded with the rest: NAME=twin:CAMERA, NAME=realsense:SERIAL or NAME=replay:EPISODE.hdf5."""
     shadow: bool = False
     """The policy runs, the arm holds, the disagreement is recorded."""
 
     def __post_init__(self) -> None:
         if self.direct and self.driver != "scene":
             raise ConfigError(f"--direct with the driver '{self.driver}' would unguard it", expected="--driver scene")
+        if self.driver == "scene" and self.cameras:
+            raise ConfigError("cameras run in real time, the driver 'scene' does not", expected="another driver")
         if self.driver != "fake" and self.model != "FR3":
             raise ConfigError(
                 f"the driver '{self.driver}' drives an FR3 (FCI version 10), not a Panda (FER)",
@@ -80,12 +84,16 @@ class RunningSession:
         self.setup, self.session, self.clock = setup, session, Clock()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, module: str, options: dict[str, Any]) -> None:
-        """Start ``flowpolicy.real_robot.<module>`` with JSON options; its output goes to a log beside the rings."""
+    def start(self, module: str, options: dict[str, Any], name: str = "") -> None:
+        """Start ``flowpolicy.real_robot.<module>`` with JSON options; its output goes to a log beside the rings.
+
+        ``name`` tells several processes of one module apart.
+        """
         told = json.dumps({"setup": dataclasses.asdict(self.setup), **options})
-        log = self.session.folder / f"{module}.log"
+        name = name or module
+        log = self.session.folder / f"{name}.log"
         with log.open("wb") as stream:
-            self._processes[module] = subprocess.Popen(
+            self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", f"flowpolicy.real_robot.{module}", told],
                 stderr=stream,
                 stdout=stream,
@@ -209,4 +217,5 @@ _PARENT = os.getppid()
 def read_options() -> tuple[Setup, dict[str, Any]]:
     """What :meth:`RunningSession.start` told this process."""
     options = json.loads(sys.argv[1])
-    return Setup(**options.pop("setup")), options
+    setup = options.pop("setup")
+    return Setup(**{**setup, "cameras": tuple(setup["cameras"])}), options

@@ -81,6 +81,17 @@ EVENT = np.dtype([("t_mono", "f8"), ("t_wall", "f8"), ("kind", f"S{NAME}"), ("te
 RECORDER = np.dtype([("t_mono", "f8"), ("rows", "i8"), ("lost", "i8"), ("episodes", "i8"), ("failed", f"S{WORDS}")])
 """How the recorder fares: ticks written and lost, whole episodes, and what failed, empty if nothing did."""
 
+FRAMES = 32
+"""Pictures that the ring of a camera keeps."""
+
+
+def frame_type(height: int, width: int) -> np.dtype[Any]:
+    """Record of one picture: number, when it was exposed (bridge's and camera's clock), when it was seen, s; pixels."""
+    return np.dtype(
+        [("seq", "i8"), ("t_mono", "f8"), ("t_device", "f8"), ("t_seen", "f8"), ("rgb", "u1", (height, width, 3))]
+    )
+
+
 _RINGS: dict[str, tuple[np.dtype[Any], int]] = {
     "ticks": (TICK, 4096),
     "chunks": (CHUNK, 64),

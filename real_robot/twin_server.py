@@ -7,6 +7,7 @@ robot has it (0.107 m beyond the frame that franka-sim reports), limits and comm
 Control socket, one JSON object per line on 127.0.0.1:13370::
 
     {"op": "cube"}                                      -> {"position": [x, y, z], "quaternion": [w, x, y, z]}
+    {"op": "qpos"}                                      -> {"positions": [...]} of the whole scene, for its cameras
     {"op": "place", "position": [x, y], "yaw": a}       puts the cube on the table, m and rad
     {"op": "reflex", "name": "cartesian_reflex"}        aborts the motion with one of the robot's errors
     {"op": "user_stop"}  {"op": "drop_tcp"}  {"op": "pause", "seconds": s}
@@ -96,6 +97,8 @@ def answer(server: Any, sim: Any, request: dict[str, Any]) -> dict[str, Any]:
     at = sim.model.nq - 7
     if op == "cube":
         return {"position": sim.data.qpos[at : at + 3].tolist(), "quaternion": sim.data.qpos[at + 3 : at + 7].tolist()}
+    if op == "qpos":
+        return {"positions": sim.data.qpos.tolist()}
     if op == "place":
         place_cube(sim.data, *request["position"], yaw=float(request.get("yaw", 0.0)))
     elif op == "reflex":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from flowpolicy.core.seed import numpy_generator
 from flowpolicy.core.spec import Contract, load_contract, read_contract
 from flowpolicy.envs import find_env
 from flowpolicy.envs.franka import FrankaConfig
+from flowpolicy.real_robot.camera_process import size_path
+from flowpolicy.real_robot.cameras import parse_camera
 from flowpolicy.real_robot.check import check_contract, speed_warnings
 from flowpolicy.real_robot.console import ConsoleView
 from flowpolicy.real_robot.keys import reading_keys
@@ -95,6 +98,7 @@ def play(
             "keys": list(spec.observation),
             "tool": setup.tool,
             "rate_hz": spec.action.rate_hz,
+            "cameras": _start_cameras(running),
         }
         running.start("recorder_process", {"folder": str(out.absolute()), "meta": meta})
         _wait_for_recorder(running)
@@ -240,6 +244,19 @@ def _task(name: str, running: RunningSession) -> Task:
         return Reach(running.setup.limits)
     arm = getattr(running, "arm", None)  # of a session in this process
     return Lift(running.setup.limits, TwinLink() if arm is None else arm.scene, ServoConfig())
+
+
+def _start_cameras(running: RunningSession) -> dict[str, list[int]]:
+    """Start a process per camera; height and width of each, once it has taken a picture."""
+    names = [parse_camera(spec)[0] for spec in running.setup.cameras]
+    for name, spec in zip(names, running.setup.cameras, strict=True):
+        running.start("camera_process", {"camera": spec}, f"camera_{name}")
+    sizes = {}
+    for name in names:
+        path = size_path(running.session.folder, name)
+        _wait_for(running, path.exists, f"the camera '{name}' took no picture within 60 s")
+        sizes[name] = json.loads(path.read_text(encoding="utf-8"))
+    return sizes
 
 
 def _wait_for_recorder(running: RunningSession) -> None:

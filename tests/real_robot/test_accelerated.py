@@ -61,7 +61,7 @@ def tick_at(q, cube, width=0.08):
 def test_the_operator_goes_down_the_funnel_closes_and_lifts():
     cube = np.array([0.5, 0.1, 0.02])
     servo = LiftServo(np.array(HOME), LIMITS, np.random.default_rng(0), ServoConfig())
-    times, width, tools, openings = 0.05 * np.arange(1, 13), 0.08, [], []
+    times, width, tools, openings, announced = 0.05 * np.arange(1, 13), 0.08, [], [], None
     for step in range(100):
         q, opening = servo.rows(times + 0.1 * step, tick_at(np.array(HOME), cube, width))
         # What is announced is what happens, as long as nothing changes.
@@ -88,7 +88,7 @@ def test_the_operator_goes_down_the_funnel_closes_and_lifts():
 def test_disturbances_move_the_arm_but_not_what_is_taught():
     cube = np.array([0.5, 0.1, 0.02])
     pushed = LiftServo(np.array(HOME), LIMITS, np.random.default_rng(0), ServoConfig(push=0.2))
-    times, jumps = 0.05 * np.arange(1, 13), []
+    times, jumps, announced = 0.05 * np.arange(1, 13), [], None
     for step in range(25):
         q, _ = pushed.rows(times + 0.1 * step, tick_at(np.array(HOME), cube))
         if step:
@@ -145,9 +145,9 @@ def test_a_demonstration_is_recorded_and_lifts_the_cube(shm):
     with h5py.File(shm / "out" / "demos.hdf5") as file:
         demo = file["data/demo_0"]
         cube = demo["obs/object"][()]
-        assert cube.shape[1] == 10
+        assert cube.shape[1] == 6
         assert cube[-1, 2] > cube[0, 2] + 0.08
-        np.testing.assert_allclose(cube[:, 7:], cube[:, :3] - demo["obs/robot0_eef_pos"][()], atol=1e-6)
+        np.testing.assert_allclose(cube[:, 3:], cube[:, :3] - demo["obs/robot0_eef_pos"][()], atol=1e-6)
         assert demo["obs/robot0_gripper_qpos"][-1, 0] == pytest.approx(0.02, abs=0.003)  # squeezed a little
         # The steps that are taught lead along the way that was gone.
         way = demo["robot/q_cmd"][()]

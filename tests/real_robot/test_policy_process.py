@@ -174,6 +174,7 @@ def test_a_policy_on_a_server_drives_the_arm_and_its_death_holds_it(sim):
             RemotePolicy(server.url, "", 0)
         source = RemotePolicy(server.url, "0123456789abcdef", 0, notes.append)
         assert source.contract == CONTRACT
+        source._budget_ms = 10_000.0
         deploy(sim, source)
         sim.run(1.0)
         assert sim.state is State.RUNNING
@@ -190,16 +191,16 @@ def test_late_chunks_of_a_server_are_no_chunks_and_it_goes_on_when_it_answers_ag
     engine, notes = Server(), []
     with served(engine) as server:
         source = RemotePolicy(server.url, "", 0, notes.append)
-        source._budget_ms = 20.0
+        source._budget_ms = 10_000.0  # simulated time stands still while real time passes
         deploy(sim, source)
         sim.run(0.5)
-        engine.block = threading.Event()
+        assert sim.state is State.RUNNING
+        engine.block, source._budget_ms = threading.Event(), 10.0
         sim.run(0.9)
         assert sim.state is State.HOLD
         assert notes
         engine.block.set()
-        engine.block = None
-        source._budget_ms = 2000.0
+        source._budget_ms = 10_000.0
         sim.run(0.3)
         assert sim.state is State.RUNNING
         source._client.close()
