@@ -45,7 +45,7 @@ class ServoConfig:
     """Height at which it ends, m."""
     smooth: float = 0.08
     """Time constant of the joint velocities, s."""
-    push: float = 0.0
+    push: float = 0.08
     """Largest speed of a disturbance, m/s; it comes about once a second and lasts 0.3 s."""
 
 

@@ -60,7 +60,7 @@ def tick_at(q, cube, width=0.08):
 
 def test_the_operator_goes_down_the_funnel_closes_and_lifts():
     cube = np.array([0.5, 0.1, 0.02])
-    servo = LiftServo(np.array(HOME), LIMITS, np.random.default_rng(0), ServoConfig())
+    servo = LiftServo(np.array(HOME), LIMITS, np.random.default_rng(0), ServoConfig(push=0.0))
     times, width, tools, openings, announced = 0.05 * np.arange(1, 13), 0.08, [], [], None
     for step in range(100):
         q, opening = servo.rows(times + 0.1 * step, tick_at(np.array(HOME), cube, width))

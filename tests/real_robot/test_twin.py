@@ -238,7 +238,7 @@ def test_a_bridge_that_is_stopped_for_a_moment_is_a_communication_fault(twin, dr
 
 
 def test_a_killed_bridge_leaves_an_arm_that_holds(twin, driver):
-    with moving(driver) as (running, operator):
+    with moving(driver) as (running, _):
         running._processes["bridge_process"].kill()
         running._processes["bridge_process"].wait()
         time.sleep(0.5)
