@@ -27,8 +27,8 @@ _DT = 0.05  # s between rows
 class ServoConfig:
     """How the operator moves."""
 
-    speed: float = 0.20
-    """Of the tool, m/s."""
+    speed: float = 0.16
+    """Of the tool, m/s; slower than the envelope slows it near the table, or it would run away from the arm."""
     gain: float = 4.0
     """Speed per distance where it is slower, 1/s."""
     least: float = 0.025
@@ -45,6 +45,10 @@ class ServoConfig:
     """Height at which it ends, m."""
     smooth: float = 0.08
     """Time constant of the joint velocities, s."""
+    share: float = 0.6
+    """Of the envelope's joint velocities that it uses at most."""
+    lead: float = 0.12
+    """Largest distance of a joint from what is commanded, rad: it waits for an arm that cannot follow."""
     push: float = 0.08
     """Largest speed of a disturbance, m/s; it comes about once a second and lasts 0.3 s."""
 
@@ -62,6 +66,7 @@ class LiftServo:
 
     def __init__(self, q: Array, limits: EnvelopeLimits, rng: np.random.Generator, config: ServoConfig) -> None:
         self._config, self._tool, self._rng = config, limits.tool, rng
+        self._top_speed = config.share * np.array(limits.velocity)
         self._pace = rng.uniform(0.85, 1.1)
         self._q, self._dq, self._t = np.array(q), np.zeros(7), 0.0
         self._closing, self._top = False, float("inf")
@@ -73,6 +78,8 @@ class LiftServo:
 
     def rows(self, times: Array, tick: Records) -> tuple[Array, Array]:
         """(h, 7) rad and (h,) openings in m at ``times`` (h,) s since the start, seen from ``tick``."""
+        ahead = self._q - tick["q_cmd"]
+        self._q = tick["q_cmd"] + ahead * min(1.0, self._config.lead / max(float(np.abs(ahead).max()), 1e-9))
         while self._t < times[0]:
             dt = min(_DT, float(times[0]) - self._t)
             self._t += dt
@@ -101,6 +108,7 @@ class LiftServo:
         pinv = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + 1e-5 * np.eye(6))
         wanted = pinv @ np.concatenate([linear, turn])
         wanted += (np.eye(7) - pinv @ jacobian) @ (np.array(HOME) - q)
+        wanted /= max(1.0, float((np.abs(wanted) / self._top_speed).max()))
         dq = dq + (wanted - dq) * min(1.0, dt / config.smooth)
         return q + dt * dq, dq, opening
 

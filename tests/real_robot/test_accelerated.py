@@ -62,8 +62,10 @@ def test_the_operator_goes_down_the_funnel_closes_and_lifts():
     cube = np.array([0.5, 0.1, 0.02])
     servo = LiftServo(np.array(HOME), LIMITS, np.random.default_rng(0), ServoConfig(push=0.0))
     times, width, tools, openings, announced = 0.05 * np.arange(1, 13), 0.08, [], [], None
+    at = np.array(HOME)
     for step in range(100):
-        q, opening = servo.rows(times + 0.1 * step, tick_at(np.array(HOME), cube, width))
+        q, opening = servo.rows(times + 0.1 * step, tick_at(at, cube, width))
+        at = q[0]
         # What is announced is what happens, as long as nothing changes.
         if step and width == 0.08 and openings[-1] == 0.08:
             np.testing.assert_allclose(q[0], announced, atol=1e-9)
@@ -88,9 +90,10 @@ def test_the_operator_goes_down_the_funnel_closes_and_lifts():
 def test_disturbances_move_the_arm_but_not_what_is_taught():
     cube = np.array([0.5, 0.1, 0.02])
     pushed = LiftServo(np.array(HOME), LIMITS, np.random.default_rng(0), ServoConfig(push=0.2))
-    times, jumps, announced = 0.05 * np.arange(1, 13), [], None
-    for step in range(25):
-        q, _ = pushed.rows(times + 0.1 * step, tick_at(np.array(HOME), cube))
+    times, jumps, announced, at = 0.05 * np.arange(1, 13), [], None, np.array(HOME)
+    for step in range(30):
+        q, _ = pushed.rows(times + 0.1 * step, tick_at(at, cube))
+        at = q[0]
         if step:
             jumps.append(np.linalg.norm(forward(q[0], LIMITS.tool).position - announced))
             tool = forward(q, LIMITS.tool).position

@@ -27,8 +27,8 @@ def resting_arms(envelope, count, rng):
 
 
 class Adversary:
-    """Proposals: full jerk in kept directions, random jerk, jerk beyond the limit, jumps, not-a-number, and the furthest
-    that jerk can lead to within a tick, between two states that are both within the limits."""
+    """Proposals: full jerk in kept directions, random jerk, jerk beyond the limit, jumps, not-a-number, full swings
+    within a tick."""
 
     def __init__(self, count, jerk, rng):
         self.rng, self.jerk = rng, jerk
