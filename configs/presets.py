@@ -79,7 +79,7 @@ FRANKA_REACH = Experiment(
     data=DataConfig(obs_keys=(*FRANKA_KEYS, "goal")),
     steps=3_000,
 )
-FRANKA_LIFT = replace(FRANKA_REACH, env="franka-lift", data=DataConfig(obs_keys=(*FRANKA_KEYS, "object")), steps=6_000)
+FRANKA_LIFT = replace(FRANKA_REACH, env="franka-lift", data=DataConfig(obs_keys=(*FRANKA_KEYS, "object")), steps=4_000)
 DOOR = Experiment(agent=DM1_DOOR, env="door", data=DataConfig(obs_keys=("state",)), steps=10_000)
 DEBUG = Experiment(
     agent=FlowBC(net=MLP(width=64, depth=2)),

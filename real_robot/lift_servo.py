@@ -125,7 +125,10 @@ class LiftServo:
         return cube + np.array([0.0, 0.0, rise]), GRIPPER_WIDTH
 
     def _pushed(self) -> Array:
+        """Velocity of the disturbance, m/s; it fades towards the table, which it would drive the hand into."""
+        height = forward(self._q, self._tool).position[2]
         if self._config.push and self._t >= self._next_push:
             self._push = self._config.push * self._rng.uniform(-1.0, 1.0, 3) * np.array([1.0, 1.0, 0.5])
             self._push_ends, self._next_push = self._t + 0.3, self._t + self._rng.uniform(0.7, 1.5)
-        return self._push if self._t < self._push_ends else np.zeros(3)
+        fade = float(np.clip((height - 0.02) / 0.06, 0.0, 1.0))
+        return fade * self._push if self._t < self._push_ends else np.zeros(3)
