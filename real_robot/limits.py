@@ -6,6 +6,7 @@ Two tables, never one: three published stacks shipped the Panda's values to user
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,11 +180,13 @@ def homing_limits(limits: EnvelopeLimits, share: float) -> EnvelopeLimits:
         share: of the data sheet's velocities that is allowed.
 
     """
-    top = (share * value for value in limits.joints.velocity)
-    velocity = tuple(min(one, other) for one, other in zip(limits.velocity, top, strict=True))
-    everywhere = (np.inf,) * 3
+    velocity = np.minimum(limits.velocity, share * np.array(limits.joints.velocity))
     return dataclasses.replace(
-        limits, margin=0.02, velocity=velocity, box_low=tuple(-x for x in everywhere), box_high=everywhere
+        limits,
+        margin=0.02,
+        velocity=cast(Vec7, tuple(velocity.tolist())),
+        box_low=(-np.inf, -np.inf, -np.inf),
+        box_high=(np.inf, np.inf, np.inf),
     )
 
 
