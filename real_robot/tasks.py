@@ -15,6 +15,9 @@ from flowpolicy.real_robot.shared import Records
 
 Array = NDArray[np.float64]
 
+_INSIDE = 0.02
+"""Distance that the way aside keeps from the walls of the workspace, m."""
+
 
 class Waypoint(NamedTuple):
     """Where a demonstration passes."""
@@ -131,7 +134,7 @@ class Reach:
 
     def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
         """Somewhere near."""
-        return aside(tick, rng)
+        return aside(tick, rng, self.limits)
 
     def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
         """At a speed of its own, and a second of rest."""
@@ -175,20 +178,25 @@ class Lift:
 
     def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
         """Somewhere near."""
-        return aside(tick, rng)
+        return aside(tick, rng, self.limits)
 
     def demonstrate(self, tick: Records, rng: np.random.Generator) -> LiftServo:
         """Down a funnel to the cube, close, up."""
         return LiftServo(tick["q_cmd"], self.limits, rng, self.servo)
 
 
-def aside(tick: Records, rng: np.random.Generator) -> Plan:
+def aside(tick: Records, rng: np.random.Generator, limits: EnvelopeLimits) -> Plan:
     """To joint positions near the present ones, before the recording begins.
 
     Demonstrations that all ran the same way would teach no way back to it. Recorded, the way aside would teach to
     stray.
     """
-    q = tick["q_cmd"] + rng.uniform(-0.15, 0.15, 7)
+    low, high = np.array(limits.box_low) + _INSIDE, np.array(limits.box_high) - _INSIDE
+    while True:  # home lies well inside: every second draw or so does too
+        q = tick["q_cmd"] + rng.uniform(-0.15, 0.15, 7)
+        tool = forward(q, limits.tool).position
+        if ((tool > low) & (tool < high)).all():
+            break
     return Plan(tick["q_cmd"], GRIPPER_WIDTH, [Waypoint(q, GRIPPER_WIDTH, 0.9)])
 
 

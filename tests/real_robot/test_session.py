@@ -29,7 +29,7 @@ from flowpolicy.real_robot.metrics import service_levels
 from flowpolicy.real_robot.protocols import Gains, RobotError
 from flowpolicy.real_robot.records import TICK
 from flowpolicy.real_robot.states import State
-from flowpolicy.real_robot.tasks import Plan, Reach, Waypoint
+from flowpolicy.real_robot.tasks import Plan, Reach, Waypoint, aside
 
 LIMITS = policy_limits(FR3, table=0.0, tool=0.1034)
 
@@ -57,6 +57,16 @@ def test_reaching_is_solved_within_two_centimetres_of_what_the_operator_plans():
         assert not task.solved(tick)
         tick["q"] = HOME
     assert forward(np.array(HOME), LIMITS.tool).position[2] > LIMITS.box_low[2]
+
+
+def test_the_way_aside_stays_in_the_workspace():
+    tick, rng, limits = np.zeros((), TICK), np.random.default_rng(0), LIMITS
+    tick["q_cmd"] = HOME
+    for _ in range(50):
+        plan = aside(tick, rng, limits)
+        path = forward(plan.rows(np.linspace(0, plan.seconds, 20))[0], limits.tool).position
+        assert (path > limits.box_low).all()
+        assert (path < limits.box_high).all()
 
 
 def contract(**changes):
