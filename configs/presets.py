@@ -76,10 +76,15 @@ FRANKA_KEYS = ("robot0_joint_pos", "robot0_eef_pos", "robot0_gripper_qpos")
 FRANKA_REACH = Experiment(
     agent=DM1(net=MLP(width=256, depth=3), chunk=8, execute=2, optimizer=FAST, pairs=PairLaw(share_endpoint=0.3)),
     env="franka-reach",
-    data=DataConfig(obs_keys=(*FRANKA_KEYS, "goal")),
+    data=DataConfig(filter_key="successful", obs_keys=(*FRANKA_KEYS, "goal")),
     steps=3_000,
 )
-FRANKA_LIFT = replace(FRANKA_REACH, env="franka-lift", data=DataConfig(obs_keys=(*FRANKA_KEYS, "object")), steps=4_000)
+FRANKA_LIFT = replace(
+    FRANKA_REACH,
+    env="franka-lift",
+    data=DataConfig(filter_key="successful", obs_keys=(*FRANKA_KEYS, "object")),
+    steps=4_000,
+)
 DOOR = Experiment(agent=DM1_DOOR, env="door", data=DataConfig(obs_keys=("state",)), steps=10_000)
 DEBUG = Experiment(
     agent=FlowBC(net=MLP(width=64, depth=2)),
