@@ -23,6 +23,7 @@ from flowpolicy.core.files import replacing, sha256
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 from flowpolicy.real_robot.chunks import hermite
 from flowpolicy.real_robot.observations import observe
+from flowpolicy.real_robot.protocols import ActionChunk
 from flowpolicy.real_robot.records import CHUNK, EVENT, TICK, frame_type, unpack_chunk
 from flowpolicy.real_robot.states import State
 
@@ -163,5 +164,12 @@ def _steps(now: NDArray[Any], later: NDArray[Any], chunks: NDArray[Any]) -> NDAr
     steps = later["q_ref"] - now["q_ref"]  # of a decision that was made before the recording began
     for row, (begin, end) in enumerate(zip(now, later, strict=True)):
         if (chunk := decided.get(int(begin["chunk"]))) is not None:
-            steps[row] = hermite(chunk, float(end["t_mono"]))[0] - hermite(chunk, float(begin["t_mono"]))[0]
+            steps[row] = _asked(chunk, float(end["t_mono"])) - _asked(chunk, float(begin["t_mono"]))
     return np.asarray(steps)
+
+
+def _asked(chunk: ActionChunk, t: float) -> NDArray[np.float64]:
+    """(7,) rad: where a decision wants the arm at ``t`` s; in the period before its first row on the way there."""
+    if t < chunk.t0 and len(chunk.q) > 1:
+        return np.asarray(chunk.q[0] + (t - chunk.t0) / chunk.dt * (chunk.q[1] - chunk.q[0]))
+    return hermite(chunk, t)[0]

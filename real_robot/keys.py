@@ -1,4 +1,4 @@
-"""Keys of the operator while a session runs in a terminal: r recovers or re-arms, s stops the arm, q ends it all."""
+"""Keys of the operator while a session runs in a terminal: r recovers or re-arms, q ends the session at rest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowpolicy.real_robot.records import Session
 from flowpolicy.real_robot.shared import Records
 from flowpolicy.real_robot.states import State
 
-HELP = "keys: r recover or re-arm, s stop the arm, q quit"
+HELP = "keys: r recover or re-arm, q bring the arm to rest and end the session"
 
 
 class Keys:
@@ -34,7 +34,7 @@ class Keys:
         if self._terminal is None or not select.select([self._terminal], [], [], 0.0)[0]:
             return ""
         stopped = State(int(tick["state"])) in (State.FAULT, State.LOCKED)
-        words = {b"r": "recover" if stopped else "rearm", b"s": "stop", b"q": "quit"}
+        words = {b"r": "recover" if stopped else "rearm", b"q": "quit"}
         command = words.get(os.read(self._terminal, 1).lower(), "")
         if command:
             self._session.command(command)

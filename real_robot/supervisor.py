@@ -182,7 +182,11 @@ class Supervisor:
 
     def lead_home(self, arm: ArmState, now: float) -> None:
         """One tick on the way home, and the end of it."""
-        self._homing.step(self._home, np.zeros(7))
+        # An arm that something holds is not pulled at: the reference waits, and in the end it is a fault.
+        if np.abs(self._homing.motion.q - arm.q).max() > self.config.limits.leash:
+            self._homing.brake()
+        else:
+            self._homing.step(self._home, np.zeros(7))
         away = float(np.abs(arm.q - self._home).max())
         if self._homing.resting and away < self.config.home_distance:
             self.arm.stop()

@@ -200,13 +200,13 @@ def test_keys_are_commands(shm):
     assert keys.poll(tick) == ""
     tty.setcbreak(theirs)
     said = []
-    for state, key in ((State.FAULT, b"r"), (State.LOCKED, b"R"), (State.HOLD, b"r"), (State.RUNNING, b"s")):
+    for state, key in ((State.FAULT, b"r"), (State.LOCKED, b"R"), (State.HOLD, b"r"), (State.RUNNING, b"q")):
         tick["state"] = state
         os.write(ours, key)
         said.append(keys.poll(tick))
     os.write(ours, b"x")
     assert keys.poll(tick) == ""
-    assert said == ["recover", "recover", "rearm", "stop"]
+    assert said == ["recover", "recover", "rearm", "quit"]
     records, _, _ = session.commands.read(0)
     assert [bytes(record["name"]).decode() for record in records] == said
     assert Keys(session, None).poll(tick) == ""

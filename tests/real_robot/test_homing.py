@@ -5,7 +5,7 @@ import pytest
 
 from flowpolicy.real_robot.states import State
 
-from .simulated import DT, HOME, Simulation, peaks
+from .simulated import DT, HOME, LIMITS, Simulation, peaks
 
 
 @pytest.fixture
@@ -53,4 +53,6 @@ def test_homing_begins_outside_the_workspace_brakes_when_told_and_gives_up(sim):
     sim.arm.blocked[3] = True
     sim.run(20.1)
     assert sim.state is State.FAULT
+    way = np.array([tick["q_cmd"] - tick["q"] for tick in sim.ticks[-4000:] if tick["state"] == State.HOMING])
+    assert 0.1 < np.abs(way).max() < LIMITS.leash + 0.15  # and what it takes to brake
     assert "rad from home after 20 s" in sim.events("state")[-1]
