@@ -83,7 +83,8 @@ class Recorder:
         return records
 
     def _begin(self, number: int) -> None:
-        self._episode = number
+        # Each episode is tried anew: one that held nothing, or met a full disk, must not cost the ones after it.
+        self._episode, self.failed = number, ""
         try:
             home = self.folder / f".episode_{number:04d}"
             shutil.rmtree(home, ignore_errors=True)

@@ -59,9 +59,9 @@ def test_an_episode_is_a_robomimic_file_that_says_what_happened(sim, tmp_path):
             np.testing.assert_allclose(demo["obs/robot0_eef_pos"][k], forward(at["q"], LIMITS.tool).position, rtol=1e-5)
             if (chunk := decided.get(int(in_force[k]))) is not None:
                 # Before its first row a decision is on the way there: nothing of it is at rest.
-                begin = chunk.q[0] + min(at["t_mono"] - chunk.t0, 0.0) / chunk.dt * (chunk.q[1] - chunk.q[0])
-                begin = hermite(chunk, at["t_mono"])[0] if at["t_mono"] >= chunk.t0 else begin
-                step = hermite(chunk, later["t_mono"])[0] - begin
+                early = [min(t - chunk.t0, 0.0) / chunk.dt for t in (at["t_mono"], later["t_mono"])]
+                ends = [hermite(chunk, t)[0] for t in (at["t_mono"], later["t_mono"])]
+                step = ends[1] - ends[0] + (early[1] - early[0]) * (chunk.q[1] - chunk.q[0])
                 np.testing.assert_allclose(demo["actions"][k, :7], step, atol=1e-12)
                 # It agrees with the reference as long as one decision follows the other without a break.
                 np.testing.assert_allclose(step, later["q_ref"] - at["q_ref"], atol=2e-3)
@@ -134,6 +134,17 @@ def test_a_full_disk_loses_the_rest_and_stops_nobody(sim, tmp_path):
     recorder.drain()
     with h5py.File(tmp_path / "out" / "episode_0001.hdf5") as file:
         assert len(file["data/demo_0/ticks"]) == rows
+
+
+def test_an_episode_that_held_nothing_costs_only_itself(sim, tmp_path):
+    recorder = Recorder(sim.session, tmp_path / "out", META)
+    sim.ready()
+    play(sim, recorder, 1, seconds=0.2, success=False)
+    assert "no whole period" in recorder.failed
+    sim.command("stop").run(0.1).running()
+    play(sim, recorder, 2)
+    assert recorder.failed == ""
+    assert [path.name for path in sorted((tmp_path / "out").glob("e*"))] == ["episode_0002.hdf5"]
 
 
 def test_a_slow_recorder_loses_ticks_and_counts_them(sim, tmp_path):
