@@ -35,7 +35,10 @@ OBSERVATIONS = {
     "robot0_gripper_qpos": ObservationSpec((2,), "half the opening per finger, mirrored, m"),
 }
 _REACH = ("goal", ObservationSpec((3,), "where the tool point should go, base frame, m"))
-_LIFT = ("object", ObservationSpec((7,), "cube: position in the base frame, m, then quaternion w x y z"))
+_LIFT = (
+    "object",
+    ObservationSpec((6,), "position of the cube in the base frame, then from the tool point, m"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class FrankaConfig:
             observation={**OBSERVATIONS, key: own},
             action=ACTION,
             env_id=f"franka/{self.task.title()}",
-            env_version="1",
+            env_version="2",
             horizon=self.horizon,
             success=success[self.task],
         )

@@ -15,12 +15,12 @@ import numpy as np
 
 from flowpolicy.real_robot.envelope import Envelope
 from flowpolicy.real_robot.fake import Clock
-from flowpolicy.real_robot.gripper import GripperWorker
+from flowpolicy.real_robot.gripper import Gripper
 from flowpolicy.real_robot.health import Health
 from flowpolicy.real_robot.limits import GRIPPER_WIDTH
 from flowpolicy.real_robot.protocols import ArmDriver, ArmFaultError, ArmState
 from flowpolicy.real_robot.records import TICK, Session, unpack_chunk
-from flowpolicy.real_robot.reference import ReferenceGenerator
+from flowpolicy.real_robot.reference import ReferenceGenerator, UnguardedReference
 from flowpolicy.real_robot.states import STREAMING, State
 from flowpolicy.real_robot.supervisor import Background, BridgeConfig, Supervisor, Task
 
@@ -45,7 +45,7 @@ class Bridge:
         self,
         config: BridgeConfig,
         arm: ArmDriver,
-        gripper: GripperWorker | None,
+        gripper: Gripper | None,
         session: Session,
         clock: Clock | None = None,
         background: Background = Task,
@@ -53,14 +53,15 @@ class Bridge:
         self.config, self.arm, self.gripper, self.session = config, arm, gripper, session
         self.clock = clock or Clock()
         envelope = Envelope(config.limits, 1.0 / config.rate_hz)
-        self.generator = ReferenceGenerator(envelope, config.mode, config.watch, session.event, shadow=config.shadow)
+        kind = UnguardedReference if config.direct else ReferenceGenerator
+        self.generator = kind(envelope, config.mode, config.watch, session.event, shadow=config.shadow)
         self.supervisor = Supervisor(config, arm, self.generator, session, background)
         self.health = Health(config.watch, session.event, config.rate_hz)
         self._chunks, self._commands = session.chunks.count, session.commands.count
         self._arm: ArmState | None = None
         self._chunk_end, self._rearmed, self._starving = 0.0, False, False
         self._tick = np.zeros((), TICK)
-        self.supervisor.connect(self.clock.now())
+        self.supervisor.connect()
 
     @property
     def state(self) -> State:
@@ -138,7 +139,7 @@ class Bridge:
             return
         try:
             self._arm = self.arm.state()
-            if faulty or state is State.HOMING:  # the task that homes reports by itself
+            if faulty:
                 return
             self.health.arm(self._arm, now)
             fault = self.arm.fault()
@@ -184,7 +185,7 @@ class Bridge:
 
     def _move(self, now: float) -> None:
         """Advance the commanded trajectory by one tick and hand it to the arm."""
-        state, follower = self.state, self.generator.follower
+        state, follower = self.state, self.supervisor.follower
         if state not in STREAMING or self._arm is None:
             return
         if state is State.RUNNING:
@@ -193,6 +194,10 @@ class Bridge:
                 self.gripper.command(self.generator.opening)
             if reason:
                 self._hold(reason, now)
+        elif state is State.HOMING:
+            self.supervisor.lead_home(self._arm, now)
+            if self.state is not State.HOMING:
+                return
         else:
             follower.brake()
         if state is State.HOLD and now - self._chunk_end > self.config.watch.starved_stop and not self._rearmed:
@@ -210,7 +215,7 @@ class Bridge:
                 record[name] = getattr(self._arm, name)
         record["q_ref"], record["disagreement"] = generator.reference, generator.disagreement
         if self.state in STREAMING:
-            record["q_cmd"], record["dq_cmd"] = generator.follower.motion.q, generator.follower.motion.v
+            record["q_cmd"], record["dq_cmd"] = self.supervisor.follower.motion[:2]
         else:
             record["q_cmd"], record["dq_cmd"] = record["q"], 0.0
         if self.gripper is not None:

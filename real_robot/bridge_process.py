@@ -18,6 +18,10 @@ def drivers(setup: Setup) -> tuple[ArmDriver, Callable[[], GripperDriver]]:
     """The arm of a setup, and what makes its gripper."""
     if setup.driver == "fake":
         return FakeArm(limits=MODELS[setup.model]), FakeGripper
+    if setup.driver == "franka_rs":
+        from flowpolicy.real_robot.franka_rs_driver import FrankaRsArm, FrankaRsGripper
+
+        return FrankaRsArm(setup.address), lambda: FrankaRsGripper(setup.address)
     from flowpolicy.real_robot.franky_driver import FrankyArm, FrankyGripper
 
     return FrankyArm(setup.address), lambda: FrankyGripper(setup.address)

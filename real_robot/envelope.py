@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from flowpolicy.real_robot.braking import Motion, Stop, along, coasting, extent, stop
 from flowpolicy.real_robot.kinematics import forward, tool_speed
 from flowpolicy.real_robot.limits import EnvelopeLimits
+from flowpolicy.real_robot.reachable import reachable
 
 Array = NDArray[np.float64]
 
-SAMPLES = np.linspace(0.0, 1.0, 6)
+SAMPLES = np.linspace(0.0, 1.0, 8)
 """Where on a stop the tool is looked at; 0 is the state itself."""
 _BOX_SLACK = 0.001  # m: how far the tool's path may bulge between two samples of a stop of at most 0.1 m
-_SPEED_SLACK = 0.82  # the same for its speed, as a factor
+_SPEED_SLACK = 0.80  # the same for its speed, as a factor
 _END_SLACK = 0.06  # rad/s: the same for a joint's speed near the ends of its range
 _NO_OPENING = 1.0  # m: a little beyond the hand's range is harmless, this is another unit
 _ROUNDING = 1e-9
+_STEP_ROUNDING = 1e-12  # rad: of one step; third differences divide it by the cube of the period
 
 
 class Envelope:
@@ -116,9 +118,9 @@ class Envelope:
             stopping = stop(motion, self.acceleration, self.jerk)
             lowest, highest = extent(stopping)
             joints = (lowest >= self.low - _ROUNDING) & (highest <= self.high + _ROUNDING)
-            joints &= np.abs(motion.v) <= self.velocity + _ROUNDING
-            joints &= np.abs(coasting(motion, self.jerk)) <= self.velocity + _ROUNDING
-            joints &= np.abs(motion.a) <= self.acceleration + _ROUNDING
+            joints &= np.abs(motion.v) <= self.velocity
+            joints &= np.abs(coasting(motion, self.jerk)) <= self.velocity
+            joints &= np.abs(motion.a) <= self.acceleration
             fine = np.array(joints.all(-1))
         if not fine.any():
             return fine
@@ -143,12 +145,17 @@ class Envelope:
         return np.asarray(fine.all(0))
 
     def _follows(self, now: Motion, proposed: Motion) -> NDArray[np.bool_]:
-        """Whether (...,) one period of jerk within the limit can lead from ``now`` to ``proposed``."""
-        dt, jerk = self.dt, self.jerk * (1.0 + 1e-6)
+        """Whether (...,) one period of jerk within the limit leads to ``proposed``, no faster on the way than allowed.
+
+        Between two states within the limits jerk could still swing beyond them and back. What the arm is sent are the
+        states alone, so that the means over the period are held: then no difference of commanded positions exceeds
+        velocity, acceleration or jerk. A stop's states satisfy this by themselves.
+        """
+        dt, fastest = self.dt, self.dt * self.velocity + _STEP_ROUNDING
+        bend = 0.5 * dt**2 * self.acceleration + _STEP_ROUNDING
+        follows = reachable(now, proposed, self.jerk, dt)
         with np.errstate(invalid="ignore"):
-            follows = np.abs(proposed.a - now.a) <= jerk * dt + _ROUNDING
-            mean = 0.5 * (proposed.a + now.a)
-            follows &= np.abs(proposed.v - now.v - dt * mean) <= jerk * dt**2 / 4.0 + _ROUNDING
-            straight = now.q + dt * (now.v + dt * now.a / 2.0)
-            follows &= np.abs(proposed.q - straight) <= jerk * dt**3 / 6.0 + _ROUNDING
+            step = proposed.q - now.q
+            follows &= np.abs(step) <= fastest
+            follows &= (np.abs(step - dt * now.v) <= bend) & (np.abs(step - dt * proposed.v) <= bend)
         return np.asarray(follows.all(-1))

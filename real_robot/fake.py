@@ -81,19 +81,6 @@ class FakeArm:
             raise RobotError(f"the arm did not answer within {deadline_s:g} s", fix="check network and power")
         self._connected, self._last = True, self.clock.now()
 
-    def home(self, q: Array, speed: float) -> None:
-        """Move to ``q`` along a cosine; returns when there."""
-        self._require()
-        start, goal = self.q.copy(), np.asarray(q, dtype=np.float64)
-        top = speed * np.array(self.caps.limits.velocity)
-        duration = float((np.pi / 2 * np.abs(goal - start) / top).max())
-        begin = self.clock.now()
-        while (t := self.clock.now() - begin) < duration:
-            self.q = start + (goal - start) * (0.5 - 0.5 * np.cos(np.pi * t / duration))
-            self.clock.sleep(0.005)
-            self._require()
-        self.q, self.dq, self._last = goal.copy(), np.zeros(7), self.clock.now()
-
     def start_stream(self, gains: Gains) -> None:
         """Switch the impedance loop on."""
         self._require()
@@ -102,6 +89,8 @@ class FakeArm:
     def set_reference(self, q: Array, dq: Array) -> None:
         """Hand a reference to the loop."""
         self._require()
+        if self._gains is None:
+            raise ArmFaultError("other", "the impedance loop is off")
         self._reference = (np.array(q), np.array(dq))
 
     def state(self) -> ArmState:

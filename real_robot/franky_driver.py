@@ -1,7 +1,7 @@
 """An FR3 through franky-control 2.0 (libfranka 0.21, FCI version 10): the 1 kHz impedance loop is its C++ thread.
 
-Only franky's impedance tracker and one point-to-point motion are used. Its built-in joint limits are the Panda's, on an
-FR3 too, and abort there [franka 1]: they are replaced before every homing.
+Only franky's impedance tracker is used. Its point-to-point motions keep the Panda's joint limits, on an FR3 too, and
+its position interface aborts where lost commands are extrapolated [franka 1]: homing goes through the impedance loop.
 """
 
 from __future__ import annotations
@@ -15,75 +15,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flowpolicy.core.errors import MissingExtraError
+from flowpolicy.real_robot.client_errors import classify, first_line, within
 from flowpolicy.real_robot.limits import COLLISION_FORCE, COLLISION_TORQUE, FR3
 from flowpolicy.real_robot.protocols import (
     ArmFaultError,
     ArmState,
     Array,
     DriverCaps,
-    FaultKind,
     Gains,
     GripperState,
     RobotError,
 )
 
 T = TypeVar("T")
-
-_ACCELERATION = [9.0, 7.0, 9.0, 9.0, 9.0, 9.0, 9.0]  # rad/s^2 and rad/s^3 that passed an enforcing robot [franka 1]
-_JERK = [4000.0, 3500.0, 4000.0, 4000.0, 4000.0, 4000.0, 4000.0]
-_KINDS: tuple[tuple[str, FaultKind], ...] = (
-    ("cartesian_reflex", "collision"),
-    ("joint_reflex", "collision"),
-    ("communication_constraints", "communication"),
-    ("safety function", "user_stop"),
-    ("user stop", "user_stop"),
-    ("UserStopped", "user_stop"),
-    ("NetworkException", "network"),
-    ("Net Exception", "network"),
-    ("UDP", "network"),
-    ("TCP", "network"),
-    ("closed connection", "network"),
-    ("connection", "network"),
-    ("discontinuity", "limit"),
-    ("violation", "limit"),
-)  # libfranka calls every abort "motion aborted by reflex": the name in brackets decides
-
-
-def classify(text: str) -> FaultKind:
-    """Kind of a fault from libfranka's words."""
-    return next((kind for word, kind in _KINDS if word in text), "other")
-
-
-def within(seconds: float, work: Callable[[], T], what: str) -> T:
-    """Result of ``work``, which may block for ever: a second client waits without a timeout [franka 2.1].
-
-    Raises:
-        RobotError: it failed, or took longer than ``seconds``.
-
-    """
-    done: list[T] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            done.append(work())
-        except BaseException as error:  # handed to the caller below, whatever a binding raises
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if failed:
-        hint = ""
-        if "ersion" in str(failed[0]) or "incorrect object size" in str(failed[0]):
-            hint = "franky-control 2.0 speaks FCI version 10: FR3 with system 5.9 or later, and no Panda"
-        raise RobotError(f"{what}: {_first_line(failed[0])}", fix=hint or "see docs/franka.md")
-    if not done:
-        raise RobotError(
-            f"{what}: no answer within {seconds:g} s",
-            fix="check address, cable and power; one client at a time: is another one connected?",
-        )
-    return done[0]
 
 
 class FrankyArm:
@@ -112,21 +56,10 @@ class FrankyArm:
             robot.set_collision_behavior(
                 [COLLISION_TORQUE] * 7, [COLLISION_TORQUE] * 7, [COLLISION_FORCE] * 6, [COLLISION_FORCE] * 6
             )
-            robot.joint_acceleration_limit.set(_ACCELERATION)
-            robot.joint_jerk_limit.set(_JERK)
             return robot
 
         self._robot = within(deadline_s, work, f"connecting to the robot at {self.address}")
         self._fault = None
-
-    def home(self, q: Array, speed: float) -> None:
-        """Point-to-point motion; blocks without holding the interpreter's lock."""
-        import franky
-
-        self._ended()
-        robot = self._require()
-        robot.relative_dynamics_factor = speed
-        self._call(lambda: robot.move(franky.JointMotion(franky.JointState(list(map(float, q))))))
 
     def start_stream(self, gains: Gains) -> None:
         """Switch the impedance loop on."""
@@ -231,7 +164,7 @@ class FrankyArm:
         try:
             return work()
         except Exception as error:
-            self._fault = ArmFaultError(classify(f"{type(error).__name__} {error}"), _first_line(error))
+            self._fault = ArmFaultError(classify(f"{type(error).__name__} {error}"), first_line(error))
             raise self._fault from error
 
 
@@ -279,11 +212,7 @@ class FrankyGripper:
         try:
             return work(self._gripper)
         except Exception as error:
-            raise RobotError(f"the gripper: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+            raise RobotError(f"the gripper: {first_line(error)}") from error
 
 
 def _franky_version() -> str:

@@ -5,12 +5,42 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from flowpolicy.real_robot.limits import GRIPPER_WIDTH
 from flowpolicy.real_robot.protocols import GripperDriver, GripperState, RobotError
 
 _SPEED, _FORCE = 0.1, 20.0  # m/s, N
 _CLOSES_BELOW, _OPENS_ABOVE = 0.03, 0.05  # m: between them the last command stands
+
+
+class Wish:
+    """Whether the gripper should be closed; between the two thresholds the last wish stands."""
+
+    def __init__(self) -> None:
+        self.closed: bool | None = None
+
+    def update(self, opening: float) -> bool:
+        """Wish for an opening, m; whether that changes anything."""
+        before = self.closed
+        self.closed = True if opening < _CLOSES_BELOW else False if opening > _OPENS_ABOVE else before
+        return self.closed != before
+
+
+class Gripper(Protocol):
+    """What the bridge asks of a gripper."""
+
+    state: GripperState
+    """The newest reading."""
+
+    def command(self, opening: float) -> None:
+        """Wish for an opening, m. Returns at once."""
+
+    def supervise(self, now: float) -> float:
+        """Seconds that the call under way has lasted."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 class GripperWorker:
@@ -34,7 +64,8 @@ class GripperWorker:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._make, self._timeout, self._log, self._clock = make, timeout, log, clock
-        self._wish: bool | None = None  # True: closed
+        self._wished = Wish()
+        self._wish: bool | None = None  # as the thread knows it; True: closed
         self._done: bool | None = None
         self._changed, self._closing = threading.Condition(), False
         self._generation, self._busy_since = 0, 0.0
@@ -44,10 +75,9 @@ class GripperWorker:
 
     def command(self, opening: float) -> None:
         """Wish for an opening, m. Returns at once."""
-        wish = True if opening < _CLOSES_BELOW else False if opening > _OPENS_ABOVE else self._wish
-        if wish != self._wish:
+        if self._wished.update(opening):
             with self._changed:
-                self._wish = wish
+                self._wish = self._wished.closed
                 self._changed.notify()
 
     def supervise(self, now: float) -> float:

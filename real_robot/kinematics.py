@@ -6,6 +6,7 @@ two releases of the client and one simulator report wrongly [franka 1, 2.4]. Arr
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,8 @@ class Pose(NamedTuple):
 def forward(q: Array, tool: float = 0.0) -> Pose:
     """Pose of a tool point ``tool`` m along the flange's z axis, at ``q`` (..., 7) rad."""
     q = np.asarray(q, dtype=np.float64)
+    if q.ndim == 1:
+        return _forward_one(q, tool)
     cos, sin = np.cos(q), np.sin(q)
     # Components come first, so that NumPy's innermost loop runs over the batch and not over three numbers.
     batch = q.shape[:-1]
@@ -63,6 +66,36 @@ def forward(q: Array, tool: float = 0.0) -> Pose:
         axes.transpose(*last, 1, 0),
         levers.transpose(*last, 1, 0),
     )
+
+
+def _forward_one(q: Array, tool: float) -> Pose:
+    """The same for one arm, in plain numbers: the bridge asks several times a tick, and NumPy costs a call each."""
+    x, y, z, point = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0)
+    axes, origins = [], []
+    for joint, angle in enumerate(q.tolist()):
+        if a := _A[joint]:
+            point = (point[0] + a * x[0], point[1] + a * x[1], point[2] + a * x[2])
+        if _ALPHA[joint] == 1:
+            y, z = z, (-y[0], -y[1], -y[2])
+        elif _ALPHA[joint] == -1:
+            y, z = (-z[0], -z[1], -z[2]), y
+        # math.cos(nan) is nan, as in the batched form; infinite angles never get here.
+        c, s = math.cos(angle), math.sin(angle)
+        x, y = (
+            (c * x[0] + s * y[0], c * x[1] + s * y[1], c * x[2] + s * y[2]),
+            (c * y[0] - s * x[0], c * y[1] - s * x[1], c * y[2] - s * x[2]),
+        )
+        if d := _D[joint]:
+            point = (point[0] + d * z[0], point[1] + d * z[1], point[2] + d * z[2])
+        axes.append(z)
+        origins.append(point)
+    far = FLANGE + tool
+    end = (point[0] + far * z[0], point[1] + far * z[1], point[2] + far * z[2])
+    levers = []
+    for (u, v, w), (a, b, c) in zip(axes, origins, strict=True):
+        e, f, g = end[0] - a, end[1] - b, end[2] - c
+        levers.append((v * g - w * f, w * e - u * g, u * f - v * e))
+    return Pose(np.array(end), np.array([x, y, z]).T, np.array(axes), np.array(levers))
 
 
 def tool_speed(pose: Pose, dq: Array) -> tuple[Array, Array]:
@@ -109,7 +142,7 @@ def inverse(
     q = np.clip(q0, low, high)
     for _ in range(steps):
         pose = forward(q, tool)
-        error = np.concatenate([position - pose.position, _rotation_error(pose.rotation, rotation)])
+        error = np.concatenate([position - pose.position, rotation_error(pose.rotation, rotation)])
         if np.linalg.norm(error[:3]) < 1e-5 and np.linalg.norm(error[3:]) < 1e-4:
             return q
         jacobian = np.concatenate([pose.levers, pose.axes], -1).T
@@ -119,7 +152,7 @@ def inverse(
     return None
 
 
-def _rotation_error(now: Array, wanted: Array) -> Array:
+def rotation_error(now: Array, wanted: Array) -> Array:
     """Rotation vector (3,) that turns ``now`` into ``wanted``; exact for small angles, right in sign for all."""
     return 0.5 * _cross(now, wanted).sum(-1)
 

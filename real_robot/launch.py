@@ -10,13 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.real_robot.chunks import Mode
+from flowpolicy.real_robot.fake import Clock
 from flowpolicy.real_robot.limits import MODELS, EnvelopeLimits, policy_limits
 from flowpolicy.real_robot.protocols import RobotError
 from flowpolicy.real_robot.records import Session, session_folder
@@ -24,7 +24,7 @@ from flowpolicy.real_robot.states import State
 
 _END_S = 30.0
 """The recorder may have an episode to finish."""
-Driver = Literal["fake", "franky"]
+Driver = Literal["fake", "scene", "franky", "franka_rs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,11 @@ class Setup:
     session: str = "default"
     """Name of the session; one robot, one session."""
     driver: Driver = "fake"
-    """'franky' drives an FR3 (or its twin) through libfranka; 'fake' is an arm in NumPy, without sockets."""
+    """'franky' drives an FR3 (or its twin) through libfranka, 'franka_rs' through its remake in Rust; 'fake' is an arm
+    in NumPy, without sockets; 'scene' is the twin's MuJoCo scene without its protocol, in simulated time, as fast as
+    this machine can."""
+    direct: bool = False
+    """With 'scene': chunks go straight to the impedance loop, without follower, envelope and guard."""
     address: str = "127.0.0.1"
     """Address of the robot."""
     model: Literal["FR3", "FER"] = "FR3"
@@ -45,13 +49,19 @@ class Setup:
     """Distance from flange to tool point, m; 0.1034 is the Franka hand's."""
     mode: Mode = "crossfade"
     """What happens where a new chunk disagrees with the old one."""
+    cameras: tuple[str, ...] = ()
+    """Recorded with the rest: NAME=twin:CAMERA, NAME=realsense:SERIAL or NAME=replay:EPISODE.hdf5."""
     shadow: bool = False
     """The policy runs, the arm holds, the disagreement is recorded."""
 
     def __post_init__(self) -> None:
-        if self.driver == "franky" and self.model != "FR3":
+        if self.direct and self.driver != "scene":
+            raise ConfigError(f"--direct with the driver '{self.driver}' would unguard it", expected="--driver scene")
+        if self.driver == "scene" and self.cameras:
+            raise ConfigError("cameras run in real time, the driver 'scene' does not", expected="another driver")
+        if self.driver != "fake" and self.model != "FR3":
             raise ConfigError(
-                "the driver 'franky' speaks FCI version 10, which a Panda (FER) does not",
+                f"the driver '{self.driver}' drives an FR3 (FCI version 10), not a Panda (FER)",
                 expected="--model FR3",
             )
 
@@ -71,15 +81,19 @@ class RunningSession:
     """
 
     def __init__(self, setup: Setup, session: Session) -> None:
-        self.setup, self.session = setup, session
+        self.setup, self.session, self.clock = setup, session, Clock()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, module: str, options: dict[str, Any]) -> None:
-        """Start ``flowpolicy.real_robot.<module>`` with JSON options; its output goes to a log beside the rings."""
+    def start(self, module: str, options: dict[str, Any], name: str = "") -> None:
+        """Start ``flowpolicy.real_robot.<module>`` with JSON options; its output goes to a log beside the rings.
+
+        ``name`` tells several processes of one module apart.
+        """
         told = json.dumps({"setup": dataclasses.asdict(self.setup), **options})
-        log = self.session.folder / f"{module}.log"
+        name = name or module
+        log = self.session.folder / f"{name}.log"
         with log.open("wb") as stream:
-            self._processes[module] = subprocess.Popen(
+            self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", f"flowpolicy.real_robot.{module}", told],
                 stderr=stream,
                 stdout=stream,
@@ -97,17 +111,17 @@ class RunningSession:
 
     def wait(self, *states: State, seconds: float) -> State:
         """Wait until the bridge is in one of ``states``; raises :class:`RobotError` after ``seconds``."""
-        deadline = time.monotonic() + seconds
+        deadline = self.clock.now() + seconds
         while True:
             self.require_alive()
             tick = self.session.ticks.latest()
             if tick is not None and State(int(tick["state"])) in states:
                 return State(int(tick["state"]))
-            if time.monotonic() > deadline:
+            if self.clock.now() > deadline:
                 now = "not started" if tick is None else State(int(tick["state"])).name
                 wanted = " or ".join(state.name for state in states)
                 raise RobotError(f"after {seconds:g} s the bridge is {now}{self.last_events()}", expected=wanted)
-            time.sleep(0.01)
+            self.clock.sleep(0.01)
 
     def ask(self, command: str, *states: State, seconds: float) -> State:
         """Say ``command`` to the bridge and wait until it enters one of ``states``.
@@ -116,9 +130,9 @@ class RunningSession:
             RobotError: the bridge refuses, or ``seconds`` have passed.
 
         """
-        cursor, deadline = self.session.events.count, time.monotonic() + seconds
+        cursor, deadline = self.session.events.count, self.clock.now() + seconds
         self.session.command(command)
-        while time.monotonic() < deadline:
+        while self.clock.now() < deadline:
             self.require_alive()
             records, cursor, _ = self.session.events.read(cursor)
             for record in records:
@@ -128,7 +142,7 @@ class RunningSession:
                 entered = text.partition(" -> ")[2].partition(":")[0]
                 if kind == "state" and entered in State.__members__ and State[entered] in states:
                     return State[entered]
-            time.sleep(0.01)
+            self.clock.sleep(0.01)
         raise RobotError(f"'{command}' was not done after {seconds:g} s{self.last_events()}")
 
     def last_events(self, count: int = 5) -> str:
@@ -163,6 +177,12 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
         RobotError: a session of this name is running, or the robot cannot be reached.
 
     """
+    if setup.driver == "scene":
+        from flowpolicy.real_robot.accelerated import accelerated_session
+
+        with accelerated_session(setup) as accelerated:
+            yield accelerated
+        return
     owner = session_folder(setup.session) / "owner"
     if owner.exists() and _alive(int(owner.read_text(encoding="utf-8"))):
         raise RobotError(
@@ -197,4 +217,5 @@ _PARENT = os.getppid()
 def read_options() -> tuple[Setup, dict[str, Any]]:
     """What :meth:`RunningSession.start` told this process."""
     options = json.loads(sys.argv[1])
-    return Setup(**options.pop("setup")), options
+    setup = options.pop("setup")
+    return Setup(**{**setup, "cameras": tuple(setup["cameras"])}), options

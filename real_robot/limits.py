@@ -6,6 +6,7 @@ Two tables, never one: three published stacks shipped the Panda's values to user
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,6 +169,24 @@ def policy_limits(joints: JointLimits, *, table: float, tool: float) -> Envelope
         start_distance=0.02,
         leash=0.15,
         leash_tool=0.06,
+    )
+
+
+def homing_limits(limits: EnvelopeLimits, share: float) -> EnvelopeLimits:
+    """Limits on the way home, which may begin outside a policy's joint range and workspace.
+
+    Args:
+        limits: those of the policy.
+        share: of the data sheet's velocities that is allowed.
+
+    """
+    velocity = np.minimum(limits.velocity, share * np.array(limits.joints.velocity))
+    return dataclasses.replace(
+        limits,
+        margin=0.02,
+        velocity=cast(Vec7, tuple(velocity.tolist())),
+        box_low=(-np.inf, -np.inf, -np.inf),
+        box_high=(np.inf, np.inf, np.inf),
     )
 
 

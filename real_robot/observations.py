@@ -19,7 +19,11 @@ _OBSERVATIONS: dict[str, Callable[[Records, float], NDArray[np.float64]]] = {
     # Half the opening per finger, mirrored: the convention of RoboMimic's files.
     "robot0_gripper_qpos": lambda tick, tool: np.array([0.5, -0.5]) * tick["width"],
     "goal": lambda tick, tool: tick["task"][:3],
-    "object": lambda tick, tool: tick["task"][:7],
+    # The vector from tool to cube belongs to it, as in robosuite's Lift: a network need not subtract to the millimetre.
+    # Its turn does not: it is placed straight, and a range of thousandths, scaled to [-1, 1], would be mere noise.
+    "object": lambda tick, tool: np.concatenate(
+        [tick["task"][:3], tick["task"][:3] - forward(tick["q"], tool).position]
+    ),
 }
 
 

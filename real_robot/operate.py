@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import sys
 from collections.abc import Callable
 
 import numpy as np
 
 from flowpolicy.real_robot.launch import RunningSession
 from flowpolicy.real_robot.limits import GRIPPER_WIDTH
-from flowpolicy.real_robot.protocols import ActionChunk, RobotError
+from flowpolicy.real_robot.protocols import ActionChunk, ArmStoppedError, RobotError
 from flowpolicy.real_robot.records import CHUNK, pack_chunk
 from flowpolicy.real_robot.shared import Records
 from flowpolicy.real_robot.states import State
-from flowpolicy.real_robot.tasks import Plan, Task
+from flowpolicy.real_robot.tasks import Demonstration, Task
 
 _HELD = 0.2  # s that the success criterion must hold
 PERIOD, ROWS, EVERY = 0.05, 12, 0.1
@@ -43,12 +43,12 @@ class Operator:
 
     def __init__(self, running: RunningSession) -> None:
         self._running, self._seq = running, 0
-        self._plan: tuple[Plan, float] | None = None
+        self._plan: tuple[Demonstration, float] | None = None
         self._next = 0.0
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: Demonstration) -> None:
         """Play ``plan`` from now on."""
-        self._plan, self._next = (plan, time.monotonic()), 0.0
+        self._plan, self._next = (plan, self._running.clock.now()), 0.0
 
     def end(self) -> None:
         """Send no more rows, only signs of life."""
@@ -56,19 +56,20 @@ class Operator:
 
     def finished(self, now: float) -> bool:
         """Whether the plan has come to its end."""
-        return self._plan is None or now - self._plan[1] >= self._plan[0].seconds
+        return self._plan is None or self._plan[0].over(now - self._plan[1])
 
     def step(self, now: float) -> None:
         """Send a chunk if one is due."""
         if now < self._next:
             return
         self._next = now + EVERY
-        if self._plan is None:
+        tick = self._running.session.ticks.latest()
+        if self._plan is None or tick is None:
             self._running.session.chunks.write(np.zeros((), CHUNK))
             return
         plan, start = self._plan
         due = now + PERIOD * (1 + np.arange(ROWS))
-        q, gripper = plan.rows(due - start)
+        q, gripper = plan.rows(due - start, tick)
         self._seq += 1
         self._running.session.chunks.write(
             pack_chunk(ActionChunk(self._seq, now, float(due[0]), PERIOD, q, gripper), t_infer=now)
@@ -82,7 +83,7 @@ def play_episode(
     rng: np.random.Generator,
     *,
     horizon_s: float,
-    demonstrate: Callable[[Records], Plan] | None,
+    demonstrate: Callable[[Records], Demonstration] | None,
     operator: Operator,
     watch: Callable[[Records], None],
 ) -> Outcome:
@@ -100,6 +101,7 @@ def play_episode(
 
     Raises:
         RobotError: the arm cannot be homed or started.
+        ArmStoppedError: because the bridge is in FAULT or LOCKED.
 
     """
     session = running.session
@@ -124,17 +126,18 @@ def _play(
     task: Task,
     number: int,
     horizon_s: float,
-    demonstrate: Callable[[Records], Plan] | None,
+    demonstrate: Callable[[Records], Demonstration] | None,
     operator: Operator,
     watch: Callable[[Records], None],
 ) -> Outcome:
-    start, solved_since, playing = time.monotonic(), float("inf"), False
+    clock = running.clock
+    start, solved_since, playing = clock.now(), float("inf"), False
     while True:
-        now = time.monotonic()
+        now = clock.now()
         running.require_alive()
         tick = running.session.ticks.latest()
         if tick is None or int(tick["episode"]) != number:
-            time.sleep(0.005)
+            clock.sleep(0.005)
             continue
         watch(tick)
         if (seen := task.look()) is not None:
@@ -153,7 +156,7 @@ def _play(
             return Outcome(number, False, now - start, f"the bridge went {state.name}{running.last_events(1)}")
         if now - start > horizon_s:
             return Outcome(number, False, now - start, "time is up")
-        time.sleep(0.02)
+        clock.sleep(0.02)
 
 
 def _go_aside(running: RunningSession, task: Task, rng: np.random.Generator, operator: Operator) -> None:
@@ -162,24 +165,48 @@ def _go_aside(running: RunningSession, task: Task, rng: np.random.Generator, ope
     if plan is None:
         return
     operator.begin(plan)
-    while not operator.finished(now := time.monotonic()):
+    while not operator.finished(now := running.clock.now()):
         running.require_alive()
         operator.step(now)
-        time.sleep(0.02)
+        running.clock.sleep(0.02)
 
 
 def _wait_for_open_gripper(running: RunningSession) -> None:
-    deadline = time.monotonic() + 10.0
+    deadline = running.clock.now() + 10.0
     while (tick := running.session.ticks.latest()) is not None and tick["width"] < 0.9 * GRIPPER_WIDTH:
         running.require_alive()
-        if time.monotonic() > deadline:
+        if running.clock.now() > deadline:
             raise RobotError(f"the gripper is open by {1e3 * float(tick['width']):.0f} mm only", expected="wide open")
-        time.sleep(0.02)
+        running.clock.sleep(0.02)
+
+
+def wait_for_recovery(running: RunningSession, seconds: float, watch: Callable[[Records], None]) -> None:
+    """After a fault: wait until the bridge is IDLE again, by itself or because the operator said ``recover``.
+
+    Raises:
+        RobotError: it is not within ``seconds``.
+
+    """
+    deadline, told = running.clock.now() + seconds, False
+    while (tick := running.session.ticks.latest()) is not None:
+        state = State(int(tick["state"]))
+        if state not in (State.FAULT, State.LOCKED, State.RECOVERING):
+            return
+        running.require_alive()
+        watch(tick)
+        if not told and state is not State.RECOVERING:
+            told = True
+            sys.stderr.write(f"{state.name}: remove the cause, then `flowpolicy robot recover`, or the key r\n")
+        if running.clock.now() > deadline:
+            raise RobotError(
+                f"the bridge is {state.name} and was not recovered within {seconds:g} s{running.last_events()}",
+                fix="see docs/franka.md for what the error means, then run again",
+            )
+        running.clock.sleep(0.02)
 
 
 def _require(running: RunningSession, state: State) -> None:
     if state in (State.FAULT, State.LOCKED):
-        raise RobotError(
-            f"the bridge is {state.name}{running.last_events()}",
-            fix="see docs/franka.md for what the error means, then run again",
+        raise ArmStoppedError(
+            f"the bridge went {state.name}{running.last_events(1)}", fix="remove the cause: flowpolicy robot recover"
         )

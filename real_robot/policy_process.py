@@ -1,26 +1,26 @@
-"""The policy as a process: reads the bridge's ticks, writes chunks. The only part of the robot side with torch.
+"""The policy as a process: reads the bridge's ticks, writes chunks.
 
-``python -m flowpolicy.real_robot.policy_process OPTIONS``. Anything that offers ``contract`` and ``chunk`` can stand in
-for :class:`LocalPolicy`, for instance a client of a policy server on another host.
+``python -m flowpolicy.real_robot.policy_process OPTIONS``. What decides is a policy in this process, or the client of a
+policy server on another host; then no torch is imported here.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import signal
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.policy.history import ObservationHistory
-from flowpolicy.policy.policy import Policy
-from flowpolicy.real_robot.chunks import Mode, freeze
+from flowpolicy.real_robot.chunks import Mode, freeze, hermite
 from flowpolicy.real_robot.launch import orphaned, read_options
 from flowpolicy.real_robot.observations import observe
 from flowpolicy.real_robot.protocols import ActionChunk
@@ -41,37 +41,41 @@ class ChunkSource(Protocol):
     def reset(self, episode: int) -> None:
         """Begin an episode: its random stream depends on the number alone."""
 
-    def chunk(self, obs: dict[str, NDArray[np.float32]]) -> NDArray[np.float64]:
-        """(h, 8) actions, steps of the joints in rad and opening in m, for observation histories name -> (o, d)."""
-
-
-class LocalPolicy:
-    """A trained policy in this process.
-
-    Args:
-        run: run or checkpoint folder.
-        seed: of its noise.
-
-    """
-
-    def __init__(self, run: str, seed: int) -> None:
-        torch.set_num_threads(1)
-        self._policy, self._seed = Policy.load(run), seed
-        self._generator = torch_generator(seed, "robot", 0)
-
     @property
-    def contract(self) -> Contract:
-        """What it was trained for."""
-        return self._policy.contract
+    def prefix(self) -> int:
+        """Most committed actions that it was trained to continue; 0 for none."""
 
-    def reset(self, episode: int) -> None:
-        """Begin an episode."""
-        self._generator = torch_generator(self._seed, "robot", episode)
+    def chunk(
+        self, obs: dict[str, NDArray[np.float32]], committed: NDArray[np.float64] | None
+    ) -> NDArray[np.float64] | None:
+        """(h, 8) actions, steps of the joints in rad and opening in m; None where there are none in time.
 
-    def chunk(self, obs: dict[str, NDArray[np.float32]]) -> NDArray[np.float64]:
-        """(h, 8) actions."""
-        batch = {key: torch.from_numpy(value[None]) for key, value in obs.items()}
-        return self._policy.act(batch, self._generator)[0].double().numpy()
+        Args:
+            obs: observation histories, name -> (o, d).
+            committed: (n, 8) actions that the chunk must begin with, n at most :attr:`prefix`; None for none.
+
+        """
+
+
+def source_of(options: dict[str, Any], note: Callable[[str], None] = lambda text: None) -> ChunkSource:
+    """The policy that the options of the process name: a run, or the address of a server."""
+    if is_address(options["run"]):
+        from flowpolicy.real_robot.remote_policy import RemotePolicy
+
+        return RemotePolicy(options["run"], read_token(options.get("token_file")), options["seed"], note)
+    from flowpolicy.real_robot.local_policy import LocalPolicy
+
+    return LocalPolicy(options["run"], options["seed"])
+
+
+def is_address(run: str) -> bool:
+    """Whether a policy is named by the address of its server."""
+    return run.startswith(("ws://", "wss://"))
+
+
+def read_token(path: str | None) -> str:
+    """What a policy server wants to see: content of a file, else of FLOWPOLICY_TOKEN, else nothing."""
+    return os.environ.get("FLOWPOLICY_TOKEN", "") if path is None else Path(path).read_text(encoding="utf-8").strip()
 
 
 class PolicyLoop:
@@ -82,12 +86,15 @@ class PolicyLoop:
         session: rings.
         tool: distance from flange to tool point, m.
         mode: 'rtc' commits rows before they are due.
+        now: the bridge's clock.
 
     """
 
-    def __init__(self, source: ChunkSource, session: Session, tool: float, mode: Mode) -> None:
+    def __init__(
+        self, source: ChunkSource, session: Session, tool: float, mode: Mode, now: Callable[[], float] = time.monotonic
+    ) -> None:
         contract = source.contract
-        self.source, self.session, self.tool, self.mode = source, session, tool, mode
+        self.source, self.session, self.tool, self.mode, self._now = source, session, tool, mode, now
         self.dt = 1.0 / contract.spec.action.rate_hz
         self._keys, self._execute = tuple(contract.spec.observation), contract.execute
         self._history = ObservationHistory(contract)
@@ -121,26 +128,45 @@ class PolicyLoop:
 
     def _decide(self, tick: Records, current: dict[str, NDArray[np.float32]]) -> None:
         t_obs = float(tick["t_mono"])
-        rows = self.source.chunk(self._history.stacked())
-        done = time.monotonic()
+        committed = self._committed(tick)
+        rows = self.source.chunk(self._history.stacked(), committed)
+        done = self._now()
+        if rows is None:  # the bridge goes on with what it has, and holds when that ends
+            self.session.chunks.write(np.zeros((), CHUNK))
+            return
         # A slow mean of the latency: freezing one row too many costs less than one too few.
         self._latency = max(done - t_obs, 0.9 * self._latency)
         self._seq += 1
         q = tick["q_cmd"] + rows[:, :7].cumsum(0)
-        chunk = ActionChunk(self._seq, t_obs, t_obs + self.dt, self.dt, q, rows[:, 7])
-        if self.mode == "rtc":
+        frozen = 0 if committed is None else len(committed)
+        chunk = ActionChunk(self._seq, t_obs, t_obs + self.dt, self.dt, q, rows[:, 7], frozen)
+        if self.mode == "rtc" and not self.source.prefix:
             chunk = freeze(chunk, self._previous, self._latency)
         self._previous = chunk
         missed = math.floor((done - t_obs) / (self._execute * self.dt))
         inputs = np.concatenate([current[key] for key in self._keys])
         self.session.chunks.write(pack_chunk(chunk, inputs=inputs, t_infer=done, missed=missed))
 
+    def _committed(self, tick: Records) -> NDArray[np.float64] | None:
+        """(n, 8) actions of the previous chunk that fall due before the next one can arrive (real-time chunking)."""
+        previous = self._previous
+        if self.mode != "rtc" or not self.source.prefix or previous is None:
+            return None
+        t_obs = float(tick["t_mono"])
+        due = t_obs + self.dt * np.arange(1, 1 + min(math.ceil(self._latency / self.dt), self.source.prefix))
+        due = due[due <= previous.end]
+        if not len(due):
+            return None
+        q = np.stack([tick["q_cmd"], *(hermite(previous, t)[0] for t in due)])
+        at = np.clip(np.rint((due - previous.t0) / previous.dt).astype(int), 0, len(previous.gripper) - 1)
+        return np.concatenate([np.diff(q, axis=0), previous.gripper[at][:, None]], axis=1)
+
 
 def main() -> None:
     """Decide until SIGTERM."""
     setup, options = read_options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    source: Any = LocalPolicy(options["run"], options["seed"])
+    source = source_of(options, lambda text: print(text, flush=True))  # noqa: T201 - the log of this process
     loop = PolicyLoop(source, Session(setup.session), setup.tool, setup.mode)
     due = time.monotonic()
     while not orphaned():

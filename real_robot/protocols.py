@@ -28,6 +28,10 @@ class RobotError(FlowPolicyError):
     """The robot cannot be driven: unreachable, refused, or not in a state for what was asked."""
 
 
+class ArmStoppedError(RobotError):
+    """An episode cannot go on: the bridge is in FAULT or LOCKED until somebody recovers it."""
+
+
 class ArmFaultError(RobotError):
     """The arm stopped by itself or cannot be heard.
 
@@ -118,6 +122,10 @@ class Gains:
                 raise RobotError(f"{name} {values}", expected=f"seven values above 0 and at most {top:g}")
 
 
+HOMING_GAINS = Gains(stiffness=(800.0, 800.0, 800.0, 800.0, 400.0, 300.0, 150.0))
+"""Stiffer than for a policy: friction alone would leave the last joints 5 mrad beside the home pose."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DriverCaps:
     """What a driver drives."""
@@ -131,7 +139,9 @@ class DriverCaps:
 
 
 class ArmDriver(Protocol):
-    """An arm with its own 1 kHz loop. Every method but ``connect``, ``home``, ``stop`` and ``recover`` returns at once.
+    """An arm with its own 1 kHz loop. Every method but ``connect``, ``stop`` and ``recover`` returns at once.
+
+    There is no motion but the impedance loop: homing too is a reference of the bridge's own follower.
 
     Errors of the robot surface as :class:`ArmFaultError` from the call under way, and in :meth:`fault`.
     """
@@ -140,9 +150,6 @@ class ArmDriver(Protocol):
 
     def connect(self, deadline_s: float) -> None:
         """Open the connection. Raises :class:`RobotError` after ``deadline_s``; never blocks longer."""
-
-    def home(self, q: Array, speed: float) -> None:
-        """Move to ``q`` (7,) rad at ``speed`` (share of the limits, at most 0.3); returns when there."""
 
     def start_stream(self, gains: Gains) -> None:
         """Switch the impedance loop on, with the measured position as reference."""

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from flowpolicy.core.errors import DataError
-from flowpolicy.real_robot.episodes import JOURNALS, finish_episode, write_index
-from flowpolicy.real_robot.records import RECORDER, WORDS, Session
+from flowpolicy.real_robot.episodes import camera_journals, finish_episode, write_index
+from flowpolicy.real_robot.records import FRAMES, RECORDER, WORDS, Session
+from flowpolicy.real_robot.shared import Ring
 
 _PERIOD = 0.02
 
@@ -37,6 +38,8 @@ class Recorder:
     def __init__(self, session: Session, folder: Path, meta: dict[str, Any]) -> None:
         self.session, self.folder, self.meta = session, folder, meta
         self._rings = {"ticks": session.ticks, "chunks": session.chunks, "events": session.events}
+        for name, dtype in camera_journals(meta).items():
+            self._rings[name] = Ring(session.folder / name, dtype, FRAMES)
         self._cursors = {name: ring.count for name, ring in self._rings.items()}
         self._journals: dict[str, BinaryIO] = {}
         self._episode = 0
@@ -48,7 +51,7 @@ class Recorder:
 
     def drain(self) -> None:
         """Write what has arrived since the last call."""
-        ticks, others = self._read("ticks"), {name: self._read(name) for name in ("chunks", "events")}
+        ticks, others = self._read("ticks"), {name: self._read(name) for name in self._rings if name != "ticks"}
         for part in np.split(ticks, np.nonzero(np.diff(ticks["episode"]))[0] + 1):
             number = int(part["episode"][0]) if len(part) else self._episode
             if number != self._episode:
@@ -80,13 +83,14 @@ class Recorder:
         return records
 
     def _begin(self, number: int) -> None:
-        self._episode = number
+        # Each episode is tried anew: one that held nothing, or met a full disk, must not cost the ones after it.
+        self._episode, self.failed = number, ""
         try:
             home = self.folder / f".episode_{number:04d}"
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir()
             (home / "meta.json").write_text(json.dumps(self.meta), encoding="utf-8")
-            self._journals = {name: (home / name).open("wb", buffering=0) for name in JOURNALS}
+            self._journals = {name: (home / name).open("wb", buffering=0) for name in self._rings}
         except OSError as error:
             self._fail(error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,17 @@ EVENT = np.dtype([("t_mono", "f8"), ("t_wall", "f8"), ("kind", f"S{NAME}"), ("te
 RECORDER = np.dtype([("t_mono", "f8"), ("rows", "i8"), ("lost", "i8"), ("episodes", "i8"), ("failed", f"S{WORDS}")])
 """How the recorder fares: ticks written and lost, whole episodes, and what failed, empty if nothing did."""
 
+FRAMES = 32
+"""Pictures that the ring of a camera keeps."""
+
+
+def frame_type(height: int, width: int) -> np.dtype[Any]:
+    """Record of one picture: number, when it was exposed (bridge's and camera's clock), when it was seen, s; pixels."""
+    return np.dtype(
+        [("seq", "i8"), ("t_mono", "f8"), ("t_device", "f8"), ("t_seen", "f8"), ("rgb", "u1", (height, width, 3))]
+    )
+
+
 _RINGS: dict[str, tuple[np.dtype[Any], int]] = {
     "ticks": (TICK, 4096),
     "chunks": (CHUNK, 64),
@@ -95,11 +107,12 @@ class Session:
     Args:
         name: of the session; one robot, one session.
         create: make the rings, as the process that starts the session does.
+        now: the bridge's clock.
 
     """
 
-    def __init__(self, name: str, *, create: bool = False) -> None:
-        self.name, self.folder = name, session_folder(name)
+    def __init__(self, name: str, *, create: bool = False, now: Callable[[], float] = time.monotonic) -> None:
+        self.name, self.folder, self._now = name, session_folder(name), now
         made = {key: Ring(self.folder / key, dtype, size, create=create) for key, (dtype, size) in _RINGS.items()}
         self.recorder, self.ticks, self.chunks = made["recorder"], made["ticks"], made["chunks"]
         self.commands, self.events = made["commands"], made["events"]
@@ -114,7 +127,7 @@ class Session:
     def event(self, kind: str, text: str) -> None:
         """Keep a line; the bridge only."""
         record = np.zeros((), EVENT)
-        record["t_mono"], record["t_wall"] = time.monotonic(), time.time()
+        record["t_mono"], record["t_wall"] = self._now(), time.time()
         record["kind"], record["text"] = kind.encode(), text.encode()[:WORDS]
         self.events.write(record)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from flowpolicy.real_robot.braking import Motion
 from flowpolicy.real_robot.chunks import MARGIN, Mode, Scheduler, hermite
 from flowpolicy.real_robot.envelope import Envelope
 from flowpolicy.real_robot.follower import LOOKAHEAD, Follower
@@ -138,3 +139,21 @@ class ReferenceGenerator:
             return True
         points = forward(np.stack([commanded, measured]), limits.tool).position
         return bool(np.linalg.norm(points[0] - points[1]) > limits.leash_tool)
+
+
+class UnguardedReference(ReferenceGenerator):
+    """Chunks as they are, interpolated: what the guarded reference is compared with, in simulation only."""
+
+    def follow(self, measured: Array, now: float, speed: float) -> str:
+        """Put the commanded state where the chunks say."""
+        wanted = self.scheduler.sample(now)
+        if wanted is None or wanted.starved:
+            self.counts["starved"] += 1
+            self.follower.seed(self.follower.motion.q)
+            seconds = self._starved.update(True, now)
+            return f"no chunk for {1e3 * seconds:.0f} ms" if seconds >= self.watch.starved_hold else ""
+        self._starved.update(False, now)
+        self.opening, self.reference = wanted.gripper, wanted.q
+        self.disagreement = float(np.abs(wanted.q - measured).max())
+        self.follower.motion = Motion(np.array(wanted.q), np.array(wanted.dq), np.zeros(7))
+        return ""

@@ -17,6 +17,7 @@ class State(enum.IntEnum):
     IDLE = 1
     """The robot holds by itself."""
     HOMING = 2
+    """On the way to the home pose, by the same impedance loop as everything else."""
     READY = 3
     """The impedance loop is on, the reference is where the arm is."""
     RUNNING = 4
@@ -34,7 +35,7 @@ class State(enum.IntEnum):
 _NEXT: dict[State, tuple[State, ...]] = {
     State.DISCONNECTED: (State.IDLE,),
     State.IDLE: (State.HOMING, State.READY),
-    State.HOMING: (State.IDLE,),
+    State.HOMING: (State.IDLE, State.STOPPING),
     State.READY: (State.RUNNING, State.STOPPING),
     State.RUNNING: (State.HOLD, State.STOPPING),
     State.HOLD: (State.RUNNING, State.STOPPING),
@@ -45,7 +46,7 @@ _NEXT: dict[State, tuple[State, ...]] = {
 }
 """Allowed transitions; from every state but LOCKED also to FAULT."""
 
-STREAMING = (State.READY, State.RUNNING, State.HOLD, State.STOPPING)
+STREAMING = (State.HOMING, State.READY, State.RUNNING, State.HOLD, State.STOPPING)
 """States in which the impedance loop runs."""
 _FAULTS, _FAULT_WINDOW, _RECOVERY_PAUSE = 3, 60.0, 10.0
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
 from flowpolicy.core.errors import FlowPolicyError
 from flowpolicy.real_robot.chunks import Mode
-from flowpolicy.real_robot.limits import HOME, EnvelopeLimits
-from flowpolicy.real_robot.protocols import ArmDriver, ArmFaultError, ArmState, Gains
+from flowpolicy.real_robot.envelope import Envelope
+from flowpolicy.real_robot.follower import Follower
+from flowpolicy.real_robot.limits import HOME, EnvelopeLimits, homing_limits
+from flowpolicy.real_robot.protocols import HOMING_GAINS, ArmDriver, ArmFaultError, ArmState, Gains
 from flowpolicy.real_robot.records import Session
 from flowpolicy.real_robot.reference import ReferenceGenerator
 from flowpolicy.real_robot.states import STREAMING, State, StateMachine, Transition
@@ -30,6 +33,8 @@ class BridgeConfig:
     """Ticks per second."""
     shadow: bool = False
     """The policy runs, the arm holds, the disagreement is recorded."""
+    direct: bool = False
+    """Simulation only: chunks go to the arm without follower, envelope and guard."""
     gains: Gains = Gains()
     """Joint impedance."""
     watch: WatchdogLimits = WatchdogLimits()
@@ -40,6 +45,8 @@ class BridgeConfig:
     """Share of the joints' speed limits."""
     home_deadline_s: float = 20.0
     """Homing that takes longer is a fault."""
+    home_distance: float = 0.005
+    """Homing ends this close to the home pose; largest joint, rad."""
 
 
 class Task:
@@ -67,7 +74,17 @@ class Task:
             self.error = error
 
 
-Background = Callable[[Callable[[], None]], Task]
+class Pending(Protocol):
+    """Something under way."""
+
+    error: FlowPolicyError | None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, with ``error`` or without."""
+
+
+Background = Callable[[Callable[[], None]], Pending]
 """Starts something that may block."""
 
 
@@ -93,8 +110,12 @@ class Supervisor:
     ) -> None:
         self.config, self.arm, self.generator, self.session = config, arm, generator, session
         self.machine = StateMachine(self._log)
+        self._home = np.array(config.home)
+        self._homing = Follower(Envelope(homing_limits(config.limits, config.home_speed), 1.0 / config.rate_hz))
+        self.follower = generator.follower
+        """Whose trajectory is commanded: the policy's, or the one that leads home."""
         self._background = background
-        self._task: tuple[Task, float] | None = None
+        self._task: Pending | None = None
         self.leaving = False
         """Whether the session ends as soon as the arm is at rest."""
 
@@ -113,9 +134,9 @@ class Supervisor:
         """Whether the bridge may end."""
         return self.leaving and self.state not in STREAMING
 
-    def connect(self, now: float) -> None:
+    def connect(self) -> None:
         """Open the connection in the background."""
-        self._run(lambda: self.arm.connect(5.0), now)
+        self._task = self._background(lambda: self.arm.connect(5.0))
 
     def request(self, name: str, arm: ArmState | None, now: float) -> None:
         """A wish of the operator; what the state does not allow is refused with a reason."""
@@ -126,12 +147,13 @@ class Supervisor:
             self.stop("operator", now)
         elif self._task is not None:
             self._refuse(name, f"{state.name} is not finished")
-        elif name == "home" and state is State.IDLE:
-            home = np.array(self.config.home)
-            self.machine.go(State.HOMING, "operator", now)
-            self._run(lambda: self._home(home), now)
+        elif name == "home" and state is State.IDLE and arm is not None:
+            if self._stream(name, arm, self._homing, HOMING_GAINS, now):
+                self.machine.go(State.HOMING, "operator", now)
         elif name == "start" and state is State.IDLE and arm is not None:
-            self._start(arm, now)
+            if self._stream(name, arm, self.generator.follower, self.config.gains, now):
+                self.generator.seed(arm.q)
+                self.machine.go(State.READY, "operator", now)
         elif name == "recover" and state in (State.FAULT, State.LOCKED):
             self._recover("operator", now)
         else:
@@ -139,11 +161,9 @@ class Supervisor:
 
     def stop(self, reason: str, now: float) -> None:
         """Brake, then leave the arm to the robot's own hold."""
-        if self.state in (State.READY, State.RUNNING, State.HOLD):
+        if self.state in (State.HOMING, State.READY, State.RUNNING, State.HOLD):
             self.generator.forget()
             self.machine.go(State.STOPPING, reason, now)
-        elif self.state is State.HOMING:
-            self.arm.stop()
 
     def fault(self, fault: ArmFaultError, now: float) -> None:
         """The robot stopped by itself: nothing that was planned is resumed."""
@@ -160,63 +180,59 @@ class Supervisor:
         if self._task is None and self.machine.may_recover_alone(now, resting):
             self._recover("alone, after a communication fault at rest", now)
 
-    def _home(self, home: np.ndarray) -> None:
-        self.arm.home(home, self.config.home_speed)
-        missed = float(np.abs(self.arm.state().q - home).max())
-        if missed > 0.005:
-            raise ArmFaultError("other", f"homing ended {missed:.3f} rad from home")
+    def lead_home(self, arm: ArmState, now: float) -> None:
+        """One tick on the way home, and the end of it."""
+        # An arm that something holds is not pulled at: the reference waits, and in the end it is a fault.
+        if np.abs(self._homing.motion.q - arm.q).max() > self.config.limits.leash:
+            self._homing.brake()
+        else:
+            self._homing.step(self._home, np.zeros(7))
+        away = float(np.abs(arm.q - self._home).max())
+        if self._homing.resting and away < self.config.home_distance:
+            self.arm.stop()
+            self.machine.go(State.IDLE, "at home", now)
+        elif now - self.machine.since > self.config.home_deadline_s:
+            seconds = self.config.home_deadline_s
+            self.fault(ArmFaultError("other", f"{away:.3f} rad from home after {seconds:g} s"), now)
 
-    def _start(self, arm: ArmState, now: float) -> None:
-        if not self.generator.follower.fits(arm.q):
-            self._refuse(
-                "start", "the arm stands outside the workspace or the joint range; home it, or move it by hand"
-            )
-            return
+    def _stream(self, name: str, arm: ArmState, follower: Follower, gains: Gains, now: float) -> bool:
+        """Switch the impedance loop on where the arm stands; False, with the reason kept, where that is not done."""
+        if not follower.fits(arm.q):
+            self._refuse(name, "the arm stands outside the workspace or the joint range; home it, or move it by hand")
+            return False
         try:
-            self.arm.start_stream(self.config.gains)
+            self.arm.start_stream(gains)
             drift = float(np.abs(self.arm.state().q - arm.q).max())
         except ArmFaultError as fault:
             self.fault(fault, now)
-            return
+            return False
         if drift > self.config.limits.start_distance:
             self.arm.stop()
-            self._refuse("start", f"the arm moved by {drift:.3f} rad when the impedance loop began")
-            return
-        self.generator.seed(arm.q)
-        self.machine.go(State.READY, "operator", now)
+            self._refuse(name, f"the arm moved by {drift:.3f} rad when the impedance loop began")
+            return False
+        follower.seed(arm.q)
+        self.follower = follower
+        return True
 
     def _recover(self, reason: str, now: float) -> None:
         self.machine.recovering(reason, now)
-        self._run(self.arm.recover, now)
-
-    def _run(self, work: Callable[[], None], now: float) -> None:
-        self._task = (self._background(work), now)
+        self._task = self._background(self.arm.recover)
 
     def _finish(self, now: float) -> None:
         if self._task is None:
             return
-        task, since = self._task
-        state = self.state
+        task, state = self._task, self.state
         if not task.done:
-            if state is State.HOMING and now - since > self.config.home_deadline_s:
-                self._task = None
-                self.arm.stop()
-                self.machine.fault("other", f"homing took longer than {self.config.home_deadline_s:g} s", now)
             return
         self._task = None
         if task.error is None:
-            if state in (State.DISCONNECTED, State.HOMING, State.RECOVERING):
-                done = {State.HOMING: "at home", State.RECOVERING: "recovered"}.get(state, "connected")
-                self.machine.go(State.IDLE, done, now)
+            if state in (State.DISCONNECTED, State.RECOVERING):
+                self.machine.go(State.IDLE, "recovered" if state is State.RECOVERING else "connected", now)
         elif state is State.RECOVERING:
             self.machine.go(State.LOCKED, f"recovery failed: {task.error.what}", now)
         elif state is State.DISCONNECTED:
             self.session.event("error", task.error.what)
             self.leaving = True
-        elif isinstance(task.error, ArmFaultError):
-            self.machine.fault(task.error.kind, task.error.what, now)
-        else:
-            self.machine.fault("other", task.error.what, now)
 
     def _refuse(self, name: str, why: str) -> None:
         self.session.event("refused", f"{name}: {why}")

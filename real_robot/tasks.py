@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.real_robot.kinematics import forward, inverse
+from flowpolicy.real_robot.lift_servo import LiftServo, ServoConfig
 from flowpolicy.real_robot.limits import GRIPPER_WIDTH, HOME, EnvelopeLimits
 from flowpolicy.real_robot.protocols import RobotError
 from flowpolicy.real_robot.shared import Records
-from flowpolicy.real_robot.twin import TwinLink
 
 Array = NDArray[np.float64]
+
+_INSIDE = 0.02
+"""Distance that the way aside keeps from the walls of the workspace, m."""
 
 
 class Waypoint(NamedTuple):
@@ -47,7 +50,11 @@ class Plan:
         """Duration, s."""
         return float(self._times[-1])
 
-    def rows(self, times: Array) -> tuple[Array, Array]:
+    def over(self, t: float) -> bool:
+        """Whether it has come to its end ``t`` s after the start."""
+        return t >= self.seconds
+
+    def rows(self, times: Array, tick: Records | None = None) -> tuple[Array, Array]:
         """(h, 7) rad and (h,) openings in m at ``times`` (h,) s since the start."""
         last = len(self._times) - 2
         leg = np.clip(np.searchsorted(self._times, times, side="right") - 1, 0, last)
@@ -55,6 +62,26 @@ class Plan:
         smooth = share**3 * (10.0 + share * (6.0 * share - 15.0))
         q = self._q[leg] + smooth[:, None] * (self._q[leg + 1] - self._q[leg])
         return q, self._gripper[leg]
+
+
+class Demonstration(Protocol):
+    """What the operator plays: a plan made beforehand, or answers to what it sees."""
+
+    def over(self, t: float) -> bool:
+        """Whether it has come to its end ``t`` s after the start."""
+
+    def rows(self, times: Array, tick: Records) -> tuple[Array, Array]:
+        """(h, 7) rad and (h,) openings in m at ``times`` (h,) s since the start, seen from the newest ``tick``."""
+
+
+class Table(Protocol):
+    """Where the cube is seen and placed."""
+
+    def cube(self) -> Array:
+        """(7,) position of the cube in the base frame, m, and quaternion w x y z."""
+
+    def place(self, position: Array) -> None:
+        """Put the cube on the table at (2,) m."""
 
 
 class Task(Protocol):
@@ -74,7 +101,7 @@ class Task(Protocol):
     def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
         """Where the operator goes before a demonstration begins; None to begin here."""
 
-    def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
+    def demonstrate(self, tick: Records, rng: np.random.Generator) -> Demonstration:
         """How the operator does it from here."""
 
 
@@ -107,7 +134,7 @@ class Reach:
 
     def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
         """Somewhere near."""
-        return aside(tick, rng)
+        return aside(tick, rng, self.limits)
 
     def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
         """At a speed of its own, and a second of rest."""
@@ -118,31 +145,32 @@ class Reach:
 
 
 class Lift:
-    """The cube on the twin's table is lifted.
+    """The cube on the table is lifted.
 
     Args:
         limits: of the arm.
-        twin: where the cube is seen and placed.
+        table: the twin's, or the scene's in this process.
+        servo: how it is demonstrated.
 
     """
 
     name = "lift"
     _HEIGHT = 0.08
 
-    def __init__(self, limits: EnvelopeLimits, twin: TwinLink) -> None:
-        self.limits, self.twin = limits, twin
+    def __init__(self, limits: EnvelopeLimits, table: Table, servo: ServoConfig) -> None:
+        self.limits, self.table, self.servo = limits, table, servo
         self._rest = 0.0
 
     def draw(self, rng: np.random.Generator) -> Array:
         """Put the cube anywhere on a patch of 0.16 m by 0.24 m."""
-        self.twin.place(rng.uniform([0.42, -0.12], [0.58, 0.12]))
-        pose = self.twin.cube()
+        self.table.place(rng.uniform([0.42, -0.12], [0.58, 0.12]))
+        pose = self.table.cube()
         self._rest = float(pose[2])
         return pose
 
     def look(self) -> Array | None:
         """Where the cube is."""
-        return self.twin.cube()
+        return self.table.cube()
 
     def solved(self, tick: Records) -> bool:
         """Whether the cube is 0.08 m above where it lay."""
@@ -150,27 +178,25 @@ class Lift:
 
     def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
         """Somewhere near."""
-        return aside(tick, rng)
+        return aside(tick, rng, self.limits)
 
-    def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
-        """To somewhere above the cube, down, close, up."""
-        place, wide = tick["task"][:2], GRIPPER_WIDTH
-        # From all sides, so that the policy has seen how to come back from where its own errors take it.
-        begin = np.array([*(place + rng.uniform(-0.04, 0.04, 2)), rng.uniform(0.08, 0.16)])
-        above, down, up = (solve(p, self.limits) for p in (begin, np.array([*place, 0.018]), np.array([*place, 0.16])))
-        pace = rng.uniform(0.9, 1.1)
-        far = 1.9 * float(np.abs(above - tick["q_cmd"]).max()) / 0.5
-        legs = [(above, wide, max(far, 0.8)), (down, wide, 1.2), (down, 0.0, 0.7), (up, 0.0, 1.6)]
-        return Plan(tick["q_cmd"], wide, [Waypoint(q, opening, pace * seconds) for q, opening, seconds in legs])
+    def demonstrate(self, tick: Records, rng: np.random.Generator) -> LiftServo:
+        """Down a funnel to the cube, close, up."""
+        return LiftServo(tick["q_cmd"], self.limits, rng, self.servo)
 
 
-def aside(tick: Records, rng: np.random.Generator) -> Plan:
+def aside(tick: Records, rng: np.random.Generator, limits: EnvelopeLimits) -> Plan:
     """To joint positions near the present ones, before the recording begins.
 
     Demonstrations that all ran the same way would teach no way back to it. Recorded, the way aside would teach to
     stray.
     """
-    q = tick["q_cmd"] + rng.uniform(-0.15, 0.15, 7)
+    low, high = np.array(limits.box_low) + _INSIDE, np.array(limits.box_high) - _INSIDE
+    while True:  # home lies well inside: every second draw or so does too
+        q = tick["q_cmd"] + rng.uniform(-0.15, 0.15, 7)
+        tool = forward(q, limits.tool).position
+        if ((tool > low) & (tool < high)).all():
+            break
     return Plan(tick["q_cmd"], GRIPPER_WIDTH, [Waypoint(q, GRIPPER_WIDTH, 0.9)])
 
 

@@ -54,6 +54,10 @@ class TwinLink:
         reply = self.ask(op="cube")
         return np.array([*reply["position"], *reply["quaternion"]])
 
+    def positions(self) -> NDArray[np.float64]:
+        """(16,) joint positions of the scene: arm, fingers, cube."""
+        return np.array(self.ask(op="qpos")["positions"])
+
     def place(self, position: NDArray[np.float64]) -> None:
         """Put the cube on the table at (2,) m."""
         self.ask(op="place", position=[float(value) for value in position])

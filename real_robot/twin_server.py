@@ -7,6 +7,7 @@ robot has it (0.107 m beyond the frame that franka-sim reports), limits and comm
 Control socket, one JSON object per line on 127.0.0.1:13370::
 
     {"op": "cube"}                                      -> {"position": [x, y, z], "quaternion": [w, x, y, z]}
+    {"op": "qpos"}                                      -> {"positions": [...]} of the whole scene, for its cameras
     {"op": "place", "position": [x, y], "yaw": a}       puts the cube on the table, m and rad
     {"op": "reflex", "name": "cartesian_reflex"}        aborts the motion with one of the robot's errors
     {"op": "user_stop"}  {"op": "drop_tcp"}  {"op": "pause", "seconds": s}
@@ -25,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import franka_sim.mujoco_franka_sim as base
-import mujoco
 import numpy as np
 from franka_sim.franka_protocol import MoveStatus, RobotMode
 from franka_sim.franka_sim_server import FrankaSimServer
+from twin_scene import FLANGE, PREFIX, build_scene, place_cube
 
 HERE = Path(__file__).parent
-FLANGE, CONTROL_PORT, CUBE = 0.107, 13370, 0.02  # m, -, half the edge in m
+CONTROL_PORT = 13370
 ERRORS = {  # research_interface::robot::Error
     "joint_position_limits_violation": 0,
     "self_collision_avoidance_violation": 2,
@@ -53,56 +54,9 @@ PRIVATE = (
 """Names of franka-sim without a promise that the twin relies on; its version is pinned and a test looks for them."""
 
 
-def build_scene(enable_hand: bool = True, dt: float = 0.001, model_path: Any = None) -> tuple[Any, str]:
-    """The arm of capsules, a hand, a table whose top is z = 0, a cube and two cameras."""
-    prefix = "fr3_"
-    spec = mujoco.MjSpec.from_file(str(HERE / "twin_fr3.xml"))
-    base._attach_hand(spec, mujoco.MjSpec.from_file(str(HERE / "twin_hand.xml")), prefix)
-    spec.option.timestep = dt
-    spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_ACTUATION
-    # Capsules are fatter than the links: neighbours overlap, and their contacts would cost time and push.
-    pairs = [
-        (f"{prefix}link{i}", f"{prefix}link{j}") for i in range(8) for j in (i + 1, i + 2) if j < 8 and (i, j) != (0, 1)
-    ]
-    pairs += [(f"{prefix}link{i}", f"{prefix}hand") for i in (5, 6, 7)]
-    for one, other in pairs:
-        exclude = spec.add_exclude()
-        exclude.bodyname1, exclude.bodyname2 = one, other
-    for body in spec.bodies:
-        body.gravcomp = 1.0
-    world = spec.worldbody
-    box = mujoco.mjtGeom.mjGEOM_BOX
-    world.add_geom(name="table", type=box, size=[0.35, 0.45, 0.02], pos=[0.55, 0, -0.02], rgba=[0.6, 0.45, 0.3, 1])
-    cube = world.add_body(name="cube", pos=[0.5, 0.05, CUBE + 0.001])
-    cube.add_freejoint()
-    cube.add_geom(
-        name="cube",
-        type=box,
-        size=[CUBE] * 3,
-        mass=0.05,
-        rgba=[0.8, 0.1, 0.1, 1],
-        friction=[1.5, 0.01, 0.001],
-        condim=4,
-    )
-    world.add_light(pos=[0.5, -0.5, 2], dir=[0, 0.2, -1])
-    world.add_camera(
-        name="front", pos=[1.35, 0, 0.65], fovy=50, quat=look_at([1.35, 0, 0.65], [0.5, 0, 0.1], [0, 0, 1])
-    )
-    spec.find_body(f"{prefix}hand").add_camera(
-        name="wrist", pos=[0.07, 0, 0.02], fovy=75, quat=look_at([0.07, 0, 0.02], [0, 0, 0.15], [1, 0, 0])
-    )
-    return spec.compile(), prefix
-
-
-def look_at(position: list[float], target: list[float], up: list[float]) -> list[float]:
-    """Quaternion of a camera at ``position`` that looks at ``target``."""
-    z = np.subtract(position, target)
-    z = z / np.linalg.norm(z)
-    x = np.cross(up, z)
-    x /= np.linalg.norm(x)
-    quat = np.zeros(4)
-    mujoco.mju_mat2Quat(quat, np.stack([x, np.cross(z, x), z], 1).flatten())
-    return [float(value) for value in quat]
+def scene(enable_hand: bool = True, dt: float = 0.001, model_path: Any = None) -> tuple[Any, str]:
+    """Our scene, as franka-sim's ``build_model`` is called."""
+    return build_scene(dt), PREFIX
 
 
 class TwinSim(base.MujocoFrankaSim):
@@ -114,7 +68,7 @@ class TwinSim(base.MujocoFrankaSim):
 
     def initialize_simulation(self) -> None:
         """Build our scene instead of the downloaded model."""
-        original, base.build_model = base.build_model, build_scene
+        original, base.build_model = base.build_model, scene
         try:
             super().initialize_simulation()
         finally:
@@ -143,11 +97,10 @@ def answer(server: Any, sim: Any, request: dict[str, Any]) -> dict[str, Any]:
     at = sim.model.nq - 7
     if op == "cube":
         return {"position": sim.data.qpos[at : at + 3].tolist(), "quaternion": sim.data.qpos[at + 3 : at + 7].tolist()}
+    if op == "qpos":
+        return {"positions": sim.data.qpos.tolist()}
     if op == "place":
-        half = 0.5 * float(request.get("yaw", 0.0))
-        x, y = request["position"]
-        sim.data.qpos[at : at + 7] = [x, y, CUBE, np.cos(half), 0.0, 0.0, np.sin(half)]
-        sim.data.qvel[-6:] = 0.0
+        place_cube(sim.data, *request["position"], yaw=float(request.get("yaw", 0.0)))
     elif op == "reflex":
         server._abort_with_error(ERRORS[request["name"]], f"injected {request['name']}", 0)
     elif op == "user_stop":

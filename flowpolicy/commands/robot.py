@@ -1,4 +1,4 @@
-"""``flowpolicy robot check | home | run | record | replay | salvage | twin | stop``."""
+"""``flowpolicy robot check | home | run | record | replay | salvage | twin | recover | rearm | stop``."""
 
 from __future__ import annotations
 
@@ -30,25 +30,34 @@ def run(argv: Sequence[str]) -> int:
         "replay": ("play the actions of a recorded episode", replay),
         "salvage": ("finish the recordings of a session that crashed", salvage),
         "twin": ("start the simulated robot that speaks the real protocol", twin),
+        "recover": ("clear the fault of a running session, so that its next episode can begin", recover),
+        "rearm": ("let a running session go on after a HOLD that waits for the operator", rearm),
         "stop": ("bring the arm of a running session to rest and end it", stop),
     }
     name, rest = pick(argv, commands, "robot", "action")
     return call(commands[name][1], rest, f"robot {name}")
 
 
-def check(run: Annotated[Path, tyro.conf.Positional], /, setup: Robot = DEFAULT, connect: bool = True) -> None:
+def check(
+    run: Annotated[str, tyro.conf.Positional],
+    /,
+    setup: Robot = DEFAULT,
+    connect: bool = True,
+    token_file: Path | None = None,
+) -> None:
     """Compare rate, frame, action convention, observations, limits and versions of a policy with the robot.
 
     Args:
-        run: run or checkpoint folder.
+        run: run or checkpoint folder, or the address of a policy server (ws://host:port).
         setup: the robot.
         connect: also connect to the robot and read its state; nothing moves.
+        token_file: file with the server's token; FLOWPOLICY_TOKEN unless given.
 
     """
-    from flowpolicy.commands.robot_session import check_policy
+    from flowpolicy.commands.robot_session import PolicyAt, check_policy
     from flowpolicy.real_robot.launch import start_session
 
-    lines, warnings = check_policy(run, setup)
+    lines, warnings = check_policy(PolicyAt(run, token_file), setup)
     sys.stdout.write("\n".join(lines + [f"warning       {line}" for line in warnings]) + "\n")
     if connect:
         with start_session(setup) as running:
@@ -73,32 +82,40 @@ def home(setup: Robot = DEFAULT) -> None:
 
 
 def deploy(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[str, tyro.conf.Positional],
     /,
     setup: Robot = DEFAULT,
     episodes: int = 1,
     seed: int = 0,
     out: Path | None = None,
+    patience: float = 60.0,
+    token_file: Path | None = None,
 ) -> int:
     """Let a policy play episodes through the bridge, recorded like demonstrations.
 
     Args:
-        run: run or checkpoint folder.
+        run: run or checkpoint folder, or the address of a policy server (ws://host:port).
         setup: the robot.
         episodes: how many.
         seed: of what the episodes are about and of the policy's noise.
-        out: folder of the recordings; RUN/robot unless given.
+        out: folder of the recordings; RUN/robot unless given, and ./robot-runs for a policy server.
+        patience: seconds that the session waits after a fault for `flowpolicy robot recover`.
+        token_file: file with the server's token; FLOWPOLICY_TOKEN unless given.
 
     """
-    from flowpolicy.commands.robot_session import check_policy, play, task_of_run
+    from flowpolicy.commands.robot_session import PolicyAt, check_policy, play, task_of
 
     _require_episodes(episodes)
-    check_policy(run, setup)
-    outcomes = play(setup, task_of_run(run), out or run / "robot", episodes, seed, policy=run)
+    policy = PolicyAt(run, token_file)
+    check_policy(policy, setup)
+    folder = out or (Path("robot-runs") if "://" in run else Path(run) / "robot")
+    outcomes = play(setup, task_of(policy.contract()), folder, episodes, seed, policy, patience)
     return 0 if all(outcome.reason in ("success", "time is up") for outcome in outcomes) else 1
 
 
-def record(out: Path, task: Task = "reach", setup: Robot = DEFAULT, episodes: int = 40, seed: int = 0) -> int:
+def record(
+    out: Path, task: Task = "reach", setup: Robot = DEFAULT, episodes: int = 40, seed: int = 0, patience: float = 60.0
+) -> int:
     """Record demonstrations of the scripted operator through the bridge; OUT/demos.hdf5 then trains a policy.
 
     Args:
@@ -107,12 +124,13 @@ def record(out: Path, task: Task = "reach", setup: Robot = DEFAULT, episodes: in
         setup: the robot.
         episodes: how many.
         seed: of what the episodes are about.
+        patience: seconds that the session waits after a fault for `flowpolicy robot recover`.
 
     """
     from flowpolicy.commands.robot_session import play
 
     _require_episodes(episodes)
-    outcomes = play(setup, task, out, episodes, seed, policy=None)
+    outcomes = play(setup, task, out, episodes, seed, None, patience)
     sys.stdout.write(f"demonstrations {out / 'demos.hdf5'}\n")
     return 0 if all(outcome.success for outcome in outcomes) else 1
 
@@ -161,6 +179,28 @@ def twin(venv: Path = Path(".venv-twin")) -> int:
         return process.wait()
 
 
+def recover(session: str = "default", wait: float = 10.0) -> int:
+    """Clear the fault of a running session. Look at the arm first: what stopped it must be gone.
+
+    Args:
+        session: its name.
+        wait: seconds to wait for the outcome.
+
+    """
+    return _tell(session, "recover", wait)
+
+
+def rearm(session: str = "default", wait: float = 2.0) -> int:
+    """Let the policy of a running session go on after a HOLD for clipping, rejections, leash or late ticks.
+
+    Args:
+        session: its name.
+        wait: seconds to wait for the outcome.
+
+    """
+    return _tell(session, "rearm", wait)
+
+
 def stop(session: str = "default") -> None:
     """Brake a running session to a standstill and end its bridge.
 
@@ -172,6 +212,27 @@ def stop(session: str = "default") -> None:
 
     Session(session).command("quit")
     sys.stdout.write(f"told the session '{session}' to stop\n")
+
+
+def _tell(session: str, command: str, wait: float) -> int:
+    """Say a command to a running bridge and print what comes of it; 1 where it refuses or nothing does."""
+    import time
+
+    from flowpolicy.real_robot.records import Session
+
+    rings = Session(session)
+    cursor, deadline = rings.events.count, time.monotonic() + wait
+    rings.command(command)
+    while time.monotonic() < deadline:
+        records, cursor, _ = rings.events.read(cursor)
+        for record in records:
+            kind, text = bytes(record["kind"]).decode(), bytes(record["text"]).decode()
+            if kind == "refused" or (kind == "state" and "-> RECOVERING" not in text):
+                sys.stdout.write(f"{text}\n")
+                return int(kind == "refused" or "-> LOCKED" in text)
+        time.sleep(0.02)
+    sys.stdout.write(f"'{command}' changed nothing within {wait:g} s\n")
+    return 1
 
 
 def _require_episodes(episodes: int) -> None:

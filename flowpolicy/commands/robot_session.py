@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +14,65 @@ import numpy as np
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError, ContractError
 from flowpolicy.core.seed import numpy_generator
-from flowpolicy.core.spec import Contract, load_contract
+from flowpolicy.core.spec import Contract, load_contract, read_contract
 from flowpolicy.envs import find_env
 from flowpolicy.envs.franka import FrankaConfig
+from flowpolicy.real_robot.camera_process import size_path
+from flowpolicy.real_robot.cameras import parse_camera
 from flowpolicy.real_robot.check import check_contract, speed_warnings
 from flowpolicy.real_robot.console import ConsoleView
+from flowpolicy.real_robot.keys import reading_keys
 from flowpolicy.real_robot.launch import RunningSession, Setup, start_session
+from flowpolicy.real_robot.lift_servo import ServoConfig
 from flowpolicy.real_robot.metrics import service_levels
-from flowpolicy.real_robot.operate import PERIOD, Operator, Outcome, play_episode
+from flowpolicy.real_robot.operate import PERIOD, Operator, Outcome, play_episode, wait_for_recovery
+from flowpolicy.real_robot.policy_process import is_address, read_token
+from flowpolicy.real_robot.protocols import ArmStoppedError
 from flowpolicy.real_robot.tasks import Lift, Plan, Reach, Task, Waypoint
 from flowpolicy.real_robot.twin import TwinLink
 
 _RATE = 250.0
 
 
-def task_of_run(run: Path) -> str:
-    """Name of the task that a run was trained for."""
-    return _config(load_contract(resolve(run) / "contract.json")).task
+@dataclasses.dataclass(frozen=True)
+class PolicyAt:
+    """Where a policy decides."""
+
+    run: str
+    """Run or checkpoint folder, or the address of a server: ws://host:port."""
+    token_file: Path | None = None
+    """File with what the server wants to see; FLOWPOLICY_TOKEN unless given."""
+
+    def options(self, seed: int) -> dict[str, Any]:
+        """What the policy process is told."""
+        run = self.run if is_address(self.run) else str(Path(self.run).absolute())
+        return {"run": run, "seed": seed, "token_file": str(self.token_file.absolute()) if self.token_file else None}
+
+    def contract(self) -> Contract:
+        """What it was trained for; a server is asked."""
+        if not is_address(self.run):
+            return load_contract(resolve(Path(self.run)) / "contract.json")
+        from flowpolicy.serve.client import PolicyClient
+
+        token = read_token(str(self.token_file) if self.token_file else None)
+        with PolicyClient(self.run, token) as client:
+            return read_contract(client.contract, self.run)
 
 
-def check_policy(run: Path, setup: Setup) -> tuple[list[str], list[str]]:
+def task_of(contract: Contract) -> str:
+    """Name of the task that a policy was trained for."""
+    return _config(contract).task
+
+
+def check_policy(policy: PolicyAt, setup: Setup) -> tuple[list[str], list[str]]:
     """What was compared between a policy and the robot, and what would be clipped; raises where they disagree."""
     from flowpolicy.core.files import read_tensors
 
-    folder = resolve(run)
-    contract = load_contract(folder / "contract.json")
+    contract = policy.contract()
     lines = check_contract(contract, _config(contract).spec())
+    if is_address(policy.run):  # a server does not tell how it scales actions
+        return lines, []
+    folder = resolve(Path(policy.run))
     stored = read_tensors(folder / "normalizer.safetensors")
     # The policy's scaled actions are clamped to [-1, 1], so this is all that it can ask for.
     middle, half = (stored[f"action_scaling.{name}"].double().numpy()[:7] for name in ("offset", "scale"))
@@ -46,66 +80,83 @@ def check_policy(run: Path, setup: Setup) -> tuple[list[str], list[str]]:
     return lines, speed_warnings(largest, np.array(setup.limits.velocity))
 
 
-def play(setup: Setup, task_name: str, out: Path, episodes: int, seed: int, policy: Path | None) -> list[Outcome]:
-    """Play and record episodes of a policy, or of the scripted operator where ``policy`` is None."""
+def play(
+    setup: Setup, task_name: str, out: Path, episodes: int, seed: int, policy: PolicyAt | None, patience: float
+) -> list[Outcome]:
+    """Play and record episodes of a policy, or of the scripted operator where ``policy`` is None.
+
+    A fault ends its episode; the next one begins when the bridge has recovered, within ``patience`` s.
+    """
     config = FrankaConfig(task_name)  # type: ignore[arg-type]
-    task = _task(task_name, setup)
     spec = config.spec()
     outcomes: list[Outcome] = []
-    with start_session(setup) as running:
+    _require_something_to_do(task_name, setup)
+    with start_session(setup) as running, reading_keys(running.session) as keys:
+        task = _task(task_name, running)
         meta = {
             "env_args": config.env_args(),
             "keys": list(spec.observation),
             "tool": setup.tool,
             "rate_hz": spec.action.rate_hz,
+            "cameras": _start_cameras(running),
         }
         running.start("recorder_process", {"folder": str(out.absolute()), "meta": meta})
         _wait_for_recorder(running)
         if policy is not None:
-            running.start("policy_process", {"run": str(policy.absolute()), "seed": seed})
+            running.start("policy_process", policy.options(seed))
             _wait_for_policy(running)
         operator, view = Operator(running), ConsoleView(running.session)
+
+        def watch(tick: Any) -> None:
+            view.watch(tick)
+            keys.poll(tick)
+
         first = 1 + max((int(p.stem.rpartition("_")[2]) for p in out.glob("episode_*.hdf5")), default=0)
         for number in range(first, first + episodes):
             rng = numpy_generator(seed, "robot", task_name, number)
-            outcome = play_episode(
-                running,
-                task,
-                number,
-                rng,
-                horizon_s=config.horizon / spec.action.rate_hz,
-                demonstrate=None if policy else functools.partial(task.demonstrate, rng=rng),
-                operator=operator,
-                watch=view.watch,
-            )
+            wait_for_recovery(running, patience, watch)
+            try:
+                outcome = play_episode(
+                    running,
+                    task,
+                    number,
+                    rng,
+                    horizon_s=config.horizon / spec.action.rate_hz,
+                    demonstrate=None if policy else functools.partial(task.demonstrate, rng=rng),
+                    operator=operator,
+                    watch=watch,
+                )
+            except ArmStoppedError as stopped:
+                operator.end()
+                outcome = Outcome(number, False, 0.0, stopped.what)
             outcomes.append(outcome)
             won = sum(one.success for one in outcomes)
             sys.stderr.write(
                 f"episode {number}: {outcome.reason} after {outcome.seconds:.1f} s ({won}/{len(outcomes)})\n"
             )
     levels = service_levels(view.ticks, _RATE)
-    lines = levels.lines() if levels else []
+    # In simulated time nothing is late and nothing is lost: what the first line tells.
+    lines = levels.lines()[setup.driver == "scene" :] if levels else []
     sys.stdout.write("\n".join([f"success {sum(one.success for one in outcomes)}/{len(outcomes)}", *lines]) + "\n")
     return outcomes
 
 
 def replay_episode(setup: Setup, file: Path, episode: str) -> int:
-    """Play recorded actions open-loop; prints how far the arm came from the recorded positions."""
+    """Play the recorded reference open-loop; prints how far the arm came from the recorded positions."""
     from flowpolicy.data.hdf5 import open_hdf5, read_array, require_group
 
     with open_hdf5(file) as stored:
         demo = require_group(require_group(stored, "data", file), episode, file)
         actions = read_array(demo, "actions", file)
         measured = read_array(require_group(demo, "obs", file), "robot0_joint_pos", file)
-        begin = read_array(require_group(demo, "robot", file), "q_ref", file)[0]
+        path = read_array(require_group(demo, "robot", file), "q_ref", file)
     if actions.shape[1:] != (8,):
         raise ContractError(
             f"{file}: {episode} has actions of shape {actions.shape}",
             expected="(steps, 8): steps of the joints and opening, as `flowpolicy robot record` writes them",
         )
-    path = begin + actions[:, :7].cumsum(0)
-    legs = [Waypoint(q, float(opening), PERIOD) for q, opening in zip(path, actions[:, 7], strict=True)]
-    plan = _Rows(begin, float(actions[0, 7]), legs)
+    legs = [Waypoint(q, float(opening), PERIOD) for q, opening in zip(path[1:], actions[:-1, 7], strict=True)]
+    plan = _Rows(path[0], float(actions[0, 7]), legs)
     task = _Replay(plan)
     with start_session(setup) as running:
         view = ConsoleView(running.session)
@@ -133,7 +184,7 @@ def replay_episode(setup: Setup, file: Path, episode: str) -> int:
 class _Rows(Plan):
     """A plan that runs straight from row to row, as recorded."""
 
-    def rows(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, times: np.ndarray, tick: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Linear between the recorded rows."""
         q = np.stack([np.interp(times, self._times, self._q[:, joint]) for joint in range(7)], 1)
         leg = np.clip(np.searchsorted(self._times, times) - 1, 0, len(self._gripper) - 1)
@@ -166,7 +217,7 @@ class _Replay:
 
     def demonstrate(self, tick: Any, rng: Any = None) -> Plan:
         """The recorded rows."""
-        self.started = time.monotonic()
+        self.started = float(tick["t_mono"])
         return self._plan
 
 
@@ -181,15 +232,32 @@ def _config(contract: Contract) -> FrankaConfig:
     return config
 
 
-def _task(name: str, setup: Setup) -> Task:
-    if name == "reach":
-        return Reach(setup.limits)
-    if setup.driver == "fake":
+def _require_something_to_do(name: str, setup: Setup) -> None:
+    if name != "reach" and setup.driver == "fake":
         raise ConfigError(
             f"the driver 'fake' has nothing to {name}",
-            expected="--driver franky, and the twin: flowpolicy robot twin",
+            expected="--driver scene; or --driver franky and the twin: flowpolicy robot twin",
         )
-    return Lift(setup.limits, TwinLink())
+
+
+def _task(name: str, running: RunningSession) -> Task:
+    if name == "reach":
+        return Reach(running.setup.limits)
+    arm = getattr(running, "arm", None)  # of a session in this process
+    return Lift(running.setup.limits, TwinLink() if arm is None else arm.scene, ServoConfig())
+
+
+def _start_cameras(running: RunningSession) -> dict[str, list[int]]:
+    """Start a process per camera; height and width of each, once it has taken a picture."""
+    names = [parse_camera(spec)[0] for spec in running.setup.cameras]
+    for name, spec in zip(names, running.setup.cameras, strict=True):
+        running.start("camera_process", {"camera": spec}, f"camera_{name}")
+    sizes = {}
+    for name in names:
+        path = size_path(running.session.folder, name)
+        _wait_for(running, path.exists, f"the camera '{name}' took no picture within 60 s")
+        sizes[name] = json.loads(path.read_text(encoding="utf-8"))
+    return sizes
 
 
 def _wait_for_recorder(running: RunningSession) -> None:
@@ -201,9 +269,9 @@ def _wait_for_policy(running: RunningSession) -> None:
 
 
 def _wait_for(running: RunningSession, ready: Any, complaint: str) -> None:
-    deadline = time.monotonic() + 60.0
+    deadline = running.clock.now() + 60.0
     while not ready():
         running.require_alive()
-        if time.monotonic() > deadline:
+        if running.clock.now() > deadline:
             raise ConfigError(complaint, fix="the machine may be overloaded; try again")
-        time.sleep(0.02)
+        running.clock.sleep(0.02)

@@ -158,10 +158,14 @@ def save_contract(path: Path, contract: Contract) -> None:
 
 def load_contract(path: Path) -> Contract:
     """Read ``contract.json``."""
-    value = read_json(path)
-    if not isinstance(value, dict) or value.pop("schema", None) != 1:
-        raise CheckpointError(f"{path} has an unknown schema version", fix="use the flowpolicy version that wrote it")
-    return contract_from(value, str(path))
+    return read_contract(read_json(path), str(path))
+
+
+def read_contract(value: Any, where: str) -> Contract:
+    """Inverse of :func:`contract_json`."""
+    if not isinstance(value, dict) or value.get("schema") != 1:
+        raise CheckpointError(f"{where} has an unknown schema version", fix="use the flowpolicy version that wrote it")
+    return contract_from({name: field for name, field in value.items() if name != "schema"}, where)
 
 
 def contract_from(value: Mapping[str, Any], where: str) -> Contract:

@@ -41,26 +41,6 @@ def test_a_healthy_policy_is_followed_without_a_stale_tick(sim):
     assert jerk <= 80.0 + 1e-3
 
 
-def test_home_then_start_then_stop(sim):
-    sim.arm.q = HOME + 0.2
-    sim.run(2 * DT).command("home")
-    assert sim.state is State.IDLE
-    np.testing.assert_allclose(sim.arm.q, HOME)
-    sim.command("start")
-    assert sim.state is State.READY
-    sim.command("stop").run(0.1)
-    assert sim.state is State.IDLE
-    assert not sim.arm.in_control()
-    assert [text.split(":")[0] for text in sim.events("state")] == [
-        "DISCONNECTED -> IDLE",
-        "IDLE -> HOMING",
-        "HOMING -> IDLE",
-        "IDLE -> READY",
-        "READY -> STOPPING",
-        "STOPPING -> IDLE",
-    ]
-
-
 def test_an_arm_outside_the_workspace_is_not_started(sim):
     sim.arm.q = HOME + np.array([1.4, 0, 0, 0, 0, 0, 0])
     sim.run(2 * DT).command("start")
@@ -276,7 +256,7 @@ def test_adversarial_chunks_leave_no_limit(tmp_path, monkeypatch):
         if sim.state is State.HOLD:
             sim.command("rearm")
         elif sim.state is State.IDLE:
-            sim.command("home", "start")
+            sim.command("home").run(3.0).command("start")
             path.append(len(sim.ticks))
     commanded = sim.column("q_cmd")
     assert sim.ticks[-1]["chunks"] > 30

@@ -27,11 +27,12 @@ def resting_arms(envelope, count, rng):
 
 
 class Adversary:
-    """Proposals: full jerk in kept directions, random jerk, jerk beyond the limit, jumps, not-a-number."""
+    """Proposals: full jerk in kept directions, random jerk, jerk beyond the limit, jumps, not-a-number, full swings
+    within a tick."""
 
     def __init__(self, count, jerk, rng):
         self.rng, self.jerk = rng, jerk
-        self.kind = np.arange(count) % 6
+        self.kind = np.arange(count) % 7
         self.push = rng.choice([-1.0, 1.0], (count, 7))
 
     def propose(self, now):
@@ -45,6 +46,11 @@ class Adversary:
         jerk = np.where(np.abs(now.a + jerk * DT) > 4.0, 0.0, jerk)
         jerk = np.where((self.kind == 3)[:, None], 1.3 * jerk, jerk)
         ahead = advance(now, jerk, DT)
+        swing = now
+        for sign, share in ((1.0, 0.25), (-1.0, 0.5), (1.0, 0.25)):
+            swing = advance(swing, sign * self.jerk * self.push, share * DT)
+        bang = (self.kind == 6)[:, None] & (rng.random((count, 7)) < 0.5)
+        ahead = Motion(*(np.where(bang, s, a) for s, a in zip(swing, ahead, strict=True)))
         rare = rng.random(count) < 0.2
         q = np.where(((self.kind == 4) & rare)[:, None], now.q + rng.normal(size=(count, 7)), ahead.q)
         v = np.where(((self.kind == 5) & rare)[:, None], np.nan, ahead.v)
@@ -83,8 +89,9 @@ def attack(limits, arms, steps, seed):
     return worst(np.stack(path), envelope), refusals / (arms * steps), np.stack(path)
 
 
-def require_within(excess, **rare):
-    tolerance = {"jerk": 1e-3, "acceleration": 1e-5, "velocity": 1e-7, "position": 1e-8, "box": 0.0, **rare}
+def require_within(excess):
+    # Of differences of positions of about 1 rad, whose last bit is 2e-16 rad: rounding, and nothing else.
+    tolerance = {"jerk": 1e-3, "acceleration": 1e-6, "velocity": 1e-9, "position": 1e-9}
     for name, value in excess.items():
         assert value <= tolerance.get(name, 0.0), (name, value)
 
@@ -102,12 +109,9 @@ def test_a_million_adversarial_steps_stay_within_every_limit():
 @pytest.mark.slow
 @pytest.mark.parametrize("joints", [FR3, FER], ids=lambda joints: joints.model)
 def test_two_million_adversarial_steps(joints):
-    """The worst of ten million steps (seeds 1 to 5): 2e-5 rad/s beyond our own limit of 1 rad/s, 5e-5 m/s beyond 0.5.
-
-    The robot's own limits are 2.6 rad/s and 1.7 m/s. What stands between two looks at a stop is a margin, no proof.
-    """
+    """Seed 5 is the one that was 2e-5 rad/s and 5e-5 m/s beyond before steps were held to their means."""
     excess, _, _ = attack(policy_limits(joints, table=0.05, tool=0.0), arms=4000, steps=500, seed=5)
-    require_within(excess, velocity=5e-5, **{"tool speed": 2e-4})
+    require_within(excess)
 
 
 def test_the_guard_passes_what_is_right_and_stops_what_is_not():

@@ -70,3 +70,11 @@ def test_inverse_reaches_the_pose_and_refuses_what_is_out_of_reach():
         np.testing.assert_allclose(pose.rotation, rotation, atol=1e-3)
         assert (q >= low).all() and (q <= high).all()
     assert inverse(np.array([1.5, 0, 0.3]), rotation, home, tool=0.1034, low=low, high=high) is None
+
+
+def test_one_arm_and_many_are_the_same_formulas():
+    q = np.random.default_rng(3).uniform(-2.5, 2.5, (20, 7))
+    many = forward(q, 0.1034)
+    for row, angles in enumerate(q):
+        for one, all_ in zip(forward(angles, 0.1034), many, strict=True):
+            np.testing.assert_allclose(one, all_[row], atol=1e-14)

@@ -9,9 +9,11 @@ import pytest
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.envs.franka import FrankaConfig
+from flowpolicy.real_robot.chunks import hermite
 from flowpolicy.real_robot.episodes import INDEX
 from flowpolicy.real_robot.kinematics import forward
 from flowpolicy.real_robot.recorder import Recorder, salvage
+from flowpolicy.real_robot.records import unpack_chunk
 from flowpolicy.real_robot.states import State
 
 from .simulated import DT, LIMITS, Simulation
@@ -47,13 +49,24 @@ def test_an_episode_is_a_robomimic_file_that_says_what_happened(sim, tmp_path):
         ticks, rows = demo["ticks"][()], demo["robot/t_mono"][()]
         assert len(ticks) == pytest.approx(375, abs=2)
         np.testing.assert_allclose(np.diff(rows), 0.05, atol=DT)
-        # Row k is the state at its time, its action what the reference does until the next.
+        decided = {int(record["seq"]): unpack_chunk(record) for record in demo["decisions"][()]}
+        in_force, taught = demo["robot/chunk"][()], 0
+        # Row k is the state at its time, its action what the decision in force asks for until the next.
         for k in (0, 7, len(rows) - 2):
             at = ticks[np.searchsorted(ticks["t_mono"], rows[k])]
             later = ticks[np.searchsorted(ticks["t_mono"], rows[k + 1])]
             np.testing.assert_allclose(demo["obs/robot0_joint_pos"][k], at["q"], rtol=1e-6)
             np.testing.assert_allclose(demo["obs/robot0_eef_pos"][k], forward(at["q"], LIMITS.tool).position, rtol=1e-5)
-            np.testing.assert_array_equal(demo["actions"][k, :7], later["q_ref"] - at["q_ref"])
+            if (chunk := decided.get(int(in_force[k]))) is not None:
+                # Before its first row a decision is on the way there: nothing of it is at rest.
+                early = [min(t - chunk.t0, 0.0) / chunk.dt for t in (at["t_mono"], later["t_mono"])]
+                ends = [hermite(chunk, t)[0] for t in (at["t_mono"], later["t_mono"])]
+                step = ends[1] - ends[0] + (early[1] - early[0]) * (chunk.q[1] - chunk.q[0])
+                np.testing.assert_allclose(demo["actions"][k, :7], step, atol=1e-12)
+                # It agrees with the reference as long as one decision follows the other without a break.
+                np.testing.assert_allclose(step, later["q_ref"] - at["q_ref"], atol=2e-3)
+                taught += 1
+        assert taught >= 2
         np.testing.assert_allclose(demo["obs/goal"][0], [0.5, 0.1, 0.3])
         assert demo["rewards"][-1] == 1.0
         assert len(demo["decisions"]) >= 7
@@ -121,6 +134,17 @@ def test_a_full_disk_loses_the_rest_and_stops_nobody(sim, tmp_path):
     recorder.drain()
     with h5py.File(tmp_path / "out" / "episode_0001.hdf5") as file:
         assert len(file["data/demo_0/ticks"]) == rows
+
+
+def test_an_episode_that_held_nothing_costs_only_itself(sim, tmp_path):
+    recorder = Recorder(sim.session, tmp_path / "out", META)
+    sim.ready()
+    play(sim, recorder, 1, seconds=0.2, success=False)
+    assert "no whole period" in recorder.failed
+    sim.command("stop").run(0.1).running()
+    play(sim, recorder, 2)
+    assert recorder.failed == ""
+    assert [path.name for path in sorted((tmp_path / "out").glob("e*"))] == ["episode_0002.hdf5"]
 
 
 def test_a_slow_recorder_loses_ticks_and_counts_them(sim, tmp_path):

@@ -12,19 +12,24 @@ import time
 import numpy as np
 import pytest
 
+from flowpolicy.agents.dm1 import DM1
 from flowpolicy.core.errors import ContractError
 from flowpolicy.core.spec import Contract
+from flowpolicy.data.normalize import Normalizer
 from flowpolicy.envs.franka import FrankaConfig
+from flowpolicy.policy.actor import PolicyConfig
+from flowpolicy.policy.policy import Policy
 from flowpolicy.real_robot.check import check_contract, speed_warnings
+from flowpolicy.real_robot.client_errors import classify, within
 from flowpolicy.real_robot.fault_proxy import Faults, Session
-from flowpolicy.real_robot.franky_driver import classify, within
 from flowpolicy.real_robot.kinematics import forward
+from flowpolicy.real_robot.launch import Setup, start_session
 from flowpolicy.real_robot.limits import FR3, HOME, policy_limits
 from flowpolicy.real_robot.metrics import service_levels
 from flowpolicy.real_robot.protocols import Gains, RobotError
 from flowpolicy.real_robot.records import TICK
 from flowpolicy.real_robot.states import State
-from flowpolicy.real_robot.tasks import Plan, Reach, Waypoint
+from flowpolicy.real_robot.tasks import Plan, Reach, Waypoint, aside
 
 LIMITS = policy_limits(FR3, table=0.0, tool=0.1034)
 
@@ -52,6 +57,16 @@ def test_reaching_is_solved_within_two_centimetres_of_what_the_operator_plans():
         assert not task.solved(tick)
         tick["q"] = HOME
     assert forward(np.array(HOME), LIMITS.tool).position[2] > LIMITS.box_low[2]
+
+
+def test_the_way_aside_stays_in_the_workspace():
+    tick, rng, limits = np.zeros((), TICK), np.random.default_rng(0), LIMITS
+    tick["q_cmd"] = HOME
+    for _ in range(50):
+        plan = aside(tick, rng, limits)
+        path = forward(plan.rows(np.linspace(0, plan.seconds, 20))[0], limits.tool).position
+        assert (path > limits.box_low).all()
+        assert (path < limits.box_high).all()
 
 
 def contract(**changes):
@@ -195,6 +210,42 @@ def test_record_train_check_run_replay_on_the_fake_arm(flowpolicy, tmp_path):
     replayed = flowpolicy("replay", "demos/demos.hdf5")
     assert replayed.returncode == 0, replayed.stderr
     assert "largest distance" in replayed.stdout
+
+
+@pytest.mark.slow
+def test_a_policy_process_that_is_stopped_or_killed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWPOLICY_SHM", str(tmp_path / "shm"))
+    shapes = {key: spec.shape[0] for key, spec in FrankaConfig().spec().observation.items()}
+    # A new network of a policy without noise says: no step. What counts is whether it says it.
+    config = PolicyConfig(DM1().net, DM1().encoder, "direct")
+    Policy(config, contract(execute=2), Normalizer(shapes, 8)).save(tmp_path / "run")
+    with start_session(Setup()) as running:
+        running.start("policy_process", {"run": str(tmp_path / "run"), "seed": 0})
+        deadline = time.monotonic() + 120.0
+        while not running.session.chunks.count:
+            running.require_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.ask("start", State.READY, seconds=30.0)
+        running.session.command("begin", 1)
+        running.wait(State.RUNNING, seconds=30.0)
+        policy = running._processes["policy_process"]
+        policy.send_signal(signal.SIGSTOP)
+        assert running.wait(State.HOLD, State.IDLE, seconds=30.0) is State.HOLD
+        assert "no chunk" in running.last_events(1) or "silent" in running.last_events(1)
+        policy.send_signal(signal.SIGCONT)
+        running.session.command("rearm")  # needless if it was short, and then it says so
+        running.wait(State.RUNNING, State.STOPPING, State.IDLE, seconds=30.0)
+        if running.wait(*State, seconds=5.0) is not State.RUNNING:
+            pytest.skip("inconclusive: the machine is overloaded (stopped for longer than 2 s)")
+        policy.kill()
+        policy.wait()
+        del running._processes["policy_process"]  # its owner would complain, and rightly
+        assert running.wait(State.IDLE, seconds=30.0) is State.IDLE
+        ticks, _, _ = running.session.ticks.read(0)
+        assert {State.HOLD, State.STOPPING} <= {State(int(state)) for state in ticks["state"]}
+        assert np.abs(running.session.ticks.latest()["dq"]).max() < 0.01
+        assert (tmp_path / "shm" / "flowpolicy-robot-default" / "ticks").exists()
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ test inconclusive, and it says so: it neither passes nor fails.
 """
 
 import contextlib
-import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 
 from flowpolicy.core.errors import FlowPolicyError
+from flowpolicy.real_robot.kinematics import forward
 from flowpolicy.real_robot.launch import Setup, start_session
 from flowpolicy.real_robot.operate import Operator
 from flowpolicy.real_robot.states import State
 from flowpolicy.real_robot.tasks import Plan, Waypoint
 from flowpolicy.real_robot.twin import TwinLink, start_twin
 
-VENV = Path(os.environ.get("FLOWPOLICY_TWIN_VENV", Path(__file__).parents[2] / ".venv-twin"))
+from .drivers import CLIENTS, TWIN_VENV, client_of
+
 PROXY = ("127.0.0.1", 13371)
 
 pytestmark = [
@@ -30,8 +32,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("twin"),
     pytest.mark.skipif(
-        not (VENV / "bin" / "python").exists() or importlib.util.find_spec("franky") is None,
-        reason="needs `make twin` and the extra 'franka'",
+        not (TWIN_VENV / "bin" / "python").exists(),
+        reason="needs `make twin`",
     ),
 ]
 
@@ -44,12 +46,12 @@ def test_every_private_name_of_franka_sim_is_there():
         "sim.initialize_simulation()\n"
         "source = inspect.getsource(motion_session) + inspect.getsource(t.base)\n"
         "missing = [n for n in t.PRIVATE if n not in source]\n"
-        "print(missing, hasattr(t.base, '_attach_hand'), hasattr(t.base, 'build_model'))\n"
+        "print(missing, hasattr(t.base, 'build_model'), sim.model.ncam)\n"
     )
     home = Path(__file__).parents[2] / "real_robot"
     environment = {**os.environ, "PYTHONSAFEPATH": "", "PYTHONPATH": str(home)}
-    done = subprocess.run([VENV / "bin" / "python", "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1:] == ["[] True True"], done.stderr
+    done = subprocess.run([TWIN_VENV / "bin" / "python", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[] True 2"], done.stderr
 
 
 OVERLOADED = []
@@ -65,7 +67,7 @@ def inconclusive(why):
 def twin(tmp_path):
     OVERLOADED.clear()
     log = tmp_path / "twin.log"
-    with start_twin(VENV, log):
+    with start_twin(TWIN_VENV, log):
         yield TwinLink()
         text = log.read_text(errors="replace")
     slow = [line for line in text.splitlines() if "real time" in line and "running at" in line]
@@ -75,11 +77,17 @@ def twin(tmp_path):
         assert "discontinuity" not in text
 
 
+@pytest.fixture(params=CLIENTS)
+def driver(request):
+    client_of(request.param)
+    return request.param
+
+
 @contextlib.contextmanager
-def moving(address="127.0.0.1"):
+def moving(driver, address="127.0.0.1"):
     """A session whose arm follows a slow swing."""
     try:
-        with start_session(Setup(session="test-twin", driver="franky", address=address)) as running:
+        with start_session(Setup(session="test-twin", driver=driver, address=address)) as running:
             running.ask("home", State.IDLE, seconds=25.0)
             running.ask("start", State.READY, seconds=5.0)
             running.session.command("begin", 1)
@@ -116,8 +124,8 @@ def play(running, operator, seconds, until=()):
     return State(int(running.session.ticks.latest()["state"])), seconds
 
 
-def test_the_arm_follows_without_a_violation(twin):
-    with moving() as (running, operator):
+def test_the_arm_follows_without_a_violation(twin, driver):
+    with moving(driver) as (running, operator):
         state, _ = play(running, operator, 5.0)
         ticks, _, _ = running.session.ticks.read(0)
         ran = ticks[ticks["state"] == State.RUNNING]
@@ -127,8 +135,8 @@ def test_the_arm_follows_without_a_violation(twin):
 
 
 @pytest.mark.parametrize("name", ["cartesian_reflex", "joint_reflex"])
-def test_a_reflex_is_a_fault_and_recovers(twin, name):
-    with moving() as (running, operator):
+def test_a_reflex_is_a_fault_and_recovers(twin, driver, name):
+    with moving(driver) as (running, operator):
         twin.ask(op="reflex", name=name)
         state, seconds = play(running, operator, 2.0, (State.FAULT,))
         assert state is State.FAULT
@@ -139,16 +147,16 @@ def test_a_reflex_is_a_fault_and_recovers(twin, name):
         assert running.ask("home", State.IDLE, State.FAULT, seconds=25.0) is State.IDLE
 
 
-def test_the_user_stop_locks(twin):
-    with moving() as (running, operator):
+def test_the_user_stop_locks(twin, driver):
+    with moving(driver) as (running, operator):
         twin.ask(op="user_stop")
         state, _ = play(running, operator, 2.0, (State.LOCKED,))
         assert state is State.LOCKED
         assert "user stop" in running.last_events()
 
 
-def test_a_closed_connection_is_a_network_fault_and_a_new_one_is_built(twin):
-    with moving() as (running, operator):
+def test_a_closed_connection_is_a_network_fault_and_a_new_one_is_built(twin, driver):
+    with moving(driver) as (running, operator):
         twin.ask(op="drop_tcp")
         state, _ = play(running, operator, 2.0, (State.FAULT,))
         assert state is State.FAULT
@@ -177,8 +185,8 @@ def proxy(twin):
         process.wait()
 
 
-def test_nineteen_lost_commands_are_borne_and_twenty_are_not(proxy):
-    with moving("127.0.0.2") as (running, operator):
+def test_nineteen_lost_commands_are_borne_and_twenty_are_not(proxy, driver):
+    with moving(driver, "127.0.0.2") as (running, operator):
         proxy.ask(drop_commands=19)
         state, _ = play(running, operator, 1.5, (State.FAULT, State.IDLE))
         assert state in (State.RUNNING, State.HOLD)
@@ -188,10 +196,53 @@ def test_nineteen_lost_commands_are_borne_and_twenty_are_not(proxy):
         assert "communication" in running.last_events(8)
 
 
-def test_a_pulled_cable_is_noticed_at_once(proxy):
-    with moving("127.0.0.2") as (running, operator):
+def test_a_pulled_cable_is_noticed_at_once(proxy, driver):
+    with moving(driver, "127.0.0.2") as (running, operator):
         proxy.ask(silence_s=2.5)
         state, seconds = play(running, operator, 2.0, (State.FAULT,))
         assert state is State.FAULT
         assert "network" in running.last_events(2)
         assert seconds < 0.1
+
+
+@pytest.mark.parametrize("faults", [{"loss_command": 0.05}, {"loss_command": 0.1}, {"delay_command_ms": 0.6}], ids=str)
+def test_losses_and_small_delays_are_borne_and_reported(proxy, driver, faults):
+    with moving(driver, "127.0.0.2") as (running, operator):
+        proxy.ask(**faults)
+        state, _ = play(running, operator, 4.0, (State.FAULT, State.LOCKED))
+        proxy.ask(loss_command=0.0, delay_command_ms=0.0)
+        ticks, _, _ = running.session.ticks.read(0)
+        # 0.9 of the commands may be so few that the arm holds: that is what it should do, and no fault.
+        assert state in (State.RUNNING, State.HOLD), running.last_events()
+        if "loss_command" in faults:
+            assert ticks["success_rate"].min() < 0.99
+
+
+def test_much_loss_holds_or_faults_and_never_violates_a_limit(proxy, driver):
+    with moving(driver, "127.0.0.2") as (running, operator):
+        proxy.ask(loss_command=0.2)
+        state, _ = play(running, operator, 4.0, (State.HOLD, State.FAULT, State.RECOVERING, State.IDLE))
+        proxy.ask(loss_command=0.0)
+        assert state is not State.RUNNING, "a fifth of the commands was lost and nobody minded"
+        assert "collision" not in running.last_events(8)
+
+
+def test_a_bridge_that_is_stopped_for_a_moment_is_a_communication_fault(twin, driver):
+    with moving(driver) as (running, operator):
+        bridge = running._processes["bridge_process"]
+        bridge.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)
+        bridge.send_signal(signal.SIGCONT)
+        play(running, operator, 1.5, (State.IDLE, State.LOCKED))
+        assert "communication" in running.last_events(8)
+
+
+def test_a_killed_bridge_leaves_an_arm_that_holds(twin, driver):
+    with moving(driver) as (running, _):
+        running._processes["bridge_process"].kill()
+        running._processes["bridge_process"].wait()
+        time.sleep(0.5)
+        held = twin.positions()[:7]
+        time.sleep(1.0)
+        tool = forward(np.stack([held, twin.positions()[:7]]), 0.1034).position
+        assert np.linalg.norm(tool[1] - tool[0]) < 1e-3
