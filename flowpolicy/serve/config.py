@@ -21,6 +21,9 @@ class ServerConfig:
     """Reserve before every deadline."""
     window_ms: float = 1.0
     """Longest time that a request waits for others to share its batch."""
+    inline_ms: float = 2.0
+    """A batch that takes less, ms, is computed between two messages; a longer one in a thread of its own, whose
+    hand-over costs more than a short computation. 0 always uses the thread."""
     max_batch: int = 8
     """Most robots computed together."""
     max_clients: int = 64
@@ -43,8 +46,8 @@ class ServerConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}", expected="above 0")
-        if min(self.margin_ms, self.window_ms, self.watch_s) < 0:
-            raise ConfigError("a negative --margin-ms, --window-ms or --watch-s", expected="0 or more")
+        if min(self.margin_ms, self.window_ms, self.inline_ms, self.watch_s) < 0:
+            raise ConfigError("a negative --margin-ms, --window-ms, --inline-ms or --watch-s", expected="0 or more")
 
     @property
     def limit(self) -> int:

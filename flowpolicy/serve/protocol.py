@@ -202,8 +202,10 @@ def _optional(message: Mapping[str, Any], name: str) -> np.ndarray | None:
 
 
 def _finite(array: np.ndarray, where: str) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        number = array.astype(np.float32)
+    number = array
+    if array.dtype != np.float32:
+        with np.errstate(over="ignore", invalid="ignore"):
+            number = array.astype(np.float32)
     if not np.isfinite(number).all():
         raise ServingError(
             "nan",

@@ -131,7 +131,7 @@ class DeadlineScheduler:
     margin_s: float = 0.002
     """Reserve for what the table does not hold: answering, and a machine that is not quiet."""
     window_s: float = 0.001
-    """Longest time that a request waits for others to share its batch."""
+    """Longest time that a request waits for others to share its batch; never longer than its computation takes."""
 
     def plan(self, now: float, deadlines: Sequence[float], waited: float = 0.0, expected: int = 1) -> Plan:
         """Decide.
@@ -149,7 +149,8 @@ class DeadlineScheduler:
         if not waiting:
             return Plan(late)
         rows = min(len(waiting), self.table.largest)
-        spare = self.window_s - waited
+        # Company saves a computation at most, so waiting longer than one takes cannot pay.
+        spare = min(self.window_s, self.table.expected(most, 1)) - waited
         if (
             spare > 0
             and rows < min(expected, self.table.largest)

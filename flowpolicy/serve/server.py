@@ -72,6 +72,7 @@ class PolicyServer:
             clock,
             margin_s=config.margin_ms / 1000,
             window_s=config.window_ms / 1000,
+            inline_s=config.inline_ms / 1000,
             max_waiting=config.max_waiting,
         )
 
@@ -257,7 +258,8 @@ class _Client:
             while True:
                 message = await self._outbox.get()
                 try:
-                    await asyncio.wait_for(self.connection.send(message), self.config.stall_s)
+                    async with asyncio.timeout(self.config.stall_s):
+                        await self.connection.send(message)
                 except TimeoutError:
                     self._abort()
 
