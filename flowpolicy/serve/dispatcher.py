@@ -132,7 +132,7 @@ class Dispatcher:
 
     async def _compute(self, batch: list[_Waiting], nfe: int, start: float) -> None:
         model, self._computing = self.model, True
-        self._free_at = start + model.table.expected(nfe, len(batch)) + self.scheduler.margin_s
+        self._free_at = start + model.table.typical(nfe, len(batch)) + self.scheduler.margin_s
         requests = [waiting.request for waiting in batch]
         try:
             if model.table.seconds(nfe, len(batch)) < self.inline_s:

@@ -14,7 +14,6 @@ from flowpolicy.serve.config import ServerConfig
 from flowpolicy.serve.model import Model
 from flowpolicy.serve.server import PolicyServer
 
-
 SWITCH_S = 0.0005
 """How long a thread may keep the interpreter while another one waits for it; Python's own 5 ms is a quarter of a
 robot's deadline. Threads that compete with the event loop: slow engines, and the loading of a new checkpoint."""

@@ -34,7 +34,7 @@ class LatencyTable:
 
     def __init__(self, measured: Mapping[tuple[int, int], float], stretches: Iterable[float] = ()) -> None:
         self._recent: deque[float] = deque(stretches, maxlen=_RECENT)
-        self._stretch = _high(self._recent)
+        self._follow()
         self.nfes = sorted({nfe for nfe, _ in measured})
         self.batches = sorted({rows for _, rows in measured})
         if not measured or len(measured) != len(self.nfes) * len(self.batches):
@@ -54,13 +54,24 @@ class LatencyTable:
         return float(self._table[self.nfes.index(nfe), column])
 
     def expected(self, nfe: int, rows: int) -> float:
-        """Time that a batch takes now, in 19 of 20 cases."""
-        return self._stretch * self.seconds(nfe, rows)
+        """Time that a batch takes now, in 19 of 20 cases: what a promise about one batch is made on."""
+        return self._high * self.seconds(nfe, rows)
+
+    def typical(self, nfe: int, rows: int) -> float:
+        """Time that a batch takes now, in half of the cases: what a queue is judged by.
+
+        A machine that stops now and then would otherwise turn away requests that it could have answered.
+        """
+        return self._middle * self.seconds(nfe, rows)
 
     def observe(self, nfe: int, rows: int, seconds: float) -> None:
         """Take the duration of a batch into account."""
         self._recent.append(seconds / self.seconds(nfe, rows))
-        self._stretch = _high(self._recent)
+        self._follow()
+
+    def _follow(self) -> None:
+        ordered = sorted(self._recent) or [1.0]
+        self._middle, self._high = (max(1.0, ordered[int(share * len(ordered))]) for share in (0.5, 0.95))
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """Undisturbed milliseconds as ``{nfe: {rows: ms}}``."""
@@ -98,11 +109,6 @@ def measure_latency(
         for one in seconds[2:]:
             table.observe(nfe, rows, one)
     return table
-
-
-def _high(stretches: deque[float]) -> float:
-    """The 95 % quantile, at least 1."""
-    return max(1.0, sorted(stretches)[int(0.95 * len(stretches))]) if stretches else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,17 +179,17 @@ class DeadlineScheduler:
             new: deadline of the one that asks.
 
         """
-        return self._drains(free, sorted([*deadlines, new]))
+        return self._drains(free, sorted([*deadlines, new]), self.table.typical)
 
     def _holds(self, now: float, deadlines: Sequence[float], nfe: int, rows: int) -> bool:
         end = now + self._cost(nfe, rows)
-        return end <= deadlines[0] and self._drains(end, deadlines[rows:])
+        return end <= deadlines[0] and self._drains(end, deadlines[rows:], self.table.expected)
 
-    def _drains(self, now: float, deadlines: Sequence[float]) -> bool:
+    def _drains(self, now: float, deadlines: Sequence[float], seconds: Callable[[int, int], float]) -> bool:
         """Whether full batches with the fewest evaluations hold every deadline."""
         least, largest = self.table.nfes[0], self.table.largest
         for first in range(0, len(deadlines), largest):
-            now += self._cost(least, min(largest, len(deadlines) - first))
+            now += seconds(least, min(largest, len(deadlines) - first)) + self.margin_s
             if now > deadlines[first]:
                 return False
         return True

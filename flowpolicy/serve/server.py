@@ -178,6 +178,7 @@ class PolicyServer:
                 "clients": len(self._clients),
                 "waiting": self._dispatcher.waiting,
                 "uptime_seconds": self.clock() - self._start,
+                "cpu_seconds": time.process_time(),
             }
             return connection.respond(http.HTTPStatus.OK, self.metrics.text(gauges))
         if len(self._clients) >= self.config.max_clients:
