@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from flowpolicy import cli
 from flowpolicy.cli import COMMANDS
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core import checkpoint
@@ -79,6 +80,26 @@ def test_a_mistake_exits_with_2_and_a_hint(arguments, hint, tmp_path):
     assert done.returncode == 2
     assert hint in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "latency", "--help"], ["--version"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run(
+        [sys.executable, "-m", "flowpolicy", *arguments], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(write)
+    assert (process.returncode, process.stderr) == (141, "")
+
+
+def test_a_broken_pipe_that_is_not_ours_is_not_hidden(monkeypatch):
+    def lose(command, arguments):
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setattr(cli, "_dispatch", lose)
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        cli.main(["train"])
 
 
 def test_train_eval_compare_card_without_a_simulator(debug_run, tmp_path):
