@@ -84,9 +84,10 @@ def bench_serve(
 
     """
     robots = [_Robot(url, number, rate_hz, seconds, budget_ms) for number in range(clients)]
-    start, before, cpu = time.monotonic() + 0.5, server_figures(url), time.process_time()
-    threads = [threading.Thread(target=robot.run, args=(start,)) for robot in robots]
+    before, cpu = server_figures(url), time.process_time()
     with _undisturbed():
+        start = time.monotonic() + 0.5
+        threads = [threading.Thread(target=robot.run, args=(start,)) for robot in robots]
         for thread in threads:
             thread.start()
         for thread in threads:
