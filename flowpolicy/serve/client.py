@@ -51,9 +51,9 @@ class Reply(NamedTuple):
 class PolicyClient:
     """One connection to a policy server; one request at a time, from one thread.
 
-    It never connects again by itself: a robot whose policy was away must first decide what the pause means for it (hold,
-    stop, go on). One that wants to go on makes a new client, which takes a few milliseconds, and compares its contract;
-    meanwhile its queue holds what the last chunk planned::
+    It never connects again by itself: a robot whose policy was away must first decide what the pause means for it,
+    to hold, stop or go on. One that goes on makes a new client, which takes a few milliseconds, and compares its
+    contract; meanwhile its queue holds what the last chunk planned::
 
         try:
             reply = policy.act(obs, budget_ms=20)
