@@ -14,6 +14,8 @@ import numpy as np
 
 from flowpolicy.core.errors import ConfigError
 
+_TIMER_S = 0.001
+"""Resolution of an event loop's timers: a shorter wait would last so long."""
 _RECENT = 128
 """Batches that tell how much the machine is disturbed."""
 
@@ -156,7 +158,8 @@ class DeadlineScheduler:
             return Plan(late)
         rows = min(len(waiting), self.table.largest)
         # Company saves a computation at most, so waiting longer than one takes cannot pay.
-        spare = min(self.window_s, self.table.expected(most, 1)) - waited
+        window = min(self.window_s, self.table.expected(most, 1))
+        spare = window - waited if window >= _TIMER_S else 0.0
         if (
             spare > 0
             and rows < min(expected, self.table.largest)

@@ -84,6 +84,8 @@ def test_it_waits_for_company_only_with_time_to_spare():
     assert scheduler.plan(0.0, [1.0], waited=0.0005, expected=4) == Plan(0, wait=pytest.approx(0.0015))
     assert scheduler.plan(0.0, [1.0], waited=0.002, expected=4) == Plan(0, 1, 8)
     assert scheduler.plan(0.0, [1.0], waited=0.0, expected=1) == Plan(0, 1, 8)
+    quick = DeadlineScheduler(LatencyTable({(1, 1): 2e-4, (1, 2): 3e-4}), margin_s=0.0, window_s=0.002)
+    assert quick.plan(0.0, [1.0], waited=0.0, expected=4) == Plan(0, 1, 1), "waiting would take longer than it saves"
     assert scheduler.plan(0.0, [1.0] * 4, waited=0.0, expected=4).rows == 4
     assert scheduler.plan(0.0, [cost(8, 8)], waited=0.0, expected=4).wait == 0.0
 
