@@ -9,7 +9,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.core.errors import ConfigError
 
@@ -26,9 +29,9 @@ class ChunkCache:
     def __init__(self, kappa: float, most: int) -> None:
         self._filter = SimilarityFilter(kappa, most, min_left=0)
         self._waits_for: int | None = None
-        self._kept: tuple[np.ndarray, str] | None = None
+        self._kept: tuple[NDArray[Any], str] | None = None
 
-    def find(self, number: int, obs: np.ndarray, checkpoint: str) -> np.ndarray | None:
+    def find(self, number: int, obs: NDArray[Any], checkpoint: str) -> NDArray[Any] | None:
         """The chunk that answers request ``number`` too; None where one must be computed.
 
         Args:
@@ -45,7 +48,7 @@ class ChunkCache:
         self._waits_for, self._kept = number, None
         return None
 
-    def keep(self, number: int, chunk: np.ndarray, checkpoint: str) -> None:
+    def keep(self, number: int, chunk: NDArray[Any], checkpoint: str) -> None:
         """Remember the chunk of request ``number``, unless a later one is under way."""
         if number == self._waits_for:
             self._kept = chunk, checkpoint
@@ -75,16 +78,16 @@ class SimilarityFilter:
 
     def reset(self) -> None:
         """Forget the last observation: at the start of an episode, or when the policy changes."""
-        self._last: np.ndarray | None = None
+        self._last: NDArray[Any] | None = None
         self._skipped = 0
 
-    def probability(self, obs: np.ndarray) -> float:
+    def probability(self, obs: NDArray[Any]) -> float:
         """Skip probability of a normalised observation (n,), without its bounds."""
         if self._last is None:
             return 0.0
         return max(0.0, 1.0 - float(np.linalg.norm(obs - self._last)) / self.kappa)
 
-    def skip(self, obs: np.ndarray, left: int) -> bool:
+    def skip(self, obs: NDArray[Any], left: int) -> bool:
         """Whether to reuse the last chunk.
 
         Args:

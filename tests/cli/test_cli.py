@@ -120,7 +120,9 @@ def test_train_eval_compare_card_without_a_simulator(debug_run, tmp_path):
     assert "Not resolved" in done.stdout
     assert flowpolicy("eval", "run", "--episodes", 6, "--nfe", 2, "--json", "two.json", cwd=home).returncode == 0
     assert json.loads((home / "two.json").read_text())["nfe"] == 2
-    done = flowpolicy("card", "run", "--episodes", 2, "--delay", "--delays-ms", 0, 200, "--reuse", cwd=home)
+    done = flowpolicy(
+        "card", "run", "--episodes", 2, "--delay", "--delays-ms", 0, 200, "--reuse", "--kappas", 0.3, cwd=home
+    )
     assert done.returncode == 0, done.stderr
     assert "Success against evaluations saved" in done.stdout
     assert (debug_run / "card" / "reuse.png").stat().st_size > 5000
