@@ -73,8 +73,9 @@ def card(
 
             step = read_json(folder / "state.json")["step"]
             command = shlex.join(["flowpolicy", *sys.argv[1:]])
-            record = {"command": command, "run": str(run), "step": step}
+            record: dict[str, Any] = {"command": command, "run": str(run), "step": step}
             draw(policy, env, plan, run / "card", progress=progress, **record)
+            record["training"] = read_json(folder / "config.json").get("experiment")
         if delay:
             _delay(policy, env, plan, run / "card", delays_ms, {**record, "jitter": jitter, "dropped": dropped})
         if reuse:

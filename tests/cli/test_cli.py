@@ -129,7 +129,9 @@ def test_train_eval_compare_card_without_a_simulator(debug_run, tmp_path):
     assert (debug_run / "card" / "card.png").stat().st_size > 5000
     assert (debug_run / "card" / "delay.png").stat().st_size > 5000
     assert "real-time, guided" in done.stdout
-    points = json.loads((debug_run / "card" / "delay.json").read_text())["points"]
+    record = json.loads((debug_run / "card" / "delay.json").read_text())
+    assert record["training"]["seed"] == 0 and len(record["plan"]["policy_seeds"]) == 2
+    points = record["points"]
     assert [(point["way"], point["steps"]) for point in points[3:]] == [
         ("naive", 2),
         ("aligned", 2),
