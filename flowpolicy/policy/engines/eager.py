@@ -18,8 +18,10 @@ def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program
 
     def run() -> None:
         placed = {key: view.to(device) for key, view in views.items()}
-        action_and_length = [value.to(device) for value in committed]
-        bound = Committed(*action_and_length, overlap=action_and_length[1]) if committed else None
+        bound = None
+        if committed:
+            action, length = (value.to(device) for value in committed)
+            bound = Committed(action, length, length)
         target.copy_(policy.act_from(placed, noise.to(device), nfe, bound))
 
     return Program(buffers, run)
