@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -34,8 +35,31 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; exits with 2 on errors that the user can mend."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Entry point; exits with 2 on errors that the user can mend, with 141 when nobody reads on (``| head``)."""
+    try:
+        try:
+            _main(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        sys.exit(128 + 13)  # what a shell says of a program that SIGPIPE ends
+
+
+def _reader_left() -> bool:
+    """Whether it is standard output that broke; if so it leads nowhere from now on, so that exiting is quiet."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(_help())
         return

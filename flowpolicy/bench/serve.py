@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,18 +23,49 @@ from flowpolicy.serve.client import PolicyClient
 
 
 @contextlib.contextmanager
-def served(run: Path, flags: Sequence[str] = ()) -> Iterator[str]:
-    """``flowpolicy serve RUN`` in a process of its own on a free port of this machine; yields its address."""
+def served(run: Path, flags: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """``flowpolicy serve RUN`` in its own process on a free port of this machine; yields its address and engine."""
     command = [sys.executable, "-m", "flowpolicy", "serve", str(run), "--port", "0", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""
-            found = re.search(r"ws://\S+", line)
+            found = re.search(r"engine (\w+)\) at (ws://\S+)", line)
             if not found:
                 raise ServingError("lost", f"the server did not start: {line!r}", fix=f"flowpolicy serve {run}")
-            yield found[0]
+            yield found[2], found[1]
         finally:
             process.terminate()
+
+
+def server_figures(url: str) -> dict[str, float]:
+    """What the server says of itself: CPU seconds of its process, batches, and rows computed in them."""
+    with urllib.request.urlopen(url.replace("ws://", "http://", 1) + "/metrics", timeout=10) as answer:  # noqa: S310
+        lines = answer.read().decode().splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines)
+    batches = {
+        int(name.split('"')[1]): float(value)
+        for name, value in values.items()
+        if name.startswith("flowpolicy_batches_total")
+    }
+    return {
+        "cpu_s": float(values["flowpolicy_cpu_seconds"]),
+        "batches": sum(batches.values()),
+        "rows": sum(rows * count for rows, count in batches.items()),
+    }
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Robots share this process: none may hold the interpreter, or collect garbage, while another waits."""
+    interval = sys.getswitchinterval()
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(1e-4)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        gc.unfreeze()
 
 
 def bench_serve(
@@ -51,15 +84,19 @@ def bench_serve(
 
     """
     robots = [_Robot(url, number, rate_hz, seconds, budget_ms) for number in range(clients)]
-    start = time.monotonic() + 0.5
-    threads = [threading.Thread(target=robot.run, args=(start,)) for robot in robots]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    before, cpu = server_figures(url), time.process_time()
+    with _undisturbed():
+        start = time.monotonic() + 0.5
+        threads = [threading.Thread(target=robot.run, args=(start,)) for robot in robots]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    cpu, after = time.process_time() - cpu, server_figures(url)
     counts = sum((robot.counts for robot in robots), Counter[str]())
     trips = np.concatenate([robot.round_trips for robot in robots])
-    due = clients * int(seconds * rate_hz)
+    answers = np.concatenate([np.reshape(robot.answers, (-1, 2)) for robot in robots])
+    due, asked = clients * int(seconds * rate_hz), max(1, len(answers))
     return {
         "clients": clients,
         "rate_hz": rate_hz,
@@ -69,15 +106,22 @@ def bench_serve(
         "in_time": counts["in_time"],
         "missed": due - counts["in_time"],
         "outcomes": dict(counts),
-        "round_trip_ms": {
-            name: float(value)
-            for name, value in zip(
-                ("p50", "p99", "p999", "max"), np.quantile(trips, (0.5, 0.99, 0.999, 1)), strict=True
-            )
-        }
-        if len(trips)
-        else {},
+        "round_trip_ms": _quantiles(trips),
+        "answer_ms": {
+            part: _quantiles(answers[(answers[:, 0] >= first) & (answers[:, 0] < first + seconds / 3), 1])
+            for part, first in (("first third", 0.0), ("last third", 2 * seconds / 3))
+        },
+        "server_cpu_ms": 1e3 * (after["cpu_s"] - before["cpu_s"]) / asked,
+        "robots_cpu_ms": 1e3 * cpu / asked,
+        "rows_per_batch": (after["rows"] - before["rows"]) / max(1.0, after["batches"] - before["batches"]),
     }
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    if not len(values):
+        return {}
+    found = np.quantile(values, (0.5, 0.99, 0.999, 1))
+    return {name: float(value) for name, value in zip(("p50", "p99", "p999", "max"), found, strict=True)}
 
 
 class _Robot:
@@ -90,6 +134,8 @@ class _Robot:
         self.shapes = {key: (self.client.contract["history"], *value["shape"]) for key, value in spec.items()}
         self.counts: Counter[str] = Counter()
         self.round_trips: list[float] = []
+        self.answers: list[tuple[float, float]] = []
+        """Seconds since the start, and milliseconds to the answer, of whatever kind it was."""
 
     def run(self, start: float) -> None:
         with self.client as client:
@@ -102,6 +148,7 @@ class _Robot:
                 if wait > 0:
                     time.sleep(wait)
                 obs = {key: self._random.normal(size=shape).astype(np.float32) for key, shape in self.shapes.items()}
+                asked = time.monotonic()
                 try:
                     self.round_trips.append(client.act(obs, self.budget_ms).round_trip_ms)
                     self.counts["in_time"] += 1
@@ -109,6 +156,7 @@ class _Robot:
                     self.counts[error.code] += 1
                     if error.code == "lost":
                         return
+                self.answers.append((asked - start, 1e3 * (time.monotonic() - asked)))
 
 
 def serve_table(result: dict[str, Any]) -> Table:
@@ -123,5 +171,11 @@ def serve_table(result: dict[str, Any]) -> Table:
         if name != "in_time":
             table.add_row(f"  of which {name}", str(count))
     for name, value in result["round_trip_ms"].items():
-        table.add_row(f"round trip {name}, ms", f"{value:.2f}")
+        table.add_row(f"chunks in time: {name}, ms", f"{value:.2f}")
+    for part, values in result["answer_ms"].items():
+        if values:  # were requests queued instead of refused, the last third would wait longer
+            table.add_row(f"all answers, refusals too, {part}: p99, ms", f"{values['p99']:.2f}")
+    table.add_row("robots per computation", f"{result['rows_per_batch']:.2f}")
+    table.add_row("server's CPU per request, ms", f"{result['server_cpu_ms']:.3f}")
+    table.add_row("a robot's CPU per request, ms", f"{result['robots_cpu_ms']:.3f}")
     return table

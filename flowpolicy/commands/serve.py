@@ -30,7 +30,7 @@ def serve(
     /,
     config: Annotated[ServerConfig, tyro.conf.arg(name="")] = DEFAULTS,
     nfes: tuple[int, ...] = (),
-    engine: str = "eager",
+    engine: str = "auto",
     threads: int = 1,
     token_file: Path | None = None,
 ) -> None:
@@ -42,8 +42,9 @@ def serve(
         run: run folder (its newest checkpoint, now and later) or checkpoint folder.
         config: options of the server.
         nfes: numbers of network evaluations to choose from by the time that is left; the contract's unless given.
-        engine: 'eager' runs every policy; 'numpy' (MLPs) and 'onnx' answer several times sooner, and 'auto' measures
-            all that there are, which can take a minute at every reload. Only 'eager' takes committed actions.
+        engine: 'auto' takes the faster of 'numpy' (MLPs) and 'eager' (every policy), ready in seconds. 'onnx' and
+            'aotinductor' are built in a process of their own, which takes them longer and is worth it for U-Nets and
+            transformers; also 'compile' and 'cuda_graph'.
         threads: threads of the engine.
         token_file: file whose content clients must show as their token; required unless --host is this machine.
 

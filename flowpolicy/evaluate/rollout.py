@@ -18,6 +18,7 @@ from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.history import ObservationHistory
 from flowpolicy.policy.queue import ChunkQueue
+from flowpolicy.policy.reuse import Decider
 
 
 class ActingPolicy(Protocol):
@@ -90,6 +91,7 @@ def rollout(
     device: torch.device | str = "cpu",
     execution: Execution = "naive",
     most_committed: int | None = None,
+    decider: Callable[[], Decider] | None = None,
 ) -> list[Episode]:
     """Play every episode of ``plan`` and return the outcomes in plan order.
 
@@ -103,6 +105,8 @@ def rollout(
         device: where the policy lives.
         execution: what to do about delayed observations (:mod:`flowpolicy.envs.delay`).
         most_committed: rows that may be committed in real time; all but the last of a chunk unless given.
+        decider: makes what decides in ``policy``'s place for one episode, and may spend fewer evaluations on it; with
+            the execution 'naive'.
 
     Raises:
         ContractError: the environment is not the one of the policy's contract or of the plan.
@@ -117,7 +121,7 @@ def rollout(
             fix="make a plan for this environment",
         )
     most = policy.contract.chunk - 1 if most_committed is None else most_committed
-    task = _Task(policy.contract, plan, frozenset(record), nfe, torch.device(device), execution, most)
+    task = _Task(policy.contract, plan, frozenset(record), nfe, torch.device(device), execution, most, decider)
     finished: dict[int, Episode] = {}
     waiting = iter(range(len(plan.indices)))
     active: dict[int, _Running] = {}
@@ -147,6 +151,7 @@ class _Task:
     device: torch.device
     execution: Execution
     most_committed: int
+    decider: Callable[[], Decider] | None
 
 
 def _fill(active: dict[int, _Running], free: Iterable[int], waiting: Iterator[int], env: VecEnv, task: _Task) -> None:
@@ -191,7 +196,8 @@ class _Running:
         self.history = ObservationHistory(task.contract)
         self.success_step: int | None = None
         self.return_, self.length, self.evaluations = 0.0, 0, 0
-        self.age = self.stale = 0
+        self.age = self.stale = self.decided_at = 0
+        self.decider = task.decider() if task.decider else None
         self.decision_seconds: list[float] = []
         self.frames: list[np.ndarray] = []
 
@@ -216,7 +222,7 @@ class _Running:
         chunk = self._ask(policy, obs)[0].cpu()
         self.decision_seconds.append(time.perf_counter() - start)
         used, promised = policy.evaluations - counted, contract.nfe if nfe is None else nfe
-        if used != promised:
+        if used != promised and self.decider is None:
             raise EvaluationError(
                 f"{self._where()}: the policy used {used} network evaluations for a chunk",
                 expected=f"{promised}, as asked for",
@@ -227,6 +233,9 @@ class _Running:
 
     def _ask(self, policy: ActingPolicy, obs: dict[str, Tensor]) -> Tensor:
         task = self.task
+        if self.decider is not None:
+            executed, self.decided_at = self.length - self.decided_at, self.length
+            return self.decider.decide(obs, self.generator, task.nfe, executed)
         if task.execution == "naive":
             return policy.act(obs, self.generator, task.nfe)
         bridged = task.contract.chunk - 1 if task.execution == "aligned" else task.most_committed

@@ -25,7 +25,7 @@ from flowpolicy.core.spec import library_versions, save_contract
 from flowpolicy.nets.layers import whole_operators
 from flowpolicy.policy.actor import KINDS
 from flowpolicy.policy.engines import aotinductor, eager, numpy_mlp, onnx_runtime
-from flowpolicy.policy.engines.engine import TOLERANCE, Program, Shapes
+from flowpolicy.policy.engines.engine import TOLERANCE, Program
 from flowpolicy.policy.graph import ActGraph
 from flowpolicy.policy.package import HEADER, SCHEMA, Format, open_package
 from flowpolicy.policy.policy import Policy
@@ -98,6 +98,7 @@ def _header(
         "format": to,
         "nfe": nfe,
         "candidates": policy.config.candidates,
+        "prefix": policy.config.prefix,
         "batches": list(batches),
         "threads": threads,
         "files": files,
@@ -119,6 +120,12 @@ def _write_model(
 ) -> dict[str, str]:
     graph = ActGraph(policy, nfe)
     if to == "numpy":
+        if policy.config.flow is not None:
+            raise ConfigError(
+                f"the NumPy engine cannot run the solver '{policy.config.flow.solver.name}' of the flow laboratory",
+                expected="a policy of another agent",
+                fix="--to onnx runs every solver that draws no noise on the way",
+            )
         net = encode(policy.config.net, KINDS)["class"]
         if net not in numpy_mlp.TRUNKS:
             raise ConfigError(
@@ -167,16 +174,16 @@ def write_onnx(graph: ActGraph, batch: int, path: Path) -> None:
         import onnxscript  # noqa: F401, the exporter's own message would not name our extra
     except ModuleNotFoundError as error:
         raise MissingExtraError("onnxscript", "onnx") from error
-    level = logging.root.manager.disable
+    level, example = logging.root.manager.disable, graph.example(batch)
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad(), whole_operators():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 graph,
-                graph.example(batch),
+                example,
                 str(path),
-                input_names=list(onnx_runtime.INPUTS),
+                input_names=list(onnx_runtime.INPUTS[: len(example)]),
                 output_names=[onnx_runtime.OUTPUT],
                 dynamo=True,
                 external_data=False,
@@ -191,21 +198,26 @@ def difference(policy: Policy, program: Program, nfe: int, samples: int = SAMPLE
 
     Observations are normal in normalised units, three deviations wide, so that clamps are met too.
     """
-    batch = len(program.chunk)
+    theirs, batch = program.buffers, len(program.buffers.chunk)
     reference = eager.build(policy, nfe, batch, torch.device("cpu"))
-    shapes, random = Shapes(policy.contract, policy.config.candidates), numpy_generator(0, "export", "check")
+    ours, shapes, random = reference.buffers, policy.shapes, numpy_generator(0, "export", "check")
     scaling = {key: policy.normalizer.observation(key) for key in policy.actor.keys}
-    unit, worst = policy.normalizer.action_scaling.scale.numpy(), 0.0
+    action, worst = policy.normalizer.action_scaling, 0.0
+    unit, offset = action.scale.numpy(), action.offset.numpy()
     for _ in range(samples):
-        for key, view, _shape in shapes.views(reference.obs):
+        for key, view, _shape in shapes.views(ours.obs):
             affine, width = scaling[key], int(np.prod(view.shape[2:]))
             drawn = 3.0 * random.standard_normal((*view.shape[:2], width)) / affine.scale.numpy()
             view[...] = (drawn + affine.offset.numpy()).reshape(view.shape)
-        reference.noise[...] = random.standard_normal(reference.noise.shape)
-        program.obs[...], program.noise[...] = reference.obs, reference.noise
+        ours.noise[...] = random.standard_normal(ours.noise.shape)
+        if ours.committed is not None and ours.length is not None:
+            ours.committed[...] = offset + random.uniform(-1, 1, ours.chunk.shape) / unit
+            ours.length[...] = random.integers(0, shapes.prefix + 1, batch)
+        for source, target in zip(ours.inputs, theirs.inputs, strict=True):
+            target[...] = source
         program.run()
         reference.run()
-        worst = max(worst, float(np.abs((program.chunk - reference.chunk) * unit).max()))
+        worst = max(worst, float(np.abs((theirs.chunk - ours.chunk) * unit).max()))
     return worst
 
 
@@ -225,6 +237,16 @@ def _difference(policy: Policy, folder: Path, to: Format, nfe: int, batches: Seq
             fix="use another format, and report this",
         )
     return worst
+
+
+def _prefix_words(policy: Policy) -> str:
+    size, chunk = policy.contract.spec.action.size, policy.contract.chunk
+    if not policy.config.prefix:
+        return ""
+    return (
+        f" `committed` (b, {chunk}, {size}), actions that are executed meanwhile, and `length` (b,), int64, how many "
+        f"they are, 0 to {policy.config.prefix}; the chunk begins with them."
+    )
 
 
 def _onnx_versions(to: Format) -> dict[str, str]:
@@ -248,7 +270,7 @@ def _card(header: dict[str, Any], policy: Policy) -> str:
             "",
             f"Inputs: `obs` (b, {contract.history}, {width}), the keys below side by side, oldest first, in the units "
             f"of the environment; `noise` (b x {header['candidates']}, {contract.chunk}, {spec.action.size}), standard "
-            f"normal. Output: `chunk` (b, {contract.chunk}, {spec.action.size}). All float32.",
+            f"normal.{_prefix_words(policy)} Output: `chunk` (b, {contract.chunk}, {spec.action.size}). All float32.",
             "",
             "| observation | shape | units |",
             "|---|---|---|",

@@ -7,15 +7,15 @@ import itertools
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from flowpolicy.core.errors import ConfigError
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.nets.plain import PlainMLP
 from flowpolicy.nets.transformer import ChunkTransformer
 from flowpolicy.nets.trunk import Trunk
 from flowpolicy.nets.unet import ChunkUNet
+from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.policy import Policy
 
 
@@ -31,7 +31,7 @@ class ActGraph(nn.Module):
         nfe: network evaluations per chunk.
 
     Raises:
-        ConfigError: the policy continues committed actions, or is one of the flow laboratory.
+        ConfigError: the policy draws more than the noise at the start, see :meth:`Policy.require_plain_noise`.
 
     """
 
@@ -40,12 +40,7 @@ class ActGraph(nn.Module):
 
     def __init__(self, policy: Policy, nfe: int) -> None:
         super().__init__()
-        if policy.config.prefix or policy.config.flow is not None:
-            raise ConfigError(
-                "this policy cannot become one graph yet: it "
-                + ("continues committed actions" if policy.config.prefix else "acts by the flow laboratory's solvers"),
-                fix="use Policy.load, which runs it as it is",
-            )
+        policy.require_plain_noise()
         self.policy, self.nfe = copy.deepcopy(policy), nfe
         scaling = [policy.normalizer.observation(key) for key in policy.actor.keys]
         self.register_buffer("offset", torch.cat([affine.offset for affine in scaling]))
@@ -53,23 +48,31 @@ class ActGraph(nn.Module):
         fold_encoder(self.policy)
         fold_scale(self.policy, torch.cat([affine.scale for affine in scaling]).repeat(policy.contract.history))
 
-    def forward(self, obs: Float[Tensor, "b o n"], noise: Float[Tensor, "bk h a"]) -> Float[Tensor, "b h a"]:
+    def forward(
+        self,
+        obs: Float[Tensor, "b o n"],
+        noise: Float[Tensor, "bk h a"],
+        action: Float[Tensor, "b h a"] | None = None,
+        length: Int64[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b h a"]:
         """Chunks in environment units.
 
         Args:
             obs: observation histories, oldest first; the keys of the contract side by side in its order, each flat.
             noise: initial noise; the k candidates of a row follow each other.
+            action: committed actions, environment units; of a policy that continues a prefix.
+            length: how many of them are committed.
 
         """
+        committed = None if action is None or length is None else Committed(action, length, length)
         flat = (obs - self.offset).clamp(-self.limit, self.limit).flatten(1)
-        return self.policy.normalizer.unaction(self.policy.decide(flat, noise, self.nfe))
+        chunk = self.policy.normalizer.unaction(self.policy.decide(flat, noise, self.nfe, committed))
+        return chunk if committed is None else committed.impose(chunk)
 
-    def example(self, batch: int) -> tuple[Tensor, Tensor]:
+    def example(self, batch: int) -> tuple[Tensor, ...]:
         """Zero inputs of the shapes for ``batch`` rows."""
-        contract = self.policy.contract
-        obs = torch.zeros(batch, contract.history, self.offset.numel())
-        noise = torch.zeros(batch * self.policy.config.candidates, contract.chunk, contract.spec.action.size)
-        return obs.to(self.offset.device), noise.to(self.offset.device)
+        inputs = self.policy.shapes.buffers(batch).inputs
+        return tuple(torch.from_numpy(value).to(self.offset.device) for value in inputs)
 
 
 def fold_encoder(policy: Policy) -> None:
@@ -79,8 +82,8 @@ def fold_encoder(policy: Policy) -> None:
     ``W_f (P g + p) = (W_f P) g + W_f p``. One product less per decision.
     """
     project = policy.actor.encoder.project
-    if not len(project):
-        return
+    if not len(project) or policy.actor.null is not None:
+        return  # what stands for no observation is compared with the encoder's output, so that must stay what it is
     last = cast(nn.Linear, project[-1])
     for inlet in _inlets(policy):
         weight, bias = inlet.weight.data, inlet.bias.data
@@ -94,6 +97,9 @@ def fold_encoder(policy: Policy) -> None:
 def fold_scale(policy: Policy, scale: Float[Tensor, " n"]) -> None:
     """Let every layer that sees observations expect them before the multiplication by ``scale``."""
     actor = policy.actor
+    if actor.null is not None:
+        null = actor.null.data[-actor.obs_size :]
+        null.copy_(null.double() / scale.double())
     seeing = [inlet.weight.data[:, -actor.obs_size :] for inlet in _inlets(policy)]
     if len(actor.encoder.project):
         seeing.append(cast(nn.Linear, actor.encoder.project[0]).weight.data)

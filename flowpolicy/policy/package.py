@@ -24,7 +24,8 @@ from flowpolicy.policy.engines.engine import Shapes
 
 Format = Literal["onnx", "pt2", "numpy"]
 HEADER = "engine.json"
-SCHEMA = 1
+SCHEMA = 2
+"""2 names the prefix; of version 1 every policy continues none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Package:
     """Network evaluations per chunk, fixed at export."""
     candidates: int
     """Chunks generated per row."""
+    prefix: int
+    """Most committed actions."""
     batches: tuple[int, ...]
     """Batch sizes with a graph of their own; empty where any size will do."""
     threads: int
@@ -53,7 +56,7 @@ class Package:
     @property
     def shapes(self) -> Shapes:
         """Sizes of the buffers."""
-        return Shapes(self.contract, self.candidates)
+        return Shapes(self.contract, self.candidates, self.prefix)
 
     def read(self, batch: int | str) -> bytes:
         """The bytes of a model file, which are the ones that the manifest names."""
@@ -76,7 +79,7 @@ def open_package(folder: Path) -> Package:
     for name in dict.fromkeys([HEADER, "contract.json", *manifest]):
         verified(folder, name, manifest)
     header = read_json(folder / HEADER)
-    if not isinstance(header, dict) or header.pop("schema", None) != SCHEMA:
+    if not isinstance(header, dict) or header.pop("schema", None) not in (1, SCHEMA):
         raise CheckpointError(
             f"{folder / HEADER} has an unknown schema version", fix="export again with this flowpolicy"
         )
@@ -85,6 +88,7 @@ def open_package(folder: Path) -> Package:
             folder=folder,
             contract=load_contract(folder / "contract.json"),
             batches=tuple(header.pop("batches")),
+            prefix=header.get("prefix", 0),
             **{field: header[field] for field in ("format", "nfe", "candidates", "threads", "files", "policy")},
         )
     except (KeyError, TypeError) as error:

@@ -19,6 +19,7 @@ from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
 from flowpolicy.policy.actor import KINDS, SINGLE, Actor, PolicyConfig
 from flowpolicy.policy.committed import Committed
+from flowpolicy.policy.engines.engine import Shapes
 from flowpolicy.policy.flow import generate
 
 
@@ -88,6 +89,8 @@ class Policy(nn.Module):
 
         ``generator`` serves solvers that draw noise on the way, and sources that draw more than noise.
         """
+        if committed is not None:
+            committed.require(self.config.prefix)
         chunk = self.normalizer.unaction(self.decide(self.normalized(obs), noise, nfe, committed, generator))
         return chunk if committed is None else committed.impose(chunk)
 
@@ -155,8 +158,6 @@ class Policy(nn.Module):
         self, noise: Tensor, cond: Tensor, committed: Committed | None, candidates: int
     ) -> tuple[Tensor, Tensor]:
         """Noise whose committed rows are the actions themselves, and the condition that says which they are."""
-        if committed is not None:
-            committed.require(self.config.prefix)
         if not self.config.prefix:
             return noise, cond
         if committed is None:
@@ -205,6 +206,11 @@ class Policy(nn.Module):
             return value
 
         return call
+
+    @property
+    def shapes(self) -> Shapes:
+        """Sizes of what an engine of this policy reads and writes."""
+        return Shapes(self.contract, self.config.candidates, self.config.prefix)
 
     def save(self, run: Path) -> Path:
         """Write the policy alone as the checkpoint of step 0 of a run, for :meth:`load`; returns its folder."""

@@ -37,7 +37,7 @@ class Reply(NamedTuple):
     id: int
     """Number of the request; with the client's seed it names the noise."""
     nfe: int
-    """Network evaluations that the server chose."""
+    """Network evaluations that the server chose; 0 where it gave the last chunk again (``--similarity``)."""
     checkpoint: str
     """Which weights answered."""
     queue_ms: float
@@ -50,6 +50,20 @@ class Reply(NamedTuple):
 
 class PolicyClient:
     """One connection to a policy server; one request at a time, from one thread.
+
+    It never connects again by itself: a robot whose policy was away must first decide what the pause means for it,
+    to hold, stop or go on. One that goes on makes a new client, which takes a few milliseconds, and compares its
+    contract; meanwhile its queue holds what the last chunk planned::
+
+        try:
+            reply = policy.act(obs, budget_ms=20)
+        except LateError:
+            pass  # go on with the last chunk
+        except ServingError as error:
+            if error.code != "lost":
+                raise
+            policy.close()
+            policy = PolicyClient(url, token)  # raises 'lost' while nobody answers
 
     Args:
         url: such as 'ws://127.0.0.1:8765'.

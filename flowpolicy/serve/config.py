@@ -21,8 +21,16 @@ class ServerConfig:
     """Reserve before every deadline."""
     window_ms: float = 1.0
     """Longest time that a request waits for others to share its batch."""
+    inline_ms: float = 2.0
+    """A batch that takes less, ms, is computed between two messages; a longer one in a thread of its own, whose
+    hand-over costs more than a short computation. 0 always uses the thread."""
     max_batch: int = 8
     """Most robots computed together."""
+    similarity: float = 0.0
+    """A robot whose normalised observation is within half of this distance of the one that its last chunk was
+    computed for is given that chunk again, at once; 0 computes every one. 'card RUN --reuse' shows what it costs."""
+    max_skips: int = 5
+    """Chunks in a row that a robot may be given again."""
     max_clients: int = 64
     """Connections at a time."""
     max_waiting: int = 256
@@ -43,8 +51,9 @@ class ServerConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}", expected="above 0")
-        if min(self.margin_ms, self.window_ms, self.watch_s) < 0:
-            raise ConfigError("a negative --margin-ms, --window-ms or --watch-s", expected="0 or more")
+        for name in ("margin_ms", "window_ms", "inline_ms", "similarity", "max_skips", "watch_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}", expected="0 or more")
 
     @property
     def limit(self) -> int:

@@ -31,7 +31,7 @@ class _Waiting:
 
 
 class Dispatcher:
-    """Runs in the server's event loop; the engine computes in one thread of its own.
+    """Runs in the server's event loop; the engine computes in one thread of its own, or, when it is fast, in the loop.
 
     Every submitted request is answered exactly once, by a chunk in time, as late, or with an error, unless its
     owner was forgotten.
@@ -42,6 +42,7 @@ class Dispatcher:
         clock: monotonic seconds; deadlines are counted in it.
         margin_s: see :class:`flowpolicy.serve.scheduler.DeadlineScheduler`.
         window_s: likewise.
+        inline_s: batches that take less are computed in the event loop.
         max_waiting: requests that may wait, whatever their deadlines.
 
     """
@@ -54,9 +55,10 @@ class Dispatcher:
         *,
         margin_s: float,
         window_s: float,
+        inline_s: float,
         max_waiting: int,
     ) -> None:
-        self.metrics, self.clock, self.max_waiting = metrics, clock, max_waiting
+        self.metrics, self.clock, self.max_waiting, self.inline_s = metrics, clock, max_waiting, inline_s
         self._timing = {"margin_s": margin_s, "window_s": window_s}
         self.replace(model)
         self._queue: list[_Waiting] = []
@@ -116,6 +118,8 @@ class Dispatcher:
                 self._late(waiting, now)
             if batch:
                 await self._compute(batch, plan.nfe, now)
+                if self._queue:  # a computation in the loop must not keep answers from being written
+                    await asyncio.sleep(0)
             elif plan.wait:
                 await _wait(self._arrived, plan.wait)
 
@@ -128,10 +132,13 @@ class Dispatcher:
 
     async def _compute(self, batch: list[_Waiting], nfe: int, start: float) -> None:
         model, self._computing = self.model, True
-        self._free_at = start + model.table.expected(nfe, len(batch)) + self.scheduler.margin_s
+        self._free_at = start + model.table.typical(nfe, len(batch)) + self.scheduler.margin_s
         requests = [waiting.request for waiting in batch]
         try:
-            chunks = await asyncio.get_running_loop().run_in_executor(self._thread, model.act, nfe, requests)
+            if model.table.seconds(nfe, len(batch)) < self.inline_s:
+                chunks = model.act(nfe, requests)
+            else:
+                chunks = await asyncio.get_running_loop().run_in_executor(self._thread, model.act, nfe, requests)
         except Exception as error:
             # Whatever an engine raises, the robots must hear of it and the server go on.
             refusal = error if isinstance(error, ServingError) else ServingError("internal", f"{type(error).__name__}")
@@ -190,7 +197,6 @@ def error_message(id_: int | None, error: ServingError) -> dict[str, Any]:
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    await event.wait()
+    timer.cancel()

@@ -8,7 +8,7 @@ from      type      other entries
 ========  ========  ==================================================================================
 server    hello     contract, checkpoint, engine, nfes, prefix, candidates, scaling {name: array (3, d)}, limits
 client    act       id, budget_ms, obs {name: array (o, *shape)}, seed; optional noise, prefix (n, a)
-server    chunk     id, chunk (h, a), nfe, checkpoint, queue_ms, compute_ms
+server    chunk     id, chunk (h, a), nfe (0 where the last chunk is given again), checkpoint, queue_ms, compute_ms
 server    late      id, late_ms: no chunk, the budget had run out
 server    error     id (or nil), code, what, expected, fix
 ========  ========  ==================================================================================
@@ -202,8 +202,10 @@ def _optional(message: Mapping[str, Any], name: str) -> np.ndarray | None:
 
 
 def _finite(array: np.ndarray, where: str) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):
-        number = array.astype(np.float32)
+    number = array
+    if array.dtype != np.float32:
+        with np.errstate(over="ignore", invalid="ignore"):
+            number = array.astype(np.float32)
     if not np.isfinite(number).all():
         raise ServingError(
             "nan",

@@ -14,6 +14,8 @@ import numpy as np
 
 from flowpolicy.core.errors import ConfigError
 
+_TIMER_S = 0.001
+"""Resolution of an event loop's timers: a shorter wait would last so long."""
 _RECENT = 128
 """Batches that tell how much the machine is disturbed."""
 
@@ -34,7 +36,7 @@ class LatencyTable:
 
     def __init__(self, measured: Mapping[tuple[int, int], float], stretches: Iterable[float] = ()) -> None:
         self._recent: deque[float] = deque(stretches, maxlen=_RECENT)
-        self._stretch = _high(self._recent)
+        self._follow()
         self.nfes = sorted({nfe for nfe, _ in measured})
         self.batches = sorted({rows for _, rows in measured})
         if not measured or len(measured) != len(self.nfes) * len(self.batches):
@@ -54,13 +56,24 @@ class LatencyTable:
         return float(self._table[self.nfes.index(nfe), column])
 
     def expected(self, nfe: int, rows: int) -> float:
-        """Time that a batch takes now, in 19 of 20 cases."""
-        return self._stretch * self.seconds(nfe, rows)
+        """Time that a batch takes now, in 19 of 20 cases: what a promise about one batch is made on."""
+        return self._high * self.seconds(nfe, rows)
+
+    def typical(self, nfe: int, rows: int) -> float:
+        """Time that a batch takes now, in half of the cases: what a queue is judged by.
+
+        A machine that stops now and then would otherwise turn away requests that it could have answered.
+        """
+        return self._middle * self.seconds(nfe, rows)
 
     def observe(self, nfe: int, rows: int, seconds: float) -> None:
         """Take the duration of a batch into account."""
         self._recent.append(seconds / self.seconds(nfe, rows))
-        self._stretch = _high(self._recent)
+        self._follow()
+
+    def _follow(self) -> None:
+        ordered = sorted(self._recent) or [1.0]
+        self._middle, self._high = (max(1.0, ordered[int(share * len(ordered))]) for share in (0.5, 0.95))
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """Undisturbed milliseconds as ``{nfe: {rows: ms}}``."""
@@ -100,11 +113,6 @@ def measure_latency(
     return table
 
 
-def _high(stretches: deque[float]) -> float:
-    """The 95 % quantile, at least 1."""
-    return max(1.0, sorted(stretches)[int(0.95 * len(stretches))]) if stretches else 1.0
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What to do with the queue now; its requests are in order of their deadlines."""
@@ -131,7 +139,7 @@ class DeadlineScheduler:
     margin_s: float = 0.002
     """Reserve for what the table does not hold: answering, and a machine that is not quiet."""
     window_s: float = 0.001
-    """Longest time that a request waits for others to share its batch."""
+    """Longest time that a request waits for others to share its batch; never longer than its computation takes."""
 
     def plan(self, now: float, deadlines: Sequence[float], waited: float = 0.0, expected: int = 1) -> Plan:
         """Decide.
@@ -149,7 +157,9 @@ class DeadlineScheduler:
         if not waiting:
             return Plan(late)
         rows = min(len(waiting), self.table.largest)
-        spare = self.window_s - waited
+        # Company saves a computation at most, so waiting longer than one takes cannot pay.
+        window = min(self.window_s, self.table.expected(most, 1))
+        spare = window - waited if window >= _TIMER_S else 0.0
         if (
             spare > 0
             and rows < min(expected, self.table.largest)
@@ -172,17 +182,17 @@ class DeadlineScheduler:
             new: deadline of the one that asks.
 
         """
-        return self._drains(free, sorted([*deadlines, new]))
+        return self._drains(free, sorted([*deadlines, new]), self.table.typical)
 
     def _holds(self, now: float, deadlines: Sequence[float], nfe: int, rows: int) -> bool:
         end = now + self._cost(nfe, rows)
-        return end <= deadlines[0] and self._drains(end, deadlines[rows:])
+        return end <= deadlines[0] and self._drains(end, deadlines[rows:], self.table.expected)
 
-    def _drains(self, now: float, deadlines: Sequence[float]) -> bool:
+    def _drains(self, now: float, deadlines: Sequence[float], seconds: Callable[[int, int], float]) -> bool:
         """Whether full batches with the fewest evaluations hold every deadline."""
         least, largest = self.table.nfes[0], self.table.largest
         for first in range(0, len(deadlines), largest):
-            now += self._cost(least, min(largest, len(deadlines) - first))
+            now += seconds(least, min(largest, len(deadlines) - first)) + self.margin_s
             if now > deadlines[first]:
                 return False
         return True

@@ -13,11 +13,12 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from flowpolicy.core.errors import ConfigError, MissingExtraError, ServingError
+from flowpolicy.policy.similarity import ChunkCache
 from flowpolicy.serve.config import ServerConfig, is_loopback
 from flowpolicy.serve.dispatcher import Dispatcher, error_message
 from flowpolicy.serve.metrics import ServerMetrics
-from flowpolicy.serve.model import Model, prefix_of
-from flowpolicy.serve.protocol import pack, request_from, unpack
+from flowpolicy.serve.model import Model, normalized, prefix_of
+from flowpolicy.serve.protocol import ActRequest, pack, request_from, unpack
 
 try:
     from websockets.asyncio.server import Server, ServerConnection, serve
@@ -41,7 +42,7 @@ class PolicyServer:
         clock: monotonic seconds.
 
     Raises:
-        ConfigError: a reachable address without a token.
+        ConfigError: a reachable address without a token; --similarity with an engine that tells no scaling.
 
     """
 
@@ -61,6 +62,8 @@ class PolicyServer:
             )
         if not (token.isascii() and token.isprintable() and token == token.strip()):
             raise ConfigError("the token holds what an HTTP header cannot", expected="printable ASCII, no space around")
+        if config.similarity and not getattr(model.any_engine, "scaling", None):
+            raise ConfigError("--similarity with an engine that tells no scaling of observations", fix="--similarity 0")
         self.config, self.metrics, self.clock = config, ServerMetrics(), clock
         self._authorization = f"Bearer {token}".encode() if token else b""
         self._load, self._start = load, clock()
@@ -72,6 +75,7 @@ class PolicyServer:
             clock,
             margin_s=config.margin_ms / 1000,
             window_s=config.window_ms / 1000,
+            inline_s=config.inline_ms / 1000,
             max_waiting=config.max_waiting,
         )
 
@@ -177,6 +181,7 @@ class PolicyServer:
                 "clients": len(self._clients),
                 "waiting": self._dispatcher.waiting,
                 "uptime_seconds": self.clock() - self._start,
+                "cpu_seconds": time.process_time(),
             }
             return connection.respond(http.HTTPStatus.OK, self.metrics.text(gauges))
         if len(self._clients) >= self.config.max_clients:
@@ -214,6 +219,8 @@ class PolicyServer:
             client.fault(error_message(number, error))
             return
         client.faults = 0
+        if self._reused(client, request):
+            return
         if client.in_flight >= self.config.max_in_flight:
             self.metrics.count("shed")
             refusal = ServingError("overloaded", f"{client.in_flight} requests are unanswered", fix="wait for answers")
@@ -222,6 +229,21 @@ class PolicyServer:
         client.in_flight += 1
         self._dispatcher.submit(request, client, client.answer)
 
+    def _reused(self, client: _Client, request: ActRequest) -> bool:
+        """Answer with the robot's last chunk where its observation has hardly changed."""
+        if client.cache is None or request.noise is not None or request.prefix is not None:
+            return False
+        model = self.model
+        chunk = client.cache.find(request.id, normalized(model.any_engine, request.obs), model.checkpoint)
+        if chunk is None:
+            return False
+        self.metrics.count("reused")
+        times = {"queue_ms": 0.0, "compute_ms": 0.0}
+        client.send(
+            {"type": "chunk", "id": request.id, "chunk": chunk, "nfe": 0, "checkpoint": model.checkpoint, **times}
+        )
+        return True
+
 
 class _Client:
     """One connection: what waits to be written to it, and how it behaves."""
@@ -229,6 +251,7 @@ class _Client:
     def __init__(self, connection: ServerConnection, config: ServerConfig, metrics: ServerMetrics) -> None:
         self.connection, self.config, self.metrics = connection, config, metrics
         self.faults = self.in_flight = 0
+        self.cache = ChunkCache(config.similarity, config.max_skips) if config.similarity else None
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue(4 * config.max_in_flight)
 
     def send(self, message: dict[str, Any]) -> None:
@@ -241,6 +264,8 @@ class _Client:
     def answer(self, message: dict[str, Any]) -> None:
         """Queue the answer of a request."""
         self.in_flight -= 1
+        if self.cache is not None and message["type"] == "chunk":
+            self.cache.keep(message["id"], message["chunk"], message["checkpoint"])
         self.send(message)
 
     def fault(self, message: dict[str, Any]) -> None:
@@ -257,7 +282,8 @@ class _Client:
             while True:
                 message = await self._outbox.get()
                 try:
-                    await asyncio.wait_for(self.connection.send(message), self.config.stall_s)
+                    async with asyncio.timeout(self.config.stall_s):
+                        await self.connection.send(message)
                 except TimeoutError:
                     self._abort()
 

@@ -17,9 +17,11 @@ def test_every_request_that_is_due_is_accounted_for():
     assert result["missed"] == 30 - result["in_time"]
     assert result["in_time"] > 0
     assert result["round_trip_ms"]["p50"] <= result["round_trip_ms"]["max"]
+    assert result["server_cpu_ms"] > 0 and 1 <= result["rows_per_batch"] <= 3
+    assert set(result["answer_ms"]) == {"first third", "last third"}
     text = io.StringIO()
     Console(file=text, width=100).print(serve_table(result))
-    assert "3 robots at 20 Hz" in text.getvalue()
+    assert "3 robots at 20 Hz" in text.getvalue() and "all answers, refusals too" in text.getvalue()
 
 
 def test_a_deadline_that_cannot_be_held_is_missed():

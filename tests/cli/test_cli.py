@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from flowpolicy import cli
 from flowpolicy.cli import COMMANDS
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core import checkpoint
@@ -81,6 +82,26 @@ def test_a_mistake_exits_with_2_and_a_hint(arguments, hint, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["bench", "latency", "--help"], ["--version"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run(
+        [sys.executable, "-m", "flowpolicy", *arguments], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(write)
+    assert (process.returncode, process.stderr) == (141, "")
+
+
+def test_a_broken_pipe_that_is_not_ours_is_not_hidden(monkeypatch):
+    def lose(command, arguments):
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setattr(cli, "_dispatch", lose)
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        cli.main(["train"])
+
+
 def test_train_eval_compare_card_without_a_simulator(debug_run, tmp_path):
     home = debug_run.parent
     assert (debug_run / "curves.png").stat().st_size > 5000
@@ -99,12 +120,18 @@ def test_train_eval_compare_card_without_a_simulator(debug_run, tmp_path):
     assert "Not resolved" in done.stdout
     assert flowpolicy("eval", "run", "--episodes", 6, "--nfe", 2, "--json", "two.json", cwd=home).returncode == 0
     assert json.loads((home / "two.json").read_text())["nfe"] == 2
-    done = flowpolicy("card", "run", "--episodes", 2, "--delay", "--delays-ms", 0, 200, cwd=home)
+    done = flowpolicy(
+        "card", "run", "--episodes", 2, "--delay", "--delays-ms", 0, 200, "--reuse", "--kappas", 0.3, cwd=home
+    )
     assert done.returncode == 0, done.stderr
+    assert "Success against evaluations saved" in done.stdout
+    assert (debug_run / "card" / "reuse.png").stat().st_size > 5000
     assert (debug_run / "card" / "card.png").stat().st_size > 5000
     assert (debug_run / "card" / "delay.png").stat().st_size > 5000
     assert "real-time, guided" in done.stdout
-    points = json.loads((debug_run / "card" / "delay.json").read_text())["points"]
+    record = json.loads((debug_run / "card" / "delay.json").read_text())
+    assert record["training"]["seed"] == 0 and len(record["plan"]["policy_seeds"]) == 2
+    points = record["points"]
     assert [(point["way"], point["steps"]) for point in points[3:]] == [
         ("naive", 2),
         ("aligned", 2),

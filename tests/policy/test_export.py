@@ -103,7 +103,7 @@ def test_a_foreign_model_under_right_hashes_is_refused(foreign, package):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("schema", 2, "unknown schema version"),
+        ("schema", 3, "unknown schema version"),
         ("nfe", None, "does not describe a model"),
         ("files", {"any": "../elsewhere.safetensors"}, "the manifest does not"),
     ],

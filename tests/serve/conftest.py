@@ -73,7 +73,7 @@ class Running:
 @contextmanager
 def serving(model=None, token="", load=None, clock=time.monotonic, **options):
     """A running server; ``running.made`` is the PolicyServer."""
-    config = ServerConfig(port=0, **{"margin_ms": 0.0, "window_ms": 0.0, "stall_s": 0.3, **options})
+    config = ServerConfig(port=0, **{"margin_ms": 0.0, "window_ms": 0.0, "inline_ms": 0.0, "stall_s": 0.3, **options})
 
     def make():
         running.made = PolicyServer(model or make_model(), config, token, load, clock)

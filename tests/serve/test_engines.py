@@ -7,7 +7,7 @@ import pytest
 
 from flowpolicy.agents.dm1 import DM1
 from flowpolicy.configs.presets import KINDS, PRESETS
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.errors import ConfigError, FlowPolicyError
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.envs import find_env
 from flowpolicy.envs.demonstrators import make_demonstrations
@@ -70,7 +70,32 @@ def test_a_policy_that_draws_more_than_normal_noise_is_not_served(tmp_path):
         load_engines(tmp_path / "run", (), 1)
 
 
-def test_committed_actions_need_the_policy_itself(runs):
-    assert load_engines(runs / "prefix", (), 1)[0][0].prefix == 2
-    with pytest.raises(ConfigError, match="continues committed actions"):
-        load_engines(runs / "prefix", (), 1, "numpy")
+def test_every_engine_continues_committed_actions(runs):
+    chunks = {}
+    for name in ("eager", "numpy"):
+        (engine,), _ = load_engines(runs / "prefix", (), 1, name, (1, 2))
+        model = Model.prepare([engine], "step", (1, 2), rounds=2)
+        obs = {key: np.full(shape, 0.2, np.float32) for key, shape in model.form.obs.items()}
+        prefix = np.full((2, model.form.noise[2]), 0.1, np.float32)
+        requests = [ActRequest(1, 1e3, obs, seed=0), ActRequest(2, 1e3, obs, seed=0, prefix=prefix)]
+        chunks[name] = model.act(engine.nfe, requests)
+        assert (engine.prefix, engine.name) == (2, name)
+        assert np.array_equal(chunks[name][1, :2], prefix)
+        assert not np.isclose(chunks[name][0, :2], prefix).any()
+    np.testing.assert_allclose(chunks["numpy"], chunks["eager"], atol=1e-4)
+
+
+def test_without_a_name_the_fastest_of_the_quick_ones_is_served(runs):
+    (engine,), _ = load_engines(runs / "plain", (), 1)
+    measured = engine._engine.measured
+    assert set(measured) == {"numpy", "eager"}
+    assert measured[engine.name] == min(measured.values())
+
+
+@pytest.mark.slow
+def test_what_is_compiled_is_built_in_another_process(runs):
+    pytest.importorskip("onnxscript")
+    (eager, _), (fast, _) = chunk(runs / "plain", "eager"), chunk(runs / "plain", "onnx")
+    np.testing.assert_allclose(fast, eager, atol=1e-4)
+    with pytest.raises(FlowPolicyError, match="could not be built"):
+        load_engines(runs / "plain", (0,), 1, "onnx")

@@ -168,8 +168,9 @@ class Failing(SumEngine):
         return chunk * np.nan if (obs["goal"] == 8).all() else chunk
 
 
-def test_an_engine_that_fails_or_gives_nan_is_an_error_and_not_the_end():
-    with serving(make_model(Failing())) as running, running.client() as client:
+@pytest.mark.parametrize("inline_ms", [0.0, 1e4], ids=["in a thread", "in the loop"])
+def test_an_engine_that_fails_or_gives_nan_is_an_error_and_not_the_end(inline_ms):
+    with serving(make_model(Failing()), inline_ms=inline_ms) as running, running.client() as client:
         for value in (9, 8):
             with pytest.raises(ServingError) as refusal:
                 client.act({**OBS, "goal": np.full((2, 2), value, np.float32)}, 5000)

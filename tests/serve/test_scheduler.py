@@ -46,12 +46,16 @@ def test_a_busy_machine_stretches_what_is_expected_and_is_forgotten_when_it_is_o
         table.observe(1, 1, 0.03)
     assert [table.seconds(1, 2), table.expected(1, 2)] == pytest.approx([0.002, 0.06])
     scheduler = DeadlineScheduler(table, margin_s=0.0, window_s=0.0)
-    assert not scheduler.admits(0.0, [], 0.02)
+    assert scheduler.admits(0.0, [], 0.02), "nine of ten batches are as fast as ever"
     assert scheduler.plan(0.0, [0.02]) == Plan(0, 1, 1), "it may still be in time"
     assert scheduler.plan(0.0, [0.0009]) == Plan(late=1)
+    for _ in range(100):
+        table.observe(1, 1, 0.03)
+    assert table.typical(1, 2) == pytest.approx(0.06)
+    assert not scheduler.admits(0.0, [], 0.02), "now most are slow"
     for _ in range(200):
         table.observe(1, 1, 0.0011)
-    assert table.expected(1, 2) == pytest.approx(0.0022)
+    assert [table.expected(1, 2), table.typical(1, 2)] == pytest.approx([0.0022, 0.0022])
     assert scheduler.admits(0.0, [], 0.02)
 
 
@@ -80,6 +84,8 @@ def test_it_waits_for_company_only_with_time_to_spare():
     assert scheduler.plan(0.0, [1.0], waited=0.0005, expected=4) == Plan(0, wait=pytest.approx(0.0015))
     assert scheduler.plan(0.0, [1.0], waited=0.002, expected=4) == Plan(0, 1, 8)
     assert scheduler.plan(0.0, [1.0], waited=0.0, expected=1) == Plan(0, 1, 8)
+    quick = DeadlineScheduler(LatencyTable({(1, 1): 2e-4, (1, 2): 3e-4}), margin_s=0.0, window_s=0.002)
+    assert quick.plan(0.0, [1.0], waited=0.0, expected=4) == Plan(0, 1, 1), "waiting would take longer than it saves"
     assert scheduler.plan(0.0, [1.0] * 4, waited=0.0, expected=4).rows == 4
     assert scheduler.plan(0.0, [cost(8, 8)], waited=0.0, expected=4).wait == 0.0
 

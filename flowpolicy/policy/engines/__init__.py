@@ -30,6 +30,7 @@ def load_engine(
     path: Path | str,
     engine: str = "auto",
     *,
+    among: Sequence[EngineName] | None = None,
     batches: Sequence[int] = (),
     threads: int = 1,
     nfe: int | None = None,
@@ -44,6 +45,7 @@ def load_engine(
         path: run, checkpoint or export folder.
         engine: one of :data:`ENGINES`, or 'auto': measures every engine that this policy, device and installation
             allow, at the smallest batch, and keeps the fastest.
+        among: what 'auto' measures; all of them unless given.
         batches: batch sizes to prepare; those of the export, or 1, unless given.
         threads: threads per decision. The torch engines set torch's number for the whole process, and 'numpy' that
             of NumPy's matrix products.
@@ -65,7 +67,7 @@ def load_engine(
         return loader.load(engine)
     measured: dict[str, float | str] = {}
     loaded: dict[str, Engine] = {}
-    for name in ENGINES:
+    for name in ENGINES if among is None else among:
         try:
             loaded[name] = loader.load(name)
             measured[name] = median_seconds(loaded[name])
@@ -133,8 +135,7 @@ class _Loader:
         build = {"eager": eager.build, "compile": compiled.build, "cuda_graph": cuda_graph.build}[name]
         torch.set_num_threads(self.threads)
         nfe, device = policy.contract.nfe if self.nfe is None else self.nfe, torch.device(self.device)
-        shapes = Shapes(policy.contract, policy.config.candidates)
-        return _warm(name, shapes, nfe, {batch: build(policy, nfe, batch, device) for batch in self.batches})
+        return _warm(name, policy.shapes, nfe, {batch: build(policy, nfe, batch, device) for batch in self.batches})
 
     def _from_package(self, name: str, form: Format) -> Engine:
         if self.package is not None:

@@ -26,7 +26,7 @@ def build(package: Package, batch: int) -> Program:
 
     It is native code for the kind of machine that wrote it, and is run as such: load only what you exported.
     """
-    obs, noise, chunk = package.shapes.buffers(batch)
+    buffers = package.shapes.buffers(batch)
     with tempfile.TemporaryDirectory() as folder:  # the loader unpacks what it is given, beside it
         copy = Path(folder) / package.files[str(batch)]
         copy.write_bytes(package.read(batch))
@@ -36,11 +36,11 @@ def build(package: Package, batch: int) -> Program:
             raise CheckpointError(
                 f"{package.folder} cannot be loaded here: {error}", fix="export again on this machine"
             ) from error
-    inputs = [torch.from_numpy(obs), torch.from_numpy(noise)]
-    target = torch.from_numpy(chunk)
+    inputs = [torch.from_numpy(value) for value in buffers.inputs]
+    target = torch.from_numpy(buffers.chunk)
 
     @torch.inference_mode()
     def run() -> None:
         target.copy_(loader.run(inputs)[0])
 
-    return Program(obs, noise, chunk, run)
+    return Program(buffers, run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from flowpolicy.policy.engines.engine import Program, Shapes
+from flowpolicy.policy.engines.engine import Buffers, Program
 from flowpolicy.policy.graph import ActGraph
 from flowpolicy.policy.policy import Policy
 
@@ -17,9 +17,9 @@ def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program
     event behind the copy of the chunk to the host.
     """
     graph = ActGraph(policy, nfe).to(device)
-    sizes = Shapes(policy.contract, policy.config.candidates).buffers(batch)
-    host = [torch.from_numpy(buffer).pin_memory() for buffer in sizes]
-    inputs = [buffer.to(device) for buffer in host[:2]]
+    sizes = policy.shapes.buffers(batch)
+    host = [torch.from_numpy(buffer).pin_memory() for buffer in (*sizes.inputs, sizes.chunk)]
+    inputs = [buffer.to(device) for buffer in host[:-1]]
     # Capture fails on what is created lazily (library handles, workspaces): run first, on a stream of its own.
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -38,9 +38,9 @@ def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program
             for source, target in zip(host, inputs, strict=False):
                 target.copy_(source, non_blocking=True)
             captured.replay()
-            host[2].copy_(output, non_blocking=True)
+            host[-1].copy_(output, non_blocking=True)
             done.record(stream)
         done.synchronize()
 
-    obs, noise, chunk = (buffer.numpy() for buffer in host)
-    return Program(obs, noise, chunk, run)
+    obs, noise, *committed, chunk = (buffer.numpy() for buffer in host)
+    return Program(Buffers(obs, noise, chunk, *committed), run)

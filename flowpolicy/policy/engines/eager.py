@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import torch
 
-from flowpolicy.policy.engines.engine import Program, Shapes
+from flowpolicy.policy.committed import Committed
+from flowpolicy.policy.engines.engine import Program
 from flowpolicy.policy.policy import Policy
 
 
 def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program:
     """:meth:`Policy.act_from`, unchanged."""
-    shapes = Shapes(policy.contract, policy.config.candidates)
-    obs, noise, chunk = shapes.buffers(batch)
-    views = {key: torch.from_numpy(view) for key, view, _ in shapes.views(obs)}
-    source, target = torch.from_numpy(noise), torch.from_numpy(chunk)
+    buffers = policy.shapes.buffers(batch)
+    views = {key: torch.from_numpy(view) for key, view, _ in policy.shapes.views(buffers.obs)}
+    noise, *committed = (torch.from_numpy(value) for value in buffers.inputs[1:])
+    target = torch.from_numpy(buffers.chunk)
 
     def run() -> None:
         placed = {key: view.to(device) for key, view in views.items()}
-        target.copy_(policy.act_from(placed, source.to(device), nfe))
+        bound = None
+        if committed:
+            action, length = (value.to(device) for value in committed)
+            bound = Committed(action, length, length)
+        target.copy_(policy.act_from(placed, noise.to(device), nfe, bound))
 
-    return Program(obs, noise, chunk, run)
+    return Program(buffers, run)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.spec import Contract
@@ -19,18 +20,35 @@ values are equal to round-off, two engines may choose different ones.
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """The whole of ``act`` at one batch size: reads ``obs`` and ``noise``, writes ``chunk``."""
+class Buffers(NamedTuple):
+    """What a program reads and writes."""
 
     obs: Float32[np.ndarray, "b o n"]
     """Observation histories, keys side by side in the contract's order, environment units."""
     noise: Float32[np.ndarray, "bk h a"]
     """Initial noise; the k candidates of a row follow each other."""
     chunk: Float32[np.ndarray, "b h a"]
-    """Action chunks, environment units."""
+    """Action chunks, environment units: what is written."""
+    committed: Float32[np.ndarray, "b h a"] | None = None
+    """Committed actions, environment units; only where the policy continues a prefix."""
+    length: Int64[np.ndarray, " b"] | None = None
+    """How many of them are committed."""
+
+    @property
+    def inputs(self) -> tuple[np.ndarray, ...]:
+        """What is read, in the order of every graph's arguments."""
+        read = (self.obs, self.noise, self.committed, self.length)
+        return tuple(value for value in read if value is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The whole of ``act`` at one batch size."""
+
+    buffers: Buffers
+    """Inputs and output."""
     run: Callable[[], object]
-    """Computes one from the others."""
+    """Computes the output from the inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +59,18 @@ class Shapes:
     """Whose policy."""
     candidates: int = 1
     """Chunks generated per row."""
+    prefix: int = 0
+    """Most committed actions."""
 
-    def buffers(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Zeros for ``obs``, ``noise`` and ``chunk`` at this batch size."""
+    def buffers(self, batch: int) -> Buffers:
+        """Zeros at this batch size."""
         contract = self.contract
         chunk = (contract.chunk, contract.spec.action.size)
         obs = np.zeros((batch, contract.history, self.observation), np.float32)
-        return obs, np.zeros((batch * self.candidates, *chunk), np.float32), np.zeros((batch, *chunk), np.float32)
+        noise, out = np.zeros((batch * self.candidates, *chunk), np.float32), np.zeros((batch, *chunk), np.float32)
+        if not self.prefix:
+            return Buffers(obs, noise, out)
+        return Buffers(obs, noise, out, np.zeros_like(out), np.zeros(batch, np.int64))
 
     @property
     def observation(self) -> int:
@@ -73,7 +96,7 @@ class Engine:
 
     Args:
         name: kind of engine.
-        shapes: contract and number of candidates.
+        shapes: contract, number of candidates and longest prefix.
         nfe: network evaluations per chunk.
         programs: batch size -> program; run once each before they are handed over.
         load_s: seconds that loading and warming up took.
@@ -90,12 +113,12 @@ class Engine:
         load_s: float = 0.0,
         measured: Mapping[str, float | str] | None = None,
     ) -> None:
-        self.name, self.contract, self.nfe, self.candidates = name, shapes.contract, nfe, shapes.candidates
+        self.name, self.contract, self.nfe = name, shapes.contract, nfe
+        self.candidates, self.prefix = shapes.candidates, shapes.prefix
         self.batches = tuple(sorted(programs))
         self.load_s, self.measured = load_s, dict(measured or {})
         self._prepared = {
-            batch * self.candidates: (program, shapes.views(program.obs), program.noise.shape)
-            for batch, program in programs.items()
+            batch * self.candidates: (program, shapes.views(program.buffers.obs)) for batch, program in programs.items()
         }
 
     def noise(self, rows: int, rng: np.random.Generator) -> Float32[np.ndarray, "bk h a"]:
@@ -104,7 +127,11 @@ class Engine:
         return rng.standard_normal(shape, dtype=np.float32)
 
     def act(
-        self, obs: Mapping[str, Float[np.ndarray, "b o *_"]], noise: Float[np.ndarray, "bk h a"]
+        self,
+        obs: Mapping[str, Float[np.ndarray, "b o *_"]],
+        noise: Float[np.ndarray, "bk h a"],
+        committed: Float[np.ndarray, "b h a"] | None = None,
+        length: Int64[np.ndarray, " b"] | None = None,
     ) -> Float32[np.ndarray, "b h a"]:
         """One action chunk per row, in environment units.
 
@@ -113,15 +140,20 @@ class Engine:
                 not looked for.
             noise: from :meth:`noise`; the k candidates of a row follow each other. Its length decides b, any number
                 up to the largest prepared batch: rows between two prepared sizes cost as much as the larger one.
+            committed: actions that are executed while the policy computes, in environment units, row 0 first; rows
+                from ``length`` on mean nothing. The chunk begins with them, exactly. None where nothing is committed.
+            length: committed rows, at most :attr:`prefix`.
 
         Raises:
-            ConfigError: a key is missing, a shape is wrong, or there are more rows than prepared for.
+            ConfigError: a key is missing, a shape is wrong, there are more rows than prepared for, or more is
+                committed than the policy was trained to continue.
 
         """
         prepared = self._prepared.get(len(noise))
         if prepared is None:
-            return self._padded(obs, noise)
-        program, views, size = prepared
+            return self._padded(obs, noise, committed, length)
+        program, views = prepared
+        buffers = program.buffers
         try:
             for key, view, shape in views:
                 value = obs[key]
@@ -132,13 +164,39 @@ class Engine:
             raise ConfigError(
                 f"observation {error} is missing", expected=", ".join(self.contract.spec.observation)
             ) from error
-        if noise.shape != size:
-            raise ConfigError(f"the noise has shape {noise.shape}", expected=str(size))
-        program.noise[...] = noise
+        if noise.shape != buffers.noise.shape:
+            raise ConfigError(f"the noise has shape {noise.shape}", expected=str(buffers.noise.shape))
+        buffers.noise[...] = noise
+        self._commit(buffers, committed, length)
         program.run()
-        return program.chunk.copy()
+        return buffers.chunk.copy()
 
-    def _padded(self, obs: Mapping[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+    def _commit(self, buffers: Buffers, committed: np.ndarray | None, length: np.ndarray | None) -> None:
+        if length is None or committed is None:
+            if buffers.length is not None:
+                buffers.length[...] = 0
+            return
+        longest = int(length.max())
+        if longest > self.prefix:
+            raise ConfigError(
+                f"{longest} actions are committed and the policy was trained to continue {self.prefix}",
+                expected=f"at most {self.prefix}",
+                fix=f"train with --agent.prefix {longest}, or compute faster",
+            )
+        if committed.shape != buffers.chunk.shape or length.shape != (len(buffers.chunk),):
+            raise ConfigError(
+                f"committed actions {committed.shape} of lengths {length.shape}", expected=f"{buffers.chunk.shape}"
+            )
+        if buffers.committed is not None and buffers.length is not None:
+            buffers.committed[...], buffers.length[...] = committed, length
+
+    def _padded(
+        self,
+        obs: Mapping[str, np.ndarray],
+        noise: np.ndarray,
+        committed: np.ndarray | None,
+        length: np.ndarray | None,
+    ) -> np.ndarray:
         rows, left = divmod(len(noise), self.candidates)
         batch = next((batch for batch in self.batches if batch >= rows), 0)
         if left or not rows or not batch:
@@ -149,7 +207,10 @@ class Engine:
             )
         extra = batch - rows
         padded = {key: _repeat(obs[key], rows, extra) for key in self.contract.spec.observation if key in obs}
-        return self.act(padded, _repeat(noise, len(noise), extra * self.candidates))[:rows]
+        noise = _repeat(noise, len(noise), extra * self.candidates)
+        if committed is None or length is None:
+            return self.act(padded, noise)[:rows]
+        return self.act(padded, noise, _repeat(committed, rows, extra), _repeat(length, rows, extra))[:rows]
 
 
 def _repeat(value: np.ndarray, rows: int, extra: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.policy.engines.blas import set_blas_threads
+from flowpolicy.policy.engines.commitment import Commitment
 from flowpolicy.policy.engines.critic import best
 from flowpolicy.policy.engines.engine import Program
 from flowpolicy.policy.engines.tape import GAIN, Input, Rows, Tape
@@ -52,23 +53,32 @@ class _Layout:
         self.size = contract.chunk * contract.spec.action.size
         observed = contract.history * package.shapes.observation
         self.encoded = int(self.policy["encoder"]["width"])
+        self.told = contract.chunk if package.prefix else 0  # which rows are committed
+        self.trunk = "net.net.trunk." if package.prefix else "net.trunk."
         self.rows = Tape(batch)  # one row per observation
         self.all = self.rows.widened(batch * self.candidates)  # one row per candidate; the same tape
-        # What the first layer of a network sees, side by side: noise, 1, encoder feature, observations, 1, zeros.
-        joint = self.rows.input(self.size + 1 + self.encoded + observed).whole
-        edges = np.cumsum([self.size, 1, self.encoded, observed, 1])
-        noise, one, self.feature, self.flat, _, _ = np.split(joint, edges, axis=1)
+        # What the first layer sees, side by side: noise, 1, which rows are committed, encoder feature, observations,
+        # 1, zeros.
+        joint = self.rows.input(self.size + 1 + self.told + self.encoded + observed).whole
+        edges = np.cumsum([self.size, 1, self.told, self.encoded, observed, 1])
+        noise, one, self.mask, self.feature, self.flat, _, _ = np.split(joint, edges, axis=1)
         one[...] = 1.0
         self.joint, self.condition = joint, joint[:, edges[1] :]
-        self.observed = Input(self.flat, joint[:, edges[2] :])
+        self.observed = Input(self.flat, joint[:, edges[3] :])
         self.noise = Input(noise, joint[:, : edges[1]]) if self.candidates == 1 else self.all.input(self.size)
 
     def program(self) -> Program:
         """Everything from the observation to the chunk."""
         contract = self.package.contract
-        obs, noise, chunk = self.package.shapes.buffers(self.batch)
-        self._observe(obs.reshape(self.batch, -1))
-        network = self._network("net.trunk.", self.weights["times"])
+        buffers = self.package.shapes.buffers(self.batch)
+        self._observe(buffers.obs.reshape(self.batch, -1))
+        if self.told:
+            self.commitment = Commitment(self.rows, self.all, buffers, self.weights)
+            self.commitment.told(self.mask)
+            self.commitment.imposed(buffers.noise.reshape(len(buffers.noise), -1), self.noise.values)
+        else:
+            buffers = buffers._replace(noise=self.noise.values.reshape(buffers.noise.shape))
+        network = self._network(self.trunk, self.weights["times"])
         ends = self.all.full(-1.0, self.size), self.all.full(1.0, self.size)
         clamped = self.all.input(self.size)
         actions = self.all.clamp(self._generate(network), *ends, clamped.values)
@@ -78,11 +88,13 @@ class _Layout:
         if self.policy["critic"] is not None:
             critic = {key: value for key, value in self.weights.items() if key.startswith("critic.")}
             actions = best(self.rows, self.all, self.policy["critic"], critic, self.flat, actions)
-        out = chunk.reshape(self.batch, self.size)
+        out = buffers.chunk.reshape(self.batch, self.size)
         scale, offset = (np.tile(self.weights[f"action.{name}"], contract.chunk) for name in ("scale", "offset"))
         self.rows.multiply(actions, self.rows.spread(1.0 / scale), out)
         self.rows.add(out, self.rows.spread(offset), out)
-        return Program(obs, self.noise.values.reshape(noise.shape), chunk, self.rows.compiled())
+        if self.told:
+            self.commitment.returned(out)
+        return Program(buffers, self.rows.compiled())
 
     def _observe(self, raw: Rows) -> None:
         """Observations without their offset, clamped; and the encoder's feature, up to the gain."""
@@ -106,25 +118,26 @@ class _Layout:
         inlet, bias = (_centred(inlet), _centred(bias)) if residual else (-GAIN * inlet, -GAIN * bias)
         moving, timed, fixed = np.split(inlet, np.cumsum([self.size, times.shape[1]]), axis=1)
         fixed, biases = fixed.copy(), times @ timed.T + bias
-        fixed[:, : self.encoded] /= -GAIN
+        fixed[:, self.told : self.told + self.encoded] /= -GAIN
         rest = (_residual if residual else _plain)(self.all, weights)
         once = None if self._alone(prefix) else self._repeated(self.rows.product(self.condition, fixed))
 
         def evaluate(x: Input, index: int) -> Rows:
             if once is not None:
                 hidden = self.all.add(self.all.product(x.whole, moving, biases[index]), once)
-            elif self.policy["sampler"] in ("direct", "squashed"):
+            elif self.policy["sampler"] in ("direct", "squashed") and not self.told:
                 hidden = self.all.product(self.condition, fixed, biases[index])
             else:
                 both = np.concatenate([moving, np.zeros((len(moving), 1)), fixed], axis=1)
                 hidden = self.all.product(self.joint, both, biases[index])
-            return rest(hidden)
+            value = rest(hidden)
+            return self.all.multiply(value, self.commitment.free) if self.told else value
 
         return evaluate
 
     def _alone(self, prefix: str) -> bool:
         """Whether a network is evaluated once, on the noise itself: then one product serves noise and condition."""
-        return prefix == "net.trunk." and len(self.weights["times"]) == 1 and self.candidates == 1
+        return prefix == self.trunk and len(self.weights["times"]) == 1 and self.candidates == 1
 
     def _repeated(self, x: Rows) -> Rows:
         """Every row of ``x`` for each of its candidates."""
@@ -138,7 +151,11 @@ class _Layout:
         """The solvers of :mod:`flowpolicy.flows.solvers`, recorded; evaluation k uses row k of the times."""
         sampler, evaluations, x = self.policy["sampler"], len(self.weights["times"]), self.noise
         if sampler in ("direct", "squashed", "one_step"):
-            value = network(x if sampler == "one_step" else self.all.input(self.size), 0)
+            if self.told:  # without noise, but with what is committed
+                self.commitment.only(x.values)
+            elif sampler != "one_step":
+                x = self.all.input(self.size)
+            value = network(x, 0)
             if sampler == "squashed":
                 self.all.call(np.tanh, value, value)
             return value

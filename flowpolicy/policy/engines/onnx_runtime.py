@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.core.errors import CheckpointError, MissingExtraError
-from flowpolicy.policy.engines.engine import Program
+from flowpolicy.policy.engines.engine import Buffers, Program
 from flowpolicy.policy.package import Package
 
-INPUTS, OUTPUT = ("obs", "noise"), "chunk"
+INPUTS, OUTPUT = ("obs", "noise", "committed", "length"), "chunk"
+"""Names in a graph; the last two inputs only where the policy continues a prefix."""
 
 
 def build(package: Package, batch: int, threads: int) -> Program:
@@ -24,12 +25,10 @@ def build(package: Package, batch: int, threads: int) -> Program:
 
     model, buffers = package.read(batch), package.shapes.buffers(batch)
     runs = [_bound(onnxruntime, package, model, buffers, threads, prepack=prepack) for prepack in (True, False)]
-    return Program(*buffers, min(runs, key=_seconds))
+    return Program(buffers, min(runs, key=_seconds))
 
 
-def _bound(
-    onnxruntime: Any, package: Package, model: bytes, buffers: tuple[np.ndarray, ...], threads: int, *, prepack: bool
-) -> Any:
+def _bound(onnxruntime: Any, package: Package, model: bytes, buffers: Buffers, threads: int, *, prepack: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -43,7 +42,8 @@ def _bound(
     except Exception as error:  # the runtime's own errors derive from no common class
         raise CheckpointError(f"{package.folder} holds no ONNX model: {error}", fix="export the run again") from error
     found = [(value.name, tuple(value.shape)) for value in (*session.get_inputs(), *session.get_outputs())]
-    wanted = [(name, value.shape) for name, value in zip((*INPUTS, OUTPUT), buffers, strict=True)]
+    inputs = dict(zip(INPUTS, buffers.inputs, strict=False))
+    wanted = [(name, value.shape) for name, value in (*inputs.items(), (OUTPUT, buffers.chunk))]
     if found != wanted:
         raise CheckpointError(
             f"the model in {package.folder} has other inputs and outputs than its contract: {found}",
@@ -51,9 +51,9 @@ def _bound(
             fix="export the run again",
         )
     binding = session.io_binding()
-    for name, value in zip(INPUTS, buffers, strict=False):
-        binding.bind_input(name, "cpu", 0, np.float32, value.shape, value.ctypes.data)
-    binding.bind_output(OUTPUT, "cpu", 0, np.float32, buffers[2].shape, buffers[2].ctypes.data)
+    for name, value in inputs.items():
+        binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+    binding.bind_output(OUTPUT, "cpu", 0, np.float32, buffers.chunk.shape, buffers.chunk.ctypes.data)
     return functools.partial(session.run_with_iobinding, binding)
 
 

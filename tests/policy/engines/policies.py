@@ -13,6 +13,7 @@ from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
 from flowpolicy.policy import Policy
 from flowpolicy.policy.actor import PolicyConfig
+from flowpolicy.policy.committed import Committed
 
 MLPS = {"mlp": MLP(width=24, depth=3), "plain": Plain(width=24, depth=3)}
 NETS = {**MLPS, "unet": UNet(width=8, levels=2), "transformer": Transformer(width=16, depth=2, heads=2)}
@@ -50,18 +51,34 @@ def decisions(policy, batch, count=8):
         yield obs, random.standard_normal(shape).astype(np.float32)
 
 
-def eager(policy, obs, noise, nfe=None):
+def commitment(policy, batch, random):
+    """Committed actions and how many, every number in turn; nothing for a policy that continues none."""
+    if not policy.config.prefix:
+        return ()
+    action, scaling = policy.contract.spec.action.size, policy.normalizer.action_scaling
+    drawn = random.uniform(-1, 1, (batch, policy.contract.chunk, action)) / scaling.scale.numpy()
+    lengths = random.permutation(np.arange(batch) % (policy.config.prefix + 1))
+    return (drawn + scaling.offset.numpy()).astype(np.float32), lengths
+
+
+def eager(policy, obs, noise, nfe=None, committed=()):
     """What every engine must return."""
     tensors = {key: torch.from_numpy(value).float() for key, value in obs.items()}
-    return policy.act_from(tensors, torch.from_numpy(noise), nfe or policy.contract.nfe).numpy()
+    bound = None
+    if committed:
+        action, length = map(torch.from_numpy, committed)
+        bound = Committed(action, length, length)
+    return policy.act_from(tensors, torch.from_numpy(noise), nfe or policy.contract.nfe, bound).numpy()
 
 
 def distance(policy, engine, batch, count=8, nfe=None):
     """Largest difference from the eager policy over random decisions, in normalised action units."""
     unit, worst, seen = policy.normalizer.action_scaling.scale.numpy(), 0.0, []
+    random = numpy_generator(4, "committed")
     for obs, noise in decisions(policy, batch, count):
-        seen.append(eager(policy, obs, noise, nfe))
-        worst = max(worst, float(np.abs((engine.act(obs, noise) - seen[-1]) * unit).max()))
+        committed = commitment(policy, batch, random)
+        seen.append(eager(policy, obs, noise, nfe, committed))
+        worst = max(worst, float(np.abs((engine.act(obs, noise, *committed) - seen[-1]) * unit).max()))
     moves = np.ptp(np.stack(seen), axis=0) > 1e-2  # some actions may sit at their clamp throughout
     assert moves.mean() > 0.7, "the decisions do not differ, so nothing was compared"
     return worst

@@ -51,8 +51,8 @@ def test_the_folded_graph_is_the_policy(net, sampler, contract):
     class Engine:
         @staticmethod
         @torch.no_grad()
-        def act(obs, noise):
-            return graph(flat(policy, obs), torch.from_numpy(noise)).numpy()
+        def act(obs, noise, *committed):
+            return graph(flat(policy, obs), *map(torch.from_numpy, (noise, *committed))).numpy()
 
     assert distance(policy, Engine, 3, nfe=nfe) < 2e-5
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())

@@ -51,6 +51,20 @@ class StreamBatch:
         self._chunks.clear()
         self._conds.clear()
 
+    def decide(
+        self, obs: dict[str, Tensor], generator: torch.Generator, nfe: int | None, executed: int
+    ) -> Float[Tensor, "1 h a"]:
+        """The chunk that is finished; see :class:`flowpolicy.policy.reuse.Decider`.
+
+        Before the first one is, while the stream fills, the policy is asked in the usual way.
+        """
+        contract = self.policy.contract
+        noise = torch.randn(
+            (1, contract.chunk, contract.spec.action.size), generator=generator, device=generator.device
+        )
+        finished = self.tick(obs, noise)
+        return self.policy.act(obs, generator, self.steps) if finished is None else finished
+
     @torch.inference_mode()
     def tick(self, obs: dict[str, Tensor], noise: Float[Tensor, "1 h a"]) -> Float[Tensor, "1 h a"] | None:
         """Start a chunk, move all, finish one.

@@ -1,6 +1,6 @@
-"""Skip what is like before: a robot that hardly moves need not ask again. No torch.
+"""Skip what is like before: for a robot that hardly moves the last chunk will do. No torch.
 
-::
+``flowpolicy serve RUN --similarity 0.5`` does so for every robot; one that shall not even ask keeps its own filter::
 
     left = ...  # actions of the last chunk that still wait
     if not similar.skip(client.normalized(obs), left):
@@ -9,9 +9,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.core.errors import ConfigError
+
+
+class ChunkCache:
+    """The last chunk of one robot, for a server that gives it again while the robot hardly moves.
+
+    Args:
+        kappa: see :class:`SimilarityFilter`.
+        most: times in a row.
+
+    """
+
+    def __init__(self, kappa: float, most: int) -> None:
+        self._filter = SimilarityFilter(kappa, most, min_left=0)
+        self._waits_for: int | None = None
+        self._kept: tuple[NDArray[Any], str] | None = None
+
+    def find(self, number: int, obs: NDArray[Any], checkpoint: str) -> NDArray[Any] | None:
+        """The chunk that answers request ``number`` too; None where one must be computed.
+
+        Args:
+            number: of the request.
+            obs: (n,) normalised.
+            checkpoint: what is served now: a chunk of another one is not given.
+
+        """
+        if self._kept is None or self._kept[1] != checkpoint:
+            self._kept = None
+            self._filter.reset()
+        if self._filter.skip(obs, left=0) and self._kept is not None:
+            return self._kept[0]
+        self._waits_for, self._kept = number, None
+        return None
+
+    def keep(self, number: int, chunk: NDArray[Any], checkpoint: str) -> None:
+        """Remember the chunk of request ``number``, unless a later one is under way."""
+        if number == self._waits_for:
+            self._kept = chunk, checkpoint
 
 
 class SimilarityFilter:
@@ -38,16 +78,16 @@ class SimilarityFilter:
 
     def reset(self) -> None:
         """Forget the last observation: at the start of an episode, or when the policy changes."""
-        self._last: np.ndarray | None = None
+        self._last: NDArray[Any] | None = None
         self._skipped = 0
 
-    def probability(self, obs: np.ndarray) -> float:
+    def probability(self, obs: NDArray[Any]) -> float:
         """Skip probability of a normalised observation (n,), without its bounds."""
         if self._last is None:
             return 0.0
         return max(0.0, 1.0 - float(np.linalg.norm(obs - self._last)) / self.kappa)
 
-    def skip(self, obs: np.ndarray, left: int) -> bool:
+    def skip(self, obs: NDArray[Any], left: int) -> bool:
         """Whether to reuse the last chunk.
 
         Args:

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import numpy_generator, torch_generator
 from flowpolicy.flows.solvers import integrate, jump
-from flowpolicy.serve.reuse import FeatureCache, WarmStart
-from flowpolicy.serve.similarity import SimilarityFilter
-from flowpolicy.serve.stream import StreamBatch
+from flowpolicy.policy.reuse import Skipping
+from flowpolicy.policy.similarity import SimilarityFilter
+from flowpolicy.policy.stream import StreamBatch
+from flowpolicy.policy.warm_start import WarmStart
 
-from ..policy.test_policy import make, observe
+from .test_policy import make, observe
 
 
 def ticks(contract, count):
@@ -133,38 +133,36 @@ def test_what_has_no_path_has_no_warm_start(sampler, contract):
         WarmStart(make(contract, sampler), kappa=1.0)
 
 
-class FrameEncoder(nn.Module):
-    per_frame = True
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(5))
-        self.calls = 0
-
-    def forward(self, frame):
-        self.calls += 1
-        return self.layers(frame)
+def decided(decider, obs, seed=0, nfe=None, executed=2):
+    generator = torch_generator(seed)
+    return [decider.decide(one, generator, nfe, executed) for one in obs]
 
 
-def test_cached_features_are_those_of_a_full_computation():
-    torch.manual_seed(0)
-    encoder = FrameEncoder()
-    frames = torch.randn(6, 1, 3, 8, 8)
-    encoder(frames[0])
-    encoder.eval().calls = 0
-    cache = FeatureCache(encoder, history=3)
-    found = [cache.push(frame) for frame in frames]
-    assert encoder.calls == 6
-    with torch.inference_mode():
-        for now in range(6):
-            full = torch.cat([encoder(frames[max(0, now - back)]) for back in (2, 1, 0)])
-            assert torch.equal(found[now], full)
-    cache.reset()
-    assert torch.equal(cache.push(frames[5])[0], cache.push(frames[5])[2])
+def test_a_skipping_episode_repeats_the_chunk_of_what_it_resembles(contract):
+    policy = make(contract)
+    first, other = observe(contract, rows=1, seed=0), observe(contract, rows=1, seed=9)
+    a, b, c, d, e = decided(Skipping(policy, kappa=0.1, most=2), [first, first, first, first, other])
+    assert torch.equal(a, b) and torch.equal(a, c)
+    assert not torch.equal(a, d), "two skips in a row were allowed"
+    assert policy.evaluations == 3
+    assert torch.equal(a, policy.act(first, torch_generator(0)))
+    assert not torch.equal(d, e)
 
 
-def test_encoders_whose_features_cannot_be_kept_are_refused():
-    with pytest.raises(ConfigError, match="training mode"):
-        FeatureCache(FrameEncoder(), 2)
-    with pytest.raises(ConfigError, match="frames one by one"):
-        FeatureCache(nn.Linear(3, 3).eval(), 2)
+def test_an_episode_of_warm_starts_continues_the_shifted_chunk(contract):
+    policy, obs = make(contract, "euler"), [observe(contract, rows=1, seed=0)] * 2
+    first, second = decided(WarmStart(policy, kappa=1.0, t_max=0.5, smoothing=0.0), obs, nfe=10)
+    assert policy.evaluations == 10 + 5
+    shifted = torch.cat([first[:, 2:], first[:, -1:], first[:, -1:]], dim=1)
+    generator = torch_generator(0)
+    noise = [torch.randn(1, contract.chunk, 2, generator=generator) for _ in range(2)]
+    warm = WarmStart(policy, kappa=1.0, t_max=0.5, smoothing=0.0)
+    assert torch.equal(warm.act(obs[0], noise[0], 10, None), first)
+    assert torch.equal(warm.act(obs[1], noise[1], 10, shifted), second)
+
+
+def test_an_episode_in_a_stream_asks_the_policy_until_the_first_chunk_is_done(contract):
+    policy, obs = make(contract, "euler"), ticks(contract, 5)[0]
+    chunks = decided(StreamBatch(policy, 3), obs)
+    assert len(chunks) == 5 and all(torch.isfinite(chunk).all() for chunk in chunks)
+    assert policy.evaluations == 2 * (1 + 3) + 3, "then one call per decision"

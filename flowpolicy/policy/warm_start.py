@@ -1,15 +1,13 @@
-"""Work that need not be done again: start from the last chunk, encode a frame once."""
+"""Start from the last chunk: what has hardly changed need not be generated from pure noise."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable
 from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.solvers import EVALUATIONS_PER_STEP, SolverName, integrate, jump
@@ -49,6 +47,7 @@ class WarmStart:
     def reset(self) -> None:
         """Forget the last decision: at the start of an episode."""
         self._last: Tensor | None = None
+        self._chunk: Tensor | None = None
         self._start = 0.0
 
     def start(self, obs: Float[Tensor, " n"]) -> float:
@@ -61,6 +60,21 @@ class WarmStart:
             fresh = self.t_max * (1 - motion / self.kappa)
             self._start = (1 - self.smoothing) * fresh + self.smoothing * self._start
         return self._start
+
+    def decide(
+        self, obs: dict[str, Tensor], generator: torch.Generator, nfe: int | None, executed: int
+    ) -> Float[Tensor, "1 h a"]:
+        """Start from the last chunk without the ``executed`` rows; see :class:`flowpolicy.policy.reuse.Decider`."""
+        contract, previous = self.policy.contract, None
+        if self._chunk is not None:
+            # Beyond the plan its last action is the best guess.
+            kept = self._chunk[:, min(executed, contract.chunk - 1) :]
+            previous = torch.cat([kept, kept[:, -1:].expand(-1, contract.chunk - kept.shape[1], -1)], dim=1)
+        noise = torch.randn(
+            (1, contract.chunk, contract.spec.action.size), generator=generator, device=generator.device
+        )
+        self._chunk = self.act(obs, noise, contract.nfe if nfe is None else nfe, previous)
+        return self._chunk
 
     @torch.inference_mode()
     def act(
@@ -96,41 +110,3 @@ class WarmStart:
             solver = cast(SolverName, sampler)
             chunk = integrate(lambda x, t: policy.evaluate(x, t, t, cond), x, steps, solver, start)
         return policy.normalizer.unaction(chunk.clamp(-1.0, 1.0))
-
-
-class FeatureCache:
-    """Encodes every frame once and keeps the features of a history: saves (o - 1) / o of an image encoder's time.
-
-    Args:
-        encoder: a module that maps one frame (1, *shape) to features (1, f), in eval mode, with an attribute
-            ``per_frame = True``: it must not look at other frames.
-        history: o, frames per decision.
-
-    Raises:
-        ConfigError: an encoder that mixes frames, or one in training mode, whose features change from call to call.
-
-    """
-
-    def __init__(self, encoder: nn.Module, history: int) -> None:
-        if not getattr(encoder, "per_frame", False):
-            raise ConfigError(
-                f"{type(encoder).__name__} does not say that it encodes frames one by one",
-                expected="per_frame = True",
-                fix="encode the whole history at every decision",
-            )
-        if encoder.training:
-            raise ConfigError(f"{type(encoder).__name__} is in training mode", fix="encoder.eval()")
-        self._encode: Callable[[Tensor], Tensor] = encoder
-        self._features: deque[Tensor] = deque(maxlen=history)
-        self.history = history
-
-    def reset(self) -> None:
-        """Forget all frames: at the start of an episode."""
-        self._features.clear()
-
-    @torch.inference_mode()
-    def push(self, frame: Float[Tensor, "1 *shape"]) -> Float[Tensor, "o f"]:
-        """Features of the last frames, oldest first; the first frame of an episode fills the history."""
-        feature = self._encode(frame)
-        self._features.extend([feature] * (1 if self._features else self.history))
-        return torch.cat(list(self._features))

@@ -1,0 +1,162 @@
+"""Policies that continue committed actions, and those of the flow laboratory, by every engine."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.seed import numpy_generator
+from flowpolicy.flows.axes.registry import make as value
+from flowpolicy.flows.axes.spec import Sampling
+from flowpolicy.policy import load_engine
+from flowpolicy.policy.export import export
+from flowpolicy.policy.graph import ActGraph
+from flowpolicy.policy.package import open_package
+
+from .policies import CRITIC, SAMPLERS, commitment, decisions, distance, eager, make
+from .test_engines import COMPILERS, flat, needs_onnx, path, with_nfe
+
+CONTINUING = ["map", "euler", "heun", "direct", "squashed"]
+LABORATORY = {
+    "euler": (3, {}),
+    "midpoint": (4, {"solver": "midpoint"}),
+    "ab2": (3, {"solver": "ab2", "schedule": "cosine"}),
+    "ddim": (3, {"solver": "ddim", "interpolant": "trig"}),
+    "data": (2, {"target": "data", "schedule": "power"}),
+    "cfg": (4, {"guidance": "cfg"}),
+    "map": (2, {"solver": "map"}),
+}
+"""Evaluations, and values of the axes."""
+
+
+def laboratory(contract, name, net="mlp"):
+    nfe, values = LABORATORY[name]
+    sampling = Sampling(**{axis: value(axis, chosen) for axis, chosen in values.items()}, two_time=name == "map")
+    return make(with_nfe(contract, nfe), net, "flow", flow=sampling)
+
+
+class Graph:
+    """A folded graph as an engine."""
+
+    def __init__(self, policy, nfe):
+        self.policy, self.graph = policy, ActGraph(policy, nfe)
+
+    @torch.no_grad()
+    def act(self, obs, noise, *committed):
+        return self.graph(flat(self.policy, obs), *map(torch.from_numpy, (noise, *committed))).numpy()
+
+
+@pytest.mark.parametrize("sampler", CONTINUING)
+def test_the_folded_graph_continues(sampler, contract):
+    policy = make(contract, "mlp", sampler, prefix=2)
+    assert distance(policy, Graph(policy, SAMPLERS[sampler]), 3, nfe=SAMPLERS[sampler]) < 2e-5
+
+
+@pytest.mark.parametrize("net", ["mlp", "plain"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("sampler", CONTINUING)
+def test_numpy_continues(sampler, batch, net, contract, tmp_path):
+    policy = make(with_nfe(contract, SAMPLERS[sampler]), net, sampler, encoder=12 if batch == 1 else 0, prefix=3)
+    policy.save(tmp_path)
+    engine = load_engine(tmp_path, "numpy", batches=[batch])
+    assert engine.prefix == 3
+    assert distance(policy, engine, batch) < 2e-5
+
+
+def test_numpy_continues_the_best_of_several(contract, tmp_path):
+    policy = make(with_nfe(contract, 8), "mlp", "euler", candidates=4, critic=CRITIC, prefix=2)
+    policy.save(tmp_path)
+    assert distance(policy, load_engine(tmp_path, "numpy", batches=[2]), 2) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["numpy", "eager"])
+def test_a_chunk_begins_with_what_is_committed_and_the_rest_depends_on_it(name, contract, tmp_path):
+    policy = make(contract, prefix=2)
+    policy.save(tmp_path)
+    engine = load_engine(tmp_path, name, batches=[1, 4])
+    obs, noise = next(decisions(policy, 3))
+    action, length = commitment(policy, 3, numpy_generator(0, "c"))
+    free, chunk = engine.act(obs, noise), engine.act(obs, noise, action, length)
+    for row, count in enumerate(length):
+        assert np.array_equal(chunk[row, :count], action[row, :count])
+    changed = np.abs(chunk - free)[:, 2:].max((1, 2))
+    assert (changed[length > 0] > 1e-3).all() and (changed[length == 0] < 1e-5).all()
+    np.testing.assert_allclose(engine.act(obs, noise), eager(policy, obs, noise), atol=1e-5)
+
+
+def test_what_cannot_be_continued_is_refused(contract, tmp_path):
+    make(contract, prefix=2).save(tmp_path)
+    make(contract).save(tmp_path / "none")
+    engine, none = load_engine(tmp_path, "numpy"), load_engine(tmp_path / "none", "numpy")
+    obs, noise = next(decisions(make(contract), 1))
+    action = np.zeros((1, contract.chunk, 2), np.float32)
+    with pytest.raises(ConfigError, match=r"3 actions are committed .* continue 2"):
+        engine.act(obs, noise, action, np.array([3]))
+    with pytest.raises(ConfigError, match=r"1 actions are committed .* continue 0"):
+        none.act(obs, noise, action, np.array([1]))
+
+
+def test_an_export_of_the_first_schema_continues_nothing(contract, tmp_path):
+    from flowpolicy.core.files import read_json, sha256, write_json
+
+    policy = make(contract)
+    export(policy, "numpy", tmp_path / "model")
+    header = read_json(tmp_path / "model" / "engine.json")
+    assert header.pop("prefix") == 0
+    write_json(tmp_path / "model" / "engine.json", {**header, "schema": 1})
+    manifest = read_json(tmp_path / "model" / "manifest.json")
+    write_json(tmp_path / "model" / "manifest.json", {name: sha256(tmp_path / "model" / name) for name in manifest})
+    assert open_package(tmp_path / "model").prefix == 0
+    assert distance(policy, load_engine(tmp_path / "model"), 1) < 2e-5
+
+
+@pytest.mark.parametrize("name", LABORATORY)
+def test_the_folded_graph_samples_as_the_laboratory_does(name, contract):
+    policy = laboratory(contract, name)
+    if policy.actor.null is not None:
+        policy.actor.null.data.copy_(torch.linspace(-1, 1, policy.actor.null.numel()))
+    assert distance(policy, Graph(policy, LABORATORY[name][0]), 3) < 2e-5
+
+
+def test_what_an_engine_cannot_sample_is_named(contract, tmp_path):
+    laboratory(contract, "ab2").save(tmp_path)
+    with pytest.raises(ConfigError, match="cannot run the solver 'ab2'"):
+        load_engine(tmp_path, "numpy")
+    policy = laboratory(contract, "euler")
+    policy.config = dataclasses.replace(
+        policy.config, flow=dataclasses.replace(policy.config.flow, source=value("source", "student-t"))
+    )
+    with pytest.raises(ConfigError, match="the source 'student-t'"):
+        ActGraph(policy, 3)
+
+
+def test_the_eager_engine_runs_the_laboratory(contract, tmp_path):
+    policy = laboratory(contract, "cfg")
+    policy.save(tmp_path)
+    assert distance(policy, load_engine(tmp_path, "eager", batches=[2]), 2) == 0.0
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "net"),
+    [("prefix", "mlp"), ("prefix", "unet"), ("ab2", "mlp"), ("ddim", "transformer"), ("cfg", "mlp"), ("map", "unet")],
+)
+def test_onnx_continues_and_samples(kind, net, contract, tmp_path):
+    policy = make(contract, net, prefix=2) if kind == "prefix" else laboratory(contract, kind, net)
+    export(policy, "onnx", tmp_path / "model", batches=[2])
+    assert distance(policy, load_engine(tmp_path / "model"), 2) < 2e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["prefix", "cfg"])
+def test_compilers_continue_and_sample(kind, contract, tmp_path):
+    policy = make(contract, prefix=2) if kind == "prefix" else laboratory(contract, kind)
+    policy.save(tmp_path)
+    done = subprocess.run([sys.executable, "-c", COMPILERS, str(tmp_path)], capture_output=True, text=True, env=path())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == f"compile {policy.contract.nfe}\naotinductor {policy.contract.nfe}\n"
