@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.spec import Contract
 from flowpolicy.flows.axes.registry import TAGS
 from flowpolicy.flows.axes.spec import Sampling
@@ -65,6 +65,11 @@ class PolicyConfig:
                 f"a policy with {self.candidates} candidates and {'a' if self.critic else 'no'} critic",
                 expected="1 candidate and no critic, or several and a critic that chooses",
             )
+        if self.flow and (self.prefix or self.decorated or self.candidates > 1):
+            raise ConfigError(
+                "a policy of the flow laboratory with a prefix, a decorator or a critic",
+                expected="its guidance alone",
+            )
         if self.prefix and (self.decorated or self.sampler == "one_step"):
             raise ConfigError("a decorated or one_step policy cannot continue a prefix", expected="prefix 0")
 
@@ -97,9 +102,9 @@ class Actor(nn.Module):
 
     def __init__(self, config: PolicyConfig, contract: Contract) -> None:
         super().__init__()
-        sizes = [int(torch.Size(spec.shape).numel()) for spec in contract.spec.observation.values()]
-        self.keys = tuple(contract.spec.observation)
-        self.obs_size, action = contract.history * sum(sizes), contract.spec.action.size
+        self.sizes = {key: int(torch.Size(spec.shape).numel()) for key, spec in contract.spec.observation.items()}
+        self.keys, self.history = tuple(self.sizes), contract.history
+        self.obs_size, action = contract.history * sum(self.sizes.values()), contract.spec.action.size
         self.encoder = config.encoder.build(self.obs_size)
         flow = config.flow
         cond = self.encoder.size + (flow.source.inputs if flow else 0) + (contract.chunk if config.prefix else 0)
@@ -107,6 +112,8 @@ class Actor(nn.Module):
         net = kind(config.net, action=action, chunk=contract.chunk, cond=cond)
         self.net = CommittedNet(net, contract.chunk) if config.prefix else net
         self.source = SourceNet(self.encoder.size, contract.chunk, action) if flow and flow.source.conditioned else None
+        if flow:
+            self.hidings(flow.guidance.hides)  # raises where an observation does not exist
         self.null = nn.Parameter(torch.zeros(self.encoder.size)) if flow and flow.guidance.null else None
         self.decorator = (
             DecoratorNet(config.net, action, contract.chunk, self.encoder.size) if config.decorated else None
@@ -116,6 +123,21 @@ class Actor(nn.Module):
     def flatten(self, obs: dict[str, Tensor]) -> Float[Tensor, "b n"]:
         """Observation histories, name -> (b, o, *shape), as one row each."""
         return torch.cat([obs[key].flatten(2) for key in self.keys], dim=-1).flatten(1)
+
+    def hidings(self, names: Sequence[str]) -> Float[Tensor, "k n"]:
+        """Factors of flat observations that hide the named ones: all of them, then all but each; none without names.
+
+        Raises:
+            ConfigError: there is no such observation.
+
+        """
+        for name in names:
+            if name not in self.sizes:
+                raise ConfigError(f"the guidance hides the observation '{name}'", expected=nearest(name, self.keys))
+        rows = [[float(key not in names or key == kept) for key in self.keys] for kept in ("", *names)]
+        widths = torch.tensor(list(self.sizes.values()))
+        masks = torch.tensor(rows if names else []).reshape(-1, len(widths))
+        return masks.repeat_interleave(widths, dim=1).repeat(1, self.history)
 
     def condition(self, obs: dict[str, Tensor]) -> EncoderOutput:
         """Condition vector and encoder feature of *normalised* observations, name -> (b, o, *shape)."""

@@ -136,6 +136,7 @@ def test_most_single_values_are_fine_alone():
     }
     assert alone == {
         "coupling ot",
+        "guidance compose",
         "coupling table",
         "loss adaptive",
         "loss pseudo-huber",
