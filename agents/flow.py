@@ -26,6 +26,7 @@ from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.consistency import ImprovedMeanFlow, MeanFlow, Problem
 from flowpolicy.flows.axes.couplings import Table
+from flowpolicy.flows.axes.guidance import Situation
 from flowpolicy.flows.axes.interval_laws import Ends
 from flowpolicy.flows.axes.losses import Adaptive, Squared
 from flowpolicy.flows.axes.refusals import Setting, validate
@@ -105,6 +106,8 @@ class FlowAgent(ImitationAgent):
         # A gradient through a forward derivative is not tried in compiled graphs: those objectives run uncompiled.
         differentiable = self.spec.consistency.forward_mode and self.spec.consistency.differentiated
         super().__init__(config, contract, normalizer, compile=compile and not differentiable, **options)
+        scaling, like = normalizer.action_scaling, torch.zeros(1, config.chunk, contract.spec.action.size)
+        self.spec.guidance.check(Situation(scale=scaling.scale.cpu(), offset=scaling.offset.cpu()), like)
         # In a list: the teacher is no part of this module, nor of its state.
         self._teacher = [load_teacher(config, normalizer)] if config.teacher else []
         if config.from_teacher:
@@ -167,7 +170,7 @@ class FlowAgent(ImitationAgent):
 
     def _times(self, rows: int, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         spec = self.spec
-        if not spec.consistency.two_time:
+        if not spec.consistency.two_time and not spec.target.integrates:
             return {"s": spec.interpolant.inside(spec.time.draw(rows, generator))}
         (s, t), _ = spec.consistency.pairs(spec.time, rows, progress, generator)
         s = spec.interpolant.inside(s)
@@ -203,6 +206,11 @@ class FlowAgent(ImitationAgent):
     ) -> tuple[Tensor, Metrics]:
         spec, path, s, z = self.spec, self.spec.interpolant, d["s"], d.get("z")
         x = path.point(noise, data, s, z)
+        if spec.target.integrates:
+            predict = lambda x, s: self.actor.net(x, s, cond).value  # noqa: E731
+            errors = spec.target.errors(predict, x, path.velocity(noise, data, s, z), s, d["t"])
+            start, curve = (spec.loss.reduce(error, valid, s, path, d.get("weight")) for error in errors)
+            return start + curve, {"on_diagonal": start.detach(), "off_diagonal": curve.detach()}
         if not spec.consistency.two_time:
             error = spec.target.error(self.actor.net(x, s, cond).value, noise, data, z, s, path)
             return spec.loss.reduce(error, valid, s, path, d.get("weight")), {}

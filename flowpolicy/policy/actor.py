@@ -29,9 +29,11 @@ Net = MLP | UNet | Transformer | Plain
 NETS: dict[str, Net] = {"mlp": MLP(), "plain": Plain(), "unet": UNet(), "transformer": Transformer()}
 """Trunks by name, with their defaults; ``--agent.net NAME`` picks one."""
 
-Sampler = Literal["map", "euler", "midpoint", "heun", "direct", "squashed", "one_step", "flow"]
+Sampler = Literal["map", "euler", "midpoint", "heun", "direct", "squashed", "one_step", "mip", "flow"]
 SINGLE = ("direct", "squashed", "one_step")
 """Samplers that are one evaluation by nature."""
+REFINING = 0.9
+"""Flow time at which the sampler 'mip' asks for the second time (arXiv 2512.01809)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class PolicyConfig:
     sampler: Sampler
     """'map' jumps with a flow map; 'euler', 'midpoint', 'heun' integrate a velocity; 'one_step' asks a network once,
     with the noise; 'direct' (regression, mean of a Gaussian) without, and 'squashed' passes that through tanh;
-    'flow' does what ``flow`` says."""
+    'mip' asks without noise, and again with what it was told; 'flow' does what ``flow`` says."""
     candidates: int = 1
     """N chunks are generated and the one that the critic values most is taken; needs ``critic`` where above 1."""
     critic: CriticConfig | None = None
@@ -70,8 +72,8 @@ class PolicyConfig:
                 "a policy of the flow laboratory with a prefix, a decorator or a critic",
                 expected="its guidance alone",
             )
-        if self.prefix and (self.decorated or self.sampler == "one_step"):
-            raise ConfigError("a decorated or one_step policy cannot continue a prefix", expected="prefix 0")
+        if self.prefix and (self.decorated or self.sampler in ("one_step", "mip")):
+            raise ConfigError("a decorated, one_step or mip policy cannot continue a prefix", expected="prefix 0")
 
 
 KINDS: ChainMap[str, type] = ChainMap(
@@ -109,7 +111,8 @@ class Actor(nn.Module):
         flow = config.flow
         cond = self.encoder.size + (flow.source.inputs if flow else 0) + (contract.chunk if config.prefix else 0)
         kind = MapNet if flow and flow.two_time else _NETWORKS.get(config.sampler, VelocityNet)
-        net = kind(config.net, action=action, chunk=contract.chunk, cond=cond)
+        more = {"outputs": flow.target.outputs(action)} if flow and flow.target.integrates else {}
+        net = kind(config.net, action=action, chunk=contract.chunk, cond=cond, **more)
         self.net = CommittedNet(net, contract.chunk) if config.prefix else net
         self.source = SourceNet(self.encoder.size, contract.chunk, action) if flow and flow.source.conditioned else None
         if flow:

@@ -64,11 +64,11 @@ def fitted(
 
     """
     flow = sampling_of(policy)
-    mixed = flow.source.conditioned or flow.target.start or flow.continues
+    mixed = flow.source.conditioned or flow.target.start or flow.target.integrates or flow.continues
     if policy.config.candidates > 1 or policy.config.decorated or mixed or flow.guidance.intermediate:
         raise ConfigError(
-            "a policy with candidates, a decorator, a conditioned source, a noise prediction, a memory or guidance "
-            "that depends on the steps cannot be fitted",
+            "a policy with candidates, a decorator, a conditioned source, a noise or segment prediction, a memory or "
+            "guidance that depends on the steps cannot be fitted",
             expected="a flow from noise at time 0",
         )
     rows = next(iter(obs.values())).shape[0]

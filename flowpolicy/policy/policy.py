@@ -17,7 +17,7 @@ from flowpolicy.core.files import digest, read_json, read_tensors, write_json, w
 from flowpolicy.core.spec import Contract, load_contract, save_contract
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
-from flowpolicy.policy.actor import KINDS, SINGLE, Actor, PolicyConfig
+from flowpolicy.policy.actor import KINDS, REFINING, SINGLE, Actor, PolicyConfig
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.flow import carry, generate, without_gradients
 from flowpolicy.policy.previous import Previous
@@ -210,6 +210,11 @@ class Policy(nn.Module):
             start = torch.zeros_like(noise) if not self.config.prefix else self._prefix_only(noise, cond)
             chunk = network(start, noise.new_zeros(noise.shape[0]), cond)
             return chunk.tanh() if sampler == "squashed" else chunk
+        if sampler == "mip":
+            if nfe != 2:
+                raise ConfigError(f"a mip policy acts in two evaluations, not in {nfe}", expected="nfe 2")
+            first = network(torch.zeros_like(noise), noise.new_zeros(noise.shape[0]), cond)
+            return network(first, noise.new_full(noise.shape[:1], REFINING), cond)
         steps = steps_for(nfe, sampler)
         if sampler == "map":
             return jump(lambda x, s, t: network(x, s, t, cond), noise, steps)

@@ -84,6 +84,7 @@ SUITE = {
     "gibbs-data": spec(coupling="gibbs", target="data", schedule="cosine"),
     "sde": spec(solver="sde"),
     "latent": spec(interpolant="latent"),
+    "segment": spec(target="segment", solver="self"),
     "bridge": spec(interpolant="bridge"),
     "warm-start": spec(source="warm-start"),
     "best-of-n": spec(guidance="best-of-n", consistency="lsd", solver="map"),
@@ -116,7 +117,7 @@ def completed(pair, stream):
     """A valid spec that holds a pair of values, or None. Other axes keep their default or change it at random."""
     chosen = dataclasses.replace(FlowSpec(), **{axis: value(axis, name) for axis, name in pair})
     # Values that only work with a certain other one.
-    for axis, name in (("consistency", "lsd"), ("consistency", "meanflow"), ("solver", "map")):
+    for axis, name in (("consistency", "lsd"), ("consistency", "meanflow"), ("solver", "map"), ("solver", "self")):
         if conflicts(chosen, setting(chosen)) and axis not in dict(pair):
             repaired = dataclasses.replace(chosen, **{axis: make(axis, name)})
             chosen = repaired if not conflicts(repaired, setting(repaired)) else chosen

@@ -133,7 +133,7 @@ def test_a_composition_asks_for_observations_that_exist(contract):
     split = policy_with(contract, guidance=make("guidance", "compose", keys=keys))
     split.act(observe(contract), torch_generator(0), 3 * (1 + len(keys)))
     assert split.evaluations == 3 * (1 + len(keys))
-    with pytest.raises(ConfigError, match="did you mean|expected"):
+    with pytest.raises(ConfigError, match="gaol"):
         policy_with(contract, guidance=make("guidance", "compose", keys=("gaol",)))
 
 

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.flows.axes.guidance import Guidance, Situation
+from flowpolicy.flows.axes.guidance import Aimed, Situation
 from flowpolicy.flows.axes.registry import Reference, register
-from flowpolicy.flows.goals import AT_REST, project
+from flowpolicy.flows.goals import project
 
 
 @register(
@@ -22,15 +22,13 @@ from flowpolicy.flows.goals import AT_REST, project
     Reference("Learning Physical Models that Can Respect Conservation Laws", "2302.11002"),
 )
 @dataclasses.dataclass(frozen=True)
-class Projection(Guidance):
+class Projection(Aimed):
     """The finished chunk is moved to where it meets the goal exactly (ProbConserv, arXiv 2302.11002).
 
     With several samples the chunk moves along their covariance, and most where they disagree: on a Gaussian policy
     that gives samples of its law under the goal. With one it moves the shortest way. Within the limits of the actions.
     """
 
-    goal: str = AT_REST
-    """Equations of the chunk a in units of the environment, such as 'a[-1] = 0; sum a[:, 0] = 0.4'."""
     samples: int = 1
     """Chunks whose covariance says where to move; the first of them is the one that moves. 1 or at least 3."""
     shrinkage: float = 0.1
@@ -47,6 +45,10 @@ class Projection(Guidance):
     def candidates(self) -> int:
         """See :class:`Guidance`."""
         return self.samples
+
+    def check(self, at: Situation, chunk: Float[Tensor, "1 h a"]) -> None:
+        """See :class:`Guidance`."""
+        project(chunk, at.goal(self.goal, chunk))
 
     def finish(self, chunks: Float[Tensor, "b k h a"], at: Situation) -> Float[Tensor, "b h a"]:
         """See :class:`Guidance`."""
@@ -69,11 +71,9 @@ class Projection(Guidance):
     Reference("Reinforcement Learning with Action Chunking", "2507.07969"),
 )
 @dataclasses.dataclass(frozen=True)
-class BestOfN(Guidance):
+class BestOfN(Aimed):
     """Of n chunks the one nearest to the goal is acted on. A goal out of reach makes it an extreme of n draws."""
 
-    goal: str = AT_REST
-    """Equations of the chunk a in units of the environment, such as 'a[-1] = 0; sum a[:, 0] = 0.4'."""
     n: int = 8
     """Chunks per decision."""
 
@@ -99,7 +99,7 @@ class BestOfN(Guidance):
     Reference("FlowOpt: Fast Optimization Through Whole Flow Processes for Training-Free Editing"),
 )
 @dataclasses.dataclass(frozen=True)
-class NoiseOptimisation(Guidance):
+class NoiseOptimisation(Aimed):
     """The noise is moved until its chunk is near the goal; any solver and flow maps of one step too (FlowOpt).
 
     'identity' takes the sampler's Jacobian for the identity, ``x0 - rate gradient``: the distance falls as long as
@@ -107,8 +107,6 @@ class NoiseOptimisation(Guidance):
     sampler were linear; it costs a backward pass per equation and meets the goal in one step where the sampler is.
     """
 
-    goal: str = AT_REST
-    """Equations of the chunk a in units of the environment, such as 'a[-1] = 0; sum a[:, 0] = 0.4'."""
     jacobian: Literal["identity", "gauss-newton"] = "identity"
     """How the sampler's Jacobian is taken."""
     iterations: int = 4

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import Interpolant, Linear
 from flowpolicy.flows.axes.registry import Reference, Value, register
-from flowpolicy.flows.goals import Goal, read_goal
+from flowpolicy.flows.goals import AT_REST, Goal, read_goal
 from flowpolicy.flows.solvers import Field, MeanField
 
 
@@ -109,6 +109,9 @@ class Guidance(Value):
             expected=f"one of {', '.join(str(self.total(n)) for n in (1, 2, 4, 8))}, ...",
         )
 
+    def check(self, at: Situation, chunk: Float[Tensor, "1 h a"]) -> None:
+        """Raise ConfigError where it cannot act on chunks like this one, for instance where a goal is out of reach."""
+
     def start(
         self, noise: Float[Tensor, "b h a"], generate: Callable[[Tensor], Tensor], at: Situation
     ) -> Float[Tensor, "b h a"]:
@@ -126,6 +129,18 @@ class Guidance(Value):
     def finish(self, chunks: Float[Tensor, "b k h a"], at: Situation) -> Float[Tensor, "b h a"]:
         """The chunk that is acted on, of the candidates; all are within [-1, 1]."""
         return chunks[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Aimed(Guidance):
+    """Base of what pursues a goal (:mod:`flowpolicy.flows.goals`)."""
+
+    goal: str = AT_REST
+    """Equations of the chunk a in units of the environment, such as 'a[-1] = 0; sum a[:, 0] = 0.4'."""
+
+    def check(self, at: Situation, chunk: Float[Tensor, "1 h a"]) -> None:
+        """See :class:`Guidance`."""
+        at.goal(self.goal, chunk)
 
 
 @register("guidance", "none")

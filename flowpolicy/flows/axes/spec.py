@@ -74,8 +74,11 @@ class Sampling:
             return lambda x, t: self.target.velocity(network(x, t, t), x, t, self.interpolant)
 
         fields = Fields(velocity(full), velocity(null), tuple(velocity(part) for part in parts))
-        mean = self.guidance.mean(full, at) if self.two_time else None
-        return Dynamics(self.guidance.field(fields, at), self.interpolant, mean)
+        mean = full if self.two_time else None
+        if self.target.integrates:
+            mean = lambda x, s, t: self.target.mean(full(x, s, t), s, t)  # noqa: E731
+        guided = None if mean is None else self.guidance.mean(mean, at)
+        return Dynamics(self.guidance.field(fields, at), self.interpolant, guided)
 
     def generate(
         self,

@@ -11,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.flows.axes.guidance import Fields, Guidance, Situation
+from flowpolicy.flows.axes.guidance import Aimed, Fields, Guidance, Situation
 from flowpolicy.flows.axes.registry import Conflict, Reference, register
-from flowpolicy.flows.goals import AT_REST
 from flowpolicy.flows.interpolant import rows
 from flowpolicy.flows.real_time import GUIDANCE_LIMIT
 from flowpolicy.flows.solvers import Field, MeanField
@@ -67,7 +66,7 @@ class Steering(Guidance):
     Reference("Training-free Linear Image Inverses via Flows", "2310.04432"),
 )
 @dataclasses.dataclass(frozen=True)
-class Gradient(Steering):
+class Gradient(Aimed, Steering):
     """Every step is pulled towards a goal, by the gradient of half the squared distance that the denoised chunk has.
 
     'skip' moves the state by ``-strength (1 - t) gradient`` per step, as if the denoised chunk moved with it one to one
@@ -76,8 +75,6 @@ class Gradient(Steering):
     ``w = (1 - t) / t / r^2``, ``r^2 = (1 - t)^2 / (t^2 + (1 - t)^2)`` on the straight path (arXiv 2310.04432).
     """
 
-    goal: str = AT_REST
-    """Equations of the chunk a in units of the environment, such as 'a[-1] = 0; sum a[:, 0] = 0.4'."""
     jacobian: Literal["skip", "vjp"] = "skip"
     """Leave the Jacobian out, or pay a backward pass per evaluation."""
     strength: float = 1.0

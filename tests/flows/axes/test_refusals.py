@@ -142,6 +142,8 @@ def test_most_single_values_are_fine_alone():
         "loss pseudo-huber",
         "loss balanced",
         "solver map",
+        "solver self",
+        "target segment",
         "solver olss",
         "schedule boss",
     }
