@@ -113,11 +113,15 @@ def setting(chosen):
     return Flow(**SMALL, flow=chosen, nfe=evaluations_for(chosen)).setting(2)
 
 
+REPAIRS = [("consistency", "lsd"), ("consistency", "meanflow"), ("solver", "map")]
+REPAIRS += [("solver", "self"), ("target", "segment")]
+
+
 def completed(pair, stream):
     """A valid spec that holds a pair of values, or None. Other axes keep their default or change it at random."""
     chosen = dataclasses.replace(FlowSpec(), **{axis: value(axis, name) for axis, name in pair})
     # Values that only work with a certain other one.
-    for axis, name in (("consistency", "lsd"), ("consistency", "meanflow"), ("solver", "map"), ("solver", "self")):
+    for axis, name in REPAIRS:
         if conflicts(chosen, setting(chosen)) and axis not in dict(pair):
             repaired = dataclasses.replace(chosen, **{axis: make(axis, name)})
             chosen = repaired if not conflicts(repaired, setting(repaired)) else chosen

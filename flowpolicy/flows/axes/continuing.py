@@ -41,7 +41,7 @@ class Bridge(Latent):
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
         """R9 and R17: what takes the start for a standard Gaussian, or pairs it anew."""
         wrong = {
-            spec.target.flag: spec.target.name != "velocity",
+            spec.target.flag: spec.target.converts,
             spec.solver.flag: spec.solver.converts or spec.solver.needs_score,
             spec.guidance.flag: spec.guidance.converts,
             spec.source.flag: spec.source.name != "normal",

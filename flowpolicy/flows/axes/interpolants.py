@@ -270,7 +270,4 @@ class EncodeDecode(Interpolant):
 
 def _converting(spec: Any) -> Value | None:
     """The value of a spec that turns velocities into data, if any."""
-    if spec.target.name != "velocity":
-        target: Value = spec.target
-        return target
-    return next((value for value in (spec.solver, spec.guidance) if value.converts), None)
+    return next((value for value in (spec.target, spec.solver, spec.guidance) if value.converts), None)

@@ -19,6 +19,8 @@ _SAMPLING_FLOOR = 1e-3
 class Target(Value):
     """Base of the prediction targets."""
 
+    converts: ClassVar[bool] = True
+    """Whether its velocity follows from the data or the noise that it predicts."""
     integrates: ClassVar[bool] = False
     """Whether a prediction is a whole curve, which needs no solver; then ``mean`` and ``errors`` say what it is."""
 
@@ -71,6 +73,8 @@ class Target(Value):
 @dataclasses.dataclass(frozen=True)
 class Velocity(Target):
     """The time derivative of the path (Lipman et al. 2023, arXiv 2210.02747)."""
+
+    converts: ClassVar[bool] = False
 
     def velocity(
         self, prediction: Float[Tensor, "b *d"], x: Float[Tensor, "b *d"], t: Float[Tensor, " b"], path: Interpolant
