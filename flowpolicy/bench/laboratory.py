@@ -176,13 +176,14 @@ def run(recipe: Recipe, plan: Plan, seed: int, command: Sequence[str] = ()) -> d
     obs = toy.observe(toy.size, data)
     chunks = toy.chunks(obs, data)
     rows, noise = torch_generator(seed, "rows"), torch_generator(seed, "noise")
-    valid, start = torch.ones(plan.batch, toy.steps, dtype=torch.bool), time.perf_counter()
+    valid = torch.ones(plan.batch, toy.steps, dtype=torch.bool)
+    start, used = time.perf_counter(), time.process_time()
     loss = float("nan")
     for _ in range(plan.updates):
         picked = torch.randint(toy.size, (plan.batch,), generator=rows)
         batch = {OBS: {"state": obs[picked].unsqueeze(1)}, ACTION: chunks[picked], VALID: valid}
         loss = float(agent.update(TensorDict(batch, [plan.batch]), noise)["loss"])
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start, time.process_time() - used
     policy = agent.policy()
     record: dict[str, Any] = {
         "schema": 2,
@@ -194,6 +195,7 @@ def run(recipe: Recipe, plan: Plan, seed: int, command: Sequence[str] = ()) -> d
         "plan": encode(plan, KINDS_OF_RECORDS),
         "loss": loss if loss == loss and abs(loss) != float("inf") else None,
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(used, 2),
         "versions": library_versions(),
         "error": measure(policy, plan, seed),
     }
