@@ -164,7 +164,7 @@ class FlowAgent(ImitationAgent):
         """Factors (b, n) of flat observations: a share of the rows sees none, or one, of the hidden observations."""
         guidance, device = self.spec.guidance, generator.device
         hidings = self.actor.hidings(guidance.hides).to(device)
-        dropped = torch.rand(rows, generator=generator, device=device) < guidance.dropout  # type: ignore[attr-defined]
+        dropped = torch.rand(rows, generator=generator, device=device) < guidance.hidden_share
         which = torch.randint(len(hidings), (rows,), generator=generator, device=device)
         return torch.where(dropped.unsqueeze(1), hidings[which], 1.0)
 

@@ -76,7 +76,9 @@ def fitted(
     with torch.inference_mode():
         flat = policy.normalized(obs)
         network = lambda *args: policy.actor.net(*args).value  # noqa: E731, the call that counts is in the policy
-        field = dynamics(policy.actor, flow, network, flat, None, Situation(path=flow.interpolant))
+        field = dynamics(
+            policy.actor, flow, network, flat, policy.actor.encoder(flat).cond, None, Situation(path=flow.interpolant)
+        )
         paths = trajectories(field, noise, FINE)
     nodes = [bellman(step_costs(paths), evaluations)]
     weights = digest(policy.actor.state_dict())

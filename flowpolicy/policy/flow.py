@@ -91,6 +91,7 @@ def carry(
     policy: Policy, flat: Float[Tensor, "b n"], noise: Float[Tensor, "b h a"], nfe: int
 ) -> Float[Tensor, "b h a"]:
     """Where the guided flow carries the noise in ``nfe`` evaluations, not clamped, nothing chosen or projected."""
+    policy.require_no_memory()
     guidance = policy.config.flow.guidance  # type: ignore[union-attr]
     carrying = _Carrying(policy, flat, 1, guidance.budget(guidance.repeats * nfe), None, None)
     return carrying.finish(carrying.begin(noise))
@@ -146,7 +147,8 @@ class _Carrying:
 
     def finish(self, noise: Tensor) -> Tensor:
         """Chunks for points at t = 0, not clamped."""
-        field = dynamics(self.policy.actor, self.flow, self.network, self.flat, self.share, self.situation(noise))
+        actor, at = self.policy.actor, self.situation(noise)
+        field = dynamics(actor, self.flow, self.network, self.flat, self.cond, self.share, at)
         if self.flow.source.continues and self.planned is not None and self.begun is not None:
             history = self.flat.view(len(self.flat), self.policy.contract.history, -1)
             start = self.flow.source.begin(history).masked_fill(~self.begun, 0.0)
@@ -160,16 +162,16 @@ def dynamics(
     flow: Sampling,
     network: Callable[..., Tensor],
     flat: Float[Tensor, "b n"],
+    cond: Float[Tensor, "b c"],
     share: Float[Tensor, " b"] | None,
     at: Situation,
 ) -> Dynamics:
-    """The guided velocity of an actor for flat, scaled observations."""
+    """The guided velocity of an actor for flat, scaled observations and what the encoder makes of them."""
 
     def predict(cond: Tensor) -> Network:
         shown = seen(flow, cond, share)
         return lambda x, s, t: network(x, s, t, shown) if flow.two_time else network(x, s, shown)
 
-    cond: Tensor = actor.encoder(flat).cond
     null = cond if actor.null is None else actor.null.expand_as(cond)
     hidden = actor.hidings(flow.guidance.hides)
     if len(hidden):

@@ -81,6 +81,11 @@ class Guidance(Value):
         return ()
 
     @property
+    def hidden_share(self) -> float:
+        """Share of the rows that training shows without what it ``hides``."""
+        return 0.0
+
+    @property
     def differentiates(self) -> bool:
         """Whether it differentiates the network while acting."""
         return False

@@ -198,6 +198,11 @@ class Compose(Guidance):
         """See :class:`Guidance`."""
         return self.keys
 
+    @property
+    def hidden_share(self) -> float:
+        """See :class:`Guidance`."""
+        return self.dropout
+
     def total(self, evaluations: int) -> int:
         """See :class:`Guidance`."""
         return (1 + len(self.keys)) * evaluations
