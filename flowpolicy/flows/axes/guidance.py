@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -50,9 +51,10 @@ class Situation:
         goal = read_goal(text, *like.shape[1:])
         return goal if self.scale is None or self.offset is None else goal.rescaled(self.scale, self.offset)
 
-    def until(self, t: float) -> float:
-        """End of the step that holds the time t."""
-        return next((end for end in self.grid if end > t + 1e-6), 1.0)
+    def step(self, t: float) -> tuple[float, float]:
+        """Start and end of the solver's step that holds the time t."""
+        pairs = list(itertools.pairwise(self.grid))
+        return next((pair for pair in pairs if t < pair[1] - 1e-6), pairs[-1])
 
 
 @dataclasses.dataclass(frozen=True)

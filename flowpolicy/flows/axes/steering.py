@@ -30,8 +30,10 @@ class Steering(Guidance):
 
     intermediate: ClassVar[bool] = True
 
-    def steer(self, x: Tensor, t: Tensor, ahead: float, look: Look, at: Situation) -> Float[Tensor, "b h a"]:
-        """The velocity to follow at (x, t) up to the end of the step, ``ahead`` later."""
+    def steer(
+        self, x: Tensor, t: Tensor, step: tuple[float, float], look: Look, at: Situation
+    ) -> Float[Tensor, "b h a"]:
+        """The velocity to follow at (x, t) in the step from ``step[0]`` to ``step[1]``."""
         raise NotImplementedError
 
     def field(self, fields: Fields, at: Situation) -> Field:
@@ -42,7 +44,7 @@ class Steering(Guidance):
                 v = fields.full(x, t)
                 return v, at.path.data(x, v, t)
 
-            return self.steer(x, t, at.until(float(t[0])) - float(t[0]), look, at)
+            return self.steer(x, t, at.step(float(t[0])), look, at)
 
         return guided
 
@@ -54,7 +56,7 @@ class Steering(Guidance):
                 u = mean(x, s, t)
                 return u, x + rows(1 - s, x) * u
 
-            return self.steer(x, s, float(t[0] - s[0]), look, at)
+            return self.steer(x, s, (float(s[0]), float(t[0])), look, at)
 
         return guided
 
@@ -95,12 +97,14 @@ class Gradient(Aimed, Steering):
         """See :class:`Guidance`."""
         return self.jacobian == "vjp"
 
-    def steer(self, x: Tensor, t: Tensor, ahead: float, look: Look, at: Situation) -> Float[Tensor, "b h a"]:
+    def steer(
+        self, x: Tensor, t: Tensor, step: tuple[float, float], look: Look, at: Situation
+    ) -> Float[Tensor, "b h a"]:
         """See :class:`Steering`."""
         goal = at.goal(self.goal, x)
         if self.jacobian == "skip":
             v, data = look(x)
-            return v - self.strength * rows(1 - t, x) / ahead * goal.gap(data)
+            return v - self.strength * rows(1 - t, x) / (step[1] - step[0]) * goal.gap(data)
 
         def denoise(x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             v, data = look(x)
@@ -145,15 +149,16 @@ class TrajectoryBlend(Steering):
         ramp = (torch.arange(steps) + 1.0 - self.held) / max(steps - self.held, 1)
         return ramp.clamp(0, 1)
 
-    def steer(self, x: Tensor, t: Tensor, ahead: float, look: Look, at: Situation) -> Float[Tensor, "b h a"]:
+    def steer(
+        self, x: Tensor, t: Tensor, step: tuple[float, float], look: Look, at: Situation
+    ) -> Float[Tensor, "b h a"]:
         """See :class:`Steering`."""
         v, _ = look(x)
         if at.planned is None or at.noise is None or at.begun is None:
             return v
         straight = at.planned - at.noise
         cosine = torch.nn.functional.cosine_similarity(v.flatten(1), straight.flatten(1), dim=1)
-        left = (1 - t - ahead).clamp(min=0)
-        freedom = self.mask(x.shape[1]).to(x).unsqueeze(1) * rows((1 - left.pow(self.power)) * cosine, x)
+        freedom = self.mask(x.shape[1]).to(x).unsqueeze(1) * rows((1 - max(0.0, 1 - step[1]) ** self.power) * cosine, x)
         return torch.where(at.begun.reshape(-1, 1, 1), straight + freedom * (v - straight), v)
 
 

@@ -116,12 +116,17 @@ def test_a_trajectory_blend_keeps_what_is_held_and_frees_the_rest():
     assert torch.equal(sample(make("guidance", "trajectory-blend"), flow, x), plain)
 
 
+def test_the_step_of_a_time():
+    at = Situation(grid=(0.0, 0.4, 1.0))
+    assert [at.step(t) for t in (0.0, 0.2, 0.4, 0.7, 1.0)] == [(0.0, 0.4)] * 2 + [(0.4, 1.0)] * 3
+
+
 def test_a_trajectory_blend_by_hand():
     guidance = make("guidance", "trajectory-blend", held=0, power=2.0)
     assert guidance.mask(4).tolist() == [0.25, 0.5, 0.75, 1.0]
     x, v, plan = noise(1), noise(1, 1), noise(1, 2)
     at = Situation(grid=(0.0, 0.4, 1.0), noise=x, planned=plan, begun=torch.tensor([True]))
-    found = guidance.steer(x, torch.zeros(1, dtype=F64), 0.4, lambda x: (v, v), at)
+    found = guidance.steer(x, torch.zeros(1, dtype=F64), at.step(0.0), lambda x: (v, v), at)
     w = plan - x
     cosine = float((v * w).sum() / (v.norm() * w.norm()))
     mask = torch.tensor([0.5, 1.0], dtype=F64).reshape(1, 2, 1)
