@@ -49,7 +49,8 @@ class Goal(NamedTuple):
         """
         flat = chunk.flatten(1)
         a, b = self.matrix.to(flat), self.value.to(flat)
-        return ((flat @ a.mT - b) @ torch.linalg.pinv(a).mT).view_as(chunk)
+        gap: Tensor = (flat @ a.mT - b) @ torch.linalg.pinv(a).mT
+        return gap.view_as(chunk)
 
     def cost(self, chunk: Float[Tensor, "b h a"]) -> Float[Tensor, " b"]:
         """Half the squared distance to the chunks that meet the goal."""
@@ -168,4 +169,5 @@ def project(
             f"no chunk within the limits of the actions meets the goal: {unmet:.2g} of it is left",
             expected="a goal that actions of the training data's range can meet",
         )
-    return moved.to(chunk.dtype).view_as(chunk)
+    found: Tensor = moved.to(chunk.dtype).view_as(chunk)
+    return found

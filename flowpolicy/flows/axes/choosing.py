@@ -158,4 +158,5 @@ def _least_step(
     rows = [pull(row.view(1, *x.shape[1:]).expand_as(x).contiguous())[0].flatten(1) for row in a]
     slope = torch.stack(rows, dim=1)
     error = (chunk.flatten(1) @ a.mT - b).unsqueeze(2)
-    return (torch.linalg.pinv(slope) @ error).view_as(x)
+    step: Tensor = torch.linalg.pinv(slope) @ error
+    return step.view_as(x)

@@ -114,7 +114,8 @@ class Gradient(Aimed, Steering):
         (slope,) = pull(goal.gap(data))
         e = at.path.effective(t, x)
         weight = e.wronskian * (e.sigma.square() + e.beta.square()) / (e.sigma * e.beta)
-        return v - self.strength * weight.clamp(max=self.limit) * slope
+        steered: Tensor = v - self.strength * weight.clamp(max=self.limit) * slope
+        return steered
 
 
 @register(
