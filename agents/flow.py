@@ -20,12 +20,13 @@ from flowpolicy.agents.flow_bc import FlowBC
 from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.files import digest
-from flowpolicy.core.keys import ACTION, OBS
+from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.consistency import ImprovedMeanFlow, MeanFlow, Problem
 from flowpolicy.flows.axes.couplings import Table
+from flowpolicy.flows.axes.guidance import Situation
 from flowpolicy.flows.axes.interval_laws import Ends
 from flowpolicy.flows.axes.losses import Adaptive, Squared
 from flowpolicy.flows.axes.refusals import Setting, validate
@@ -59,6 +60,11 @@ class Flow(ImitationConfig):
     """Evaluations of the teacher per pair."""
     from_teacher: bool = False
     """Start from the teacher's weights; the networks must be the same."""
+
+    @property
+    def previous(self) -> bool:  # type: ignore[override]
+        """See :class:`ImitationConfig`."""
+        return self.flow.interpolant.continues
 
     def setting(self, action: int) -> Setting:
         """What decides about the spec besides its axes, for actions of so many dimensions."""
@@ -100,6 +106,8 @@ class FlowAgent(ImitationAgent):
         # A gradient through a forward derivative is not tried in compiled graphs: those objectives run uncompiled.
         differentiable = self.spec.consistency.forward_mode and self.spec.consistency.differentiated
         super().__init__(config, contract, normalizer, compile=compile and not differentiable, **options)
+        scaling, like = normalizer.action_scaling, torch.zeros(1, config.chunk, contract.spec.action.size)
+        self.spec.guidance.check(Situation(scale=scaling.scale.cpu(), offset=scaling.offset.cpu()), like)
         # In a list: the teacher is no part of this module, nor of its state.
         self._teacher = [load_teacher(config, normalizer)] if config.teacher else []
         if config.from_teacher:
@@ -122,7 +130,7 @@ class FlowAgent(ImitationAgent):
         cond = self.actor.flatten(self.normalizer.obs(dict(batch[OBS].items())))
         shape = tuple(data.shape)
         pairing = spec.coupling.pair(lambda: spec.source.sample(shape, generator), data, cond, progress)
-        drawn = {"noise": pairing.noise, **self._times(rows, progress, generator)}
+        drawn = {"noise": self._begin(pairing.noise, batch), **self._times(rows, progress, generator)}
         extra = {
             "weight": pairing.weight,
             "share": spec.source.shares(rows, generator, acting=False),
@@ -132,15 +140,37 @@ class FlowAgent(ImitationAgent):
             drawn["z"] = torch.randn(shape, generator=generator, device=data.device)
         if spec.guidance.drop:
             drawn["drop"] = torch.rand(rows, generator=generator, device=data.device) < spec.guidance.drop
+        if spec.guidance.hides:
+            drawn["visible"] = self._visible(rows, generator)
         if isinstance(spec.coupling, Table):
             carried = self._teacher[0].carry(dict(batch[OBS].items()), drawn["noise"], self.config.teacher_nfe)
             drawn["data"] = carried.clone()  # a tensor of inference mode cannot take part in a gradient
             drawn["noise"] = spec.coupling.blend(drawn["noise"], progress, generator)
         return (drawn,)
 
+    def _begin(self, noise: Tensor, batch: TensorDict) -> Tensor:
+        """Where the path starts: at the noise, or at the actions before the window."""
+        if not self.spec.interpolant.continues:
+            return noise
+        if PREVIOUS not in batch.keys():  # noqa: SIM118, a TensorDict iterates over rows
+            raise ConfigError(
+                f"batches without the actions before the window for {self.spec.interpolant.flag}",
+                expected="windows of episodes: flowpolicy train",
+            )
+        past = self.normalizer.action(batch[PREVIOUS])
+        return self.spec.interpolant.begin(noise, past.masked_fill(~batch[KNOWN].unsqueeze(2), 0.0))
+
+    def _visible(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Factors (b, n) of flat observations: a share of the rows sees none, or one, of the hidden observations."""
+        guidance, device = self.spec.guidance, generator.device
+        hidings = self.actor.hidings(guidance.hides).to(device)
+        dropped = torch.rand(rows, generator=generator, device=device) < guidance.hidden_share
+        which = torch.randint(len(hidings), (rows,), generator=generator, device=device)
+        return torch.where(dropped.unsqueeze(1), hidings[which], 1.0)
+
     def _times(self, rows: int, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         spec = self.spec
-        if not spec.consistency.two_time:
+        if not spec.consistency.two_time and not spec.target.integrates:
             return {"s": spec.interpolant.inside(spec.time.draw(rows, generator))}
         (s, t), _ = spec.consistency.pairs(spec.time, rows, progress, generator)
         s = spec.interpolant.inside(s)
@@ -156,7 +186,8 @@ class FlowAgent(ImitationAgent):
         d, actor, spec = draws[0], self.actor, self.spec
         data = d["data"] if "data" in d else self.normalizer.action(action)
         valid = torch.ones_like(valid) if "data" in d else valid
-        cond, feature = actor.condition(self.normalizer.obs(obs))
+        flat = actor.flatten(self.normalizer.obs(obs))
+        cond, feature = actor.encoder(flat * d["visible"] if "visible" in d else flat)
         noise, divergence = shaped(actor, d["noise"], cond, d.get("share"))
         if "drop" in d:
             cond = torch.where(d["drop"].unsqueeze(1), cast(Tensor, actor.null), cond)
@@ -175,6 +206,11 @@ class FlowAgent(ImitationAgent):
     ) -> tuple[Tensor, Metrics]:
         spec, path, s, z = self.spec, self.spec.interpolant, d["s"], d.get("z")
         x = path.point(noise, data, s, z)
+        if spec.target.integrates:
+            predict = lambda x, s: self.actor.net(x, s, cond).value  # noqa: E731
+            errors = spec.target.errors(predict, x, path.velocity(noise, data, s, z), s, d["t"])
+            start, curve = (spec.loss.reduce(error, valid, s, path, d.get("weight")) for error in errors)
+            return start + curve, {"on_diagonal": start.detach(), "off_diagonal": curve.detach()}
         if not spec.consistency.two_time:
             error = spec.target.error(self.actor.net(x, s, cond).value, noise, data, z, s, path)
             return spec.loss.reduce(error, valid, s, path, d.get("weight")), {}

@@ -67,6 +67,8 @@ class ImitationConfig:
     """Options of every behaviour-cloning agent."""
 
     needs: ClassVar[str] = "windows"
+    previous: ClassVar[bool] = False
+    """Whether batches must hold the actions before their windows."""
     net: Net = MLP()
     """Trunk over the chunk: mlp, unet or transformer."""
     encoder: StateEncoder = StateEncoder()

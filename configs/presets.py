@@ -16,6 +16,7 @@ from flowpolicy.agents.ifql import IFQL
 from flowpolicy.agents.imitation import Optimizer
 from flowpolicy.agents.iql import IQL
 from flowpolicy.agents.mean_flow_q import MeanFlowQ
+from flowpolicy.agents.mip import MIP
 from flowpolicy.agents.qc import QC
 from flowpolicy.agents.rebrac import ReBRAC
 from flowpolicy.agents.regression import Regression
@@ -46,6 +47,7 @@ _OWN_KINDS: dict[str, type] = {
     "flow_bc": FlowBC,
     "flow": Flow,
     "regression": Regression,
+    "mip": MIP,
     "fql": FQL,
     "ifql": IFQL,
     "iql": IQL,
@@ -69,6 +71,7 @@ DM1_ARM = DM1(chunk=4, execute=2, optimizer=FAST, pairs=PairLaw(share_endpoint=0
 DM1_DOOR = replace(DM1_ARM, pairs=PairLaw())
 FLOW_BC_ARM = FlowBC(chunk=4, execute=2, optimizer=FAST)
 REGRESSION_ARM = Regression(chunk=4, execute=2, optimizer=FAST)
+MIP_ARM = MIP(chunk=4, execute=2, optimizer=FAST)
 LIFT = Experiment(agent=DM1_ARM, env="lift", data=DataConfig(obs_keys=ARM_KEYS), steps=5_000)
 CAN = replace(LIFT, env="can", steps=15_000)
 # Eight rows of 50 ms, replaced after two: ten decisions a second, and always 0.3 s of a newer plan in hand.
@@ -117,6 +120,9 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "dm1-lift": ("DM1 on robosuite Lift, one evaluation per chunk", LIFT),
     "flow-bc-lift": ("Flow BC on robosuite Lift, ten evaluations per chunk", replace(LIFT, agent=FLOW_BC_ARM)),
     "regression-lift": ("Regression control on robosuite Lift", replace(LIFT, agent=REGRESSION_ARM)),
+    "mip-lift": ("MIP, two regressions, on robosuite Lift", replace(LIFT, agent=MIP_ARM)),
+    "mip-can": ("MIP, two regressions, on robosuite PickPlaceCan", replace(CAN, agent=MIP_ARM)),
+    "mip-door": ("MIP, two regressions, on Adroit door (D4RL)", replace(DOOR, agent=MIP_ARM)),
     "gdro-lift": ("GDRO: post-train a Lift run on groups of its chunks", GDRO_ARM),
     "gdro-can": ("GDRO: post-train a PickPlaceCan run on groups of its chunks", replace(GDRO_ARM, env="can")),
     "dm1-can": ("DM1 on robosuite PickPlaceCan", CAN),

@@ -92,6 +92,7 @@ class CandidateRunner:
 
         torch.set_num_threads(1)
         self.policy, self.data = Policy.load(policy), data
+        self.policy.require_no_memory()
         self.env: RestorableEnv
         if isinstance(config, RobosuiteConfig):
             self.env = RestorableRobosuite(config.env_args(), config.obs_keys, config.horizon)

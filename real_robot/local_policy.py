@@ -24,6 +24,7 @@ class LocalPolicy:
     def __init__(self, run: str, seed: int) -> None:
         torch.set_num_threads(1)
         self._policy, self._seed = Policy.load(run), seed
+        self._policy.require_no_memory()
         self._generator = torch_generator(seed, "robot", 0)
 
     @property

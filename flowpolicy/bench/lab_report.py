@@ -62,7 +62,7 @@ def table(records: Sequence[dict[str, Any]], nfes: Sequence[int]) -> str:
         "Conditional energy distance x 1000 (0 is exact; lower is better) with a 95 % bootstrap interval over "
         f"{plan['observations']} observations; behind the bar the error of every seed.",
         "",
-        "| recipe | " + " | ".join(f"NFE {nfe}" for nfe in nfes) + " | seconds |",
+        "| recipe | " + " | ".join(f"NFE {nfe}" for nfe in nfes) + " | CPU seconds |",
         "|---|" + "---:|" * (len(nfes) + 1),
     ]
     for name, errors in summary.items():
@@ -70,7 +70,7 @@ def table(records: Sequence[dict[str, Any]], nfes: Sequence[int]) -> str:
         for nfe in nfes:
             seen = ", ".join(f"{value:.0f}" for value in per_seed(records, name, nfe))
             cells.append(_cell(errors[nfe], seen) if nfe in errors else "-")
-        own = [record["seconds"] for record in records if record["name"] == name.removesuffix(", fitted")]
+        own = [record["cpu_seconds"] for record in records if record["name"] == name.removesuffix(", fitted")]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {np.mean(own):.0f} |")
     return "\n".join([*lines, "", "![error over evaluations](lab.png)", ""])
 

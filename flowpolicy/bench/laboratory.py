@@ -6,17 +6,20 @@ import ast
 import dataclasses
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict
 
 from flowpolicy.agents.dm1 import DM1
-from flowpolicy.agents.flow import Flow, FlowAgent, as_flow
-from flowpolicy.agents.imitation import Optimizer
+from flowpolicy.agents.flow import Flow, as_flow
+from flowpolicy.agents.imitation import ImitationAgent, Optimizer
+from flowpolicy.agents.mip import MIP
+from flowpolicy.agents.regression import Regression
 from flowpolicy.bench.chunk_toy import ChunkToy, energy_distance
 from flowpolicy.core.config import encode
 from flowpolicy.core.errors import ConfigError, nearest
@@ -25,6 +28,7 @@ from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec, library_versions
 from flowpolicy.data.normalize import Normalizer
+from flowpolicy.evaluate.report import git_commit
 from flowpolicy.flows.axes.registry import AXES, VALUES, make
 from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.flows.times import PairLaw
@@ -37,6 +41,9 @@ from flowpolicy.policy.policy import Policy
 NFES = (1, 2, 4, 8, 64)
 SCALE = 1000.0
 """Energy distances are given in thousandths."""
+CONTROLS: dict[str, Any] = {"regression": Regression, "mip": MIP}
+"""Agents without a flow, by what a recipe calls them."""
+BASES = ("dm1", *CONTROLS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +56,9 @@ class Recipe:
     """The point."""
     lr: float = 1e-3
     """Peak learning rate."""
-    dm1: bool = False
-    """Start from DM1 with its own law of intervals and its regulariser."""
+    base: Literal["", "dm1", "regression", "mip"] = ""
+    """'dm1' starts from DM1 with its own law of intervals and its regulariser; the others are controls beside the
+    axes."""
     fit: bool = False
     """Measure the solver that is fitted to the trained field as well."""
 
@@ -103,7 +111,13 @@ def parse_recipe(text: str) -> Recipe:
             options[axis][option] = _literal(value)
         else:
             values[axis] = value
-    base = as_flow(DM1()).flow if rest.get("base") == "dm1" else FlowSpec()
+    control = rest.get("base", "")
+    if control not in ("", *BASES) or (control in CONTROLS and (values or any(options.values()))):
+        raise ConfigError(
+            f"the recipe '{text}' with the base '{control}'",
+            expected=f"base={' or base='.join(BASES)}; {' and '.join(CONTROLS)} have no axes",
+        )
+    base = as_flow(DM1()).flow if control == "dm1" else FlowSpec()
     changes = {
         axis: make(axis, values.get(axis, getattr(base, axis).name), **_fitting(axis, values, base, options[axis]))
         for axis in AXES
@@ -113,7 +127,7 @@ def parse_recipe(text: str) -> Recipe:
         name=name.strip() if colon else " ".join(text.split()) or "flow matching",
         flow=dataclasses.replace(base, **changes),
         lr=float(rest.get("lr", 1e-3)),
-        dm1=rest.get("base") == "dm1",
+        base=control,  # type: ignore[arg-type]
         fit="fit" in rest,
     )
 
@@ -132,50 +146,56 @@ def _literal(text: str) -> Any:
         return text
 
 
-def build(recipe: Recipe, plan: Plan, seed: int) -> FlowAgent:
+def build(recipe: Recipe, plan: Plan, seed: int) -> ImitationAgent:
     """The agent of a recipe."""
-    toy, solver = plan.toy, recipe.flow.solver
-    base = as_flow(DM1()) if recipe.dm1 else Flow()
+    toy, dm1 = plan.toy, recipe.base == "dm1"
+    config: Any = CONTROLS[recipe.base]() if recipe.base in CONTROLS else as_flow(DM1()) if dm1 else Flow()
     config = dataclasses.replace(
-        base,
-        flow=recipe.flow,
-        nfe=recipe.flow.guidance.total(solver.usual),
+        config,
         net=MLP(width=plan.width, depth=plan.depth),
-        encoder=StateEncoder(width=plan.width if recipe.dm1 else 0),
+        encoder=StateEncoder(width=plan.width if dm1 else 0),
         chunk=toy.steps,
         execute=toy.steps,
         optimizer=Optimizer(lr=recipe.lr),
     )
+    if isinstance(config, Flow):
+        nfe = recipe.flow.guidance.total(recipe.flow.solver.usual)
+        config = dataclasses.replace(config, flow=recipe.flow, nfe=nfe)
     spec = Spec({"state": ObservationSpec((toy.obs,))}, ActionSpec(toy.action))
     contract = Contract(spec, 1, toy.steps, toy.steps, config.nfe)
     normalizer = Normalizer({"state": toy.obs}, toy.action)
-    return config.build(contract, normalizer, steps=plan.updates, seed=seed, compile=False)
+    agent: ImitationAgent = config.build(contract, normalizer, steps=plan.updates, seed=seed, compile=False)
+    return agent
 
 
-def run(recipe: Recipe, plan: Plan, seed: int) -> dict[str, Any]:
-    """Train and measure; the record of the run as JSON values."""
+def run(recipe: Recipe, plan: Plan, seed: int, command: Sequence[str] = ()) -> dict[str, Any]:
+    """Train and measure; the record of the run as JSON values. ``command``: words of the command line it is part of."""
     torch.set_num_threads(1)
     agent, toy = build(recipe, plan, seed), plan.toy
     data = torch_generator(toy.seed, "data")
     obs = toy.observe(toy.size, data)
     chunks = toy.chunks(obs, data)
     rows, noise = torch_generator(seed, "rows"), torch_generator(seed, "noise")
-    valid, start = torch.ones(plan.batch, toy.steps, dtype=torch.bool), time.perf_counter()
+    valid = torch.ones(plan.batch, toy.steps, dtype=torch.bool)
+    start, used = time.perf_counter(), time.process_time()
     loss = float("nan")
     for _ in range(plan.updates):
         picked = torch.randint(toy.size, (plan.batch,), generator=rows)
         batch = {OBS: {"state": obs[picked].unsqueeze(1)}, ACTION: chunks[picked], VALID: valid}
         loss = float(agent.update(TensorDict(batch, [plan.batch]), noise)["loss"])
-    seconds = time.perf_counter() - start
+    seconds, used = time.perf_counter() - start, time.process_time() - used
     policy = agent.policy()
     record: dict[str, Any] = {
-        "schema": 1,
+        "schema": 2,
         "name": recipe.name,
+        "command": shlex.join(["flowpolicy", *command]),
+        "commit": git_commit(),
         "seed": seed,
         "recipe": encode(recipe, {**KINDS_OF_RECORDS, **KINDS}),
         "plan": encode(plan, KINDS_OF_RECORDS),
         "loss": loss if loss == loss and abs(loss) != float("inf") else None,
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(used, 2),
         "versions": library_versions(),
         "error": measure(policy, plan, seed),
     }
@@ -212,11 +232,11 @@ def record_path(folder: Path, recipe: Recipe, plan: Plan, seed: int) -> Path:
     return folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}-seed{seed}.json"
 
 
-def run_once(recipe: Recipe, plan: Plan, seed: int, folder: Path) -> dict[str, Any]:
+def run_once(recipe: Recipe, plan: Plan, seed: int, folder: Path, command: Sequence[str] = ()) -> dict[str, Any]:
     """The record of a run, from its file where there is one."""
     path = record_path(folder, recipe, plan, seed)
     if not path.exists():
-        write_json(path, run(recipe, plan, seed))
+        write_json(path, run(recipe, plan, seed, command))
     record: dict[str, Any] = read_json(path)
     return record
 

@@ -52,6 +52,13 @@ def with_flow(agent: Any, picked: dict[str, str]) -> Flow:
     return dataclasses.replace(config, flow=spec, nfe=spec.guidance.total(nfe))
 
 
+def settled(agent: Flow, default: Flow, picked: dict[str, str]) -> Flow:
+    """The agent with the evaluations per chunk that the options of its solver and guidance ask for."""
+    guidance, solver = default.flow.guidance, agent.flow.solver
+    spent = solver.usual if "solver" in picked else guidance.budget(default.nfe)
+    return dataclasses.replace(agent, nfe=agent.flow.guidance.total(spent))
+
+
 def axes_help(agent: Any) -> str:
     """What the help of a preset says about the axes; empty where the agent is no point on them."""
     if not isinstance(agent, (Flow, FlowBC, DM1)):

@@ -49,8 +49,8 @@ def lab(
     """Train points on the axes on the chunk toy; energy distance at 1, 2, 4, 8 and 64 evaluations, table and picture.
 
     A recipe is words: '[NAME:] axis=value axis.option=value lr=0.002 base=dm1 fit=olss', for example
-    'LSD: consistency=lsd solver=map lr=0.002'. What is not named keeps its default, plain flow matching. Records are
-    kept: a run that is there is not made again.
+    'LSD: consistency=lsd solver=map lr=0.002'. What is not named keeps its default, plain flow matching;
+    base=regression and base=mip are controls. Records are kept: a run that is there is not made again.
 
     Args:
         recipes: points on the axes.
@@ -93,7 +93,7 @@ def _run_all(jobs: list[tuple[Any, Any, int]], out: Path, workers: int) -> list[
         progress_bar("lab", len(jobs)) as move,
         ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        waiting = [pool.submit(run_once, recipe, plan, seed, out) for recipe, plan, seed in jobs]
+        waiting = [pool.submit(run_once, recipe, plan, seed, out, sys.argv[1:]) for recipe, plan, seed in jobs]
         records = []
         for done, ((recipe, _, seed), future) in enumerate(zip(jobs, waiting, strict=True), 1):
             records.append(future.result())

@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from flowpolicy.commands.arguments import pick
-from flowpolicy.commands.flow_flags import axes_help, split_flow_flags, with_flow
+from flowpolicy.commands.flow_flags import axes_help, settled, split_flow_flags, with_flow
 from flowpolicy.commands.progress import training_progress
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core.errors import ConfigError, nearest
@@ -94,7 +94,10 @@ def parse(base: Experiment, argv: Sequence[str], name: str, description: str) ->
     if isinstance(command, FlowTrainCommand):
         from flowpolicy.envs import find_env
 
-        command = dataclasses.replace(command, agent=dataclasses.replace(command.agent, flow=command.flow))
+        agent = dataclasses.replace(command.agent, flow=command.flow)
+        if not any(word.partition("=")[0] == "--agent.nfe" for word in argv):
+            agent = settled(agent, values["agent"], picked or {})
+        command = dataclasses.replace(command, agent=agent)
         command.agent.check(find_env(command.env).spec().action.size)
     return command
 

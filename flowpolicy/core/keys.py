@@ -13,6 +13,8 @@ key                dataset shape       batch shape     meaning
 "terminal"         (N,)                               True on the last row of each trajectory
 "episode"          (N,)                               number of the episode that the row belongs to
 "valid"                                (b, h)          False where a window reaches past its episode's end
+"previous"                             (b, h, a)       the h actions before the window, where they are asked for
+"known"                                (b, h)          False where "previous" reaches before the episode
 -----------------  ------------------  --------------  ----------------------------------------------------
 "steps"                                (b,)            n: the bootstrap value is discounted by gamma^n
 ("next_obs", name)                     (b, o, d)       observation n rows later, where the return bootstraps
@@ -32,6 +34,8 @@ MASK = "mask"
 TERMINAL = "terminal"
 EPISODE = "episode"
 VALID = "valid"
+PREVIOUS = "previous"
+KNOWN = "known"
 STEPS = "steps"
 NEXT_OBS = "next_obs"
 NEXT_ACTION = "next_action"

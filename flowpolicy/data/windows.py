@@ -17,7 +17,8 @@ class WindowSampler:
 
     A window at row i has the observations of rows i-o+1 ... i and the actions of rows i ... i+h-1. It never
     crosses an episode end: before the first row of the episode the first observation repeats, past the last
-    row the last action repeats with ``valid`` False.
+    row the last action repeats with ``valid`` False. Asked for ``previous``, it has the actions of rows i-h ... i-1
+    too; before the first row of the episode the first action stands, with ``known`` False.
 
     The low-dimensional columns are packed once into one matrix on ``device``, so a draw is one gather of
     observations and one of actions; a memory-mapped dataset is gathered from its files instead.
@@ -28,6 +29,7 @@ class WindowSampler:
         chunk: h, actions per window.
         batch_size: b, windows per draw.
         device: where batches are wanted.
+        previous: also give the actions before the window.
 
     Raises:
         DataError: every episode is shorter than a chunk.
@@ -35,7 +37,14 @@ class WindowSampler:
     """
 
     def __init__(
-        self, dataset: Dataset, history: int, chunk: int, batch_size: int, device: torch.device | str = "cpu"
+        self,
+        dataset: Dataset,
+        history: int,
+        chunk: int,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        *,
+        previous: bool = False,
     ) -> None:
         longest = int(dataset.lengths.max())
         if longest < chunk:
@@ -43,7 +52,7 @@ class WindowSampler:
                 f"{dataset.path}: every episode is shorter than a chunk of {chunk} actions (the longest has {longest})",
                 fix=f"choose a chunk of at most {longest}, or record longer episodes",
             )
-        self.batch_size, self.device = batch_size, torch.device(device)
+        self.batch_size, self.device, self.previous = batch_size, torch.device(device), previous
         steps = dataset.steps
         self.rows = steps.batch_size[0]
         self.names = list(steps[keys.OBS].keys())
@@ -71,7 +80,8 @@ class WindowSampler:
             generator: the only source of randomness.
 
         Returns:
-            ``("obs", name)`` (b, o, d) float32, ``"action"`` (b, h, a) float32, ``"valid"`` (b, h) bool.
+            ``("obs", name)`` (b, o, d) float32, ``"action"`` (b, h, a) float32, ``"valid"`` (b, h) bool; ``"previous"``
+            and ``"known"`` likewise where they are asked for.
 
         """
         return self.at(torch.randint(self.rows, (self.batch_size,), generator=generator, device=generator.device))
@@ -83,14 +93,16 @@ class WindowSampler:
         ahead = index[:, None] + self._ahead
         valid: Bool[Tensor, "b h"] = ahead <= last
         action = _gather(self._action, torch.minimum(ahead, last))
-        return TensorDict(
-            {
-                keys.OBS: self._history(index, first),
-                keys.ACTION: action.to(self.device),
-                keys.VALID: valid.to(self.device),
-            },
-            batch_size=[index.shape[0]],
-        )
+        batch = {
+            keys.OBS: self._history(index, first),
+            keys.ACTION: action.to(self.device),
+            keys.VALID: valid.to(self.device),
+        }
+        if self.previous:
+            behind = ahead - len(self._ahead)
+            batch[keys.PREVIOUS] = _gather(self._action, torch.maximum(behind, first)).to(self.device)
+            batch[keys.KNOWN] = (behind >= first).to(self.device)
+        return TensorDict(batch, batch_size=[index.shape[0]])
 
     def _history(self, index: Int64[Tensor, " b"], first: Int64[Tensor, "b 1"]) -> TensorDict:
         """Observations of the rows up to ``index``, name -> (b, o, d), none before ``first``."""

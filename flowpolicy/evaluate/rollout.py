@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from flowpolicy.core.spec import Contract
 from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.history import ObservationHistory
+from flowpolicy.policy.previous import Previous
 from flowpolicy.policy.queue import ChunkQueue
 from flowpolicy.policy.reuse import Decider
 
@@ -35,7 +36,8 @@ class ActingPolicy(Protocol):
     def act(self, obs: dict[str, Tensor], generator: torch.Generator, nfe: int | None = None) -> Tensor:
         """(b, h, a) actions in environment units for observations name -> (b, o, *shape).
 
-        With the execution 'real_time' it is given ``committed=`` too (:class:`flowpolicy.policy.committed.Committed`).
+        With the execution 'real_time' it is given ``committed=`` too (:class:`flowpolicy.policy.committed.Committed`),
+        and ``previous=`` (:class:`flowpolicy.policy.previous.Previous`) where it has a true attribute ``continues``.
         """
 
 
@@ -232,21 +234,30 @@ class _Running:
         self.queue.push(chunk, 0 if self.task.execution == "naive" else self.age)
 
     def _ask(self, policy: ActingPolicy, obs: dict[str, Tensor]) -> Tensor:
-        task = self.task
+        task, options = self.task, self._memory(policy)
         if self.decider is not None:
             executed, self.decided_at = self.length - self.decided_at, self.length
             return self.decider.decide(obs, self.generator, task.nfe, executed)
         if task.execution == "naive":
-            return policy.act(obs, self.generator, task.nfe)
+            return policy.act(obs, self.generator, task.nfe, **options)
         bridged = task.contract.chunk - 1 if task.execution == "aligned" else task.most_committed
         self.stale += self.age > bridged
         if task.execution == "aligned":
-            return policy.act(obs, self.generator, task.nfe)
+            return policy.act(obs, self.generator, task.nfe, **options)
         committed = self.queue.committed(self.age, task.contract.chunk, task.most_committed)
         if committed is not None:
             committed = Committed(*(part.to(task.device) for part in committed))
-        chunk: Tensor = policy.act(obs, self.generator, task.nfe, committed=committed)  # type: ignore[call-arg]
+        chunk: Tensor = policy.act(obs, self.generator, task.nfe, committed=committed, **options)  # type: ignore[call-arg]
         return chunk
+
+    def _memory(self, policy: ActingPolicy) -> dict[str, Any]:
+        """What a policy is told besides that continues its previous chunk."""
+        if not getattr(policy, "continues", False):
+            return {}
+        previous = self.queue.previous(self.task.contract.chunk, 0 if self.task.execution == "naive" else self.age)
+        if previous is not None:
+            previous = Previous(*(part.to(self.task.device) for part in previous))
+        return {"previous": previous}
 
     def take(self, reward: float, success: bool) -> None:
         """Count one step's reward and success."""

@@ -24,16 +24,21 @@ class TrunkConfig(Protocol):
 
 
 class VelocityNet(nn.Module):
-    """Velocity v(x, t, cond) on the way from noise (t = 0) to data (t = 1)."""
+    """Velocity v(x, t, cond) on the way from noise (t = 0) to data (t = 1), or ``outputs`` numbers per action."""
 
-    def __init__(self, trunk: TrunkConfig, action: int, chunk: int, cond: int) -> None:
+    def __init__(self, trunk: TrunkConfig, action: int, chunk: int, cond: int, outputs: int | None = None) -> None:
         super().__init__()
+        # Trunks give as many numbers per action as they take: what is missing is zeros.
+        self.missing = 0 if outputs is None else outputs - action
+        action += self.missing
         # A velocity may change fast near the data, and nothing differentiates it in time.
         self.times = TimeFeatures(8, highest=30.0)
         self.trunk = trunk.build(action, chunk, cond, self.times.size)
 
     def forward(self, x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], cond: Float[Tensor, "b c"]) -> FlowOutput:
         """Velocity of the noisy chunks x at the times t in [0, 1]."""
+        if self.missing:
+            x = nn.functional.pad(x, (0, self.missing))
         output: FlowOutput = self.trunk(x, self.times(t), cond)
         return output
 

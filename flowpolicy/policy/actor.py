@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.spec import Contract
 from flowpolicy.flows.axes.registry import TAGS
 from flowpolicy.flows.axes.spec import Sampling
@@ -29,9 +29,11 @@ Net = MLP | UNet | Transformer | Plain
 NETS: dict[str, Net] = {"mlp": MLP(), "plain": Plain(), "unet": UNet(), "transformer": Transformer()}
 """Trunks by name, with their defaults; ``--agent.net NAME`` picks one."""
 
-Sampler = Literal["map", "euler", "midpoint", "heun", "direct", "squashed", "one_step", "flow"]
+Sampler = Literal["map", "euler", "midpoint", "heun", "direct", "squashed", "one_step", "mip", "flow"]
 SINGLE = ("direct", "squashed", "one_step")
 """Samplers that are one evaluation by nature."""
+REFINING = 0.9
+"""Flow time at which the sampler 'mip' asks for the second time (arXiv 2512.01809)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class PolicyConfig:
     sampler: Sampler
     """'map' jumps with a flow map; 'euler', 'midpoint', 'heun' integrate a velocity; 'one_step' asks a network once,
     with the noise; 'direct' (regression, mean of a Gaussian) without, and 'squashed' passes that through tanh;
-    'flow' does what ``flow`` says."""
+    'mip' asks without noise, and again with what it was told; 'flow' does what ``flow`` says."""
     candidates: int = 1
     """N chunks are generated and the one that the critic values most is taken; needs ``critic`` where above 1."""
     critic: CriticConfig | None = None
@@ -65,8 +67,13 @@ class PolicyConfig:
                 f"a policy with {self.candidates} candidates and {'a' if self.critic else 'no'} critic",
                 expected="1 candidate and no critic, or several and a critic that chooses",
             )
-        if self.prefix and (self.decorated or self.sampler == "one_step"):
-            raise ConfigError("a decorated or one_step policy cannot continue a prefix", expected="prefix 0")
+        if self.flow and (self.prefix or self.decorated or self.candidates > 1):
+            raise ConfigError(
+                "a policy of the flow laboratory with a prefix, a decorator or a critic",
+                expected="its guidance alone",
+            )
+        if self.prefix and (self.decorated or self.sampler in ("one_step", "mip")):
+            raise ConfigError("a decorated, one_step or mip policy cannot continue a prefix", expected="prefix 0")
 
 
 KINDS: ChainMap[str, type] = ChainMap(
@@ -97,16 +104,19 @@ class Actor(nn.Module):
 
     def __init__(self, config: PolicyConfig, contract: Contract) -> None:
         super().__init__()
-        sizes = [int(torch.Size(spec.shape).numel()) for spec in contract.spec.observation.values()]
-        self.keys = tuple(contract.spec.observation)
-        self.obs_size, action = contract.history * sum(sizes), contract.spec.action.size
+        self.sizes = {key: int(torch.Size(spec.shape).numel()) for key, spec in contract.spec.observation.items()}
+        self.keys, self.history = tuple(self.sizes), contract.history
+        self.obs_size, action = contract.history * sum(self.sizes.values()), contract.spec.action.size
         self.encoder = config.encoder.build(self.obs_size)
         flow = config.flow
         cond = self.encoder.size + (flow.source.inputs if flow else 0) + (contract.chunk if config.prefix else 0)
         kind = MapNet if flow and flow.two_time else _NETWORKS.get(config.sampler, VelocityNet)
-        net = kind(config.net, action=action, chunk=contract.chunk, cond=cond)
+        more = {"outputs": flow.target.outputs(action)} if flow and flow.target.integrates else {}
+        net = kind(config.net, action=action, chunk=contract.chunk, cond=cond, **more)
         self.net = CommittedNet(net, contract.chunk) if config.prefix else net
         self.source = SourceNet(self.encoder.size, contract.chunk, action) if flow and flow.source.conditioned else None
+        if flow:
+            self.hidings(flow.guidance.hides)  # raises where an observation does not exist
         self.null = nn.Parameter(torch.zeros(self.encoder.size)) if flow and flow.guidance.null else None
         self.decorator = (
             DecoratorNet(config.net, action, contract.chunk, self.encoder.size) if config.decorated else None
@@ -116,6 +126,21 @@ class Actor(nn.Module):
     def flatten(self, obs: dict[str, Tensor]) -> Float[Tensor, "b n"]:
         """Observation histories, name -> (b, o, *shape), as one row each."""
         return torch.cat([obs[key].flatten(2) for key in self.keys], dim=-1).flatten(1)
+
+    def hidings(self, names: Sequence[str]) -> Float[Tensor, "k n"]:
+        """Factors of flat observations that hide the named ones: all of them, then all but each; none without names.
+
+        Raises:
+            ConfigError: there is no such observation.
+
+        """
+        for name in names:
+            if name not in self.sizes:
+                raise ConfigError(f"the guidance hides the observation '{name}'", expected=nearest(name, self.keys))
+        rows = [[float(key not in names or key == kept) for key in self.keys] for kept in ("", *names)]
+        widths = torch.tensor(list(self.sizes.values()))
+        masks = torch.tensor(rows if names else []).reshape(-1, len(widths))
+        return masks.repeat_interleave(widths, dim=1).repeat(1, self.history)
 
     def condition(self, obs: dict[str, Tensor]) -> EncoderOutput:
         """Condition vector and encoder feature of *normalised* observations, name -> (b, o, *shape)."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import digest
+from flowpolicy.flows.axes.guidance import Situation
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.schedules import Boss, UniformSteps
 from flowpolicy.flows.axes.solvers import Euler, Solver
@@ -63,17 +64,21 @@ def fitted(
 
     """
     flow = sampling_of(policy)
-    if policy.config.candidates > 1 or policy.config.decorated or flow.source.conditioned or flow.target.start:
+    mixed = flow.source.conditioned or flow.target.start or flow.target.integrates or flow.continues
+    if policy.config.candidates > 1 or policy.config.decorated or mixed or flow.guidance.intermediate:
         raise ConfigError(
-            "a policy with candidates, a decorator, a conditioned source or a noise prediction cannot be fitted",
+            "a policy with candidates, a decorator, a conditioned source, a noise or segment prediction, a memory or "
+            "guidance that depends on the steps cannot be fitted",
             expected="a flow from noise at time 0",
         )
     rows = next(iter(obs.values())).shape[0]
     noise = flow.source.sample((rows, policy.contract.chunk, policy.contract.spec.action.size), generator)
     with torch.inference_mode():
-        cond, _ = policy.actor.condition(policy.normalizer.obs({key: obs[key] for key in policy.actor.keys}))
+        flat = policy.normalized(obs)
         network = lambda *args: policy.actor.net(*args).value  # noqa: E731, the call that counts is in the policy
-        field = dynamics(policy.actor, flow, network, cond, None)
+        field = dynamics(
+            policy.actor, flow, network, flat, policy.actor.encoder(flat).cond, None, Situation(path=flow.interpolant)
+        )
         paths = trajectories(field, noise, FINE)
     nodes = [bellman(step_costs(paths), evaluations)]
     weights = digest(policy.actor.state_dict())

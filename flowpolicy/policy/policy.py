@@ -17,10 +17,11 @@ from flowpolicy.core.files import digest, read_json, read_tensors, write_json, w
 from flowpolicy.core.spec import Contract, load_contract, save_contract
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
-from flowpolicy.policy.actor import KINDS, SINGLE, Actor, PolicyConfig
+from flowpolicy.policy.actor import KINDS, REFINING, SINGLE, Actor, PolicyConfig
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.engines.engine import Shapes
-from flowpolicy.policy.flow import generate
+from flowpolicy.policy.flow import carry, generate, without_gradients
+from flowpolicy.policy.previous import Previous
 
 
 class Policy(nn.Module):
@@ -43,13 +44,14 @@ class Policy(nn.Module):
         self.actor = Actor(config, contract)
         self.evaluations = 0
 
-    @torch.inference_mode()
+    @without_gradients
     def act(
         self,
         obs: dict[str, Tensor],
         generator: torch.Generator,
         nfe: int | None = None,
         committed: Committed | None = None,
+        previous: Previous | None = None,
     ) -> Float[Tensor, "b h a"]:
         """One action chunk per row, in environment units.
 
@@ -58,6 +60,7 @@ class Policy(nn.Module):
             generator: source of the initial noise.
             nfe: network evaluations, over all candidates; the contract's number unless given.
             committed: actions that are executed while the policy computes; the chunk begins with them, exactly.
+            previous: what was done before, for policies that continue it; None in the first decision of an episode.
 
         Raises:
             ConfigError: the sampler cannot act in ``nfe`` evaluations, or the policy was not trained for so many
@@ -66,17 +69,17 @@ class Policy(nn.Module):
         """
         nfe = self.contract.nfe if nfe is None else nfe
         first = obs[self.actor.keys[0]]
-        rows = first.shape[0] * self.config.candidates
-        shape = (rows, self.contract.chunk, self.contract.spec.action.size)
         flow = self.config.flow
+        rows = first.shape[0] * (flow.guidance.candidates if flow else self.config.candidates)
+        shape = (rows, self.contract.chunk, self.contract.spec.action.size)
         noise = (
             flow.source.sample(shape, generator)
             if flow
             else torch.randn(shape, generator=generator, device=first.device)
         )
-        return self.act_from(obs, noise, nfe, committed, generator)
+        return self.act_from(obs, noise, nfe, committed, generator, previous)
 
-    @torch.inference_mode()
+    @without_gradients
     def act_from(
         self,
         obs: dict[str, Tensor],
@@ -84,6 +87,7 @@ class Policy(nn.Module):
         nfe: int,
         committed: Committed | None = None,
         generator: torch.Generator | None = None,
+        previous: Previous | None = None,
     ) -> Float[Tensor, "b h a"]:
         """:meth:`act` with the initial noise passed in: deterministic. The k candidates of a row follow each other.
 
@@ -91,7 +95,8 @@ class Policy(nn.Module):
         """
         if committed is not None:
             committed.require(self.config.prefix)
-        chunk = self.normalizer.unaction(self.decide(self.normalized(obs), noise, nfe, committed, generator))
+        decided = self.decide(self.normalized(obs), noise, nfe, committed, generator, previous)
+        chunk = self.normalizer.unaction(decided)
         return chunk if committed is None else committed.impose(chunk)
 
     def decide(
@@ -101,8 +106,11 @@ class Policy(nn.Module):
         nfe: int,
         committed: Committed | None = None,
         generator: torch.Generator | None = None,
+        previous: Previous | None = None,
     ) -> Float[Tensor, "b h a"]:
         """:meth:`act_from` between the normaliser's two ends: from flat observation histories to chunks in [-1, 1]."""
+        if self.config.flow is not None:
+            return generate(self, flat, noise, nfe, generator, previous)
         actor = self.actor
         cond: Tensor = actor.encoder(flat).cond
         candidates = noise.shape[0] // flat.shape[0]
@@ -116,9 +124,9 @@ class Policy(nn.Module):
             cond = cond.repeat_interleave(candidates, 0)
         noise, cond = self._commit(noise, cond, committed, candidates)
         # Only the finished chunk is clamped: clamping inside the solver damages NFE > 1 [algorithms 7.1, D9].
-        chunk = self._generate(noise, cond, nfe // candidates - spent, candidates, generator).clamp(-1.0, 1.0)
+        chunk = self._generate(noise, cond, nfe // candidates - spent, candidates).clamp(-1.0, 1.0)
         if actor.decorator is not None:
-            chunk = (chunk + self._counted(actor.decorator, candidates)(chunk, cond)).clamp(-1.0, 1.0)
+            chunk = (chunk + self.counted(actor.decorator, candidates)(chunk, cond)).clamp(-1.0, 1.0)
         if actor.critic is not None:
             value = actor.critic.value(flat.repeat_interleave(candidates, 0), chunk).view(-1, candidates)
             chunk = best_of(chunk.view(-1, candidates, *chunk.shape[1:]), value)
@@ -130,12 +138,29 @@ class Policy(nn.Module):
         Engines and servers pass that noise in; a policy that wants more would act from the wrong law.
         """
         flow = self.config.flow
-        if flow is not None and (not flow.source.standard or flow.solver.stochastic):
+        if flow is None:
+            return
+        if not flow.source.standard or flow.solver.stochastic or flow.guidance.candidates > 1:
             raise ConfigError(
-                f"the policy draws from the source '{flow.source.name}' with the solver '{flow.solver.name}'; engines "
-                "and servers have normal noise at the start only",
+                f"the policy draws from the source '{flow.source.name}' with the solver '{flow.solver.name}' for "
+                f"{flow.guidance.candidates} chunk(s); engines and servers have normal noise for one chunk only",
                 fix="use Policy.load, whose act draws what the policy needs",
             )
+        self.require_no_memory()
+
+    def require_no_memory(self) -> None:
+        """Raise ConfigError where the policy continues its previous chunk: what calls this keeps none."""
+        flow = self.config.flow
+        if flow is not None and flow.continues:
+            raise ConfigError(
+                "the policy continues its previous chunk, and nothing here remembers it",
+                fix="roll it out with flowpolicy eval, or act with Policy.act(..., previous=...)",
+            )
+
+    @property
+    def continues(self) -> bool:
+        """Whether decisions depend on the previous chunk."""
+        return self.config.flow is not None and self.config.flow.continues
 
     def normalized(self, obs: dict[str, Tensor]) -> Float[Tensor, "b n"]:
         """Flat, normalised observations."""
@@ -151,7 +176,7 @@ class Policy(nn.Module):
         self, x: Float[Tensor, "b h a"], s: Float[Tensor, " b"], t: Float[Tensor, " b"], cond: Float[Tensor, "b c"]
     ) -> Float[Tensor, "b h a"]:
         """Mean velocity from s to t of a flow map, else the velocity at s; normalised units; counted."""
-        network = self._counted(self.actor.net, 1)
+        network = self.counted(self.actor.net, 1)
         return network(x, s, t, cond) if self.config.sampler == "map" else network(x, s, cond)
 
     def _commit(
@@ -166,19 +191,17 @@ class Policy(nn.Module):
         action = self.normalizer.action(committed.action).repeat_interleave(candidates, 0)
         return torch.where(rows.unsqueeze(2), action, noise), torch.cat([rows.to(cond.dtype), cond], dim=1)
 
-    @torch.inference_mode()
+    @without_gradients
     def carry(self, obs: dict[str, Tensor], noise: Float[Tensor, "b h a"], nfe: int) -> Float[Tensor, "b h a"]:
         """Where the flow carries the noise: normalised, not clamped, without decorator and choice."""
-        cond, _ = self.actor.condition(self.normalizer.obs({key: obs[key] for key in self.actor.keys}))
-        return self._generate(noise, cond, nfe, 1)
-
-    def _generate(
-        self, noise: Tensor, cond: Tensor, nfe: int, candidates: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        sampler = self.config.sampler
-        network = self._counted(self.actor.net, candidates)
+        flat = self.normalized(obs)
         if self.config.flow is not None:
-            return generate(self.actor, self.config.flow, network, noise, cond, nfe, generator)
+            return carry(self, flat, noise, nfe)
+        return self._generate(noise, self.actor.encoder(flat).cond, nfe, 1)
+
+    def _generate(self, noise: Tensor, cond: Tensor, nfe: int, candidates: int) -> Tensor:
+        sampler = self.config.sampler
+        network = self.counted(self.actor.net, candidates)
         if sampler in SINGLE:
             if nfe != 1:
                 name = "one-step" if sampler == "one_step" else "regression"
@@ -188,6 +211,11 @@ class Policy(nn.Module):
             start = torch.zeros_like(noise) if not self.config.prefix else self._prefix_only(noise, cond)
             chunk = network(start, noise.new_zeros(noise.shape[0]), cond)
             return chunk.tanh() if sampler == "squashed" else chunk
+        if sampler == "mip":
+            if nfe != 2:
+                raise ConfigError(f"a mip policy acts in two evaluations, not in {nfe}", expected="nfe 2")
+            first = network(torch.zeros_like(noise), noise.new_zeros(noise.shape[0]), cond)
+            return network(first, noise.new_full(noise.shape[:1], REFINING), cond)
         steps = steps_for(nfe, sampler)
         if sampler == "map":
             return jump(lambda x, s, t: network(x, s, t, cond), noise, steps)
@@ -198,7 +226,9 @@ class Policy(nn.Module):
         """Zeros but in the committed rows: what a policy without noise starts from."""
         return torch.where(cond[:, : noise.shape[1]].unsqueeze(2) > 0, noise, 0.0)
 
-    def _counted(self, network: Callable[..., Any], candidates: int) -> Callable[..., Tensor]:
+    def counted(self, network: Callable[..., Any], candidates: int) -> Callable[..., Tensor]:
+        """The values of a network that count as ``candidates`` evaluations each."""
+
         def call(*args: Tensor) -> Tensor:
             if not torch.compiler.is_compiling():  # a compiled graph would be compiled anew for every count
                 self.evaluations += candidates

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.policy.committed import Committed
+from flowpolicy.policy.previous import Previous
 
 
 class ChunkQueue:
@@ -49,6 +50,24 @@ class ChunkQueue:
         self._left -= 1
         self._executed.append(action)
         return action
+
+    def previous(self, chunk: int, age: int = 0) -> Previous | None:
+        """What was done before an observation that is ``age`` actions old, as chunks of ``chunk`` rows.
+
+        Returns:
+            A batch of one, or None where nothing was executed before.
+
+        """
+        done = list(self._executed)
+        before, since = done[: len(done) - age], done[len(done) - age :]
+        if not before:
+            return None
+        before = before[-chunk:]
+        missing = chunk - len(before)
+        executed = torch.stack([torch.zeros_like(before[0])] * missing + before)
+        plan = [*since, *self._planned] or [before[-1]]
+        planned = torch.stack((plan + [plan[-1]] * chunk)[:chunk])
+        return Previous(executed[None], (torch.arange(chunk) >= missing)[None], planned[None])
 
     def committed(self, age: int, chunk: int, most: int) -> Committed | None:
         """What a chunk of ``chunk`` rows must begin with, given an observation that is ``age`` actions old.

@@ -128,7 +128,7 @@ def make_sampler(experiment: Experiment, dataset: Dataset, groups: Groups | None
     if groups is not None:
         return GroupSampler(WindowSampler(dataset, *sizes), groups)
     if agent.needs == "windows":
-        return WindowSampler(dataset, *sizes)
+        return WindowSampler(dataset, *sizes, previous=agent.previous)
     return transition_sampler(experiment, dataset, experiment.batch_size)
 
 

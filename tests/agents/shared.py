@@ -22,7 +22,7 @@ def build(config, path, *, steps=50, seed=0):
     normalizer = Normalizer.fit(dataset, NormalizerConfig())
     agent = config.build(contract, normalizer, steps=steps, seed=seed, compile=False)
     if config.needs == "windows":
-        return agent, WindowSampler(dataset, config.history, config.chunk, 32)
+        return agent, WindowSampler(dataset, config.history, config.chunk, 32, previous=config.previous)
     return agent, TransitionSampler(dataset, config.history, config.chunk, 32, horizon=config.horizon)
 
 

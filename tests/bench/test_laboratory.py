@@ -56,7 +56,7 @@ def test_recipes_are_words():
     assert parse_recipe("solver.last=corrector solver=heun").flow.solver.last == "corrector"
     assert parse_recipe("").name == "flow matching" and parse_recipe("") == Recipe("flow matching")
     dm1 = parse_recipe("DM1: base=dm1")
-    assert dm1.dm1 and dm1.flow.solver.name == "map" and dm1.flow.time.name == "ends"
+    assert dm1.base == "dm1" and dm1.flow.solver.name == "map" and dm1.flow.time.name == "ends"
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,8 @@ def test_recipes_are_words():
         ("coupling=c2to", "did you mean 'c2ot'"),
         ("coupling=c2ot coupling.wieght=3", "did you mean 'weight'"),
         ("c2ot", "KEY=VALUE"),
+        ("base=fql", "base=mip"),
+        ("base=mip solver=ab2", "no axes"),
     ],
 )
 def test_wrong_recipes_are_refused(text, hint):
@@ -78,11 +80,19 @@ def test_combinations_are_refused_before_any_run():
         check([parse_recipe("coupling=ot")], TINY)
 
 
+@pytest.mark.parametrize(("base", "nfe"), [("regression", "1"), ("mip", "2")])
+def test_controls_are_measured_where_they_act(base, nfe, tmp_path):
+    toy = ChunkToy(size=200, steps=3, action=1, obs=3, modes=3)
+    record = run_once(parse_recipe(f"base={base}"), dataclasses.replace(TINY, toy=toy), 0, tmp_path, ["lab", "x y"])
+    assert set(record["error"]) == {nfe} and record["command"] == "flowpolicy lab 'x y'"
+
+
 def test_records_table_and_picture(tmp_path):
     recipes = [parse_recipe(text) for text in ("flow matching: fit=olss", "LSD: consistency=lsd solver=map")]
     records = [run_once(recipe, TINY, seed, tmp_path) for recipe in recipes for seed in (0, 1)]
     assert set(records[0]["error"]) == {"1", "2", "4"} and len(records[0]["error"]["1"]) == 6
     assert set(records[0]["fitted"]) == {"2", "4"}
+    assert records[0]["seed"] == 0 and records[0]["command"] == "flowpolicy" and "commit" in records[0]
     # The same record, read from its file; other seeds are other runs.
     assert run_once(recipes[0], TINY, 0, tmp_path) == records[0]
     assert records[0]["error"] != records[1]["error"]

@@ -51,6 +51,22 @@ def test_flags_turn_the_preset_into_a_point_on_the_axes(flags, expected, nfe):
     assert agent.flow.loss.name == "squared"
 
 
+@pytest.mark.parametrize(
+    ("flags", "nfe"),
+    [
+        ("--flow.guidance noise-opt --flow.guidance.iterations 2", 30),
+        ("--flow.guidance best-of-n --flow.guidance.n 3 --flow.consistency lsd --flow.solver map", 3),
+        ("--flow.guidance best-of-n --flow.guidance.n 3 --agent.nfe 6", 6),
+        ("--flow.guidance compose --flow.guidance.keys position", 20),
+        ("--flow.solver plan --flow.solver.letters HM", 4),
+        ("--flow.target segment --flow.solver self", 2),
+        ("--flow.interpolant bridge", 10),
+    ],
+)
+def test_the_evaluations_follow_the_options(flags, nfe):
+    assert parse("debug", flags.split()).agent.nfe == nfe
+
+
 def test_options_of_a_picked_value_are_flags():
     agent = parse("debug", ["--flow.coupling", "c2ot", "--flow.coupling.weight", "3.5", "--agent.nfe", "4"]).agent
     assert agent.flow.coupling.weight == 3.5 and agent.nfe == 4
@@ -71,18 +87,36 @@ def test_dm1_presets_keep_their_objective():
 @pytest.mark.parametrize(
     ("flags", "suggestion"),
     [
-        ("--flow.loss pseudo-huber", "reflow"),
-        ("--flow.coupling ot", "c2ot"),
-        ("--flow.source student-t --flow.solver sde", "--flow.source normal"),
-        ("--flow.solver map", "--flow.consistency lsd"),
-        ("--flow.solver olss", "flowpolicy fit"),
+        ("--flow.coupling ot", "c2ot"),  # R1
+        ("--flow.coupling knn --flow.coupling.until 1", "until 0.3"),  # R2
+        ("--flow.loss pseudo-huber", "reflow"),  # R3
+        ("--flow.solver map", "--flow.consistency lsd"),  # R5
+        ("--flow.interpolant latent --flow.consistency meanflow", "--flow.consistency lsd"),  # R6
+        ("--flow.guidance gradient --flow.consistency lsd --flow.solver map", "noise-opt"),  # R8
+        ("--flow.source student-t --flow.solver sde", "--flow.source normal"),  # R9
+        ("--flow.target data --flow.target.floor 0", "floor 0.05"),  # R12
+        ("--flow.target noise --agent.nfe 1", "--agent.nfe 4"),  # R12
+        ("--flow.target segment --flow.solver ddim", "--flow.solver self"),  # R13
+        ("--flow.solver olss", "flowpolicy fit"),  # R14
+        ("--flow.guidance cfg --flow.consistency meanflow --flow.solver map", "--flow.guidance none"),  # R16
+        ("--flow.guidance cfg --flow.guidance.dropout 0", "--flow.guidance.dropout 0.1"),  # R16
+        ("--flow.source warm-start --flow.coupling table", "--flow.source normal"),  # R17
+        ("--agent.prefix 6 --flow.coupling c2ot", "--agent.chunk 14"),  # R18
+        ("--flow.source student-t --flow.source.dof 2", "--flow.source.dof 32"),  # R19
+        ("--flow.time shifted --flow.time.shift 0", "above 0"),  # R19
+        ("--flow.time shifted --flow.time.reference 4096", "reference 56"),  # R22
+        ("--flow.solver heun --flow.solver.last corrector --agent.nfe 2", "safe"),  # R23
+        ("--flow.source mixed --flow.source.acting one", "zero or uniform"),  # R24
+        ("--flow.consistency lsd --flow.consistency.clamp 0", "clamp 3"),  # R25
+        ("--flow.guidance projection --flow.guidance.goal a[99]=0", "8 actions"),
+        ("--flow.guidance projection --flow.guidance.goal a[0]=99", "range can meet"),
     ],
 )
 def test_refused_with_2_a_reason_and_a_suggestion(flags, suggestion, tmp_path, capsys):
     assert flowpolicy("train", "debug", *flags.split(), "--out", tmp_path / "run") == 2
-    error = capsys.readouterr().err
-    assert suggestion in error and "fix: use" in error and "Traceback" not in error
-    assert not (tmp_path / "run").exists()
+    error = " ".join(capsys.readouterr().err.split())
+    assert suggestion in error and ("fix: " in error or "expected: " in error) and "Traceback" not in error
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(
@@ -134,3 +168,23 @@ def test_train_fit_distill_and_cite(tmp_path, capsys, monkeypatch):
     agent = read_json(resolve(tmp_path / "run-k-step") / "config.json")["experiment"]["agent"]
     assert agent["flow"]["time"] == {"class": "time/grid", "steps": 2} and agent["nfe"] == 2
     assert agent["flow"]["coupling"]["class"] == "coupling/table"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--flow.interpolant", "bridge", "--agent.execute", "4"],
+        ["--flow.source", "warm-start", "--flow.source.motion", "0.5", "--agent.history", "2", "--agent.execute", "4"],
+        ["--flow.guidance", "compose", "--flow.guidance.keys", "position"],
+        ["--flow.guidance", "projection", "--flow.guidance.goal", "sum a[:, 0] = 0", "--flow.guidance.samples", "3"],
+        ["--flow.target", "segment", "--flow.solver", "self"],
+    ],
+    ids=["bridge", "warm-start", "compose", "projection", "segment"],
+)
+def test_train_and_roll_out(flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert flowpolicy("train", "debug", *flags, *QUICK, "--out", "run") == 0
+    assert flowpolicy("eval", "run", "--episodes", 2, "--json", "found.json") == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    stored = read_json(resolve(tmp_path / "run") / "config.json")["experiment"]["agent"]
+    assert found["nfe"] == stored["nfe"] == {"compose": 20, "projection": 30, "segment": 2}.get(flags[1], 10)

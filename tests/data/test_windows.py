@@ -88,3 +88,12 @@ def test_memory_mapped_windows_equal_those_in_memory(robomimic_file, tmp_path, m
     index = torch.arange(306)
     windows = [WindowSampler(dataset, 3, 21, 1).at(index) for dataset in (plain, mapped)]
     assert mapped.memory_mapped and bool((windows[0] == windows[1]).all())
+
+
+def test_the_actions_before_a_window_end_at_the_episode():
+    dataset = numbered([4, 5])
+    batch = WindowSampler(dataset, 1, 3, 1, previous=True).at(torch.tensor([0, 2, 4, 8]))
+    assert batch["previous"][:, :, 0].tolist() == [[0, 0, 0], [0, 0, 1], [4, 4, 4], [5, 6, 7]]
+    known = [[False] * 3, [False, True, True], [False] * 3, [True] * 3]
+    assert batch["known"].tolist() == known
+    assert "previous" not in WindowSampler(dataset, 1, 3, 1).at(torch.tensor([0])).keys()  # noqa: SIM118

@@ -23,7 +23,8 @@ NET = MLP(width=16, depth=2)
 
 def policy_with(contract, **values):
     two_time = values.get("solver") == "map"
-    sampling = Sampling(**{axis: make(axis, name) for axis, name in values.items()}, two_time=two_time)
+    made = {axis: make(axis, v) if isinstance(v, str) else v for axis, v in values.items()}
+    sampling = Sampling(**made, two_time=two_time)
     return make_policy(contract, "flow", NET, flow=sampling)
 
 
@@ -39,6 +40,16 @@ def policy_with(contract, **values):
         ({"interpolant": "trig", "target": "data", "solver": "ddim"}, 3),
         ({"solver": "sde"}, 4),
         ({"solver": "heun"}, 5),
+        ({"interpolant": "bridge"}, 3),
+        ({"source": "warm-start"}, 3),
+        ({"guidance": "gradient"}, 3),
+        ({"guidance": make("guidance", "gradient", jacobian="vjp")}, 3),
+        ({"guidance": "trajectory-blend"}, 3),
+        ({"guidance": make("guidance", "projection", goal="sum a[:, 0] = 4")}, 3),
+        ({"guidance": make("guidance", "projection", goal="sum a[:, 0] = 4", samples=3)}, 6),
+        ({"guidance": "best-of-n"}, 16),
+        ({"guidance": make("guidance", "noise-opt", jacobian="gauss-newton")}, 10),
+        ({"guidance": "noise-opt", "solver": "map"}, 5),
     ],
 )
 def test_a_loaded_policy_acts_like_the_stored_one_and_counts_its_evaluations(values, nfe, contract, tmp_path):
@@ -49,7 +60,8 @@ def test_a_loaded_policy_acts_like_the_stored_one_and_counts_its_evaluations(val
     obs = observe(contract)
     chunk = policy.act(obs, torch_generator(1), nfe)
     assert torch.equal(Policy.load(tmp_path).act(obs, torch_generator(1), nfe), chunk)
-    assert policy.evaluations == len(calls) == nfe
+    candidates = policy.config.flow.guidance.candidates
+    assert policy.evaluations == candidates * len(calls) == nfe
     assert chunk.shape == (3, contract.chunk, 2)
 
 

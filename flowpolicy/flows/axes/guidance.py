@@ -1,35 +1,110 @@
-"""Axis 9, how the velocity or the chunk is steered while acting."""
+"""Axis 9, how the velocity or the chunk is steered while acting: what guidance is, and classifier-free guidance."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+import itertools
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.axes.interpolants import Interpolant, Linear
 from flowpolicy.flows.axes.registry import Reference, Value, register
-from flowpolicy.flows.solvers import Field
+from flowpolicy.flows.goals import AT_REST, Goal, read_goal
+from flowpolicy.flows.solvers import Field, MeanField
+
+
+class Fields(NamedTuple):
+    """Velocities that guidance may combine; each call costs one evaluation of the network."""
+
+    full: Field
+    """Given the whole observation."""
+    null: Field
+    """Given none of it, or none of the observations that ``Guidance.hides``."""
+    parts: tuple[Field, ...] = ()
+    """Given one of the observations that ``Guidance.hides``, and all that it does not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Situation:
+    """What else guidance may know of a decision."""
+
+    path: Interpolant = Linear()
+    """Path from noise to data."""
+    grid: tuple[float, ...] = (0.0, 1.0)
+    """Times of the solver's steps."""
+    scale: Float[Tensor, " a"] | None = None
+    """Chunks here are ``(actions - offset) * scale``; None where they are the actions."""
+    offset: Float[Tensor, " a"] | None = None
+    noise: Float[Tensor, "b h a"] | None = None
+    """Where the flow starts."""
+    planned: Float[Tensor, "b h a"] | None = None
+    """The previous chunk from the row that is due now, scaled; None in the first decision."""
+    begun: Bool[Tensor, " b"] | None = None
+    """Which rows have a previous chunk."""
+
+    def goal(self, text: str, like: Float[Tensor, "b h a"]) -> Goal:
+        """A goal that is stated in units of the environment, for the chunks here."""
+        goal = read_goal(text, *like.shape[1:])
+        return goal if self.scale is None or self.offset is None else goal.rescaled(self.scale, self.offset)
+
+    def step(self, t: float) -> tuple[float, float]:
+        """Start and end of the solver's step that holds the time t."""
+        pairs = list(itertools.pairwise(self.grid))
+        return next((pair for pair in pairs if t < pair[1] - 1e-6), pairs[-1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Guidance(Value):
-    """Base of the guidance methods."""
+    """Base of the guidance methods: each changes the noise, the velocity, or the finished chunk."""
 
     null: ClassVar[bool] = False
     """Whether it asks the network without the observation, which training must then show it."""
     intermediate: ClassVar[bool] = False
     """Whether it needs states between noise and chunk."""
+    converts: ClassVar[bool] = False
+    """Whether it needs the data that a velocity points to."""
+    continues: ClassVar[bool] = False
+    """Whether it looks at the previous chunk."""
+    repeatable: ClassVar[bool] = False
+    """Whether it asks for several chunks of the same noise, which a stochastic solver does not give."""
 
     @property
     def drop(self) -> float:
         """Share of the rows that are trained without their observation."""
         return 0.0
 
+    @property
+    def hides(self) -> tuple[str, ...]:
+        """Observations that the network is asked without, all but one or all of them; training must show it that."""
+        return ()
+
+    @property
+    def hidden_share(self) -> float:
+        """Share of the rows that training shows without what it ``hides``."""
+        return 0.0
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether it differentiates the network while acting."""
+        return False
+
+    @property
+    def candidates(self) -> int:
+        """Chunks that are generated for one that is acted on."""
+        return 1
+
+    @property
+    def repeats(self) -> int:
+        """Times that a whole chunk is generated, candidates included."""
+        return self.candidates
+
     def total(self, evaluations: int) -> int:
         """Evaluations of the network for so many of the solver."""
-        return evaluations
+        return self.repeats * evaluations
 
     def budget(self, nfe: int) -> int:
         """Evaluations of the solver that ``nfe`` of the network pay for; ConfigError where none does."""
@@ -41,13 +116,38 @@ class Guidance(Value):
             expected=f"one of {', '.join(str(self.total(n)) for n in (1, 2, 4, 8))}, ...",
         )
 
-    def field(self, conditional: Field, unconditional: Field) -> Field:
-        """The velocity that the solver is given."""
-        return conditional
+    def check(self, at: Situation, chunk: Float[Tensor, "1 h a"]) -> None:
+        """Raise ConfigError where it cannot act on chunks like this one, for instance where a goal is out of reach."""
 
-    def finish(self, chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
-        """The chunk that is acted on."""
-        return chunk
+    def start(
+        self, noise: Float[Tensor, "b h a"], generate: Callable[[Tensor], Tensor], at: Situation
+    ) -> Float[Tensor, "b h a"]:
+        """The noise to start from; ``generate`` gives the chunk of a noise."""
+        return noise
+
+    def field(self, fields: Fields, at: Situation) -> Field:
+        """The velocity that the solver is given."""
+        return fields.full
+
+    def mean(self, mean: MeanField, at: Situation) -> MeanField:
+        """The mean velocity of a flow map that the solver is given."""
+        return mean
+
+    def finish(self, chunks: Float[Tensor, "b k h a"], at: Situation) -> Float[Tensor, "b h a"]:
+        """The chunk that is acted on, of the candidates; all are within [-1, 1]."""
+        return chunks[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Aimed(Guidance):
+    """Base of what pursues a goal (:mod:`flowpolicy.flows.goals`)."""
+
+    goal: str = AT_REST
+    """Equations of the chunk a in units of the environment, such as 'a[-1] = 0; sum a[:, 0] = 0.4'."""
+
+    def check(self, at: Situation, chunk: Float[Tensor, "1 h a"]) -> None:
+        """See :class:`Guidance`."""
+        at.goal(self.goal, chunk)
 
 
 @register("guidance", "none")
@@ -84,12 +184,12 @@ class ClassifierFree(Guidance):
         """See :class:`Guidance`."""
         return 2 * evaluations
 
-    def field(self, conditional: Field, unconditional: Field) -> Field:
+    def field(self, fields: Fields, at: Situation) -> Field:
         """See :class:`Guidance`."""
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            plain = unconditional(x, t)
-            return plain + self.scale * (conditional(x, t) - plain)
+            plain = fields.null(x, t)
+            return plain + self.scale * (fields.full(x, t) - plain)
 
         return guided
 
@@ -107,13 +207,13 @@ class ResidualClassifierFree(ClassifierFree):
         """See :class:`Guidance`."""
         return evaluations + 1
 
-    def field(self, conditional: Field, unconditional: Field) -> Field:
+    def field(self, fields: Fields, at: Situation) -> Field:
         """See :class:`Guidance`."""
         first: list[Tensor] = []
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             if not first:
-                first.append(unconditional(x, t))
-            return first[0] + self.scale * (conditional(x, t) - first[0])
+                first.append(fields.null(x, t))
+            return first[0] + self.scale * (fields.full(x, t) - first[0])
 
         return guided

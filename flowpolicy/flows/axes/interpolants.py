@@ -56,12 +56,18 @@ class Interpolant(Value):
 
     latent: ClassVar[bool] = False
     """Whether the path has a z."""
+    continues: ClassVar[bool] = False
+    """Whether it starts from the actions before the chunk."""
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
     """Times at which training evaluates the path; inside (0, 1) where a derivative is infinite at an end."""
 
     def coefficients(self, t: Float[Tensor, " b"]) -> Coefficients:
         """Coefficients at the times t in [0, 1]."""
         raise NotImplementedError
+
+    def begin(self, noise: Float[Tensor, "b h a"], past: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+        """The point at t = 0 of a path that ``continues``; ``past`` are the actions before the chunk, scaled."""
+        return noise
 
     def inside(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """Times in [0, 1] scaled to ``bounds``."""
@@ -222,8 +228,13 @@ class Latent(Interpolant):
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
         """Without a Gaussian source, z and noise cannot be told apart in a data or noise prediction."""
-        if not spec.source.gaussian and (spec.target.name != "velocity" or spec.solver.converts):
-            yield _latent_conflict(self, spec)
+        other = _converting(spec)
+        if other is not None and not spec.source.gaussian:
+            yield Conflict(
+                f"{self.flag} with {spec.source.flag} and {other.flag}",
+                "with a latent z, data and noise follow from the velocity only where the source is Gaussian",
+                "--flow.source normal, or --flow.target velocity with --flow.solver euler and --flow.guidance none",
+            )
 
 
 @register("interpolant", "encode-decode", STOCHASTIC_INTERPOLANTS)
@@ -248,18 +259,15 @@ class EncodeDecode(Interpolant):
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
         """Before t = 1/2 the path holds no data: only a velocity is determined there."""
-        if spec.target.name != "velocity" or spec.solver.converts:
+        other = _converting(spec)
+        if other is not None:
             yield Conflict(
-                f"{self.flag} with {spec.target.flag if spec.target.name != 'velocity' else spec.solver.flag}",
+                f"{self.flag} with {other.flag}",
                 "before t = 1/2 the path holds no data, so that nothing but the velocity is determined",
                 "--flow.target velocity and --flow.solver euler, or --flow.interpolant latent",
             )
 
 
-def _latent_conflict(path: Interpolant, spec: Any) -> Conflict:
-    other = spec.target if spec.target.name != "velocity" else spec.solver
-    return Conflict(
-        f"{path.flag} with {spec.source.flag} and {other.flag}",
-        "with a latent z, data and noise follow from the velocity only where the source is Gaussian",
-        "--flow.source normal, or --flow.target velocity with --flow.solver euler",
-    )
+def _converting(spec: Any) -> Value | None:
+    """The value of a spec that turns velocities into data, if any."""
+    return next((value for value in (spec.target, spec.solver, spec.guidance) if value.converts), None)

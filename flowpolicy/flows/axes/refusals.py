@@ -158,7 +158,13 @@ def _guidance(spec: FlowSpec, setting: Setting) -> Iterator[Conflict]:
         yield Conflict(
             f"{spec.guidance.flag} with {spec.solver.flag} in one evaluation",
             "there is no state between noise and chunk",
-            "--agent.nfe 2",
+            "--agent.nfe 2, or --flow.guidance noise-opt or projection",
+        )
+    if spec.guidance.repeatable and spec.solver.stochastic:
+        yield Conflict(
+            f"{spec.guidance.flag} with {spec.solver.flag}",
+            "the same noise does not give the same chunk twice",
+            "--flow.solver euler",
         )
     if spec.guidance.null and spec.solver.two_time:
         yield Conflict(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from torch import Tensor
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import Interpolant
 from flowpolicy.flows.axes.registry import Reference, Value, register
+from flowpolicy.flows.interpolant import rows
 from flowpolicy.flows.solvers import Field, MeanField
 
 Times = tuple[float, ...]
@@ -39,6 +40,21 @@ class Dynamics:
     def at(self, x: Tensor, t: float) -> Tensor:
         """Velocity of all rows at one time."""
         return self.velocity(x, x.new_full(x.shape[:1], t))
+
+    def after(self, start: Float[Tensor, " b"]) -> Dynamics:
+        """The rest of the flow from the time ``start`` of every row on, with that rest as the unit of time.
+
+        For solvers that integrate the velocity and nothing else.
+        """
+        left, mean = 1 - start, self.mean
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            return rows(left, x) * self.velocity(x, start + left * t)
+
+        def jumps(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+            return rows(left, x) * cast(MeanField, mean)(x, start + left * s, start + left * t)
+
+        return Dynamics(velocity, self.path, None if mean is None else jumps)
 
     def ends(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """Posterior means of data and noise, for one evaluation."""

@@ -28,12 +28,18 @@ class Source(Value):
     """Whether it is N(0, I): score, stochastic sampling and likelihood formulas hold for it only."""
     conditioned: ClassVar[bool] = False
     """Whether a network of the observation shapes it."""
+    continues: ClassVar[bool] = False
+    """Whether it looks at the previous chunk."""
     inputs: ClassVar[int] = 0
     """Numbers that the flow network is shown beside the condition."""
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "b *d"]:
         """Noise before a network of the observation shapes it; one draw per row."""
         return torch.randn(shape, generator=generator, device=generator.device)
+
+    def begin(self, history: Float[Tensor, "b o n"]) -> Float[Tensor, " b"]:
+        """Time at which every row starts on the way to its previous chunk, for scaled observation histories."""
+        return torch.zeros_like(history[:, 0, 0])
 
     def shares(self, batch: int, generator: torch.Generator, *, acting: bool) -> Float[Tensor, " b"] | None:
         """How far each row's noise is moved to the conditioned law; None for sources without one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowpolicy.flows.axes.consistency import Consistency, NoConsistency
 from flowpolicy.flows.axes.couplings import Coupling, Independent
-from flowpolicy.flows.axes.guidance import Guidance, NoGuidance
+from flowpolicy.flows.axes.guidance import Fields, Guidance, NoGuidance, Situation
 from flowpolicy.flows.axes.interpolants import Interpolant, Linear
 from flowpolicy.flows.axes.losses import Loss, Squared
 from flowpolicy.flows.axes.registry import AXES, TAGS, Reference, Value
@@ -45,6 +45,11 @@ class Sampling:
     """Whether the network is a flow map."""
 
     @property
+    def continues(self) -> bool:
+        """Whether a decision depends on the previous chunk."""
+        return self.interpolant.continues or self.source.continues or self.guidance.continues
+
+    @property
     def belongs_to(self) -> str:
         """Hash of the weights that solver or schedule were fitted on; empty where nothing is fitted."""
         return self.solver.belongs_to or self.schedule.belongs_to
@@ -54,14 +59,26 @@ class Sampling:
         start = self.target.start
         return tuple(start + (1 - start) * t for t in self.schedule.grid(self.solver.steps(evaluations)))
 
-    def dynamics(self, conditional: Network, unconditional: Network) -> Dynamics:
-        """The guided velocity, and the mean velocity of a flow map."""
+    def dynamics(self, full: Network, null: Network, parts: Sequence[Network], at: Situation) -> Dynamics:
+        """The guided velocity, and the guided mean velocity of a flow map.
+
+        Args:
+            full: network given the whole observation.
+            null: given none of it.
+            parts: given one of the observations that the guidance hides.
+            at: what else the guidance may know.
+
+        """
 
         def velocity(network: Network) -> Callable[[Tensor, Tensor], Tensor]:
             return lambda x, t: self.target.velocity(network(x, t, t), x, t, self.interpolant)
 
-        field = self.guidance.field(velocity(conditional), velocity(unconditional))
-        return Dynamics(field, self.interpolant, conditional if self.two_time else None)
+        fields = Fields(velocity(full), velocity(null), tuple(velocity(part) for part in parts))
+        mean = full if self.two_time else None
+        if self.target.integrates:
+            mean = lambda x, s, t: self.target.mean(full(x, s, t), s, t)  # noqa: E731
+        guided = None if mean is None else self.guidance.mean(mean, at)
+        return Dynamics(self.guidance.field(fields, at), self.interpolant, guided)
 
     def generate(
         self,
@@ -75,12 +92,11 @@ class Sampling:
         Args:
             flow: from :meth:`dynamics`.
             noise: from ``source``.
-            evaluations: of the solver, guidance aside; ConfigError where it cannot spend them.
+            evaluations: of the solver for one chunk, guidance aside; ConfigError where it cannot spend them.
             generator: source of noise on the way; stochastic solvers need it.
 
         """
-        chunk = self.solver.solve(flow, noise, self.grid(evaluations), evaluations, generator)
-        return self.guidance.finish(chunk)
+        return self.solver.solve(flow, noise, self.grid(evaluations), evaluations, generator)
 
 
 @dataclasses.dataclass(frozen=True)

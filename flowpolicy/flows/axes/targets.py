@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +18,32 @@ _SAMPLING_FLOOR = 1e-3
 @dataclasses.dataclass(frozen=True)
 class Target(Value):
     """Base of the prediction targets."""
+
+    converts: ClassVar[bool] = True
+    """Whether its velocity follows from the data or the noise that it predicts."""
+    integrates: ClassVar[bool] = False
+    """Whether a prediction is a whole curve, which needs no solver; then ``mean`` and ``errors`` say what it is."""
+
+    def outputs(self, action: int) -> int:
+        """Numbers that the network gives for an action of so many."""
+        return action
+
+    def mean(
+        self, prediction: Float[Tensor, "b h o"], s: Float[Tensor, " b"], t: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b h a"]:
+        """Mean velocity from s to t of a prediction at s."""
+        raise NotImplementedError
+
+    def errors(
+        self,
+        predict: Callable[[Tensor, Tensor], Tensor],
+        x: Float[Tensor, "b h a"],
+        velocity: Float[Tensor, "b h a"],
+        s: Float[Tensor, " b"],
+        t: Float[Tensor, " b"],
+    ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
+        """Errors at s and on the curve at t, in units of the velocity; ``predict`` is the network at (x, time)."""
+        raise NotImplementedError
 
     @property
     def start(self) -> float:
@@ -47,6 +73,8 @@ class Target(Value):
 @dataclasses.dataclass(frozen=True)
 class Velocity(Target):
     """The time derivative of the path (Lipman et al. 2023, arXiv 2210.02747)."""
+
+    converts: ClassVar[bool] = False
 
     def velocity(
         self, prediction: Float[Tensor, "b *d"], x: Float[Tensor, "b *d"], t: Float[Tensor, " b"], path: Interpolant

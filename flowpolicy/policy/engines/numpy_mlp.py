@@ -159,6 +159,9 @@ class _Layout:
             if sampler == "squashed":
                 self.all.call(np.tanh, value, value)
             return value
+        if sampler == "mip":
+            start = self.all.input(self.size)
+            return network(self._moved(start, network(start, 0), 1.0), 1)
         steps = evaluations if sampler in ("map", "euler") else evaluations // 2
         for step in range(steps):
             first = network(x, evaluations // steps * step)

@@ -136,11 +136,14 @@ def test_most_single_values_are_fine_alone():
     }
     assert alone == {
         "coupling ot",
+        "guidance compose",
         "coupling table",
         "loss adaptive",
         "loss pseudo-huber",
         "loss balanced",
         "solver map",
+        "solver self",
+        "target segment",
         "solver olss",
         "schedule boss",
     }

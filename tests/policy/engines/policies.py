@@ -17,7 +17,7 @@ from flowpolicy.policy.committed import Committed
 
 MLPS = {"mlp": MLP(width=24, depth=3), "plain": Plain(width=24, depth=3)}
 NETS = {**MLPS, "unet": UNet(width=8, levels=2), "transformer": Transformer(width=16, depth=2, heads=2)}
-SAMPLERS = {"map": 1, "euler": 3, "midpoint": 4, "heun": 4, "direct": 1, "squashed": 1, "one_step": 1}
+SAMPLERS = {"map": 1, "euler": 3, "midpoint": 4, "heun": 4, "direct": 1, "squashed": 1, "one_step": 1, "mip": 2}
 """Sampler -> number of evaluations."""
 CRITIC = CriticConfig(width=16, depth=2, members=2, held_out=1, aggregate="min")
 
