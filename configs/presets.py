@@ -6,6 +6,8 @@ from collections import ChainMap
 from dataclasses import replace
 
 from flowpolicy.agents.adam import Adam
+from flowpolicy.agents.backward_simulation import BackwardSimulation
+from flowpolicy.agents.boss import BossSegments
 from flowpolicy.agents.dm1 import DM1
 from flowpolicy.agents.fisher import Fisher
 from flowpolicy.agents.flow import Flow
@@ -18,7 +20,9 @@ from flowpolicy.agents.iql import IQL
 from flowpolicy.agents.mean_flow_q import MeanFlowQ
 from flowpolicy.agents.qc import QC
 from flowpolicy.agents.rebrac import ReBRAC
+from flowpolicy.agents.refiner import Refiner
 from flowpolicy.agents.regression import Regression
+from flowpolicy.agents.slimflow import SlimFlow
 from flowpolicy.configs.ogbench import OGBENCH
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
@@ -45,6 +49,10 @@ _OWN_KINDS: dict[str, type] = {
     "dm1": DM1,
     "flow_bc": FlowBC,
     "flow": Flow,
+    "slimflow": SlimFlow,
+    "boss_segments": BossSegments,
+    "refiner": Refiner,
+    "backward_simulation": BackwardSimulation,
     "regression": Regression,
     "fql": FQL,
     "ifql": IFQL,

@@ -56,6 +56,8 @@ class PolicyConfig:
     """The most committed actions that the network was trained to continue (real-time chunking); 0 for none."""
     flow: Sampling | None = None
     """Source, solver, schedule and guidance of a policy of the flow laboratory; needs the sampler 'flow'."""
+    refiner: Net | None = None
+    """Trunk of the small network that refines velocities in the steps R of the solver 'plan'."""
 
     def __post_init__(self) -> None:
         if (self.sampler == "flow") != (self.flow is not None):
@@ -106,6 +108,12 @@ class Actor(nn.Module):
         kind = MapNet if flow and flow.two_time else _NETWORKS.get(config.sampler, VelocityNet)
         net = kind(config.net, action=action, chunk=contract.chunk, cond=cond)
         self.net = CommittedNet(net, contract.chunk) if config.prefix else net
+        # The refiner is told the last velocity beside the condition.
+        self.refiner = (
+            VelocityNet(config.refiner, action, contract.chunk, cond + contract.chunk * action)
+            if config.refiner
+            else None
+        )
         self.source = SourceNet(self.encoder.size, contract.chunk, action) if flow and flow.source.conditioned else None
         self.null = nn.Parameter(torch.zeros(self.encoder.size)) if flow and flow.guidance.null else None
         self.decorator = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ def generate(
     cond: Float[Tensor, "b c"],
     nfe: int,
     generator: torch.Generator | None,
+    refiner: Callable[..., Tensor] | None = None,
 ) -> Float[Tensor, "b h a"]:
     """Chunks for the noise, not clamped.
 
@@ -55,6 +57,7 @@ def generate(
         cond: condition of the encoder.
         nfe: evaluations of the network.
         generator: what solvers and sources draw from beside the noise.
+        refiner: the small network of refined steps, counting its evaluations too.
 
     """
     share = None
@@ -66,6 +69,9 @@ def generate(
 
     evaluations = flow.guidance.budget(nfe)
     field = dynamics(actor, flow, network, cond, share)
+    if refiner is not None:
+        shown = seen(flow, cond, share)
+        field = dataclasses.replace(field, refine=lambda x, t, v: refiner(x, t, torch.cat([shown, v.flatten(1)], 1)))
     return flow.generate(field, noise, evaluations, generator)
 
 

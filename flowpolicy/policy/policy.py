@@ -177,7 +177,8 @@ class Policy(nn.Module):
         sampler = self.config.sampler
         network = self._counted(self.actor.net, candidates)
         if self.config.flow is not None:
-            return generate(self.actor, self.config.flow, network, noise, cond, nfe, generator)
+            refiner = self._counted(self.actor.refiner, candidates) if self.actor.refiner else None
+            return generate(self.actor, self.config.flow, network, noise, cond, nfe, generator, refiner)
         if sampler in SINGLE:
             if nfe != 1:
                 name = "one-step" if sampler == "one_step" else "regression"

@@ -39,6 +39,8 @@ class Setting:
     """Whether there are observations."""
     teacher: bool = False
     """Whether a teacher makes the pairs."""
+    refiner: bool = False
+    """Whether a refiner stands beside the network."""
     network: Literal["", "velocity", "map"] = ""
     """Kind of a network that is there already."""
     smooth: bool = True
