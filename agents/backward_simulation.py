@@ -68,7 +68,7 @@ class BackwardSimulation(Flow):
         if not flow.consistency.two_time or flow.interpolant.name != "linear" or not flow.source.standard:
             raise ConfigError(
                 f"backward simulation with {flow.consistency.flag}, {flow.interpolant.flag} and {flow.source.flag}",
-                expected="a flow map, straight paths and normal noise, where a difference of velocities is one of scores",
+                expected="a flow map, straight paths and normal noise: velocities differ there as scores do",
             )
         if not 0 <= self.on_policy_from <= 1 or not self.budgets or min(self.budgets) < 1:
             raise ConfigError(

@@ -6,6 +6,7 @@ from collections import ChainMap
 from dataclasses import replace
 
 from flowpolicy.agents.adam import Adam
+from flowpolicy.agents.arcflow import ArcFlow
 from flowpolicy.agents.backward_simulation import BackwardSimulation
 from flowpolicy.agents.boss import BossSegments
 from flowpolicy.agents.dm1 import DM1
@@ -53,6 +54,7 @@ _OWN_KINDS: dict[str, type] = {
     "boss_segments": BossSegments,
     "refiner": Refiner,
     "backward_simulation": BackwardSimulation,
+    "arcflow": ArcFlow,
     "regression": Regression,
     "fql": FQL,
     "ifql": IFQL,

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from flowpolicy.train import Experiment
 
 Method = Literal[
-    "reflow", "improved-reflow", "annealed-reflow", "k-step", "slimflow", "boss", "refiner", "backward-simulation"
+    "reflow",
+    "improved-reflow",
+    "annealed-reflow",
+    "k-step",
+    "slimflow",
+    "boss",
+    "refiner",
+    "backward-simulation",
+    "arcflow",
 ]
 
 SAMPLES = 512
@@ -41,7 +49,7 @@ def distill(
     seed: int = 0,
     out: Path | None = None,
 ) -> None:
-    """Train a student on pairs of noise and the chunk to which a trained policy carries it; straight paths, few steps.
+    """Train a student on the flow of a trained policy: as good in few evaluations, or with a small network.
 
     Every batch has fresh noise and the same observations as the teacher's training. A student of the teacher's size
     starts from its weights; a smaller one from random ones.
@@ -49,9 +57,13 @@ def distill(
     Args:
         run: run folder of the teacher.
         method: 'reflow' (Rectified Flow), 'improved-reflow' (times at both ends and a robust loss, which these pairs
-            allow), 'annealed-reflow' (SlimFlow: for small students), 'k-step' (times 0, 1/k, ... alone).
+            allow; --real), 'annealed-reflow' (for small students), 'k-step' (times 0, 1/k, ... alone), 'slimflow'
+            (annealed reflow, then guided distillation to one evaluation), 'boss' (chords between fitted nodes),
+            'refiner' (FlowTurbo: the teacher's network once, then a small one that refines its velocity; --width is
+            the small one's), 'backward-simulation' (AnyFlow: a flow map that is judged by its own samples), 'arcflow'
+            (curved segments).
         steps: gradient updates.
-        nfe: evaluations per chunk of the student; the k of 'k-step'.
+        nfe: evaluations per chunk of the student.
         teacher_nfe: evaluations of the teacher per pair.
         width: width of a student with an MLP; 0 is the teacher's.
         depth: its hidden layers; 0 is the teacher's.

@@ -21,6 +21,7 @@ from flowpolicy.nets.encoder import EncoderOutput, StateEncoder
 from flowpolicy.nets.flow_nets import DecoratorNet, MapNet, OneStepNet, VelocityNet
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
+from flowpolicy.nets.segment import SegmentNet
 from flowpolicy.nets.source import SourceNet
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
@@ -106,7 +107,9 @@ class Actor(nn.Module):
         flow = config.flow
         cond = self.encoder.size + (flow.source.inputs if flow else 0) + (contract.chunk if config.prefix else 0)
         kind = MapNet if flow and flow.two_time else _NETWORKS.get(config.sampler, VelocityNet)
-        net = kind(config.net, action=action, chunk=contract.chunk, cond=cond)
+        sizes_of_net = {"action": action, "chunk": contract.chunk, "cond": cond}
+        modes = flow.target.modes if flow else 0
+        net = SegmentNet(config.net, **sizes_of_net, modes=modes) if modes else kind(config.net, **sizes_of_net)
         self.net = CommittedNet(net, contract.chunk) if config.prefix else net
         # The refiner is told the last velocity beside the condition.
         self.refiner = (

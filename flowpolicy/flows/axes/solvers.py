@@ -18,6 +18,7 @@ from torch import Tensor
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import Interpolant
 from flowpolicy.flows.axes.registry import Reference, Value, register
+from flowpolicy.flows.momentum import Momentum
 from flowpolicy.flows.solvers import Field, MeanField
 
 Times = tuple[float, ...]
@@ -36,6 +37,8 @@ class Dynamics:
     """Path, which turns a velocity into data, noise and score."""
     mean: MeanField | None = None
     """Mean velocity at (x, s, t), of a flow map."""
+    segment: Callable[[Tensor, Tensor], Momentum] | None = None
+    """Velocities from (x, t) on, of a network that describes whole segments."""
     refine: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     """Change of the velocity at (x, t) since the velocity that is given, of a policy with a refiner."""
 

@@ -61,7 +61,8 @@ class Sampling:
             return lambda x, t: self.target.velocity(network(x, t, t), x, t, self.interpolant)
 
         field = self.guidance.field(velocity(conditional), velocity(unconditional))
-        return Dynamics(field, self.interpolant, conditional if self.two_time else None)
+        segment = (lambda x, t: self.target.read(conditional(x, t, t))) if self.target.modes else None
+        return Dynamics(field, self.interpolant, conditional if self.two_time else None, segment)
 
     def generate(
         self,

@@ -9,8 +9,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import PRINCIPLES, Interpolant
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
+from flowpolicy.flows.momentum import Momentum
 
 _SAMPLING_FLOOR = 1e-3
 
@@ -20,9 +22,18 @@ class Target(Value):
     """Base of the prediction targets."""
 
     @property
+    def modes(self) -> int:
+        """Number of velocities that the network gives for a whole segment; 0 where it gives one for one time."""
+        return 0
+
+    @property
     def start(self) -> float:
         """Time at which sampling starts; above 0 where the prediction says nothing about the data at 0."""
         return 0.0
+
+    def read(self, prediction: Float[Tensor, "b h n"]) -> Momentum:
+        """The velocities of a whole segment; ConfigError where ``modes`` is 0."""
+        raise ConfigError(f"{self.flag} predicts no segment", fix="--flow.target segment")
 
     def velocity(
         self, prediction: Float[Tensor, "b *d"], x: Float[Tensor, "b *d"], t: Float[Tensor, " b"], path: Interpolant
