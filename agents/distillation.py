@@ -19,7 +19,7 @@ from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.policy import Policy
-from flowpolicy.policy.teacher import Inversion, Teacher
+from flowpolicy.policy.teacher import Inversion, Teacher, inverter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +159,8 @@ def reflow(lesson: Lesson) -> Flow:
 @method("improved-reflow")
 def improved_reflow(lesson: Lesson) -> Flow:
     """Times at both ends, a robust loss, and real chunks with inverted noise (arXiv 2405.20320)."""
+    if lesson.order.real:
+        inverter(lesson.order.inversion).steps(lesson.order.teacher_nfe)
     pairs = make("coupling", "table", real=lesson.order.real, inversion=lesson.order.inversion)
     return _with_flow(lesson.student, coupling=pairs, time=make("time", "u-shape"), loss=make("loss", "pseudo-huber"))
 

@@ -108,7 +108,12 @@ class Teacher:
                 steps where the step times the Lipschitz constant of the velocity is below 1 [flow-methods 4, 28].
 
         """
-        solver: Solver = Midpoint() if inversion == "midpoint" else Afp(_INNER if inversion == "exact" else 1)
+        solver = inverter(inversion)
         steps, start = solver.steps(nfe), self.sampling.target.start
         grid = tuple(start + (1 - start) * k / steps for k in range(steps + 1))
         return solver.invert(self.dynamics(obs), chunk, grid)
+
+
+def inverter(inversion: Inversion) -> Solver:
+    """The solver that runs a flow back; its ``steps`` refuses evaluations that it cannot spend."""
+    return Midpoint() if inversion == "midpoint" else Afp(_INNER if inversion == "exact" else 1)

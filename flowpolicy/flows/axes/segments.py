@@ -59,6 +59,18 @@ class Segment(Target):
         """Velocity at the segment's start."""
         return self.read(prediction).velocity(torch.zeros_like(t))
 
+    def error(
+        self,
+        prediction: Float[Tensor, "b *n"],
+        noise: Float[Tensor, "b *d"],
+        data: Float[Tensor, "b *d"],
+        z: Tensor | None,
+        t: Float[Tensor, " b"],
+        path: Interpolant,
+    ) -> Float[Tensor, "b *d"]:
+        """Error of the velocity at the segment's start."""
+        return self.velocity(prediction, noise, t, path) - path.velocity(noise, data, t, z)
+
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
         """R13, and it is learned from trajectories of a teacher alone."""
         if not setting.trajectories:

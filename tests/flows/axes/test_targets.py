@@ -23,6 +23,9 @@ def truth(target, path, noise, data, z):
         return path.velocity(noise, data, T, z)
     if isinstance(target, Data):
         return data
+    if target.modes:  # equal modes: a constant velocity
+        velocity = path.velocity(noise, data, T, z)
+        return torch.cat([velocity] * target.modes + [torch.zeros(6, 2, 2 * target.modes - 1, dtype=F64)], dim=2)
     e = path.effective(T, data)
     return (path.point(noise, data, T, z) - e.beta * data) / e.sigma
 
