@@ -134,7 +134,7 @@ def _literal(text: str) -> Any:
 
 def build(recipe: Recipe, plan: Plan, seed: int) -> FlowAgent:
     """The agent of a recipe."""
-    toy, solver = plan.toy, recipe.flow.solver
+    solver = recipe.flow.solver
     base = as_flow(DM1()) if recipe.dm1 else Flow()
     config = dataclasses.replace(
         base,
@@ -142,31 +142,49 @@ def build(recipe: Recipe, plan: Plan, seed: int) -> FlowAgent:
         nfe=recipe.flow.guidance.total(solver.usual),
         net=MLP(width=plan.width, depth=plan.depth),
         encoder=StateEncoder(width=plan.width if recipe.dm1 else 0),
-        chunk=toy.steps,
-        execute=toy.steps,
+        chunk=plan.toy.steps,
+        execute=plan.toy.steps,
         optimizer=Optimizer(lr=recipe.lr),
     )
+    return agent_on(plan, config, plan.updates, seed)
+
+
+def agent_on(plan: Plan, config: Flow, updates: int, seed: int) -> FlowAgent:
+    """An agent for the toy of the plan."""
+    toy = plan.toy
     spec = Spec({"state": ObservationSpec((toy.obs,))}, ActionSpec(toy.action))
     contract = Contract(spec, 1, toy.steps, toy.steps, config.nfe)
     normalizer = Normalizer({"state": toy.obs}, toy.action)
-    return config.build(contract, normalizer, steps=plan.updates, seed=seed, compile=False)
+    return config.build(contract, normalizer, steps=updates, seed=seed, compile=False)
 
 
-def run(recipe: Recipe, plan: Plan, seed: int) -> dict[str, Any]:
-    """Train and measure; the record of the run as JSON values."""
-    torch.set_num_threads(1)
-    agent, toy = build(recipe, plan, seed), plan.toy
-    data = torch_generator(toy.seed, "data")
+def train(agent: FlowAgent, plan: Plan, updates: int, seed: int) -> dict[str, Any]:
+    """Train on the toy's chunks; the last loss (None where it is not finite) and the seconds."""
+    toy, data = plan.toy, torch_generator(plan.toy.seed, "data")
     obs = toy.observe(toy.size, data)
     chunks = toy.chunks(obs, data)
     rows, noise = torch_generator(seed, "rows"), torch_generator(seed, "noise")
     valid, start = torch.ones(plan.batch, toy.steps, dtype=torch.bool), time.perf_counter()
     loss = float("nan")
-    for _ in range(plan.updates):
+    for _ in range(updates):
         picked = torch.randint(toy.size, (plan.batch,), generator=rows)
         batch = {OBS: {"state": obs[picked].unsqueeze(1)}, ACTION: chunks[picked], VALID: valid}
         loss = float(agent.update(TensorDict(batch, [plan.batch]), noise)["loss"])
-    seconds = time.perf_counter() - start
+    seconds = round(time.perf_counter() - start, 2)
+    return {"loss": loss if loss == loss and abs(loss) != float("inf") else None, "seconds": seconds}
+
+
+def observations(plan: Plan, count: int = 512) -> dict[str, torch.Tensor]:
+    """Observations that are trained on, name -> (n, 1, o), for whatever is fitted to a policy."""
+    obs = plan.toy.observe(plan.toy.size, torch_generator(plan.toy.seed, "data"))
+    return {"state": obs[:count].unsqueeze(1)}
+
+
+def run(recipe: Recipe, plan: Plan, seed: int) -> dict[str, Any]:
+    """Train and measure; the record of the run as JSON values."""
+    torch.set_num_threads(1)
+    agent = build(recipe, plan, seed)
+    trained = train(agent, plan, plan.updates, seed)
     policy = agent.policy()
     record: dict[str, Any] = {
         "schema": 1,
@@ -174,8 +192,7 @@ def run(recipe: Recipe, plan: Plan, seed: int) -> dict[str, Any]:
         "seed": seed,
         "recipe": encode(recipe, {**KINDS_OF_RECORDS, **KINDS}),
         "plan": encode(plan, KINDS_OF_RECORDS),
-        "loss": loss if loss == loss and abs(loss) != float("inf") else None,
-        "seconds": round(seconds, 2),
+        **trained,
         "versions": library_versions(),
         "error": measure(policy, plan, seed),
     }
@@ -183,7 +200,7 @@ def run(recipe: Recipe, plan: Plan, seed: int) -> dict[str, Any]:
         small = [nfe for nfe in plan.nfes if 2 <= nfe <= 8]
         record["fitted"] = {}
         for nfe in small:
-            better = fitted(policy, {"state": obs[:512].unsqueeze(1)}, nfe, "olss", torch_generator(seed, "fit"))
+            better = fitted(policy, observations(plan), nfe, "olss", torch_generator(seed, "fit"))
             record["fitted"] |= measure(better, dataclasses.replace(plan, nfes=(nfe,)), seed)
     return record
 
