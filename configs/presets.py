@@ -118,6 +118,10 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "flow-bc-lift": ("Flow BC on robosuite Lift, ten evaluations per chunk", replace(LIFT, agent=FLOW_BC_ARM)),
     "regression-lift": ("Regression control on robosuite Lift", replace(LIFT, agent=REGRESSION_ARM)),
     "gdro-lift": ("GDRO: post-train a Lift run on groups of its chunks", GDRO_ARM),
+    "balance-lift": (
+        "Trajectory balance: post-train a Lift run on groups of its chunks",
+        replace(GDRO_ARM, agent=replace(GDRO_ARM.agent, objective="trajectory_balance")),
+    ),
     "gdro-can": ("GDRO: post-train a PickPlaceCan run on groups of its chunks", replace(GDRO_ARM, env="can")),
     "dm1-can": ("DM1 on robosuite PickPlaceCan", CAN),
     "flow-bc-can": ("Flow BC on robosuite PickPlaceCan", replace(CAN, agent=FLOW_BC_ARM)),
