@@ -103,10 +103,11 @@ class ArcFlowAgent(FlowAgent):
         self, count: int, ratio: float, generator: torch.Generator
     ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b n"]]:
         """Times for which the student's curve and the teacher are followed, in turns; ``ratio`` is the teacher's."""
-        n, place = self.config.states, {"generator": generator, "device": generator.device}
+        n = self.config.states
+        place: dict[str, Any] = {"generator": generator, "device": generator.device}
         free = 1 / self.config.nfe - self.width
-        cuts = (1 - ratio) * free * torch.rand(count, n, **place).sort(1).values  # type: ignore[arg-type]
-        ends = ratio * free * torch.rand(count, n - 1, **place).sort(1).values  # type: ignore[arg-type]
+        cuts = (1 - ratio) * free * torch.rand(count, n, **place).sort(1).values
+        ends = ratio * free * torch.rand(count, n - 1, **place).sort(1).values
         zero, whole = cuts.new_zeros(count, 1), cuts.new_full((count, 1), ratio * free)
         return cuts.diff(dim=1, prepend=zero), torch.cat([ends, whole], dim=1).diff(dim=1, prepend=zero)
 

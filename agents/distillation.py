@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -136,18 +136,18 @@ def _base(trained: Flow, order: Order, run: str, weights: str) -> Flow:
     )
 
 
-def values_of(config: Flow) -> dict[str, object]:
+def values_of(config: Flow) -> dict[str, Any]:
     """Options that every point on the axes has, by name."""
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(Flow)}
 
 
-def as_kind(kind: type[_F], base: Flow, **changes: object) -> _F:
+def as_kind(kind: type[_F], base: Flow, **changes: Any) -> _F:
     """The options of ``base`` as a config of another class, with some of them changed."""
-    return kind(**{**values_of(base), **changes})  # type: ignore[arg-type]
+    return kind(**{**values_of(base), **changes})
 
 
-def _with_flow(base: Flow, **changes: object) -> Flow:
-    return dataclasses.replace(base, flow=dataclasses.replace(base.flow, **changes))  # type: ignore[arg-type]
+def _with_flow(base: Flow, **changes: Any) -> Flow:
+    return dataclasses.replace(base, flow=dataclasses.replace(base.flow, **changes))
 
 
 @method("reflow")

@@ -85,6 +85,8 @@ class Flow(ImitationConfig):
     def check(self, action: int) -> None:
         """Refuse wrong combinations (:class:`flowpolicy.flows.axes.refusals.IncompatibleSpecError`)."""
         validate(self.flow, self.setting(action))
+        if self.asks_teacher and not self.teacher:
+            raise ConfigError(f"{type(self).__name__} without a teacher", fix="flowpolicy distill RUN")
         if self.teacher and not self.asks_teacher:
             raise ConfigError(
                 f"a teacher with {self.flow.coupling.flag}, which does not ask it", fix="--flow.coupling table"
@@ -182,9 +184,7 @@ class FlowAgent(ImitationAgent):
 
     @property
     def teacher(self) -> Teacher:
-        """The teacher; ConfigError where there is none."""
-        if not self._teacher:
-            raise ConfigError("a student without a teacher", fix="flowpolicy distill RUN")
+        """The teacher that ``config.teacher`` names."""
         return self._teacher[0]
 
     def _times(self, rows: int, progress: float, generator: torch.Generator) -> dict[str, Tensor]:

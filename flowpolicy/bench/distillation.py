@@ -157,7 +157,8 @@ def run_course(
 
 def _trained(found: Sequence[tuple[Flow, tuple[int, ...]]], plan: Plan, updates: int, seed: int) -> dict[str, Any]:
     """Errors by evaluations, mean seconds per student, and what each student was."""
-    error, told = {}, []
+    error: dict[str, list[float]] = {}
+    told: list[dict[str, Any]] = []
     for config, nfes in found:
         agent = agent_on(plan, config, updates, seed)
         trained = train(agent, plan, updates, seed)

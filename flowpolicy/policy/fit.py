@@ -63,9 +63,11 @@ def fitted(
 
     """
     flow = sampling_of(policy)
-    if policy.config.candidates > 1 or policy.config.decorated or flow.source.conditioned or flow.target.start:
+    config, target = policy.config, flow.target
+    if config.candidates > 1 or config.decorated or flow.source.conditioned or target.start or target.modes:
         raise ConfigError(
-            "a policy with candidates, a decorator, a conditioned source or a noise prediction cannot be fitted",
+            "a policy with candidates, a decorator, a conditioned source, a noise prediction or a segment head cannot "
+            "be fitted",
             expected="a flow from noise at time 0",
         )
     rows = next(iter(obs.values())).shape[0]

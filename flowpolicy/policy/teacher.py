@@ -39,6 +39,7 @@ class Teacher:
             f"it chooses among {config.candidates} candidates": config.candidates > 1,
             "it is decorated": config.decorated,
             "it continues committed actions": config.prefix > 0,
+            "its network describes segments, not a velocity": sampling.target.modes > 0,
             "its source depends on the observation": sampling.source.conditioned,
             f"its solver '{sampling.solver.name}' draws noise on the way": sampling.solver.stochastic,
         }

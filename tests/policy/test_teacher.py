@@ -47,6 +47,7 @@ def test_round_trips_of_a_few_steps():
     [
         ({"source": make("source", "mixed")}, "depends on the observation"),
         ({"solver": make("solver", "sde")}, "draws noise on the way"),
+        ({"target": make("target", "segment")}, "describes segments"),
     ],
 )
 def test_policies_that_cannot_teach_say_why(choice, reason):
