@@ -7,7 +7,6 @@ agents with a file of their own are.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor
 from flowpolicy.agents.dm1 import DM1
 from flowpolicy.agents.flow_bc import FlowBC
 from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
-from flowpolicy.core.errors import CheckpointError, ConfigError
-from flowpolicy.core.files import digest
+from flowpolicy.agents.teaching import load_teacher, pairs, start_from
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.spec import Contract
@@ -32,14 +31,14 @@ from flowpolicy.flows.axes.losses import Adaptive, Squared
 from flowpolicy.flows.axes.refusals import Setting, validate
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.solvers import MapJumps
-from flowpolicy.flows.axes.sources import Mixed, Normal
+from flowpolicy.flows.axes.sources import Mixed
 from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
 from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.actor import PolicyConfig, Sampler
 from flowpolicy.policy.flow import seen, shaped
-from flowpolicy.policy.policy import Policy
+from flowpolicy.policy.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +76,22 @@ class Flow(ImitationConfig):
             execute=self.execute,
         )
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether the trained network has a velocity at all times, and not only where its own steps begin."""
+        return self.flow.time.name != "grid"
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher takes part in the training."""
+        return isinstance(self.flow.coupling, Table)
+
     def check(self, action: int) -> None:
         """Refuse wrong combinations (:class:`flowpolicy.flows.axes.refusals.IncompatibleSpecError`)."""
         validate(self.flow, self.setting(action))
-        if self.teacher and not isinstance(self.flow.coupling, Table):
+        if self.asks_teacher and not self.teacher:
+            raise ConfigError(f"{type(self).__name__} without a teacher", fix="flowpolicy distill RUN")
+        if self.teacher and not self.asks_teacher:
             raise ConfigError(
                 f"a teacher with {self.flow.coupling.flag}, which does not ask it", fix="--flow.coupling table"
             )
@@ -109,9 +120,10 @@ class FlowAgent(ImitationAgent):
         scaling, like = normalizer.action_scaling, torch.zeros(1, config.chunk, contract.spec.action.size)
         self.spec.guidance.check(Situation(scale=scaling.scale.cpu(), offset=scaling.offset.cpu()), like)
         # In a list: the teacher is no part of this module, nor of its state.
-        self._teacher = [load_teacher(config, normalizer)] if config.teacher else []
+        self._teacher = [load_teacher(config, normalizer, options.get("device", "cpu"))] if config.teacher else []
         if config.from_teacher:
-            self._start_from(self._teacher[0])
+            start_from(self.actor, self.teacher.policy, config.teacher)
+            self.ema = EMA(self.actor, config.optimizer.ema)
 
     def describe_policy(self) -> PolicyConfig:
         """The sampling side of the spec goes into the checkpoint."""
@@ -142,10 +154,8 @@ class FlowAgent(ImitationAgent):
             drawn["drop"] = torch.rand(rows, generator=generator, device=data.device) < spec.guidance.drop
         if spec.guidance.hides:
             drawn["visible"] = self._visible(rows, generator)
-        if isinstance(spec.coupling, Table):
-            carried = self._teacher[0].carry(dict(batch[OBS].items()), drawn["noise"], self.config.teacher_nfe)
-            drawn["data"] = carried.clone()  # a tensor of inference mode cannot take part in a gradient
-            drawn["noise"] = spec.coupling.blend(drawn["noise"], progress, generator)
+        if self._teacher:
+            drawn |= self.taught(dict(batch[OBS].items()), data, drawn, progress, generator)
         return (drawn,)
 
     def _begin(self, noise: Tensor, batch: TensorDict) -> Tensor:
@@ -168,6 +178,36 @@ class FlowAgent(ImitationAgent):
         which = torch.randint(len(hidings), (rows,), generator=generator, device=device)
         return torch.where(dropped.unsqueeze(1), hidings[which], 1.0)
 
+    def taught(
+        self,
+        obs: dict[str, Tensor],
+        data: Float[Tensor, "b h a"],
+        drawn: dict[str, Tensor],
+        progress: float,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """What the teacher puts in the place of draws: here the pairs of the coupling 'table'.
+
+        Args:
+            obs: observations in environment units.
+            data: normalised chunks of the batch.
+            drawn: what is drawn already; ``noise`` (b, h, a), ``s`` (b,) and more.
+            progress: share of the planned updates that is done.
+            generator: source of whatever else is drawn.
+
+        Returns:
+            Draws to add or to replace. ``data`` are the chunks to train on, and ``made`` (b,) says which of them are
+            the teacher's: all their steps count, whereas real chunks may reach past their episode.
+
+        """
+        coupling, nfe = cast(Table, self.spec.coupling), self.config.teacher_nfe
+        return pairs(self.teacher, coupling, nfe, obs, data, drawn["noise"], progress, generator)
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher that ``config.teacher`` names."""
+        return self._teacher[0]
+
     def _times(self, rows: int, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         spec = self.spec
         if not spec.consistency.two_time and not spec.target.integrates:
@@ -185,7 +225,7 @@ class FlowAgent(ImitationAgent):
         """What the spec says, and the two regularisers where they are on."""
         d, actor, spec = draws[0], self.actor, self.spec
         data = d["data"] if "data" in d else self.normalizer.action(action)
-        valid = torch.ones_like(valid) if "data" in d else valid
+        valid = valid | d["made"].unsqueeze(1) if "made" in d else valid
         flat = actor.flatten(self.normalizer.obs(obs))
         cond, feature = actor.encoder(flat * d["visible"] if "visible" in d else flat)
         noise, divergence = shaped(actor, d["noise"], cond, d.get("share"))
@@ -225,39 +265,6 @@ class FlowAgent(ImitationAgent):
             d.get("fraction"),
         )
         return spec.consistency.loss(problem, valid, spec.loss, path)
-
-    def _start_from(self, teacher: Policy) -> None:
-        try:
-            self.actor.load_state_dict(teacher.actor.state_dict())
-        except RuntimeError as error:
-            raise ConfigError(
-                f"the student cannot start from the teacher {self.config.teacher}: {error}",
-                fix="--no-agent.from-teacher, or the teacher's --agent.net and --agent.encoder",
-            ) from error
-        self.ema = EMA(self.actor, self.config.optimizer.ema)
-
-
-def load_teacher(config: Flow, normalizer: Normalizer) -> Policy:
-    """The teacher's policy, which must scale actions as the student does and start from the same noise."""
-    teacher = Policy.load(Path(config.teacher))
-    found = digest(teacher.actor.state_dict())
-    if config.teacher_weights and found != config.teacher_weights:
-        raise CheckpointError(
-            f"the teacher {config.teacher} has other weights now than when the run was started",
-            fix="restore them, or start a new run",
-        )
-    if digest(teacher.normalizer.state_dict()) != digest(normalizer.state_dict()):  # R21
-        raise ConfigError(
-            f"the teacher {config.teacher} scales observations and actions otherwise than this run",
-            fix="distil on the training file of the teacher",
-        )
-    source = teacher.config.flow.source if teacher.config.flow else Normal()
-    if source != config.flow.source:
-        raise ConfigError(
-            f"the teacher starts from the source {source}, the student from {config.flow.source}",
-            fix="the same --flow.source for both",
-        )
-    return teacher
 
 
 def as_flow(config: Any) -> Flow:

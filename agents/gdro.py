@@ -12,14 +12,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from flowpolicy.agents.assessment import Assessment, Assessor, field, velocity_errors
+from flowpolicy.agents.assessment import Assessment, Assessor, field
+from flowpolicy.agents.group_scores import Draws, chain_of, scored
 from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig, Optimizer
 from flowpolicy.core import keys
 from flowpolicy.core.errors import CheckpointError, ConfigError
@@ -28,6 +29,7 @@ from flowpolicy.core.spec import Contract
 from flowpolicy.data.groups import Groups
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows import groups as mathematics
+from flowpolicy.flows.axes.registry import Reference
 from flowpolicy.flows.groups import Objective, Scale, Weight
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.matching import matching_loss
@@ -37,6 +39,11 @@ from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.actor import Sampler
 from flowpolicy.policy.policy import Policy
+
+BALANCE = (
+    Reference("Flow Network based Generative Models for Non-Iterative Diverse Candidate Generation", "2106.04399"),
+    Reference("Amortizing intractable inference in diffusion models for vision, language, and control", "2405.20971"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +58,7 @@ class GDRO(ImitationConfig):
     nfe: int = 1
     """Network evaluations per chunk; the base's."""
     objective: Objective = "plackett_luce"
-    """'plackett_luce' (GDRO), 'top_one', 'regression' (the control), 'dpo' or 'dgpo'."""
+    """'plackett_luce' (GDRO), 'top_one', 'regression' (the control), 'dpo', 'dgpo' or 'trajectory_balance'."""
     temperature: float = 1.0
     """tau of pi_ref exp(advantage / tau), in units of the global scale; the knob to tune: 0.3, 1, 3."""
     scale: Scale = "robust"
@@ -64,6 +71,8 @@ class GDRO(ImitationConfig):
     """Factor of the velocity errors; 0 stands for 1 under 'elbo' and for the calibration under 'uniform'."""
     draws: int = 4
     """Stratified draws (time, noise) per group, shared by its candidates. At 1 or 2 the policy over-tilts."""
+    path_steps: int = 8
+    """Steps of the trajectories of 'trajectory_balance', in the place of ``draws``, ``weight`` and ``beta``."""
     anchor: float = 0.1
     """Weight of velocity matching on the best candidate, which keeps its likelihood from falling with the others."""
     bc_weight: float = 0.5
@@ -84,29 +93,24 @@ class GDRO(ImitationConfig):
     """Assessments without a new best after which training stops; 0 never stops."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or min(self.draws, self.assess_every) < 1:
+        if self.temperature <= 0 or min(self.draws, self.path_steps, self.assess_every) < 1:
             raise ConfigError(
-                f"temperature {self.temperature}, draws {self.draws}, assess_every {self.assess_every}",
-                expected="a temperature above 0, draws and assess_every at least 1",
+                f"temperature {self.temperature}, draws {self.draws}, path_steps {self.path_steps}, "
+                f"assess_every {self.assess_every}",
+                expected="a temperature above 0, the others at least 1",
             )
+
+    def references(self) -> dict[str, tuple[Reference, ...]]:
+        """Publications of the objective, where it is not GDRO's."""
+        if self.objective != "trajectory_balance":
+            return {}
+        return {f"objective {self.objective}": BALANCE}
 
     def build(self, *args: Any, **kwargs: Any) -> GDROAgent:
         """The agent in training; arguments of :class:`GDROAgent`."""
         if kwargs.keys().isdisjoint({"base", "groups"}):
             raise ConfigError("GDRO post-trains and cannot start from nothing", expected="--base RUN --groups FILE")
         return GDROAgent(self, *args, **kwargs)
-
-
-class Draws(NamedTuple):
-    """Everything random in one update, but what the map needs."""
-
-    t: Float[Tensor, "g m"]
-    noise: Float[Tensor, "g m h a"]
-    tie: Float[Tensor, "g k"]
-    member: Float[Tensor, " g"]
-    """Which candidate the map is trained on, see :func:`flowpolicy.flows.groups.tilted_choice`."""
-    bc_t: Float[Tensor, " b"]
-    bc_noise: Float[Tensor, "b h a"]
 
 
 class GDROAgent(ImitationAgent):
@@ -139,6 +143,8 @@ class GDROAgent(ImitationAgent):
         self.beta = config.beta or 1.0
         if config.weight == "uniform" and not config.beta:
             self.beta = mathematics.calibrated_beta(self.assessor.reference_error)
+        balanced = config.objective == "trajectory_balance"
+        self.chain = chain_of(self.reference, groups, self.normalizer, config.path_steps) if balanced else None
 
     @property
     def sampler(self) -> Sampler:
@@ -162,6 +168,7 @@ class GDROAgent(ImitationAgent):
             member=torch.rand(g, **place),
             bc_t=uniform(g, generator),
             bc_noise=torch.randn((g, h, a), **place),
+            path=torch.randn((g, self.config.path_steps if self.chain else 0, k, h, a), **place),
         )
         return *draws, torch.randn((2 * g, h, a), **place), *self.config.pairs.draw(2 * g, generator)
 
@@ -190,19 +197,13 @@ class GDROAgent(ImitationAgent):
         self, windows: dict[str, Any], group: dict[str, Any], *draws: Tensor
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Group loss, anchor, behaviour cloning and, on a flow map, self-consistency."""
-        config, random = self.config, Draws(*draws[:6])
+        config, random = self.config, Draws(*draws[:7])
         chunks, valid = self.normalizer.action(group[keys.ACTION]), group[keys.VALID]
         scaled = mathematics.advantages(group[keys.SCORE], self.scale)
         gate = mathematics.spread_gate(group[keys.SCORE], self.scale, config.gate)
         order = mathematics.ranking(scaled, random.tie)
         obs = self.normalizer.obs(group[keys.OBS])
-        error = velocity_errors(self.actor, obs, chunks, valid, random.t, random.noise)
-        with torch.no_grad():
-            reference = velocity_errors(self.reference, obs, chunks, valid, random.t, random.noise)
-        scores = mathematics.log_ratio(
-            error, reference, mathematics.time_weight(random.t, config.weight), self.beta, limit=20.0
-        )
-        errors = error.mean(1) / (valid.sum(1, keepdim=True) * chunks.shape[3]).clamp(min=1)
+        scores, errors = scored(config, self.beta, self.chain, self.actor, self.reference, obs, chunks, valid, random)
         preference = mathematics.group_loss(config.objective, scores, errors, scaled, config.temperature, order)
         best = order[:, :1]
         terms = {
@@ -214,7 +215,7 @@ class GDROAgent(ImitationAgent):
         if config.sampler == "map":
             chosen = mathematics.tilted_choice(mathematics.softened_targets(scaled, config.temperature), random.member)
             tilted = chunks[torch.arange(len(chunks), device=chunks.device), chosen]
-            terms["map_loss"] = self.map_loss(windows, obs, tilted, valid, *draws[6:])
+            terms["map_loss"] = self.map_loss(windows, obs, tilted, valid, *draws[7:])
             weights["map_loss"] = config.map_weight
         total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         metrics = {name: value.detach() for name, value in terms.items()}

@@ -217,6 +217,8 @@ class ImitationAgent(nn.Module):
             self.updates = int(state["optim"]["updates"])
             self.ema.load_state_dict(state["ema"])
             for name, parameter in self.actor.named_parameters():
+                if not parameter.requires_grad:
+                    continue
                 self.optimizer.state[parameter] = {
                     key: state["optim"][f"{key}/{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
                 }

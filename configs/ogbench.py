@@ -1,7 +1,8 @@
 """Presets of the offline RL agents on OGBench: one line of values per task, the same agents for all.
 
 The values are those of the FQL study (arXiv 2502.02538, tables 4 and 6) where they have the task; mazes for the point
-take those of its large ant maze, but a smaller alpha. Networks are 3 x 256, which a CPU trains in minutes (published: 4 x 512).
+take those of its large ant maze, but a smaller alpha. Networks are 3 x 256, which a CPU trains in minutes (published:
+4 x 512).
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class _Task:
 
 
 # A maze is 150 steps and more from end to end. One-step targets carry a value about one step per 200 updates (the
-# targets' own time), so that after 50,000 updates all is flat beyond six metres of the goal. alpha 1 was tried on task 3
-# and development states alone (FQL: 20 of 20); 10, the value of the large ant maze, ties a point to wandering data.
+# targets' own time), so that after 50,000 updates all is flat beyond six metres of the goal. alpha 1 was tried on
+# task 3 and development states (FQL: 20 of 20); 10, as for the large ant maze, ties a point to wandering data.
 _MAZE = _Task(1.0, 10.0, 1.0, (0.003, 0.01), "min", budget=0.2, n_step=10, scale_obs=True)
 _TASKS = {
     "cube-single": _Task(300.0, 1.0, 120.0, (1.0, 0.0)),

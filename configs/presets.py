@@ -6,6 +6,9 @@ from collections import ChainMap
 from dataclasses import replace
 
 from flowpolicy.agents.adam import Adam
+from flowpolicy.agents.arcflow import ArcFlow
+from flowpolicy.agents.backward_simulation import BackwardSimulation
+from flowpolicy.agents.boss import BossSegments
 from flowpolicy.agents.dm1 import DM1
 from flowpolicy.agents.fisher import Fisher
 from flowpolicy.agents.flow import Flow
@@ -19,7 +22,9 @@ from flowpolicy.agents.mean_flow_q import MeanFlowQ
 from flowpolicy.agents.mip import MIP
 from flowpolicy.agents.qc import QC
 from flowpolicy.agents.rebrac import ReBRAC
+from flowpolicy.agents.refiner import Refiner
 from flowpolicy.agents.regression import Regression
+from flowpolicy.agents.slimflow import SlimFlow
 from flowpolicy.configs.ogbench import OGBENCH
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
@@ -46,6 +51,11 @@ _OWN_KINDS: dict[str, type] = {
     "dm1": DM1,
     "flow_bc": FlowBC,
     "flow": Flow,
+    "slimflow": SlimFlow,
+    "boss_segments": BossSegments,
+    "refiner": Refiner,
+    "backward_simulation": BackwardSimulation,
+    "arcflow": ArcFlow,
     "regression": Regression,
     "mip": MIP,
     "fql": FQL,
@@ -102,9 +112,9 @@ DEBUG = Experiment(
 UNSCALED = NormalizerConfig(obs="none")
 SMALL_CRITIC = CriticConfig(width=64, depth=2)
 FQL_TOY = replace(DEBUG, agent=FQL(net=Plain(width=64, depth=2), critic=SMALL_CRITIC, normalize_q=True, alpha=1.0))
-# Post-training: the run that is named by --base decides environment, network, sizes and scaling. Temperature and learning
-# rate were chosen on the toy with simulator labels and development states (success of 200, base 143): 156 at (1, 1e-4),
-# 164 at (1, 3e-4), 175 at (0.3, 3e-4), 169 at (0.3, 1e-3), 166 at (0.1, 3e-4).
+# Post-training: the run that is named by --base decides environment, network, sizes and scaling. Temperature and
+# learning rate were chosen on the toy with simulator labels and development states (success of 200, base 143): 156 at
+# (1, 1e-4), 164 at (1, 3e-4), 175 at (0.3, 3e-4), 169 at (0.3, 1e-3), 166 at (0.1, 3e-4).
 GDRO_FAST = GDRO(
     scale="deviation", temperature=0.3, optimizer=Optimizer(lr=3e-4, warmup=50, schedule="constant", ema=0.99)
 )
@@ -124,6 +134,10 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "mip-can": ("MIP, two regressions, on robosuite PickPlaceCan", replace(CAN, agent=MIP_ARM)),
     "mip-door": ("MIP, two regressions, on Adroit door (D4RL)", replace(DOOR, agent=MIP_ARM)),
     "gdro-lift": ("GDRO: post-train a Lift run on groups of its chunks", GDRO_ARM),
+    "balance-lift": (
+        "Trajectory balance: post-train a Lift run on groups of its chunks",
+        replace(GDRO_ARM, agent=replace(GDRO_ARM.agent, objective="trajectory_balance")),
+    ),
     "gdro-can": ("GDRO: post-train a PickPlaceCan run on groups of its chunks", replace(GDRO_ARM, env="can")),
     "dm1-can": ("DM1 on robosuite PickPlaceCan", CAN),
     "flow-bc-can": ("Flow BC on robosuite PickPlaceCan", replace(CAN, agent=FLOW_BC_ARM)),

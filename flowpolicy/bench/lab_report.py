@@ -48,8 +48,8 @@ def per_seed(records: Sequence[dict[str, Any]], name: str, nfe: int) -> list[flo
     ]
 
 
-def table(records: Sequence[dict[str, Any]], nfes: Sequence[int]) -> str:
-    """Errors as a Markdown table: mean, interval, and every seed."""
+def table(records: Sequence[dict[str, Any]], nfes: Sequence[int], name: str = "lab", note: str = "") -> str:
+    """Errors as a Markdown table: mean, interval, and every seed; ``name`` is that of the picture's file."""
     plan, summary = records[0]["plan"], summarise(records)
     toy, seeds = plan["toy"], sorted({record["seed"] for record in records})
     lines = [
@@ -61,18 +61,19 @@ def table(records: Sequence[dict[str, Any]], nfes: Sequence[int]) -> str:
         "",
         "Conditional energy distance x 1000 (0 is exact; lower is better) with a 95 % bootstrap interval over "
         f"{plan['observations']} observations; behind the bar the error of every seed.",
+        *(["", note] if note else []),
         "",
         "| recipe | " + " | ".join(f"NFE {nfe}" for nfe in nfes) + " | CPU seconds |",
         "|---|" + "---:|" * (len(nfes) + 1),
     ]
-    for name, errors in summary.items():
+    for row, errors in summary.items():
         cells = []
         for nfe in nfes:
-            seen = ", ".join(f"{value:.0f}" for value in per_seed(records, name, nfe))
+            seen = ", ".join(f"{value:.0f}" for value in per_seed(records, row, nfe))
             cells.append(_cell(errors[nfe], seen) if nfe in errors else "-")
-        own = [record["cpu_seconds"] for record in records if record["name"] == name.removesuffix(", fitted")]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {np.mean(own):.0f} |")
-    return "\n".join([*lines, "", "![error over evaluations](lab.png)", ""])
+        own = [record["cpu_seconds"] for record in records if record["name"] == row.removesuffix(", fitted")]
+        lines.append(f"| {row} | " + " | ".join(cells) + f" | {np.mean(own):.0f} |")
+    return "\n".join([*lines, "", f"![error over evaluations]({name}.png)", ""])
 
 
 def _cell(interval: Interval, seeds: str) -> str:
@@ -114,13 +115,14 @@ def draw(records: Sequence[dict[str, Any]], png: Path) -> None:
     save_figure(figure, png)
 
 
-def write_report(records: Sequence[dict[str, Any]], folder: Path) -> None:
-    """``lab.md``, ``lab.png`` and ``lab.json`` (means and intervals)."""
+def write_report(records: Sequence[dict[str, Any]], folder: Path, name: str = "lab", note: str = "") -> None:
+    """``lab.md``, ``lab.png`` and ``lab.json`` (means and intervals), or files of another name."""
     nfes = sorted({int(nfe) for record in records for nfe in record["error"]})
     summary = {
         name: {str(nfe): [i.mean, i.low, i.high] for nfe, i in errors.items()}
         for name, errors in summarise(records).items()
     }
-    write_text(folder / "lab.md", table(records, nfes))
-    write_json(folder / "lab.json", {"schema": 1, "plan": records[0]["plan"], "error": summary})
-    draw(records, folder / "lab.png")
+    write_text(folder / f"{name}.md", table(records, nfes, name, note))
+    origin = {key: records[0][key] for key in ("command", "commit", "order") if key in records[0]}
+    write_json(folder / f"{name}.json", {"schema": 1, **origin, "plan": records[0]["plan"], "error": summary})
+    draw(records, folder / f"{name}.png")

@@ -148,42 +148,64 @@ def _literal(text: str) -> Any:
 
 def build(recipe: Recipe, plan: Plan, seed: int) -> ImitationAgent:
     """The agent of a recipe."""
-    toy, dm1 = plan.toy, recipe.base == "dm1"
+    dm1 = recipe.base == "dm1"
     config: Any = CONTROLS[recipe.base]() if recipe.base in CONTROLS else as_flow(DM1()) if dm1 else Flow()
     config = dataclasses.replace(
         config,
         net=MLP(width=plan.width, depth=plan.depth),
         encoder=StateEncoder(width=plan.width if dm1 else 0),
-        chunk=toy.steps,
-        execute=toy.steps,
+        chunk=plan.toy.steps,
+        execute=plan.toy.steps,
         optimizer=Optimizer(lr=recipe.lr),
     )
     if isinstance(config, Flow):
         nfe = recipe.flow.guidance.total(recipe.flow.solver.usual)
         config = dataclasses.replace(config, flow=recipe.flow, nfe=nfe)
+    return agent_on(plan, config, plan.updates, seed)
+
+
+def agent_on(plan: Plan, config: Any, updates: int, seed: int) -> ImitationAgent:
+    """An agent for the toy of the plan."""
+    toy = plan.toy
     spec = Spec({"state": ObservationSpec((toy.obs,))}, ActionSpec(toy.action))
     contract = Contract(spec, 1, toy.steps, toy.steps, config.nfe)
     normalizer = Normalizer({"state": toy.obs}, toy.action)
-    agent: ImitationAgent = config.build(contract, normalizer, steps=plan.updates, seed=seed, compile=False)
+    agent: ImitationAgent = config.build(contract, normalizer, steps=updates, seed=seed, compile=False)
     return agent
 
 
-def run(recipe: Recipe, plan: Plan, seed: int, command: Sequence[str] = ()) -> dict[str, Any]:
-    """Train and measure; the record of the run as JSON values. ``command``: words of the command line it is part of."""
-    torch.set_num_threads(1)
-    agent, toy = build(recipe, plan, seed), plan.toy
-    data = torch_generator(toy.seed, "data")
+def train(agent: ImitationAgent, plan: Plan, updates: int, seed: int) -> dict[str, Any]:
+    """Train on the toy's chunks; the last loss (None where it is not finite), seconds, and seconds of the processor."""
+    toy, data = plan.toy, torch_generator(plan.toy.seed, "data")
     obs = toy.observe(toy.size, data)
     chunks = toy.chunks(obs, data)
     rows, noise = torch_generator(seed, "rows"), torch_generator(seed, "noise")
     valid = torch.ones(plan.batch, toy.steps, dtype=torch.bool)
     start, used = time.perf_counter(), time.process_time()
     loss = float("nan")
-    for _ in range(plan.updates):
+    for _ in range(updates):
         picked = torch.randint(toy.size, (plan.batch,), generator=rows)
         batch = {OBS: {"state": obs[picked].unsqueeze(1)}, ACTION: chunks[picked], VALID: valid}
         loss = float(agent.update(TensorDict(batch, [plan.batch]), noise)["loss"])
     seconds, used = time.perf_counter() - start, time.process_time() - used
+    return {
+        "loss": loss if loss == loss and abs(loss) != float("inf") else None,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(used, 2),
+    }
+
+
+def observations(plan: Plan, count: int = 512) -> dict[str, torch.Tensor]:
+    """Observations that are trained on, name -> (n, 1, o), for whatever is fitted to a policy."""
+    obs = plan.toy.observe(plan.toy.size, torch_generator(plan.toy.seed, "data"))
+    return {"state": obs[:count].unsqueeze(1)}
+
+
+def run(recipe: Recipe, plan: Plan, seed: int, command: Sequence[str] = ()) -> dict[str, Any]:
+    """Train and measure; the record of the run as JSON values. ``command``: words of the command line it is part of."""
+    torch.set_num_threads(1)
+    agent = build(recipe, plan, seed)
+    trained = train(agent, plan, plan.updates, seed)
     policy = agent.policy()
     record: dict[str, Any] = {
         "schema": 2,
@@ -193,9 +215,7 @@ def run(recipe: Recipe, plan: Plan, seed: int, command: Sequence[str] = ()) -> d
         "seed": seed,
         "recipe": encode(recipe, {**KINDS_OF_RECORDS, **KINDS}),
         "plan": encode(plan, KINDS_OF_RECORDS),
-        "loss": loss if loss == loss and abs(loss) != float("inf") else None,
-        "seconds": round(seconds, 2),
-        "cpu_seconds": round(used, 2),
+        **trained,
         "versions": library_versions(),
         "error": measure(policy, plan, seed),
     }
@@ -203,7 +223,7 @@ def run(recipe: Recipe, plan: Plan, seed: int, command: Sequence[str] = ()) -> d
         small = [nfe for nfe in plan.nfes if 2 <= nfe <= 8]
         record["fitted"] = {}
         for nfe in small:
-            better = fitted(policy, {"state": obs[:512].unsqueeze(1)}, nfe, "olss", torch_generator(seed, "fit"))
+            better = fitted(policy, observations(plan), nfe, "olss", torch_generator(seed, "fit"))
             record["fitted"] |= measure(better, dataclasses.replace(plan, nfes=(nfe,)), seed)
     return record
 

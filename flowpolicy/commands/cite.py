@@ -44,12 +44,14 @@ def citations(agent: Any, policy: Any) -> list[str]:
     import re
 
     from flowpolicy.agents.flow import Flow
+    from flowpolicy.agents.gdro import GDRO
 
     module = sys.modules[type(agent).__module__].__doc__ or ""
     lines = [f"agent {type(agent).__name__}: {module.splitlines()[0]}"]
     # The docstring of an agent's file names its papers.
     lines += [f"  https://arxiv.org/abs/{number}" for number in dict.fromkeys(re.findall(r"\d{4}\.\d{5}", module))]
     used = agent.flow.references() if isinstance(agent, Flow) else {}
+    used |= agent.references() if isinstance(agent, GDRO) else {}
     if policy.flow is not None:  # a solver that was fitted later
         for value in (policy.flow.solver, policy.flow.schedule):
             used[f"{value.axis} {value.name}"] = value.references

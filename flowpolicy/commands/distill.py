@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from flowpolicy.commands.arguments import call
 
 if TYPE_CHECKING:
-    from flowpolicy.flows.axes.spec import FlowSpec
     from flowpolicy.train import Experiment
 
-Method = Literal["reflow", "improved-reflow", "annealed-reflow", "k-step"]
+Method = Literal[
+    "reflow",
+    "improved-reflow",
+    "annealed-reflow",
+    "k-step",
+    "slimflow",
+    "boss",
+    "refiner",
+    "backward-simulation",
+    "arcflow",
+]
+
+SAMPLES = 512
+"""Training observations that a method fits something to beforehand."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -32,10 +44,12 @@ def distill(
     width: int = 0,
     depth: int = 0,
     lr: float = 1e-3,
+    real: float = 0.0,
+    inversion: Literal["afp", "midpoint", "exact"] = "afp",
     seed: int = 0,
     out: Path | None = None,
 ) -> None:
-    """Train a student on pairs of noise and the chunk to which a trained policy carries it; straight paths, few steps.
+    """Train a student on the flow of a trained policy: as good in few evaluations, or with a small network.
 
     Every batch has fresh noise and the same observations as the teacher's training. A student of the teacher's size
     starts from its weights; a smaller one from random ones.
@@ -43,13 +57,19 @@ def distill(
     Args:
         run: run folder of the teacher.
         method: 'reflow' (Rectified Flow), 'improved-reflow' (times at both ends and a robust loss, which these pairs
-            allow), 'annealed-reflow' (SlimFlow: for small students), 'k-step' (times 0, 1/k, ... alone).
+            allow; --real), 'annealed-reflow' (for small students), 'k-step' (times 0, 1/k, ... alone), 'slimflow'
+            (annealed reflow, then guided distillation to one evaluation), 'boss' (chords between fitted nodes),
+            'refiner' (FlowTurbo: the teacher's network once, then a small one that refines its velocity; --width is
+            the small one's), 'backward-simulation' (AnyFlow: a flow map that is judged by its own samples), 'arcflow'
+            (curved segments).
         steps: gradient updates.
-        nfe: evaluations per chunk of the student; the k of 'k-step'.
+        nfe: evaluations per chunk of the student.
         teacher_nfe: evaluations of the teacher per pair.
         width: width of a student with an MLP; 0 is the teacher's.
         depth: its hidden layers; 0 is the teacher's.
         lr: peak learning rate.
+        real: share of the rows of 'improved-reflow' with real chunks, whose noise the teacher's flow is run back to.
+        inversion: how it is run back: 'afp', 'midpoint', or 'exact' at eight times the evaluations.
         seed: seeds weights, batches and noise.
         out: run folder of the student; RUN-METHOD unless given.
 
@@ -57,78 +77,49 @@ def distill(
     from flowpolicy.commands.train import train
 
     experiment = student(
-        run, method, steps=steps, nfe=nfe, teacher_nfe=teacher_nfe, width=width, depth=depth, lr=lr, seed=seed
+        run,
+        method,
+        steps=steps,
+        seed=seed,
+        nfe=nfe,
+        teacher_nfe=teacher_nfe,
+        width=width,
+        depth=depth,
+        lr=lr,
+        real=real,
+        inversion=inversion,
     )
     train(experiment, out or run.with_name(f"{run.name}-{method}"))
 
 
-def student(
-    run: Path,
-    method: Method,
-    *,
-    steps: int,
-    nfe: int,
-    teacher_nfe: int,
-    width: int,
-    depth: int,
-    lr: float,
-    seed: int,
-) -> Experiment:
+def student(run: Path, method: Method, *, steps: int, seed: int, **order: Any) -> Experiment:
     """The experiment that trains a student of the policy in ``run``.
 
+    Args:
+        run: run or checkpoint folder of the teacher.
+        method: what the student is trained on.
+        steps: gradient updates.
+        seed: seeds weights, batches and noise.
+        order: fields of :class:`flowpolicy.agents.distillation.Order`.
+
     Raises:
-        ConfigError: the teacher is no point on the axes, or its network has no width.
+        ConfigError: the teacher does not fit the method, or the order does not.
 
     """
     import dataclasses
 
-    from flowpolicy.agents.flow import as_flow
+    from flowpolicy.agents.distillation import Order, student_of
+    from flowpolicy.commands.fit import observations
     from flowpolicy.configs.presets import KINDS
     from flowpolicy.core.checkpoint import resolve
     from flowpolicy.core.config import decode
-    from flowpolicy.core.errors import ConfigError
-    from flowpolicy.core.files import digest, read_json
-    from flowpolicy.nets.mlp import MLP
-    from flowpolicy.policy.policy import Policy
+    from flowpolicy.core.files import read_json
+    from flowpolicy.core.spec import load_contract
 
     folder = resolve(run)
     experiment: Experiment = decode(read_json(folder / "config.json")["experiment"], KINDS, str(folder / "config.json"))
-    teacher = as_flow(experiment.agent)
-    net = teacher.net
-    if width or depth:
-        if not isinstance(net, MLP):
-            raise ConfigError("--width or --depth for a teacher whose network is no MLP", fix="leave them out")
-        net = MLP(width=width or net.width, depth=depth or net.depth)
-    flow = pairs_spec(method, teacher.flow, nfe)
-    same = net == teacher.net and not teacher.flow.consistency.two_time and not teacher.flow.guidance.null
-    plain = teacher.flow.target.name == "velocity"
-    agent = dataclasses.replace(
-        teacher,
-        flow=flow,
-        nfe=nfe,
-        net=net,
-        dispersive=dataclasses.replace(teacher.dispersive, weight=0.0),
-        teacher=str(folder.absolute()),
-        teacher_weights=digest(Policy.load(folder).actor.state_dict()),
-        teacher_nfe=teacher_nfe,
-        from_teacher=same and plain,
-        optimizer=dataclasses.replace(teacher.optimizer, lr=lr),
+    contract = load_contract(folder / "contract.json")
+    agent, _ = student_of(
+        folder, experiment.agent, method, Order(**order), lambda: observations(contract, experiment, SAMPLES, seed)
     )
-    agent.check(Policy.load(folder).contract.spec.action.size)
     return dataclasses.replace(experiment, agent=agent, steps=steps, seed=seed)
-
-
-def pairs_spec(method: Method, teacher: FlowSpec, nfe: int) -> FlowSpec:
-    """How a student of this method is trained: a velocity on the teacher's path, from the teacher's noise."""
-    import dataclasses
-
-    from flowpolicy.flows.axes.registry import make
-    from flowpolicy.flows.axes.spec import FlowSpec
-
-    coupling = make("coupling", "table", **({"anneal": 0.6} if method == "annealed-reflow" else {}))
-    flow = FlowSpec(interpolant=teacher.interpolant, source=teacher.source, coupling=coupling)
-    if method == "improved-reflow":
-        return dataclasses.replace(flow, time=make("time", "u-shape"), loss=make("loss", "pseudo-huber"))
-    if method == "k-step":
-        return dataclasses.replace(flow, time=make("time", "grid", steps=nfe))
-    return flow

@@ -53,9 +53,9 @@ def fit(
     policy = Policy.load(folder)
     config, state = read_json(folder / "config.json"), read_json(folder / "state.json")
     experiment = decode(config["experiment"], KINDS, str(folder / "config.json"))
-    observations = _observations(policy, experiment, samples, seed)
+    observed = observations(policy.contract, experiment, samples, seed)
     evaluations = sampling_of(policy).guidance.budget(nfe)
-    better = fitted(policy, observations, evaluations, what, torch_generator(seed, "fit"))
+    better = fitted(policy, observed, evaluations, what, torch_generator(seed, "fit"))
     target = out or run.with_name(f"{run.name}-{what}{nfe}")
     if target.exists() and any(target.iterdir()):
         raise ConfigError(f"{target} is there already", fix="choose another --out folder")
@@ -74,13 +74,12 @@ def fit(
     sys.stdout.write(f"fitted {what}, {nfe} evaluations per chunk: {target}\n")
 
 
-def _observations(policy: Any, experiment: Any, samples: int, seed: int) -> dict[str, Any]:
+def observations(contract: Any, experiment: Any, samples: int, seed: int) -> dict[str, Any]:
     """Observation histories of the training file, name -> (samples, o, d)."""
     from flowpolicy.core.keys import OBS
     from flowpolicy.core.seed import torch_generator
     from flowpolicy.data.dataset import load_dataset
     from flowpolicy.data.windows import WindowSampler
 
-    contract = policy.contract
     sampler = WindowSampler(load_dataset(experiment.data), contract.history, contract.chunk, samples)
     return dict(sampler.draw(torch_generator(seed, "observations"))[OBS].items())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +43,10 @@ def lab(
     observations: int = 64,
     samples: int = 192,
     toy: Toy = TOY,
+    distill: tuple[str, ...] = (),
+    student_updates: int = 2500,
+    student_width: int = 0,
+    teacher_nfe: int = 32,
     workers: int = 0,
     out: Path = Path("runs/lab"),
 ) -> None:
@@ -61,6 +65,11 @@ def lab(
         observations: observations that were not trained on, for the measure.
         samples: chunks drawn for each of them.
         toy: the task.
+        distill: 'all', or distillation methods with their options, such as reflow 'improved-reflow real=0.5': compares
+            students of one teacher, plain flow matching, instead of recipes.
+        student_updates: gradient updates of a student.
+        student_width: width of its network (of 'refiner', that of the small one); 0 is the teacher's.
+        teacher_nfe: evaluations of the teacher per chunk that it makes.
         workers: runs at a time; 0 is one per core.
         out: folder of records, table and picture.
 
@@ -71,6 +80,9 @@ def lab(
 
     task = ChunkToy(**dataclasses.asdict(toy))
     plan = Plan(toy=task, updates=updates, batch=batch, width=width, observations=observations, samples=samples)
+    if distill:
+        _distil(distill, plan, seeds, (student_updates, student_width, teacher_nfe), out, workers)
+        return
     chosen = [parse_recipe(text) for text in recipes]
     check(chosen, plan)
     records = _run_all([(recipe, plan, seed) for recipe in chosen for seed in range(seeds)], out, workers)
@@ -79,13 +91,55 @@ def lab(
     sys.stdout.write(f"table   {out / 'lab.md'}\npicture {out / 'lab.png'}\n")
 
 
+def _distil(
+    methods: tuple[str, ...], plan: Any, seeds: int, student: tuple[int, int, int], out: Path, workers: int
+) -> None:
+    """The table of distillation methods."""
+    import shlex
+
+    from flowpolicy.agents.distillation import METHODS, Order
+    from flowpolicy.bench.distillation import NFES, TEACHER, Course, parse_course, run_course, teacher_of
+    from flowpolicy.bench.lab_report import write_report
+    from flowpolicy.evaluate.report import git_commit
+
+    updates, width, teacher_nfe = student
+    plan = dataclasses.replace(plan, nfes=NFES)
+    order = Order(teacher_nfe=teacher_nfe, width=width)
+    chosen = [parse_course(text, order) for text in (METHODS if methods == ("all",) else methods)]
+    origin = {"command": shlex.join(["flowpolicy", *sys.argv[1:]]), "commit": git_commit()}
+    # The teachers first: their students must not train them side by side.
+    _in_parallel([(f"teacher, seed {seed}", teacher_of, (plan, seed, out)) for seed in range(seeds)], workers)
+    jobs = [
+        (f"{course.name}, seed {seed}", run_course, (course, plan, updates, seed, out, origin))
+        for course in [Course(TEACHER, TEACHER, order), *chosen]
+        for seed in range(seeds)
+    ]
+    note = (
+        f"Students: {updates} updates of {plan.batch} on the same teacher (row 1, Euler, {teacher_nfe} evaluations per "
+        f"chunk that it makes), network {plan.depth} x {width or plan.width}; seconds are those of one student."
+    )
+    write_report(_in_parallel(jobs, workers), out, "distill", note)
+    sys.stdout.write((out / "distill.md").read_text(encoding="utf-8"))
+    sys.stdout.write(f"table   {out / 'distill.md'}\npicture {out / 'distill.png'}\n")
+
+
 def _run_all(jobs: list[tuple[Any, Any, int]], out: Path, workers: int) -> list[dict[str, Any]]:
-    """The records of all jobs in their order, several at a time in processes of one thread each."""
+    """The records of all recipes in their order."""
+    from flowpolicy.bench.laboratory import run_once
+
+    named = [
+        (f"{recipe.name}, seed {seed}", run_once, (recipe, plan, seed, out, sys.argv[1:]))
+        for recipe, plan, seed in jobs
+    ]
+    return _in_parallel(named, workers)
+
+
+def _in_parallel(jobs: list[tuple[str, Callable[..., Any], tuple[Any, ...]]], workers: int) -> list[Any]:
+    """Results of named calls in their order, several at a time in processes of one thread each."""
     import multiprocessing
     import os
     from concurrent.futures import ProcessPoolExecutor
 
-    from flowpolicy.bench.laboratory import run_once
     from flowpolicy.commands.progress import progress_bar
 
     count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
@@ -93,9 +147,9 @@ def _run_all(jobs: list[tuple[Any, Any, int]], out: Path, workers: int) -> list[
         progress_bar("lab", len(jobs)) as move,
         ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        waiting = [pool.submit(run_once, recipe, plan, seed, out, sys.argv[1:]) for recipe, plan, seed in jobs]
-        records = []
-        for done, ((recipe, _, seed), future) in enumerate(zip(jobs, waiting, strict=True), 1):
-            records.append(future.result())
-            move(done, f"{recipe.name}, seed {seed}")
-        return records
+        waiting = [pool.submit(function, *arguments) for _, function, arguments in jobs]
+        results = []
+        for done, ((name, _, _), future) in enumerate(zip(jobs, waiting, strict=True), 1):
+            results.append(future.result())
+            move(done, name)
+        return results

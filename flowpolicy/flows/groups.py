@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.trajectory_balance import trajectory_balance
 
-Objective = Literal["plackett_luce", "top_one", "regression", "dpo", "dgpo"]
+Objective = Literal["plackett_luce", "top_one", "regression", "dpo", "dgpo", "trajectory_balance"]
 Weight = Literal["elbo", "uniform"]
 Scale = Literal["robust", "deviation", "none"]
 
@@ -187,7 +188,9 @@ def group_loss(
       control that says what the log-ratios are worth;
     - 'dpo': the best against the worst, ``-log sigmoid(s_best - s_worst)``; without a temperature;
     - 'dgpo': ``sigmoid(-mean_i A_i s_i) mean_i A_i error_i`` with advantages A of mean 0 and deviation 1 per group,
-      the sigmoid held constant (Luo et al., code; ``s = -beta (error - reference)``).
+      the sigmoid held constant (Luo et al., code; ``s = -beta (error - reference)``);
+    - 'trajectory_balance': ``scores`` are those of whole trajectories, see
+      :mod:`flowpolicy.flows.trajectory_balance`.
 
     Args:
         objective: which.
@@ -200,6 +203,8 @@ def group_loss(
     """
     if objective == "plackett_luce":
         return plackett_luce(scores, rewards, temperature, order) / (scores.shape[1] - 1)
+    if objective == "trajectory_balance":
+        return trajectory_balance(scores, rewards, temperature)
     if objective == "top_one":
         return top_one(scores, rewards, temperature)
     if objective == "regression":

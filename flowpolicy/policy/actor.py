@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections import ChainMap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.errors import CheckpointError, ConfigError, nearest
+from flowpolicy.core.files import read_tensors
 from flowpolicy.core.spec import Contract
 from flowpolicy.flows.axes.registry import TAGS
 from flowpolicy.flows.axes.spec import Sampling
@@ -58,6 +60,8 @@ class PolicyConfig:
     """The most committed actions that the network was trained to continue (real-time chunking); 0 for none."""
     flow: Sampling | None = None
     """Source, solver, schedule and guidance of a policy of the flow laboratory; needs the sampler 'flow'."""
+    refiner: Net | None = None
+    """Trunk of the small network that refines velocities in the steps R of the solver 'plan'."""
 
     def __post_init__(self) -> None:
         if (self.sampler == "flow") != (self.flow is not None):
@@ -114,6 +118,12 @@ class Actor(nn.Module):
         more = {"outputs": flow.target.outputs(action)} if flow and flow.target.integrates else {}
         net = kind(config.net, action=action, chunk=contract.chunk, cond=cond, **more)
         self.net = CommittedNet(net, contract.chunk) if config.prefix else net
+        # The refiner is told the last velocity beside the condition.
+        self.refiner = (
+            VelocityNet(config.refiner, action, contract.chunk, cond + contract.chunk * action)
+            if config.refiner
+            else None
+        )
         self.source = SourceNet(self.encoder.size, contract.chunk, action) if flow and flow.source.conditioned else None
         if flow:
             self.hidings(flow.guidance.hides)  # raises where an observation does not exist
@@ -146,3 +156,14 @@ class Actor(nn.Module):
         """Condition vector and encoder feature of *normalised* observations, name -> (b, o, *shape)."""
         output: EncoderOutput = self.encoder(self.flatten(obs))
         return output
+
+
+def load_strictly(module: nn.Module, path: Path) -> None:
+    """Load a file of weights into a module that has exactly those; CheckpointError otherwise."""
+    try:
+        module.load_state_dict(read_tensors(path), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} does not fit the network of config.json: {error}",
+            fix="use the flowpolicy version that wrote the checkpoint (contract.json names it)",
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -114,6 +115,8 @@ class _Carrying:
         self.flat = flat.repeat_interleave(candidates, 0) if candidates > 1 else flat
         self.cond: Tensor = policy.actor.encoder(self.flat).cond
         self.network = policy.counted(policy.actor.net, candidates)
+        refiner = policy.actor.refiner
+        self.refiner = policy.counted(refiner, candidates) if refiner else None
         self.share: Tensor | None = None
         if flow.source.conditioned:
             if generator is None:
@@ -149,6 +152,10 @@ class _Carrying:
         """Chunks for points at t = 0, not clamped."""
         actor, at = self.policy.actor, self.situation(noise)
         field = dynamics(actor, self.flow, self.network, self.flat, self.cond, self.share, at)
+        if (refiner := self.refiner) is not None:
+            shown = seen(self.flow, self.cond, self.share)
+            refine = lambda x, t, v: refiner(x, t, torch.cat([shown, v.flatten(1)], 1))  # noqa: E731
+            field = dataclasses.replace(field, refine=refine)
         if self.flow.source.continues and self.planned is not None and self.begun is not None:
             history = self.flat.view(len(self.flat), self.policy.contract.history, -1)
             start = self.flow.source.begin(history).masked_fill(~self.begun, 0.0)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import decode, encode
 from flowpolicy.core.errors import CheckpointError, ConfigError
-from flowpolicy.core.files import digest, read_json, read_tensors, write_json, write_tensors
+from flowpolicy.core.files import digest, read_json, write_json, write_tensors
 from flowpolicy.core.spec import Contract, load_contract, save_contract
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
-from flowpolicy.policy.actor import KINDS, REFINING, SINGLE, Actor, PolicyConfig
+from flowpolicy.policy.actor import KINDS, REFINING, SINGLE, Actor, PolicyConfig, load_strictly
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.engines.engine import Shapes
 from flowpolicy.policy.flow import carry, generate, without_gradients
@@ -280,8 +280,8 @@ class Policy(nn.Module):
         shapes = {key: int(torch.Size(spec.shape).numel()) for key, spec in contract.spec.observation.items()}
         policy = cls(config, contract, Normalizer(shapes, contract.spec.action.size))
         weights = folder / ("ema.safetensors" if averaged else "weights.safetensors")
-        _load_strictly(policy.actor, weights)
-        _load_strictly(policy.normalizer, folder / "normalizer.safetensors")
+        load_strictly(policy.actor, weights)
+        load_strictly(policy.normalizer, folder / "normalizer.safetensors")
         if config.flow and config.flow.belongs_to not in ("", digest(policy.actor.state_dict())):
             raise CheckpointError(
                 f"the solver of {folder} was fitted on other weights than {weights.name}",
@@ -293,13 +293,3 @@ class Policy(nn.Module):
 def best_of(chunks: Float[Tensor, "b k h a"], values: Float[Tensor, "b k"]) -> Float[Tensor, "b h a"]:
     """The candidate of the largest value in every row."""
     return chunks[torch.arange(len(values), device=values.device), values.argmax(1)]
-
-
-def _load_strictly(module: nn.Module, path: Path) -> None:
-    try:
-        module.load_state_dict(read_tensors(path), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path} does not fit the network of config.json: {error}",
-            fix="use the flowpolicy version that wrote the checkpoint (contract.json names it)",
-        ) from error

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from flowpolicy.agents.flow_bc import FlowBC
+from flowpolicy.commands.cite import citations
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.flows.times import PairLaw
+from flowpolicy.flows.trajectory_balance import kernels
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 
@@ -147,6 +149,34 @@ def test_a_linear_reward_moves_the_mean_by_its_variance_and_the_map_follows_in_o
     assert end.std(0) == pytest.approx(start.std(0), rel=0.3 if name == "dm1" else 0.2)
 
 
+@pytest.mark.slow
+def test_trajectory_balance_moves_the_mean_by_its_variance():
+    """The same closed form by whole trajectories: no Jensen bias, since every trajectory is in balance."""
+    base = base_of("flow_bc")
+    groups = groups_of(base, linear, candidates=16, states=512, epochs=1)
+    start = sample(base)
+    agent = build(base, groups, scale="none", temperature=0.3, gate=0.0, objective="trajectory_balance")
+    run(agent, groups, 250, size=8)
+    end = sample(agent.policy(agent.ema.state_dict()))
+    shift = (end - start).mean(0)
+    assert float(shift[0]) == pytest.approx(float(start[:, 0].var()) / 0.3, rel=0.15)
+    assert abs(float(shift[1])) < 0.05
+    assert end.std(0) == pytest.approx(start.std(0), rel=0.2)
+
+
+def test_trajectory_balance_has_the_uncertainty_of_the_reference_in_its_steps():
+    """Two dimensions of deviation 0.3: the variance of the chunk given x_t, in closed form."""
+    base = base_of("flow_bc")
+    groups, options = groups_of(base, linear, epochs=1), {"objective": "trajectory_balance", "path_steps": 4}
+    agent = build(base, groups, **options)
+    # The same bits whatever the seed: a resumed run has the chain that it was started with.
+    assert torch.equal(build(base, groups, seed=9, **options).chain.variance, agent.chain.variance)
+    assert any("2405.20971" in line for line in citations(agent.config, agent.policy_config))
+    t = agent.chain.start.reshape(-1, 1, 1)
+    exact = kernels(0.09 * (1 - t) ** 2 / (0.09 * t**2 + (1 - t) ** 2)).variance
+    assert torch.allclose(agent.chain.variance, exact.expand(4, 1, 2), rtol=0.35)
+
+
 def two_modes(n, generator):
     """70 % of the chunks near (-0.5, 0), 30 % near (0.5, 0)."""
     side = torch.where(torch.rand(n, 1, 1, generator=generator) < 0.3, 0.5, -0.5)
@@ -183,7 +213,7 @@ def test_a_map_stays_consistent_with_its_own_flow():
     assert gap(policy) < gap(base) + 0.03
 
 
-@pytest.mark.parametrize("objective", ["top_one", "regression", "dpo", "dgpo"])
+@pytest.mark.parametrize("objective", ["top_one", "regression", "dpo", "dgpo", "trajectory_balance"])
 def test_every_objective_raises_the_reward(objective):
     base = base_of("flow_bc")
     groups = groups_of(base, linear)
@@ -196,6 +226,7 @@ def test_every_objective_raises_the_reward(objective):
     ("field", "value"),
     [
         ("objective", "top_one"),
+        ("objective", "trajectory_balance"),
         ("temperature", 0.3),
         ("scale", "deviation"),
         ("gate", 0.8),

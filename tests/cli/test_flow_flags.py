@@ -161,7 +161,7 @@ def test_train_fit_distill_and_cite(tmp_path, capsys, monkeypatch):
     assert "target data: RiT" in cited and "2305.14677" in cited
     assert flowpolicy("fit", "run", "--nfe", 2, "--samples", 64) == 2  # it is there
 
-    for method in ("improved-reflow", "annealed-reflow", "k-step"):
+    for method in ("annealed-reflow", "k-step"):
         words = ["--steps", 6, "--teacher-nfe", 2, "--nfe", 2, *(["--width", 16] if method[0] == "a" else [])]
         assert flowpolicy("distill", "run", "--method", method, *words) == 0
         assert flowpolicy("eval", f"run-{method}", "--episodes", 1) == 0

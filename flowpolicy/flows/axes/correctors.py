@@ -15,7 +15,7 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Conflict, Reference, register
 from flowpolicy.flows.axes.solvers import Dynamics, Solver, Times, midpoint_step
 
-_COST = {"E": 1, "M": 2, "H": 2, "P": 1}
+_COST = {"E": 1, "M": 2, "H": 2, "P": 1, "R": 2}
 _FEW = 4
 
 
@@ -108,27 +108,31 @@ class PseudoCorrector(Corrector):
 )
 @dataclasses.dataclass(frozen=True)
 class Plan(Solver):
-    """A step kind per letter: E Euler, M midpoint, H Heun, P pseudo-corrector (FlowTurbo, arXiv 2409.18128).
+    """A step kind per letter: E Euler, M midpoint, H Heun, P pseudo-corrector, R refined (FlowTurbo, arXiv 2409.18128).
 
-    P takes its first slope from the corrector of an H or P right before it and costs one evaluation.
+    P takes its first slope from the corrector of an H or P right before it and costs one evaluation. R is a Heun step
+    whose slopes are the last ones, refined by the small network of ``flowpolicy distill RUN --method refiner``: two
+    evaluations of that, and one as the last step, which is Euler's with a refined slope.
     """
 
     letters: str = "HPPM"
-    """The steps in order. The last may be E or M only: the others evaluate at t = 1."""
+    """The steps in order. The last may be E, M or R only: the others evaluate at t = 1."""
 
     def __post_init__(self) -> None:
         word = self.letters
-        ends = word[-1:] in ("E", "M")
+        ends = word[-1:] in ("E", "M", "R")
         starts = all(word[k - 1 : k] in ("H", "P") for k, letter in enumerate(word) if letter == "P")
-        if not word or set(word) - set(_COST) or not ends or not starts:
+        refined = all(word[k - 1 : k] in ("E", "H", "P", "R") for k, letter in enumerate(word) if letter == "R")
+        if not word or set(word) - set(_COST) or not ends or not starts or not refined:
             raise ConfigError(
-                f"the plan '{word}'", expected="letters E, M, H, P; E or M last; P right after an H or a P"
+                f"the plan '{word}'",
+                expected="letters E, M, H, P, R; E, M or R last; P right after an H or a P; R right after E, H, P or R",
             )
 
     @property
     def usual(self) -> int:  # type: ignore[override]
         """What the plan costs."""
-        return sum(_COST[letter] for letter in self.letters)
+        return sum(_COST[letter] for letter in self.letters) - self.letters.endswith("R")
 
     def steps(self, evaluations: int) -> int:
         """See :class:`Solver`."""
@@ -143,14 +147,29 @@ class Plan(Solver):
         self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times, evaluations: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b *d"]:
         """See :class:`Solver`."""
-        slope = x
+        slope = last = x  # the slope for P, taken where the step ended, and that for R, taken where it began
         for letter, (s, t) in zip(self.letters, itertools.pairwise(grid), strict=True):
             if letter == "M":
                 x = midpoint_step(flow, x, s, t)
             elif letter == "E":
-                x = x + (t - s) * flow.at(x, s)
+                last = flow.at(x, s)
+                x = x + (t - s) * last
+            elif letter == "R":
+                last = flow.refined(x, s, last)
+                ahead = last if t == grid[-1] else flow.refined(x + (t - s) * last, t, last)
+                x = x + 0.5 * (t - s) * (last + ahead)
             else:
-                slope = flow.at(x, s) if letter == "H" else slope
-                ahead = flow.at(x + (t - s) * slope, t)
-                x, slope = x + 0.5 * (t - s) * (slope + ahead), ahead
+                last = flow.at(x, s) if letter == "H" else slope
+                slope = flow.at(x + (t - s) * last, t)
+                x = x + 0.5 * (t - s) * (last + slope)
+                last = last if letter == "H" else slope
         return x
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """Refined steps need a refiner."""
+        if "R" in self.letters and not setting.refiner:
+            yield Conflict(
+                f"{self.flag} --flow.solver.letters {self.letters} without a refiner",
+                "its steps R ask a network that is trained beside a policy",
+                "flowpolicy distill RUN --method refiner",
+            )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -242,6 +242,7 @@ class Gibbs(Coupling):
     "table",
     Reference("Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow", "2209.03003"),
     Reference("SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", "2407.12718"),
+    Reference("Improving the Training of Rectified Flows", "2405.20320"),
 )
 @dataclasses.dataclass(frozen=True)
 class Table(Coupling):
@@ -253,11 +254,17 @@ class Table(Coupling):
 
     anneal: float = 0.0
     """Share of the updates over which b falls from 1 to 0; 0 keeps the pairs as they are."""
+    real: float = 0.0
+    """Share of the rows whose chunk is real and whose noise is found by inversion (arXiv 2405.20320, section 4.4)."""
+    inversion: Literal["afp", "midpoint", "exact"] = "afp"
+    """How the teacher's flow is inverted; see :meth:`flowpolicy.policy.teacher.Teacher.invert`."""
     deterministic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.anneal <= 1:  # R19: a window inside the training
             raise ConfigError(f"the pairs are annealed over {self.anneal} of the updates", expected="in [0, 1]")
+        if not 0 <= self.real <= 1:
+            raise ConfigError(f"{self.real} of the pairs are real", expected="a share in [0, 1]")
 
     def blend(self, noise: Float[Tensor, "b *d"], progress: float, generator: torch.Generator) -> Float[Tensor, "b *d"]:
         """The student's noise for the teacher's."""

@@ -2,7 +2,7 @@
 
 What concerns one value alone stands in its class (``conflicts``), so that a new method brings its own refusals. The
 rules here concern properties of several values, which a new method declares. R4 (weights and another coupling) cannot
-be written down: an axis has one value. R13 concerns a segment head, which is not there.
+be written down: an axis has one value.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Setting:
     """Whether there are observations."""
     teacher: bool = False
     """Whether a teacher makes the pairs."""
+    refiner: bool = False
+    """Whether a refiner stands beside the network."""
     network: Literal["", "velocity", "map"] = ""
     """Kind of a network that is there already."""
     smooth: bool = True

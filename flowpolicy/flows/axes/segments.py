@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
@@ -31,6 +31,12 @@ class Curve(NamedTuple):
         """Mean velocity over ``since`` to ``since + length`` behind the start, in closed form; length 0 is a point."""
         growth = (self.rate * rows(since, self.rate)).exp() * _phi(self.rate * rows(length, self.rate))
         return (self.weight * growth * self.mode).sum(2)
+
+    def without(self, dropped: Bool[Tensor, "b k"]) -> Curve:
+        """The curve without some modes, the others with larger weights; a row that would lose all keeps them."""
+        kept = ~dropped | dropped.all(1, keepdim=True)
+        weight = self.weight * kept[:, None, :, None]
+        return self._replace(weight=weight / weight.sum(2, keepdim=True))
 
 
 def _phi(z: Tensor) -> Tensor:
@@ -72,10 +78,17 @@ class Segment(Velocity):
         return self.modes * action + 2 * self.modes - 1
 
     def curve(self, prediction: Float[Tensor, "b h o"]) -> Curve:
-        """What the network says about a segment."""
+        """What the network says about a segment.
+
+        Rates are told apart from the start, 0, 2, -2, 4, ... plus what is learned: modes that are equal would stay so.
+        """
         k = self.modes
+        index = torch.arange(k - 1, device=prediction.device)
+        apart = 2 * (index // 2 + 1) * (1 - 2 * (index % 2))
         mode, logit, raw = prediction.tensor_split([prediction.shape[2] - 2 * k + 1, prediction.shape[2] - k + 1], 2)
-        rate = torch.cat([torch.zeros_like(logit[..., :1]), self.limit * raw.tanh()], dim=2)
+        rate = torch.cat(
+            [torch.zeros_like(logit[..., :1]), self.limit * (raw + apart / max(self.limit, 1e-6)).tanh()], dim=2
+        )
         return Curve(logit.softmax(2).unsqueeze(3), mode.unflatten(2, (k, -1)), rate.unsqueeze(3))
 
     def velocity(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import ClassVar, cast
 
 import torch
@@ -36,10 +37,23 @@ class Dynamics:
     """Path, which turns a velocity into data, noise and score."""
     mean: MeanField | None = None
     """Mean velocity at (x, s, t), of a flow map."""
+    refine: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """Change of the velocity at (x, t) since the velocity that is given, of a policy with a refiner."""
 
     def at(self, x: Tensor, t: float) -> Tensor:
         """Velocity of all rows at one time."""
         return self.velocity(x, x.new_full(x.shape[:1], t))
+
+    def refined(self, x: Tensor, t: float, slope: Tensor) -> Tensor:
+        """Velocity of all rows at one time from an earlier one, for one evaluation of the refiner.
+
+        Raises:
+            ConfigError: the policy has none.
+
+        """
+        if self.refine is None:
+            raise ConfigError("a refined step without a refiner", fix="flowpolicy distill RUN --method refiner")
+        return slope + self.refine(x, x.new_full(x.shape[:1], t), slope)
 
     def after(self, start: Float[Tensor, " b"]) -> Dynamics:
         """The rest of the flow from the time ``start`` of every row on, with that rest as the unit of time.

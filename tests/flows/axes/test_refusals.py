@@ -42,6 +42,7 @@ REFUSED = [
     ("R12", spec(target=make("target", "data", floor=0.0)), SMALL, "floor 0.05"),
     ("R12", spec(target=make("target", "noise", floor=0.0)), SMALL, "floor 0.05"),
     ("R12", spec(target="noise"), Setting(nfe=1), "--agent.nfe 4"),
+    ("R13", spec(solver=make("solver", "plan", letters="ER")), SMALL, "--method refiner"),
     ("R14", spec(solver="olss"), SMALL, "flowpolicy fit"),
     ("R14", spec(schedule="boss"), SMALL, "flowpolicy fit"),
     ("R14", spec(solver=FITTED), Setting(weights="b" * 64), "flowpolicy fit"),

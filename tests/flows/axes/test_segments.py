@@ -49,7 +49,7 @@ def test_two_halves_are_the_whole_and_rates_near_zero_are_no_edge():
 
 def linear(growth, limit=8.0):
     """What a network says that knows dx/dt = growth x: one mode of rate 0 that weighs nothing, and growth x."""
-    raw = torch.atanh(torch.tensor(growth / limit, dtype=F64))
+    raw = torch.atanh(torch.tensor(growth / limit, dtype=F64)) - 2 / limit  # rates are told apart: the first by 2
 
     def predict(x, s):
         ones = torch.ones_like(x[..., :1])
@@ -118,3 +118,13 @@ def test_options_without_meaning_are_refused():
     for options in ({"modes": 0}, {"limit": -1.0}, {"window": 0.0}, {"clamp": 0.0}):
         with pytest.raises(ConfigError, match="segment"):
             Segment(**options)
+
+
+def test_dropped_modes_leave_the_shares_of_the_others():
+    target = Segment(modes=3)
+    curve = target.curve(torch.randn(2, 2, target.outputs(2), generator=torch.Generator().manual_seed(0)))
+    left = curve.without(torch.tensor([[True, False, False], [True, True, True]])).weight
+    assert torch.equal(left[0, :, 0], torch.zeros(2, 1))
+    assert torch.allclose(left[0, :, 1:].sum(1), torch.ones(2, 1))
+    assert torch.allclose(left[0, :, 1] / left[0, :, 2], curve.weight[0, :, 1] / curve.weight[0, :, 2])
+    assert torch.allclose(left[1], curve.weight[1])

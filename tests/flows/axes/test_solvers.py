@@ -1,5 +1,6 @@
 """Orders, evaluations and exactness of the solvers."""
 
+import dataclasses
 import itertools
 import math
 
@@ -107,7 +108,32 @@ def test_plans_are_their_letters():
         Plan("HPPM").steps(5)
 
 
-@pytest.mark.parametrize("letters", ["", "X", "EP", "PE", "HH", "MPE"])
+@pytest.mark.parametrize(("plan", "large", "small"), [("ER", 1, 1), ("ERR", 1, 3), ("HPR", 3, 1), ("HRR", 2, 3)])
+def test_refined_plans_count_both_networks_and_are_heun_where_the_refiner_is_exact(plan, large, small):
+    counted, asked = Counted(gaussian), []
+
+    def refine(x, t, v):
+        asked.append(float(t[0]))
+        return gaussian(x, t) - v
+
+    counted.flow = dataclasses.replace(counted.flow, refine=refine)
+    found = counted.run(Plan(plan), START, large + small)
+    assert (len(counted.times), len(asked)) == (large, small) and max(asked) < 1
+    assert Plan(plan).usual == large + small
+    exact = Counted(gaussian)
+    same = plan[0] + plan[1:-1].replace("R", "H") + "E"
+    torch.testing.assert_close(found, exact.run(Plan(same), START, Plan(same).usual))
+    with pytest.raises(ConfigError, match="without a refiner"):
+        exact.run(Plan(plan), START, large + small)
+
+
+def test_a_refiner_that_predicts_no_change_repeats_the_velocity():
+    counted = Counted(lambda x, t: torch.full_like(x, 0.7))
+    counted.flow = dataclasses.replace(counted.flow, refine=lambda x, t, v: torch.zeros_like(x))
+    torch.testing.assert_close(counted.run(Plan("ERR"), START, 4), START + 0.7)
+
+
+@pytest.mark.parametrize("letters", ["", "X", "EP", "PE", "HH", "MPE", "R", "RE", "MR"])
 def test_impossible_plans_are_refused(letters):
     with pytest.raises(ConfigError, match="plan"):
         Plan(letters)

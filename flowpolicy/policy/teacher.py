@@ -1,0 +1,119 @@
+"""A frozen policy that students learn from: the chunks of a noise, the noise of a chunk, and velocities between."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.axes.guidance import Situation
+from flowpolicy.flows.axes.inversion import Afp
+from flowpolicy.flows.axes.solvers import Dynamics, MapJumps, Midpoint, Solver
+from flowpolicy.flows.axes.spec import Sampling
+from flowpolicy.policy.fit import sampling_of
+from flowpolicy.policy.flow import dynamics
+from flowpolicy.policy.policy import Policy
+
+Inversion = Literal["afp", "midpoint", "exact"]
+
+_INNER = 8  # more iterations diverge where the step times the Lipschitz constant of the velocity is above 1
+
+
+class Teacher:
+    """What students ask a trained policy. Answers carry no gradient.
+
+    Args:
+        policy: the teacher; stays as it is.
+
+    Raises:
+        ConfigError: the policy is no deterministic flow from noise that anybody can draw again.
+
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        config = policy.config
+        sampling = Sampling(solver=MapJumps(), two_time=True) if config.sampler == "map" else sampling_of(policy)
+        wrong = {
+            f"it chooses among {config.candidates} candidates": config.candidates > 1,
+            "it is decorated": config.decorated,
+            "it continues committed actions": config.prefix > 0,
+            "its network describes segments, not a velocity": sampling.target.integrates,
+            "it continues its previous chunk": sampling.continues,
+            "its guidance chooses or changes chunks": sampling.guidance.candidates > 1
+            or sampling.guidance.intermediate,
+            "its source depends on the observation": sampling.source.conditioned,
+            f"its solver '{sampling.solver.name}' draws noise on the way": sampling.solver.stochastic,
+        }
+        found = [reason for reason, holds in wrong.items() if holds]
+        if found:
+            raise ConfigError(
+                f"the policy cannot teach: {' and '.join(found)}",
+                expected="a deterministic flow from noise",
+                fix="distil a run of Flow BC, of DM1 or of the flow laboratory with --flow.solver euler",
+            )
+        self.policy, self.sampling = policy, sampling
+
+    def require_evaluations(self, nfe: int) -> None:
+        """Raise ConfigError unless the teacher can carry noise in ``nfe`` evaluations."""
+        self.sampling.grid(self.sampling.guidance.budget(nfe))
+
+    @torch.no_grad()
+    def carry(self, obs: dict[str, Tensor], noise: Float[Tensor, "b h a"], nfe: int) -> Float[Tensor, "b h a"]:
+        """Normalised chunks to which the teacher's own solver carries the noise; not clamped."""
+        # Cloned, since a tensor of inference mode cannot take part in a gradient.
+        return self.policy.carry(obs, noise, nfe).clone()
+
+    @torch.no_grad()
+    def dynamics(self, obs: dict[str, Tensor]) -> Dynamics:
+        """The teacher's velocity for fixed observations; on a flow map, that of its diagonal."""
+        actor, flat = self.policy.actor, self.policy.normalized(obs)
+        network = lambda *args: actor.net(*args).value  # noqa: E731, nobody counts a teacher's evaluations
+        at = Situation(path=self.sampling.interpolant)
+        return dynamics(actor, self.sampling, network, flat, actor.encoder(flat).cond, None, at)
+
+    @torch.no_grad()
+    def velocity(
+        self, obs: dict[str, Tensor], x: Float[Tensor, "b h a"], t: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b h a"]:
+        """Velocity at normalised points x and times t."""
+        return self.dynamics(obs).velocity(x, t)
+
+    @torch.no_grad()
+    def along(
+        self, obs: dict[str, Tensor], noise: Float[Tensor, "b h a"], nodes: tuple[int, ...], steps: int
+    ) -> Float[Tensor, "k b h a"]:
+        """States after ``nodes`` of ``steps`` equal Euler steps; nodes rise, 0 is the noise."""
+        field, x, states = self.dynamics(obs), noise, []
+        for k in range(nodes[-1] + 1):
+            if k in nodes:
+                states.append(x)
+            if k < nodes[-1]:
+                x = x + field.at(x, k / steps) / steps
+        return torch.stack(states)
+
+    @torch.no_grad()
+    def invert(
+        self, obs: dict[str, Tensor], chunk: Float[Tensor, "b h a"], nfe: int, inversion: Inversion
+    ) -> Float[Tensor, "b h a"]:
+        """The noise that the teacher's flow carries to normalised chunks.
+
+        Args:
+            obs: name -> (b, o, *shape), environment units.
+            chunk: normalised chunks.
+            nfe: evaluations; 'exact' spends eight times as many.
+            inversion: 'afp' (SteerFlow), 'midpoint' (RF-Solver), or 'exact': fixed-point iterations that undo Euler's
+                steps where the step times the Lipschitz constant of the velocity is below 1 [flow-methods 4, 28].
+
+        """
+        solver = inverter(inversion)
+        steps, start = solver.steps(nfe), self.sampling.target.start
+        grid = tuple(start + (1 - start) * k / steps for k in range(steps + 1))
+        return solver.invert(self.dynamics(obs), chunk, grid)
+
+
+def inverter(inversion: Inversion) -> Solver:
+    """The solver that runs a flow back; its ``steps`` refuses evaluations that it cannot spend."""
+    return Midpoint() if inversion == "midpoint" else Afp(_INNER if inversion == "exact" else 1)
