@@ -146,7 +146,7 @@ def run_course(
         from flowpolicy.policy.policy import Policy
 
         record |= {
-            "seconds": read_json(run / "trained.json")["seconds"],
+            **{key: read_json(run / "trained.json")[key] for key in ("seconds", "cpu_seconds")},
             "error": measure(Policy.load(run), plan, seed),
         }
     else:
@@ -164,5 +164,5 @@ def _trained(found: Sequence[tuple[Flow, tuple[int, ...]]], plan: Plan, updates:
         trained = train(agent, plan, updates, seed)
         error |= measure(agent.policy(), dataclasses.replace(plan, nfes=nfes), seed)
         told.append({"nfes": list(nfes), **trained, "agent": encode(config, KINDS)})
-    seconds = sum(student["seconds"] for student in told) / len(told)
-    return {"seconds": round(seconds, 2), "students": told, "error": error}
+    mean = {key: round(sum(s[key] for s in told) / len(told), 2) for key in ("seconds", "cpu_seconds")}
+    return {**mean, "students": told, "error": error}
