@@ -152,6 +152,6 @@ def draw_reuse(points: Sequence[ReusePoint], title: str, png: Path) -> None:
         )
     axes.set(xlabel="network calls per decision", ylabel="success, % (Wilson 95 %)", ylim=(-4, 104))
     axes.set_xlim(left=0.0)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     tidy(axes)
     save_figure(figure, png)
