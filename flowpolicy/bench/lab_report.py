@@ -99,7 +99,7 @@ def draw(records: Sequence[dict[str, Any]], png: Path) -> None:
             yerr=(low, high),
             label=name,
             color=_COLOURS[position % len(_COLOURS)],
-            marker=_MARKERS[position % len(_MARKERS)],
+            marker=_MARKERS[(position + position // len(_COLOURS)) % len(_MARKERS)],  # no colour twice with it
             linestyle="--" if name.endswith(", fitted") else "-",
             capsize=3,
             markersize=5,

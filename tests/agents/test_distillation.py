@@ -108,6 +108,7 @@ def test_every_method_learns_resumes_bit_for_bit_and_acts_as_it_says(name, teach
     assert any("arxiv" in line for line in citations(config, agent.policy_config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("trained_as", ["data", "dm1"])
 def test_data_predictions_and_flow_maps_teach_too(name, trained_as, teacher_run):

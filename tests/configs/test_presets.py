@@ -58,7 +58,12 @@ def random_file(path, env):
     return path
 
 
-BASES = {"gdro-lift": "dm1-lift", "gdro-can": "flow-bc-can", "gdro-cube-single": "flow-bc-cube-single"}
+BASES = {
+    "gdro-lift": "dm1-lift",
+    "balance-lift": "flow-bc-lift",
+    "gdro-can": "flow-bc-can",
+    "gdro-cube-single": "flow-bc-cube-single",
+}
 
 
 def short(name, data):
