@@ -51,7 +51,7 @@ class Fisher(ValueConfig):
     """Euler steps per sample of the base 'euler'."""
     metric: Metric = Metric()
     """How a shift is charged."""
-    budget: float = 0.05
+    budget: float = 0.01
     """Mean charge per dimension that is spent. In nats (``metric.normalise`` none): try 0.01, 0.05, 0.2, 0.5. As a mean
     square in action units ('iso' and normalised metrics): 0.001 to 0.01."""
     initial_weight: float = 10.0

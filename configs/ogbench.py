@@ -44,8 +44,9 @@ class _Task:
     """Behaviour penalties of ReBRAC's actor and critic."""
     aggregate: Aggregation = "mean"
     """How FQL, MeanFlow Q and Fisher combine their two critics; IQL, IFQL and ReBRAC always take the minimum."""
-    budget: float = 0.05
-    """Nats per dimension of the Fisher Decorator."""
+    budget: float = 0.01
+    """Nats per dimension of the Fisher Decorator. On cube-single, states and training seed for development, 50,000
+    updates of 64 rows: 0.3 gave 0 of 40, 0.05 (weights not averaged) 10 of 40, 0.01 23 of 40; larger ones exploit Q."""
     n_step: int = 1
     """Rewards that a target sums, for all agents with a critic."""
     scale_obs: bool = False
@@ -98,7 +99,11 @@ def _presets(name: str, task: _Task) -> dict[str, tuple[str, Experiment]]:
             "MeanFlow Q-learning, one evaluation",
             MeanFlowQ(net=_RESIDUAL, critic=critic, alpha=task.mean_flow_q, normalize_q=False),
         ),
-        "fisher": ("Fisher Decorator, two evaluations", Fisher(net=_RESIDUAL, critic=critic, budget=task.budget)),
+        # One jump of a map needs averaged weights: the energy distance of its base to the data fell from 0.41 to 0.39.
+        "fisher": (
+            "Fisher Decorator, two evaluations",
+            Fisher(net=_RESIDUAL, critic=critic, budget=task.budget, ema=0.999),
+        ),
     }
     return {
         f"{agent}-{name}": (f"{text}, on OGBench {name}", replace(fql, agent=_with_n_step(config, task.n_step)))

@@ -154,7 +154,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "qc-door-human": ("QC on Adroit door, human demonstrations (D4RL)", replace(DOOR_RL, agent=QC(critic=MIN))),
     "fisher-door-human": (
         "Fisher Decorator on Adroit door, two evaluations",
-        replace(DOOR_RL, agent=Fisher(critic=MIN)),
+        replace(DOOR_RL, agent=Fisher(critic=MIN, ema=0.999)),
     ),
     "mean-flow-q-door-human": (
         "MeanFlow Q-learning on Adroit door, one evaluation",
