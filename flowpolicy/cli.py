@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -50,10 +51,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _reader_left() -> bool:
-    """Whether it is standard output that broke; if so it leads nowhere from now on, so that exiting is quiet."""
+    """Whether it is standard output that broke; if so it leads nowhere from now on, so that exiting is quiet.
+
+    Asked of the pipe itself: an unbuffered stream has nothing left to flush, and fails at no second flush.
+    """
+    poll = select.poll()
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        poll.register(sys.stdout, select.POLLOUT)
+    except (OSError, ValueError):  # replaced by something without a file
+        return False
+    if any(event & select.POLLERR for _, event in poll.poll(0)):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False

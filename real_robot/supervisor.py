@@ -116,6 +116,7 @@ class Supervisor:
         """Whose trajectory is commanded: the policy's, or the one that leads home."""
         self._background = background
         self._task: Pending | None = None
+        self._early = ""  # a wish that came before the first reading of the arm
         self.leaving = False
         """Whether the session ends as soon as the arm is at rest."""
 
@@ -141,9 +142,12 @@ class Supervisor:
     def request(self, name: str, arm: ArmState | None, now: float) -> None:
         """A wish of the operator; what the state does not allow is refused with a reason."""
         state = self.state
+        self._early = ""
         if name == "quit":
             self.leaving = True
-        if name in ("stop", "quit"):
+        if name in ("home", "start") and state is State.IDLE and arm is None:
+            self._early = name  # just connected: it waits for the first reading of the arm
+        elif name in ("stop", "quit"):
             self.stop("operator", now)
         elif self._task is not None:
             self._refuse(name, f"{state.name} is not finished")
@@ -176,6 +180,8 @@ class Supervisor:
     def update(self, arm: ArmState | None, now: float) -> None:
         """Finish what runs in the background; recover alone where that is allowed."""
         self._finish(now)
+        if self._early and arm is not None:
+            self.request(self._early, arm, now)
         resting = arm is None or float(np.abs(arm.dq).max()) < 0.01
         if self._task is None and self.machine.may_recover_alone(now, resting):
             self._recover("alone, after a communication fault at rest", now)

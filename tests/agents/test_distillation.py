@@ -109,7 +109,7 @@ def test_every_method_learns_resumes_bit_for_bit_and_acts_as_it_says(name, teach
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["reflow", "refiner", "backward-simulation", "arcflow"])  # each asks otherwise
 @pytest.mark.parametrize("trained_as", ["data", "dm1"])
 def test_data_predictions_and_flow_maps_teach_too(name, trained_as, teacher_run):
     agent = build(student(teacher_run(trained_as), name, trained_as))

@@ -71,7 +71,7 @@ def short(name, data):
     experiment = PRESETS[name][1]
     return dataclasses.replace(
         experiment,
-        data=dataclasses.replace(experiment.data, path=str(data)),
+        data=dataclasses.replace(experiment.data, path=str(data), filter_key=""),
         steps=2,
         checkpoint_every=1,
         batch_size=16,
