@@ -20,7 +20,6 @@ from flowpolicy.agents.flow import Flow, FlowAgent
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.core.spec import Contract
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.segments import Curve, Segment
 from flowpolicy.flows.interpolant import interpolate, rows
@@ -73,10 +72,9 @@ class ArcFlow(Flow):
                 expected="at least one segment and state, a window in (0, 1], shares in [0, 1], a probability below 1",
             )
 
-    def build(self, contract: Contract, *args: Any, **kwargs: Any) -> ArcFlowAgent:
+    def build(self, *args: Any, **kwargs: Any) -> ArcFlowAgent:
         """See :class:`Flow`."""
-        self.check(contract.spec.action.size)
-        return ArcFlowAgent(self, contract, *args, **kwargs)
+        return ArcFlowAgent(self, *args, **kwargs)
 
 
 class ArcFlowAgent(FlowAgent):

@@ -24,7 +24,6 @@ from flowpolicy.agents.flow import Flow, FlowAgent
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.keys import OBS
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.core.spec import Contract
 from flowpolicy.flows.axes.guidance import NoGuidance, Situation
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.distillation import (
@@ -76,10 +75,9 @@ class BackwardSimulation(Flow):
                 expected="a share in [0, 1], and numbers of steps of at least 1",
             )
 
-    def build(self, contract: Contract, *args: Any, **kwargs: Any) -> BackwardSimulationAgent:
+    def build(self, *args: Any, **kwargs: Any) -> BackwardSimulationAgent:
         """See :class:`Flow`."""
-        self.check(contract.spec.action.size)
-        return BackwardSimulationAgent(self, contract, *args, **kwargs)
+        return BackwardSimulationAgent(self, *args, **kwargs)
 
 
 class BackwardSimulationAgent(FlowAgent):

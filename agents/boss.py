@@ -17,7 +17,6 @@ from flowpolicy.agents.distillation import Lesson, as_kind, method
 from flowpolicy.agents.flow import Flow, FlowAgent
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.core.spec import Contract
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.schedules import Boss
 from flowpolicy.flows.distillation import segment_lines
@@ -50,10 +49,9 @@ class BossSegments(Flow):
             )
         return steps
 
-    def build(self, contract: Contract, *args: Any, **kwargs: Any) -> BossAgent:
+    def build(self, *args: Any, **kwargs: Any) -> BossAgent:
         """See :class:`Flow`."""
-        self.check(contract.spec.action.size)
-        return BossAgent(self, contract, *args, **kwargs)
+        return BossAgent(self, *args, **kwargs)
 
 
 class BossAgent(FlowAgent):

@@ -96,10 +96,9 @@ class Flow(ImitationConfig):
                 f"a teacher with {self.flow.coupling.flag}, which does not ask it", fix="--flow.coupling table"
             )
 
-    def build(self, contract: Contract, *args: Any, **kwargs: Any) -> FlowAgent:
+    def build(self, *args: Any, **kwargs: Any) -> FlowAgent:
         """The agent in training; arguments of :class:`ImitationAgent`."""
-        self.check(contract.spec.action.size)
-        return FlowAgent(self, contract, *args, **kwargs)
+        return FlowAgent(self, *args, **kwargs)
 
 
 class FlowAgent(ImitationAgent):
@@ -110,6 +109,7 @@ class FlowAgent(ImitationAgent):
     def __init__(
         self, config: Flow, contract: Contract, normalizer: Normalizer, *, compile: bool, **options: Any
     ) -> None:
+        config.check(contract.spec.action.size)
         self.spec = dataclasses.replace(
             config.flow, time=config.flow.time.for_size(contract.chunk * contract.spec.action.size)
         )

@@ -20,7 +20,6 @@ from flowpolicy.agents.flow import Flow, FlowAgent
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.core.spec import Contract
 from flowpolicy.flows.axes.correctors import Plan
 from flowpolicy.flows.axes.refusals import Setting
 from flowpolicy.flows.axes.registry import make
@@ -68,10 +67,9 @@ class Refiner(Flow):
         if not 0 < self.distance <= 1:
             raise ConfigError(f"the refiner reaches {self.reach}", expected="a distance in time, in (0, 1]")
 
-    def build(self, contract: Contract, *args: Any, **kwargs: Any) -> RefinerAgent:
+    def build(self, *args: Any, **kwargs: Any) -> RefinerAgent:
         """See :class:`Flow`."""
-        self.check(contract.spec.action.size)
-        return RefinerAgent(self, contract, *args, **kwargs)
+        return RefinerAgent(self, *args, **kwargs)
 
 
 class RefinerAgent(FlowAgent):

@@ -21,7 +21,6 @@ from flowpolicy.agents.distillation import Lesson, as_kind, method
 from flowpolicy.agents.flow import Flow, FlowAgent
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.core.spec import Contract
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.distillation import guided_line
 from flowpolicy.policy.actor import Actor
@@ -62,10 +61,9 @@ class SlimFlow(Flow):
                 expected="shares and times inside (0, 1), rising",
             )
 
-    def build(self, contract: Contract, *args: Any, **kwargs: Any) -> SlimFlowAgent:
+    def build(self, *args: Any, **kwargs: Any) -> SlimFlowAgent:
         """See :class:`Flow`."""
-        self.check(contract.spec.action.size)
-        return SlimFlowAgent(self, contract, *args, **kwargs)
+        return SlimFlowAgent(self, *args, **kwargs)
 
 
 class SlimFlowAgent(FlowAgent):

@@ -6,31 +6,19 @@ its position interface aborts where lost commands are extrapolated [franka 1]: h
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from flowpolicy.core.errors import MissingExtraError
-from flowpolicy.real_robot.client_errors import classify, first_line, within
-from flowpolicy.real_robot.limits import COLLISION_FORCE, COLLISION_TORQUE, FR3
-from flowpolicy.real_robot.protocols import (
-    ArmFaultError,
-    ArmState,
-    Array,
-    DriverCaps,
-    Gains,
-    GripperState,
-    RobotError,
-)
-
-T = TypeVar("T")
+from flowpolicy.real_robot.client_driver import ClientArm, ClientGripper, gripper_state
+from flowpolicy.real_robot.client_errors import within
+from flowpolicy.real_robot.limits import COLLISION_FORCE, COLLISION_TORQUE
+from flowpolicy.real_robot.protocols import ArmState, Array, Gains, GripperState, RobotError
 
 
-class FrankyArm:
+class FrankyArm(ClientArm):
     """An FR3, or its twin.
 
     Args:
@@ -39,27 +27,17 @@ class FrankyArm:
     """
 
     def __init__(self, address: str) -> None:
-        self.address = address
-        self.caps = DriverCaps("franky", FR3, {"franky-control": _franky_version()})
-        self._robot: Any = None
-        self._tracker: Any = None
-        self._fault: ArmFaultError | None = None
-        self._ending: threading.Thread | None = None
+        super().__init__(address, "franky", "franky-control")
 
-    def connect(self, deadline_s: float) -> None:
-        """Open the connection and set what the robot itself watches."""
+    def _open(self) -> Any:
         import franky
 
-        def work() -> Any:
-            robot = franky.Robot(self.address, realtime_config=franky.RealtimeConfig.Ignore)
-            robot.recover_from_errors()
-            robot.set_collision_behavior(
-                [COLLISION_TORQUE] * 7, [COLLISION_TORQUE] * 7, [COLLISION_FORCE] * 6, [COLLISION_FORCE] * 6
-            )
-            return robot
-
-        self._robot = within(deadline_s, work, f"connecting to the robot at {self.address}")
-        self._fault = None
+        robot = franky.Robot(self.address, realtime_config=franky.RealtimeConfig.Ignore)
+        robot.recover_from_errors()
+        robot.set_collision_behavior(
+            [COLLISION_TORQUE] * 7, [COLLISION_TORQUE] * 7, [COLLISION_FORCE] * 6, [COLLISION_FORCE] * 6
+        )
+        return robot
 
     def start_stream(self, gains: Gains) -> None:
         """Switch the impedance loop on."""
@@ -67,7 +45,7 @@ class FrankyArm:
 
         self._ended()
         robot = self._require()
-        self._tracker = self._call(
+        self._loop = self._call(
             lambda: franky.JointImpedanceTracker(
                 robot, stiffness=np.array(gains.stiffness), damping=np.array(gains.damping), max_delta_tau=0.9
             )
@@ -76,12 +54,6 @@ class FrankyArm:
         deadline = time.monotonic() + 0.5
         while not robot.is_in_control and time.monotonic() < deadline:
             time.sleep(0.001)
-
-    def set_reference(self, q: Array, dq: Array) -> None:
-        """Hand a reference to the loop."""
-        if self._tracker is None:
-            raise self.fault() or ArmFaultError("other", "the impedance loop is off")
-        self._tracker.set_target(q, dq)
 
     def state(self) -> ArmState:
         """The newest reading."""
@@ -97,126 +69,37 @@ class FrankyArm:
             success_rate=float(state.control_command_success_rate) if self.in_control() else 1.0,
         )
 
-    def fault(self) -> ArmFaultError | None:
-        """Why the arm has stopped by itself."""
-        if self._fault is None and self._tracker is not None and not self._robot.is_in_control:
-            try:
-                self._call(self._robot.poll_motion)
-                self._fault = ArmFaultError("other", "the impedance loop ended without a reason")
-            except ArmFaultError as fault:
-                self._fault = fault
-        return self._fault
+    def _command(self, q: Array, dq: Array) -> None:
+        self._loop.set_target(q, dq)
 
-    def in_control(self) -> bool:
-        """Whether the impedance loop runs."""
-        return self._tracker is not None and bool(self._robot.is_in_control)
+    def _running(self) -> bool:
+        return bool(self._robot.is_in_control)
 
-    def stop(self) -> None:
-        """End the impedance loop; in a thread, for it waits until the arm rests or a network timeout."""
-        tracker, self._tracker = self._tracker, None
-        robot = self._robot
-        if robot is None:
-            return
+    def _raise_reason(self) -> None:
+        self._robot.poll_motion()
 
-        def end() -> None:
-            try:
-                if tracker is not None:
-                    tracker.stop()
-                else:
-                    robot.stop()
-            except BaseException:  # noqa: S110 - the loop has ended, which is what was wanted
-                pass
-
-        self._ending = threading.Thread(target=end, daemon=True)
-        self._ending.start()
-
-    def recover(self) -> None:
-        """Clear the error, or connect anew where the old connection is dead."""
-        self._ended()
-        lost = self._fault is not None and self._fault.kind == "network"
-        if lost or self._robot is None:
-            self._robot = None  # every reference must go before a new client is let in
-            self.connect(5.0)
-            return
-        robot = self._robot
-        if not within(5.0, robot.recover_from_errors, "recovering"):
-            raise RobotError("the robot did not recover", fix="look at its lights and at Desk, then recover again")
-        self._fault = None
-
-    def close(self) -> None:
-        """End everything."""
-        self.stop()
-        self._ended()
-        self._robot = None
-
-    def _ended(self) -> None:
-        if self._ending is not None:
-            self._ending.join(5.0)
-            self._ending = None
-
-    def _require(self) -> Any:
+    def _ender(self, loop: Any) -> Callable[[], Any] | None:
         if self._robot is None:
-            raise ArmFaultError("network", "not connected")
-        return self._robot
+            return None
+        stop: Callable[[], Any] = self._robot.stop if loop is None else loop.stop
+        return stop
 
-    def _call(self, work: Callable[[], T]) -> T:
-        """Turn what franky raises into a fault. Its exceptions share no base class but the built-in one."""
-        try:
-            return work()
-        except Exception as error:
-            self._fault = ArmFaultError(classify(f"{type(error).__name__} {error}"), first_line(error))
-            raise self._fault from error
+    def _clear_errors(self) -> None:
+        if not within(5.0, self._robot.recover_from_errors, "recovering"):
+            raise RobotError("the robot did not recover", fix="look at its lights and at Desk, then recover again")
+
+    def _describe(self, error: Exception) -> str:
+        return f"{type(error).__name__} {error}"
 
 
-class FrankyGripper:
-    """The Franka hand.
+class FrankyGripper(ClientGripper):
+    """The Franka hand."""
 
-    Args:
-        address: of the robot.
-
-    """
-
-    def __init__(self, address: str) -> None:
-        self.address, self._gripper = address, None
-
-    def connect(self, deadline_s: float) -> None:
-        """Open the connection; homes the fingers, which finds their largest opening."""
+    def _open(self) -> Any:
         import franky
 
-        self._gripper = within(deadline_s, lambda: franky.Gripper(self.address), "connecting to the gripper")
-        self._call(lambda gripper: gripper.homing())
-
-    def move(self, width: float, speed: float) -> None:
-        """Open or close to ``width``."""
-        self._call(lambda gripper: gripper.move(width, speed))
-
-    def grasp(self, width: float, speed: float, force: float) -> bool:
-        """Close until something is held, whatever its width."""
-        return bool(
-            self._call(lambda g: g.grasp(width, speed, force, epsilon_inner=0.005, epsilon_outer=0.1))
-            and self.state().width > 0.002
-        )
+        return franky.Gripper(self.address)
 
     def state(self) -> GripperState:
         """The newest reading."""
-        state = self._call(lambda gripper: gripper.state)
-        return GripperState(time.monotonic(), float(state.width), float(state.max_width), bool(state.is_grasped))
-
-    def close(self) -> None:
-        """Drop the connection."""
-        self._gripper = None
-
-    def _call(self, work: Callable[[Any], T]) -> T:
-        if self._gripper is None:
-            raise RobotError("the gripper is not connected")
-        try:
-            return work(self._gripper)
-        except Exception as error:
-            raise RobotError(f"the gripper: {first_line(error)}") from error
-
-
-def _franky_version() -> str:
-    try:
-        return metadata.version("franky-control")
-    except metadata.PackageNotFoundError as error:
-        raise MissingExtraError("franky-control", "franka") from error
+        return gripper_state(self._call(lambda gripper: gripper.state))
