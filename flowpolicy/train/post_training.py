@@ -69,9 +69,11 @@ def require_flow(policy: PolicyConfig, where: str) -> None:
     """Raise :class:`ConfigError` unless a policy is a plain flow: one candidate, a velocity or a flow map."""
     if policy.sampler not in FLOWS or policy.candidates > 1 or policy.decorated:
         kind = "decorated" if policy.decorated else f"best-of-{policy.candidates}" if policy.candidates > 1 else ""
+        if not kind and policy.sampler == "flow":
+            kind = "laboratory"
         raise ConfigError(
             f"{where} is a {kind or policy.sampler} policy and has no likelihood that groups could shift",
-            expected="a flow policy: dm1-* or flow-bc-*",
+            expected="a flow policy: dm1-* or flow-bc-* without --flow flags",
         )
 
 
