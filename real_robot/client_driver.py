@@ -135,8 +135,11 @@ class ClientArm:
         try:
             return work()
         except Exception as error:
-            self._fault = ArmFaultError(classify(self._describe(error)), first_line(error))
-            raise self._fault from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> ArmFaultError:
+        self._fault = ArmFaultError(classify(self._describe(error)), first_line(error))
+        return self._fault
 
 
 class ClientGripper:

@@ -76,7 +76,11 @@ class FrankaRsArm(ClientArm):
         )
 
     def _command(self, q: Array, dq: Array) -> None:
-        self._call(lambda: self._loop.move_to(q))  # it takes positions only
+        try:
+            self._loop.move_to(q)  # it takes positions only
+        except Exception as error:
+            # A loop that has ended says no more than that here; its result says why.
+            raise self.fault() or self._failed(error) from error
 
     def _running(self) -> bool:
         return bool(self._loop.running)
