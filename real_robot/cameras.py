@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,6 +82,22 @@ def camera_levels(seq: NDArray[Any], t_mono: NDArray[Any], t_seen: NDArray[Any])
     period = 1e3 * float(np.median(np.diff(t_mono) / np.maximum(gaps, 1))) if len(seq) > 1 else 0.0
     p50, p99 = (float(np.percentile(latency, share)) for share in (50, 99))
     return CameraLevels(len(seq), int(np.maximum(gaps - 1, 0).sum()), p50, p99, period)
+
+
+def recorded_levels(files: Iterable[Path]) -> dict[str, CameraLevels]:
+    """Levels of every camera over recorded episodes; what a camera took between two episodes is nobody's loss."""
+    from flowpolicy.data.hdf5 import open_hdf5
+
+    kept: dict[str, list[NDArray[Any]]] = {}
+    for path in files:
+        with open_hdf5(path) as file:
+            for name, camera in file["data/demo_0"].get("cameras", {}).items():
+                numbers = camera["seq"][()]
+                if len(numbers):
+                    before = kept[name][-1][0, -1] + 1 if name in kept else 0
+                    numbers = numbers - numbers[0] + before
+                    kept.setdefault(name, []).append(np.stack([numbers, camera["t_mono"][()], camera["t_seen"][()]]))
+    return {name: camera_levels(*np.concatenate(parts, axis=1)) for name, parts in kept.items()}
 
 
 class ReplayCamera:

@@ -18,7 +18,7 @@ from flowpolicy.core.spec import Contract, load_contract, read_contract
 from flowpolicy.envs import find_env
 from flowpolicy.envs.franka import FrankaConfig
 from flowpolicy.real_robot.camera_process import size_path
-from flowpolicy.real_robot.cameras import parse_camera
+from flowpolicy.real_robot.cameras import parse_camera, recorded_levels
 from flowpolicy.real_robot.check import check_contract, speed_warnings
 from flowpolicy.real_robot.console import ConsoleView
 from flowpolicy.real_robot.keys import reading_keys
@@ -137,6 +137,9 @@ def play(
     levels = service_levels(view.ticks, _RATE)
     # In simulated time nothing is late and nothing is lost: what the first line tells.
     lines = levels.lines()[setup.driver == "scene" :] if levels else []
+    files = (out / f"episode_{one.number:04d}.hdf5" for one in outcomes)
+    cameras = recorded_levels(path for path in files if path.exists())
+    lines += [camera.line(name) for name, camera in cameras.items()]
     sys.stdout.write("\n".join([f"success {sum(one.success for one in outcomes)}/{len(outcomes)}", *lines]) + "\n")
     return outcomes
 

@@ -12,6 +12,7 @@ from flowpolicy.real_robot.cameras import (
     camera_levels,
     open_camera,
     parse_camera,
+    recorded_levels,
     replay_from,
 )
 from flowpolicy.real_robot.launch import Setup
@@ -107,7 +108,13 @@ def test_pictures_are_recorded_with_the_newest_one_for_every_row(tmp_path, monke
             newest = seq[seen <= t][-1]
             assert picture[0, 0, 0] == newest
         np.testing.assert_allclose(seen - exposed, 0.02, atol=0.17)
-        assert camera_levels(seq, exposed, seen).dropped == 2
+        levels = camera_levels(seq, exposed, seen)
+    assert levels.dropped == 2
+    assert recorded_levels([path]) == {"front": levels}
+    twice = recorded_levels([path, path])["front"]
+    assert (twice.frames, twice.dropped) == (2 * levels.frames, 4)
+    with h5py.File(path) as file:
+        demo = file["data/demo_0"]
         assert len(demo["cameras/front/row"]) == len(rows)
     # What was recorded can be shown again.
     t = [0.0]
