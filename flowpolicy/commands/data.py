@@ -29,6 +29,8 @@ Task = Literal[
     "maze2d-large",
 ]
 
+_SPREAD_ROWS = 100_000  # what the distances of a thousand states to all need: 0.4 GB
+
 
 def run(argv: Sequence[str]) -> int:
     """Make, download, label or describe a dataset file."""
@@ -126,11 +128,12 @@ def label(file: Annotated[Path, tyro.conf.Positional], /, env: str, out: Path) -
     sys.stdout.write(f"wrote {out}\n")
 
 
-def info(file: Annotated[Path, tyro.conf.Positional], /) -> None:
+def info(file: Annotated[Path, tyro.conf.Positional], /, spread: bool = False) -> None:
     """Describe a dataset file as a table.
 
     Args:
         file: RoboMimic, D4RL or Minari HDF5, OGBench npz, or a group file.
+        spread: also how far actions spread among similar states, and the Fisher Decorator's metric.time for that.
 
     """
     from flowpolicy.data.doctor import describe
@@ -138,6 +141,30 @@ def info(file: Annotated[Path, tyro.conf.Positional], /) -> None:
     from flowpolicy.data.report import print_description, print_rows
 
     if is_groups(file):
+        if spread:
+            raise ConfigError(f"{file} holds groups", expected="--spread with a dataset")
         print_rows(str(file), describe_groups(read_groups(file)), console())
         return
     print_description(describe(file), console())
+    if spread:
+        print_rows("spread", _spread(file), console())
+
+
+def _spread(file: Path) -> list[tuple[str, str]]:
+    """Spread of the actions in [-1, 1] among similar states, and the flow time of the resolution-floor rule."""
+    import torch
+
+    from flowpolicy.core import keys
+    from flowpolicy.data.dataset import DataConfig, load_dataset
+    from flowpolicy.data.normalize import Normalizer, NormalizerConfig
+    from flowpolicy.flows.resolution import neighbourhood_std, time_for
+
+    dataset = load_dataset(DataConfig(path=str(file)))
+    steps = dataset.steps
+    rows = torch.linspace(0, len(steps) - 1, min(_SPREAD_ROWS, len(steps))).long()
+    normalizer = Normalizer.fit(dataset, NormalizerConfig())
+    obs = normalizer.obs({name: column[rows] for name, column in steps[keys.OBS].items()})
+    flat = torch.cat([column.flatten(1) for column in obs.values()], dim=1)
+    std = float(neighbourhood_std(flat, normalizer.action(steps[keys.ACTION][rows])))
+    time = f"{time_for(std):.3f}, which blurs by half of that"
+    return [("among similar states", f"{std:.3f} of actions scaled to [-1, 1]"), ("metric.time", time)]

@@ -43,8 +43,8 @@ class Metric:
     """'none' charges nats per dimension; the others divide by the mean precision, of each state or a running mean
     over all, and charge mean squares in action units. 'score' and 'proxy' only."""
     time: float = 0.9
-    """Flow time at which the velocity is read; actions are blurred by (1 - time) / time. See
-    :func:`flowpolicy.flows.resolution.time_for`."""
+    """Flow time at which the velocity is read; actions are blurred by (1 - time) / time. ``flowpolicy data info FILE
+    --spread`` says which time the data ask for."""
     samples: int = 0
     """Behaviour samples per state for 'score' and 'proxy'. 0 takes the action of the batch: one sample, unbiased
     over the updates, and free of charge."""

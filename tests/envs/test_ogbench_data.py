@@ -1,5 +1,7 @@
 """Generated OGBench files against the published properties of the official ones."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -137,6 +139,9 @@ def test_the_commands_make_label_and_refuse(tmp_path, capsys, monkeypatch):
     run(["label", str(out), "--env", "pointmaze-large", "--out", str(tmp_path / "labelled.npz")])
     run(["info", str(out)])
     assert "pointmaze-large-singletask-task1-v0" in capsys.readouterr().out
+    run(["info", str(out), "--spread"])
+    time = float(re.search(r"metric.time\s+│ (0\.\d+)", capsys.readouterr().out).group(1))
+    assert 2 / 3 < time < 1  # actions in a box spread by less than 1, so that half of it blurs by less than 0.5
     with pytest.raises(ConfigError, match="--quality mixed does not exist for pointmaze-large"):
         run(["make", "pointmaze-large", "--quality", "mixed", "--out", str(out)])
     with pytest.raises(ConfigError, match="unknown OGBench environment"):
