@@ -24,7 +24,7 @@ from flowpolicy.real_robot.console import ConsoleView
 from flowpolicy.real_robot.keys import reading_keys
 from flowpolicy.real_robot.launch import RunningSession, Setup, start_session
 from flowpolicy.real_robot.lift_servo import ServoConfig
-from flowpolicy.real_robot.metrics import service_levels
+from flowpolicy.real_robot.metrics import ServiceLevels, service_levels
 from flowpolicy.real_robot.operate import PERIOD, Operator, Outcome, play_episode, wait_for_recovery
 from flowpolicy.real_robot.policy_process import is_address, read_token
 from flowpolicy.real_robot.protocols import ArmStoppedError
@@ -134,14 +134,18 @@ def play(
             sys.stderr.write(
                 f"episode {number}: {outcome.reason} after {outcome.seconds:.1f} s ({won}/{len(outcomes)})\n"
             )
-    levels = service_levels(view.ticks, _RATE)
+    _report(setup, out, outcomes, service_levels(view.ticks, _RATE))
+    return outcomes
+
+
+def _report(setup: Setup, out: Path, outcomes: list[Outcome], levels: ServiceLevels | None) -> None:
+    """Successes, service levels, and how each camera fared."""
     # In simulated time nothing is late and nothing is lost: what the first line tells.
     lines = levels.lines()[setup.driver == "scene" :] if levels else []
     files = (out / f"episode_{one.number:04d}.hdf5" for one in outcomes)
     cameras = recorded_levels(path for path in files if path.exists())
     lines += [camera.line(name) for name, camera in cameras.items()]
     sys.stdout.write("\n".join([f"success {sum(one.success for one in outcomes)}/{len(outcomes)}", *lines]) + "\n")
-    return outcomes
 
 
 def replay_episode(setup: Setup, file: Path, episode: str) -> int:
