@@ -58,6 +58,15 @@ def test_declared_order(name, schedule):
     assert float(torch.log2(errors[0] / errors[1])) == pytest.approx(solver.order, abs=0.12)
 
 
+def test_a_safe_pseudo_corrector_is_adams_bashforth_on_equal_steps_alone():
+    """Its predicted points y obey y' = y + h (3/2 new slope - 1/2 old slope), and it ends in one of them."""
+    counted = Counted(gaussian)
+    ends = [counted.run(solver, START, 5) for solver in (PseudoCorrector(), AdamsBashforth())]
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=1e-12)
+    unequal = [counted.run(solver, START, 5, Cosine()) for solver in (PseudoCorrector(), AdamsBashforth())]
+    assert float((unequal[0] - unequal[1]).abs().max()) > 1e-4
+
+
 @pytest.mark.parametrize("evaluations", [1, 2, 4, 7, 8])
 @pytest.mark.parametrize("name", [*PLAIN, "fixed-noise", "sde"])
 def test_evaluations_are_exact_and_never_at_the_data(name, evaluations):
