@@ -72,7 +72,7 @@ class Labels:
     success: np.ndarray
     """(k, r) bool."""
     steps: np.ndarray
-    """(k, r) int64: steps from the state to success, or to the horizon."""
+    """(k, r) int64: steps from the state to success, or to the end of the rollout."""
 
 
 class CandidateRunner:
@@ -82,16 +82,17 @@ class CandidateRunner:
         config: the environment.
         policy: checkpoint folder of the policy that completes the episodes.
         data: RoboMimic file with the simulator states.
+        limit: steps from the state after which a rollout has failed; 0 for the environment's horizon alone.
 
     """
 
-    def __init__(self, config: RobosuiteConfig | ToyConfig, policy: Path, data: Path) -> None:
+    def __init__(self, config: RobosuiteConfig | ToyConfig, policy: Path, data: Path, limit: int = 0) -> None:
         import torch
 
         from flowpolicy.policy import Policy
 
         torch.set_num_threads(1)
-        self.policy, self.data = Policy.load(policy), data
+        self.policy, self.data, self.limit = Policy.load(policy), data, limit
         self.policy.require_no_memory()
         self.env: RestorableEnv
         if isinstance(config, RobosuiteConfig):
@@ -140,5 +141,5 @@ class CandidateRunner:
             outcome = self.env.step(waiting.popleft())
             taken += 1
             past.append(outcome.obs)
-            if outcome.success or outcome.terminated or outcome.truncated:
+            if outcome.success or outcome.terminated or outcome.truncated or taken == self.limit:
                 return outcome.success, taken

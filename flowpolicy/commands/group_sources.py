@@ -136,14 +136,14 @@ def by_returns(request: Request, discount: float, caution: float) -> Groups:
 
 
 def by_simulator(
-    request: Request, rollouts: int, caution: float, workers: int | None, progress: Callable[[int], None]
+    request: Request, rollouts: int, limit: int, caution: float, workers: int | None, progress: Callable[[int], None]
 ) -> Groups:
-    """Outcomes of executing every candidate and letting the base finish the episode."""
+    """Outcomes of executing every candidate and letting the base finish the episode, ``limit`` steps at most."""
     name = request.base.contract.spec.env_id
     config = require_restorable(find_env(name), name)
     found = request.candidate_chunks()
     calls = state_calls(request.dataset, found, request.seed, rollouts)
-    create = functools.partial(CandidateRunner, config, request.folder, request.dataset.path.absolute())
+    create = functools.partial(CandidateRunner, config, request.folder, request.dataset.path.absolute(), limit)
     count = min(len(calls), workers if workers is not None else len(os.sched_getaffinity(0)))
     labels: list[Labels] = []
     for label in in_order(create, "label", calls, count):
@@ -151,10 +151,10 @@ def by_simulator(
         progress(len(labels))
     success = torch.from_numpy(np.stack([label.success for label in labels]))
     steps = torch.from_numpy(np.stack([label.steps for label in labels]))
-    limit = config.spec().horizon - torch.tensor([call[1] for call in calls])
-    score = simulator_scores(success, steps, limit.clamp(min=1))
+    left = config.spec().horizon - torch.tensor([call[1] for call in calls])
+    score = simulator_scores(success, steps, left.clamp(min=1, max=limit or None))
     judges = request.fitted(found, score, caution)
-    facts = {"rollouts": rollouts, "simulated_steps": int(steps.sum()), "caution": caution}
+    facts = {"rollouts": rollouts, "limit": limit, "simulated_steps": int(steps.sum()), "caution": caution}
     groups = request.groups(found, score, judges, "simulator", **facts)
     groups.outcomes |= {"success": success.numpy(), "steps": steps.numpy()}
     return groups

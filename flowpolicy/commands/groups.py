@@ -44,6 +44,7 @@ def make(
     held_out: Path | None = None,
     caution: float = 1.0,
     rollouts: int = 2,
+    limit: int = 0,
     discount: float = 0.99,
     workers: int | None = None,
 ) -> None:
@@ -66,11 +67,13 @@ def make(
             the networks that the critic itself held out (--agent.critic.held-out).
         caution: deviations of the ensemble that are subtracted from its mean.
         rollouts: source simulator: completions per candidate.
+        limit: source simulator: steps from the state after which a rollout has failed; the rest of the episode where 0.
+            Most of the cost of labels is failures that are played to the end.
         discount: source returns: of the rewards to go.
         workers: source simulator: processes; one per core unless given.
 
     """
-    _require_sensible(source, states, candidates, rollouts, critic)
+    _require_sensible(source, states, candidates, rollouts, limit, critic)
     from flowpolicy.commands import group_sources
     from flowpolicy.data.groups import write_groups
 
@@ -83,17 +86,19 @@ def make(
         elif source == "returns":
             groups = group_sources.by_returns(request, discount, caution)
         else:
-            groups = group_sources.by_simulator(request, rollouts, caution, workers, lambda done: move(done, ""))
+            groups = group_sources.by_simulator(request, rollouts, limit, caution, workers, lambda done: move(done, ""))
         move(states, "")
     write_groups(out, groups)
     sys.stdout.write(f"wrote {out}\n")
 
 
-def _require_sensible(source: Source, states: int, candidates: int, rollouts: int, critic: Path | None) -> None:
-    if candidates < 4 or states < 2 or rollouts < 1:
+def _require_sensible(
+    source: Source, states: int, candidates: int, rollouts: int, limit: int, critic: Path | None
+) -> None:
+    if candidates < 4 or states < 2 or rollouts < 1 or limit < 0:
         raise ConfigError(
-            f"--candidates {candidates} --states {states} --rollouts {rollouts}",
-            expected="at least 4 candidates (pairs collapse), 2 states and 1 rollout",
+            f"--candidates {candidates} --states {states} --rollouts {rollouts} --limit {limit}",
+            expected="at least 4 candidates (pairs collapse), 2 states, 1 rollout, no negative limit",
         )
     if source == "critic" and critic is None:
         raise ConfigError(

@@ -66,6 +66,16 @@ def test_the_horizon_counts_what_was_played_before(toy_file, monkeypatch):
     assert not label.success.any() and label.steps.tolist() == [[7]]
 
 
+def test_a_limit_ends_rollouts_that_would_have_succeeded_later(toy_file, runner):
+    arguments = ("demo_0", 5, {"position": read_stored_state(toy_file, "demo_0", 5).state[None].astype(np.float32)})
+    chunk = np.zeros((1, 1, 2))
+    needed = runner.label(*arguments, chunk, 0, 1).steps.item()
+    for limit, success in ((needed, True), (needed - 1, False)):
+        limited = CandidateRunner(ToyConfig(), "checkpoint", toy_file, limit)
+        label = limited.label(*arguments, chunk, 0, 1)
+        assert label.success.tolist() == [[success]] and label.steps.tolist() == [[limit]]
+
+
 def test_stored_states_that_are_missing_say_so(toy_file, tmp_path, demonstrations):
     with pytest.raises(DataError, match="states is missing"):
         read_stored_state(demonstrations, "demo_0", 0)
