@@ -6,8 +6,6 @@ in threads. The 1 kHz loop is the driver's, in native code.
 
 from __future__ import annotations
 
-import gc
-import os
 import time
 from collections.abc import Callable
 
@@ -23,9 +21,6 @@ from flowpolicy.real_robot.records import TICK, Session, unpack_chunk
 from flowpolicy.real_robot.reference import ReferenceGenerator, UnguardedReference
 from flowpolicy.real_robot.states import STREAMING, State
 from flowpolicy.real_robot.supervisor import Background, BridgeConfig, Supervisor, Task
-
-_PRIORITY = -15
-"""Nice value, where the user may set it: 0.04 ms instead of 0.08 ms of lateness beside a busy policy [franka 4.1]."""
 
 
 class Bridge:
@@ -70,12 +65,6 @@ class Bridge:
 
     def run(self, abandoned: Callable[[], bool] = lambda: False) -> None:
         """Tick until the operator says quit, or ``abandoned`` says that there is no operator any more."""
-        try:
-            os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
-        except PermissionError:
-            self.session.event("warning", "no right to raise the bridge's priority; ticks may be late")
-        gc.freeze()
-        gc.disable()
         period, due = 1.0 / self.config.rate_hz, self.clock.now()
         while not self.supervisor.finished:
             self.tick(due)

@@ -9,6 +9,7 @@ from flowpolicy.real_robot.fake import FakeArm, FakeGripper
 from flowpolicy.real_robot.gripper import GripperWorker
 from flowpolicy.real_robot.launch import Setup, orphaned, read_options
 from flowpolicy.real_robot.limits import MODELS
+from flowpolicy.real_robot.priority import claim_priority
 from flowpolicy.real_robot.protocols import ArmDriver, GripperDriver
 from flowpolicy.real_robot.records import Session
 from flowpolicy.real_robot.supervisor import BridgeConfig
@@ -31,6 +32,8 @@ def main() -> None:
     """Run until the operator says quit."""
     setup, _ = read_options()
     session = Session(setup.session)
+    for refusal in claim_priority():
+        session.event("host", refusal)
     config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow)
     arm, make_gripper = drivers(setup)
     gripper = GripperWorker(make_gripper, config.watch.gripper, lambda text: session.event("gripper", text))

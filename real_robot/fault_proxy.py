@@ -24,6 +24,8 @@ import threading
 import time
 from typing import Any
 
+from flowpolicy.real_robot.priority import WIRE, claim_priority
+
 ROBOT, LISTEN, CONTROL_PORT = ("127.0.0.1", 1337), ("127.0.0.2", 1337), 13371
 _PORT_AT, _LARGEST = 14, 65536
 
@@ -168,5 +170,6 @@ def serve(
 
 
 if __name__ == "__main__":
+    claim_priority(WIRE)
     serve(Faults())
     threading.Event().wait()

@@ -16,6 +16,7 @@ import numpy as np
 from flowpolicy.real_robot.client_driver import ClientArm, ClientGripper, gripper_state
 from flowpolicy.real_robot.client_errors import within
 from flowpolicy.real_robot.limits import COLLISION_FORCE, COLLISION_TORQUE
+from flowpolicy.real_robot.priority import runs_in_real_time
 from flowpolicy.real_robot.protocols import ArmState, Array, Gains, GripperState, RobotError
 
 _FRACTION = 0.8
@@ -36,7 +37,7 @@ class FrankaRsArm(ClientArm):
     def _open(self) -> Any:
         import franka
 
-        robot = franka.Robot(self.address, realtime="ignore")
+        robot = franka.Robot(self.address, realtime="enforce" if runs_in_real_time() else "ignore")
         if robot.fci_version != 10:
             raise RobotError(f"FCI version {robot.fci_version}", expected="10: FR3 with system 5.9 or later")
         robot.automatic_error_recovery()

@@ -15,6 +15,7 @@ import numpy as np
 from flowpolicy.real_robot.client_driver import ClientArm, ClientGripper, gripper_state
 from flowpolicy.real_robot.client_errors import within
 from flowpolicy.real_robot.limits import COLLISION_FORCE, COLLISION_TORQUE
+from flowpolicy.real_robot.priority import runs_in_real_time
 from flowpolicy.real_robot.protocols import ArmState, Array, Gains, GripperState, RobotError
 
 
@@ -32,7 +33,8 @@ class FrankyArm(ClientArm):
     def _open(self) -> Any:
         import franky
 
-        robot = franky.Robot(self.address, realtime_config=franky.RealtimeConfig.Ignore)
+        real_time = franky.RealtimeConfig.Enforce if runs_in_real_time() else franky.RealtimeConfig.Ignore
+        robot = franky.Robot(self.address, realtime_config=real_time)
         robot.recover_from_errors()
         robot.set_collision_behavior(
             [COLLISION_TORQUE] * 7, [COLLISION_TORQUE] * 7, [COLLISION_FORCE] * 6, [COLLISION_FORCE] * 6

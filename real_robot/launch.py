@@ -145,6 +145,11 @@ class RunningSession:
             self.clock.sleep(0.01)
         raise RobotError(f"'{command}' was not done after {seconds:g} s{self.last_events()}")
 
+    def told(self, kind: str) -> list[str]:
+        """Texts of the events of one kind so far, as far as the ring holds them."""
+        records, _, _ = self.session.events.read(0)
+        return [bytes(r["text"]).decode() for r in records if bytes(r["kind"]).decode() == kind]
+
     def last_events(self, count: int = 5) -> str:
         """The newest events that are no mere warnings, as lines."""
         records, _, _ = self.session.events.read(max(0, self.session.events.count - 100))

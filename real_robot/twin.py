@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.real_robot.priority import TWIN
 from flowpolicy.real_robot.protocols import RobotError
 
 CONTROL = ("127.0.0.1", 13370)
@@ -85,7 +86,6 @@ def start_twin(venv: Path, log: Path | None = None) -> Iterator[subprocess.Popen
     if _answers():
         raise RobotError(f"a twin answers already on port {CONTROL[1]}", fix="use it, or end it first")
     server = Path(__file__).parent / "twin_server.py"
-    # A busy client starves the simulator, which then calls commands lost that were not: it goes first [franka 2.2].
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONSAFEPATH": ""}
     with contextlib.ExitStack() as stack:
         sink: Any = stack.enter_context(log.open("wb")) if log is not None else subprocess.DEVNULL
@@ -94,7 +94,7 @@ def start_twin(venv: Path, log: Path | None = None) -> Iterator[subprocess.Popen
         )
         try:
             with contextlib.suppress(PermissionError):
-                os.sched_setscheduler(process.pid, os.SCHED_FIFO, os.sched_param(60))
+                os.sched_setscheduler(process.pid, os.SCHED_FIFO, os.sched_param(TWIN))
             _wait_until_it_answers(process, log)
             yield process
         finally:

@@ -56,6 +56,7 @@ def check(
     """
     from flowpolicy.commands.robot_session import PolicyAt, check_policy
     from flowpolicy.real_robot.launch import start_session
+    from flowpolicy.real_robot.priority import real_time_kernel
 
     lines, warnings = check_policy(PolicyAt(run, token_file), setup)
     sys.stdout.write("\n".join(lines + [f"warning       {line}" for line in warnings]) + "\n")
@@ -63,6 +64,9 @@ def check(
         with start_session(setup) as running:
             tick = running.session.ticks.latest()
             joints = [] if tick is None else tick["q"].round(3).tolist()
+            rights = "; ".join(running.told("host")) or "real-time rights granted"
+            kernel = "with" if real_time_kernel() else "without"
+            sys.stdout.write(f"host          kernel {kernel} PREEMPT_RT; {rights}\n")
             sys.stdout.write(f"robot         {setup.model} by '{setup.driver}', joints {joints} rad\n")
 
 

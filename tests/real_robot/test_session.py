@@ -202,7 +202,7 @@ def test_record_train_check_run_replay_on_the_fake_arm(flowpolicy, tmp_path):
     assert trained.returncode == 0, trained.stderr
     checked = flowpolicy("check", "run")
     assert checked.returncode == 0, checked.stderr
-    assert "20 Hz" in checked.stdout
+    assert "20 Hz" in checked.stdout and "PREEMPT_RT" in checked.stdout
     # Untrained, it does not get there; what counts is that it was driven and recorded.
     played = flowpolicy("run", "run", "--episodes", 1, "--shadow", "--out", "shadow")
     assert "success 0/1" in played.stdout, played.stderr
