@@ -4,7 +4,8 @@
 client's UDP port travels in its Connect request (bytes 14 and 15): the proxy puts its own there and relays both ways.
 The kernel's ``tc netem`` is missing on many machines, and cannot lose exactly twenty packets. [franka 2.6]
 
-Control socket, one JSON object per line on 127.0.0.1:13371; the answer holds the faults in force and the counts::
+Control socket, one JSON object per line on 127.0.0.1:13371; the answer holds the faults in force, the counts, and how
+long the client took from a state to the next command (of the newest 60,000)::
 
     {"loss_command": p, "loss_state": p, "delay_command_ms": d, "delay_state_ms": d}
     {"drop_commands": n}   {"drop_states": n}   {"silence_s": t}
@@ -22,12 +23,15 @@ import socketserver
 import struct
 import threading
 import time
+from collections import deque
 from typing import Any
+
+import numpy as np
 
 from flowpolicy.real_robot.priority import WIRE, claim_priority
 
 ROBOT, LISTEN, CONTROL_PORT = ("127.0.0.1", 1337), ("127.0.0.2", 1337), 13371
-_PORT_AT, _LARGEST = 14, 65536
+_PORT_AT, _LARGEST, _ANSWERS = 14, 65536, 60_000
 
 
 class Faults:
@@ -36,6 +40,8 @@ class Faults:
     def __init__(self) -> None:
         self.settings = {"loss_command": 0.0, "loss_state": 0.0, "delay_command_ms": 0.0, "delay_state_ms": 0.0}
         self.counts = {"command": 0, "state": 0, "dropped_command": 0, "dropped_state": 0}
+        self._answers: deque[float] = deque(maxlen=_ANSWERS)
+        self._asked: float | None = None
         self._to_drop = {"command": 0, "state": 0}
         self._silent_until = 0.0
         self._random = random.Random(0)  # noqa: S311 - loss, not secrets
@@ -62,6 +68,20 @@ class Faults:
             self.counts[f"dropped_{kind}"] += 1
             return None
         return 1e-3 * self.settings[f"delay_{kind}_ms"]
+
+    def passed(self, kind: str) -> None:
+        """Count the client's time to answer: from a state that goes to it to the first command that comes back."""
+        if kind == "state":
+            self._asked = time.perf_counter()
+        elif self._asked is not None:
+            self._answers.append(1e3 * (time.perf_counter() - self._asked))
+            self._asked = None
+
+    def report(self) -> dict[str, Any]:
+        """Faults in force, datagrams so far, and the client's time to answer, ms."""
+        answers = np.array(self._answers)
+        found = {f"answer_p{p}_ms": round(float(np.percentile(answers, p)), 4) for p in (50, 99) if len(answers)}
+        return {**self.settings, **self.counts, "answers": len(answers), **found}
 
 
 class Session:
@@ -127,6 +147,8 @@ class Session:
             for one in select.select([self._towards_robot, self._towards_client], [], [], pause)[0]:
                 data, sender = one.recvfrom(_LARGEST)
                 kind = "state" if one is self._towards_robot else "command"
+                if kind == "command":
+                    self.faults.passed(kind)
                 if kind == "state":
                     self._robot_udp = sender
                 delay = self.faults.delay(kind)
@@ -135,6 +157,7 @@ class Session:
             while waiting and waiting[0][0] <= time.perf_counter():
                 _, _, kind, data = heapq.heappop(waiting)
                 if kind == "state":
+                    self.faults.passed(kind)
                     self._towards_client.sendto(data, self._client_udp)
                 else:
                     self._towards_robot.sendto(data, self._robot_udp)
@@ -158,7 +181,7 @@ def serve(
             for line in self.rfile:
                 try:
                     faults.set(json.loads(line))
-                    reply: dict[str, Any] = {**faults.settings, **faults.counts}
+                    reply = faults.report()
                 except (KeyError, ValueError) as error:
                     reply = {"error": repr(error)}
                 self.wfile.write((json.dumps(reply) + "\n").encode())

@@ -152,6 +152,8 @@ def test_the_proxy_rewrites_the_port_and_drops_exactly_what_it_is_told():
         client_udp.sendto(bytes([number]), proxy)
     assert [robot_udp.recv(100) for _ in range(2)] == [b"\x03", b"\x04"]
     assert faults.counts["dropped_command"] == 3
+    # One state, and the time to the first of five commands, lost on the way or not.
+    assert faults.report()["answers"] == 1 and faults.report()["answer_p99_ms"] > 0
     with pytest.raises(KeyError):
         faults.set({"lose": 1})
     upstream.close()
