@@ -8,11 +8,13 @@ step of its stop instead. By induction no sequence of chunks, however bad, leave
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.real_robot.braking import Motion, Stop, along, coasting, extent, stop
-from flowpolicy.real_robot.kinematics import forward, tool_speed
+from flowpolicy.real_robot.kinematics import Pose, forward, tool_speed
 from flowpolicy.real_robot.limits import EnvelopeLimits
 from flowpolicy.real_robot.reachable import reachable
 
@@ -43,6 +45,11 @@ class Envelope:
         self.jerk = np.array(limits.jerk)
         self.low, self.high = limits.q_low, limits.q_high
         self.box_low, self.box_high = np.array(limits.box_low), np.array(limits.box_high)
+        self._poses = functools.lru_cache(8)(lambda q: forward(np.frombuffer(q), limits.tool))
+
+    def pose(self, q: Array) -> Pose:
+        """Pose of the tool at ``q`` (7,) rad; a tick asks several times for the same."""
+        return self._poses(q.tobytes())
 
     def chunk_fault(self, q: Array, gripper: Array) -> str:
         """Why the rows (h, 7) rad and openings (h,) m may not be executed; empty if they may."""
@@ -74,7 +81,7 @@ class Envelope:
         inside = np.clip(q, self.low, self.high)
         clipped = bool((np.abs(inside - q) > _ROUNDING).any())
         for _ in range(3):
-            pose = forward(inside, self.limits.tool)
+            pose = self.pose(inside)
             # Beyond the guard's slack, so that what is clipped can also be reached.
             error = np.clip(pose.position, self.box_low + 2 * _BOX_SLACK, self.box_high - 2 * _BOX_SLACK)
             error = error - pose.position
@@ -91,7 +98,7 @@ class Envelope:
     def speed_factor(self, q: Array, dq: Array) -> float:
         """Factor in (0, 1] by which joint velocities ``dq`` (7,) at ``q`` (7,) keep the tool within its speed."""
         limits = self.limits
-        pose = forward(q, limits.tool)
+        pose = self.pose(q)
         near = pose.position[2] < self.box_low[2] + limits.near_table
         allowed = limits.translation_near_table if near else limits.translation
         linear, angular = tool_speed(pose, dq)
@@ -107,6 +114,8 @@ class Envelope:
 
         """
         refused = ~(self._follows(now, proposed) & self.admissible(proposed))
+        if not refused.any():
+            return proposed, refused
         braked = along(stop(now, self.acceleration, self.jerk), self.dt)
         pick = refused[..., None]
         chosen = Motion(*(np.where(pick, b, p) for b, p in zip(braked, proposed, strict=True)))
@@ -116,7 +125,10 @@ class Envelope:
         """Whether (...,) the motion and its shortest stop stay within every limit."""
         with np.errstate(invalid="ignore"):
             stopping = stop(motion, self.acceleration, self.jerk)
-            lowest, highest = extent(stopping)
+            # Joints come to rest one after the other: each is looked at over its own stop.
+            shares = SAMPLES.reshape(-1, *([1] * motion.q.ndim))
+            own = along(stopping, shares * stopping.duration)
+            lowest, highest = extent(stopping, own.q[-1])
             joints = (lowest >= self.low - _ROUNDING) & (highest <= self.high + _ROUNDING)
             joints &= np.abs(motion.v) <= self.velocity
             joints &= np.abs(coasting(motion, self.jerk)) <= self.velocity
@@ -126,19 +138,19 @@ class Envelope:
             return fine
         # The tool only where the joints are right: it costs most, and not-a-number has ended above.
         rows = Stop(Motion(*(x[fine] for x in motion)), *(x[fine] for x in stopping[1:]))
-        fine[fine] = self._tool_stays(rows)
+        fine[fine] = self._joints_slow_down(own.q[:, fine], own.v[:, fine]) & self._tool_stays(rows)
         return fine
 
+    def _joints_slow_down(self, q: Array, v: Array) -> NDArray[np.bool_]:
+        """Whether (n,) FR3 joints slow down towards the ends of their range in the samples (s, n, 7) of a stop."""
+        below, above = self.limits.joints.speed_towards_ends(q)
+        return np.asarray(((-v <= below - _END_SLACK) & (v <= above - _END_SLACK)).all((0, -1)))
+
     def _tool_stays(self, stopping: Stop) -> NDArray[np.bool_]:
-        """Whether (n,) the tool stays in the box and within its speed, and FR3 joints slow down towards their ends."""
-        times = SAMPLES[:, None, None] * stopping.duration.max(-1)[:, None]
-        # Joints come to rest one after the other: each is looked at over its own stop, the tool over the longest.
-        own = along(stopping, SAMPLES[:, None, None] * stopping.duration)
-        below, above = self.limits.joints.speed_towards_ends(own.q)
-        fine = ((-own.v <= below - _END_SLACK) & (own.v <= above - _END_SLACK)).all(-1)
-        path = along(stopping, times)
+        """Whether (n,) the tool stays in the box and within its speed until the last joint rests."""
+        path = along(stopping, SAMPLES[:, None, None] * stopping.duration.max(-1)[:, None])
         pose = forward(path.q, self.limits.tool)
-        fine &= (pose.position >= self.box_low + _BOX_SLACK).all(-1)
+        fine = (pose.position >= self.box_low + _BOX_SLACK).all(-1)
         fine &= (pose.position <= self.box_high - _BOX_SLACK).all(-1)
         linear, angular = tool_speed(pose, path.v)
         fine &= (linear <= _SPEED_SLACK * self.limits.translation) & (angular <= _SPEED_SLACK * self.limits.rotation)

@@ -53,7 +53,7 @@ class JointLimits:
         offset, twice = np.array(self.speed_offset), 2.0 * np.array(self.speed_deceleration)
         below = np.sqrt(twice * np.maximum(q - np.array(self.q_min), 0.0)) - offset
         above = np.sqrt(twice * np.maximum(np.array(self.q_max) - q, 0.0)) - offset
-        return np.clip(below, 0.0, top), np.clip(above, 0.0, top)
+        return np.minimum(np.maximum(below, 0.0), top), np.minimum(np.maximum(above, 0.0), top)
 
 
 FR3 = JointLimits(

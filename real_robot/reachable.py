@@ -38,7 +38,7 @@ def reachable(now: Motion, proposed: Motion, jerk: Array, dt: float) -> NDArray[
 
 def _extreme(zeroth: Array, first: Array) -> tuple[Array, NDArray[np.bool_]]:
     """Second moment of the function that is +1, -1 between two switches, and +1 again, and whether there is one."""
-    width = np.clip(0.5 * (1.0 - zeroth), 0.0, 1.0)  # between the switches
+    width = np.minimum(np.maximum(0.5 * (1.0 - zeroth), 0.0), 1.0)  # between the switches
     middle = np.where(width > _SLACK, 0.5 * (0.5 - first) / np.maximum(width, _SLACK), 0.5)
     slack = _SLACK / np.maximum(width, _SLACK)
     fits = (middle - 0.5 * width >= -slack) & (middle + 0.5 * width <= 1.0 + slack)

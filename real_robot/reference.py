@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,6 @@ from flowpolicy.real_robot.braking import Motion
 from flowpolicy.real_robot.chunks import MARGIN, Mode, Scheduler, hermite
 from flowpolicy.real_robot.envelope import Envelope
 from flowpolicy.real_robot.follower import LOOKAHEAD, Follower
-from flowpolicy.real_robot.kinematics import forward
 from flowpolicy.real_robot.protocols import ActionChunk, Array
 from flowpolicy.real_robot.watchdogs import Recent, Since, WatchdogLimits
 
@@ -137,8 +137,8 @@ class ReferenceGenerator:
         limits, commanded = self.envelope.limits, self.follower.motion.q
         if np.abs(commanded - measured).max() > limits.leash:
             return True
-        points = forward(np.stack([commanded, measured]), limits.tool).position
-        return bool(np.linalg.norm(points[0] - points[1]) > limits.leash_tool)
+        ahead = self.envelope.pose(commanded).position - self.envelope.pose(measured).position
+        return math.hypot(*ahead) > limits.leash_tool
 
 
 class UnguardedReference(ReferenceGenerator):

@@ -6,15 +6,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
 from numpy.typing import NDArray
 
 from flowpolicy.core.spec import Spec
 
 if TYPE_CHECKING:
-    from tensordict import TensorDict  # a simulator process that imports this file needs none
+    import torch  # seconds and 200 MB of every simulator process, which imports this file and needs neither
+    from tensordict import TensorDict
 
-Metrics = dict[str, torch.Tensor]
+    Metrics = dict[str, torch.Tensor]
+else:
+    Metrics = dict
 """Scalars of one update, still on the device: reading them is the logger's business."""
 
 Observation = dict[str, NDArray[Any]]

@@ -50,7 +50,7 @@ def test_what_remains_of_a_stop_is_a_stop():
 
 def test_extent_bounds_the_path_tightly():
     stopping = stop(STATES, A, J)
-    lowest, highest = extent(stopping)
+    lowest, highest = extent(stopping, along(stopping, stopping.duration).q)
     path = np.stack([along(stopping, t).q for t in np.linspace(0, stopping.duration.max(), 3000)])
     np.testing.assert_allclose(path.min(0), lowest, atol=1e-6)
     np.testing.assert_allclose(path.max(0), highest, atol=1e-6)
