@@ -61,6 +61,7 @@ class Assessor:
         base: the policy that gains are counted from; also the model of the behaviour's support.
         scale: global unit of the scores.
         support_weight: corrected score lost per nat outside the support.
+        support_limit: nats outside the support, more than the base, beyond which no policy is the best.
         seed: of the noise.
         device: where the policies live.
 
@@ -75,6 +76,7 @@ class Assessor:
         base: Policy,
         scale: float,
         support_weight: float,
+        support_limit: float,
         *,
         seed: int,
         device: torch.device | str = "cpu",
@@ -86,7 +88,8 @@ class Assessor:
                 expected="held-out states, and the judges train and held_out",
                 fix="make the groups again with `flowpolicy groups make`, --held-out-share above 0",
             )
-        self.base, self.scale, self.support_weight = base.to(device), scale, support_weight
+        self.base, self.scale = base.to(device), scale
+        self.support_weight, self.support_limit = support_weight, support_limit
         self.judges: dict[str, Judge] = {name: load_judge(groups.judges[name]).to(device) for name in groups.judges}
         rows = groups.held_out.nonzero().flatten()[:STATES]
         self.obs = {k: v[rows].repeat_interleave(SAMPLES, 0).to(device) for k, v in groups.obs.items()}
@@ -125,7 +128,10 @@ class Assessor:
         """The assessment of ``policy`` after ``update`` updates, and whether it is the best so far."""
         raw = self.raw(policy)
         gain = {name: raw[name] - self.start[name] for name in ("train", "held_out", "corrected")}
-        improved = gain["corrected"] > before.best_corrected
+        # Where judges were never trained they can be wrong together, by more than any price per nat: on Can two
+        # independent IQL critics gave 10 units of the global scale to a policy 17 nats outside.
+        supported = raw["unsupported"] <= self.start["unsupported"] + self.support_limit
+        improved = supported and gain["corrected"] > before.best_corrected
         found = Assessment(
             reward_gain=gain["train"],
             held_out_gain=gain["held_out"],

@@ -87,6 +87,8 @@ class GDRO(ImitationConfig):
     """Updates between two assessments by the held-out judge."""
     support_weight: float = 0.1
     """Corrected score lost per nat outside the support of the behaviour."""
+    support_limit: float = 3.0
+    """Policies this many nats further outside the support than the base are never kept."""
     early_stopping: bool = True
     """The policy is the assessed one of the best corrected score, the base among them; otherwise the newest."""
     patience: int = 0
@@ -138,7 +140,7 @@ class GDROAgent(ImitationAgent):
         self.reference = copy.deepcopy(self.actor).requires_grad_(False)
         self.scale = mathematics.global_scale(groups.score[~groups.held_out], config.scale)
         place: dict[str, Any] = {"seed": options["seed"], "device": options.get("device", "cpu")}
-        self.assessor = Assessor(groups, base, self.scale, config.support_weight, **place)
+        self.assessor = Assessor(groups, base, self.scale, config.support_weight, config.support_limit, **place)
         self.assessment = Assessment(unsupported=self.assessor.start["unsupported"])
         self.beta = config.beta or 1.0
         if config.weight == "uniform" and not config.beta:
@@ -180,8 +182,7 @@ class GDROAgent(ImitationAgent):
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.actor.parameters(), options.clip, foreach=True)
-        lr = options.lr_at(self.updates, self.steps)
-        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.param_groups[0]["lr"] = lr = options.lr_at(self.updates, self.steps)
         self.optimizer.step()
         self.ema.update(self.actor, self.updates)
         slow, average = dict(self.reference.named_parameters()), self.ema.state_dict()
@@ -259,8 +260,7 @@ class GDROAgent(ImitationAgent):
         """Judge the averaged policy; keep it if its corrected score is the best so far."""
         average = self.ema.state_dict()
         self.assessment, improved = self.assessor.assess(self.policy(average), self.assessment, self.updates)
-        if improved:
-            self.best = {name: value.clone() for name, value in average.items()}
+        self.best = {name: value.clone() for name, value in average.items()} if improved else self.best
 
     def chosen(self) -> dict[str, Tensor]:
         """Weights of the policy: the best assessed ones, or the newest average."""

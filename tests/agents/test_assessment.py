@@ -43,6 +43,18 @@ def test_a_corrupted_critic_is_seen_through_and_early_stopping_does_no_harm():
     assert torch.equal(agent.policy().actor.net.trunk.inlet.weight, agent.ema.state_dict()["net.trunk.inlet.weight"])
 
 
+def test_judges_that_are_wrong_together_do_not_lead_beyond_the_support_limit():
+    base = base_of("dm1")
+    groups = groups_of(base, corrupted, judged=corrupted)
+    kept = {}
+    for limit in (0.05, 100.0):
+        options = {"temperature": 0.1, "assess_every": 20, "support_weight": 0.0, "draws": 4}
+        agent = build(base, groups, support_limit=limit, **options)
+        run(agent, groups, 160)
+        kept[limit] = agent.assessor.raw(agent.policy())["unsupported"] - agent.assessor.start["unsupported"]
+    assert kept[0.05] <= 0.05 < kept[100.0]
+
+
 def test_patience_stops_a_run_that_only_gets_worse():
     base = base_of("dm1")
     groups = groups_of(base, corrupted, judged=honest)
