@@ -15,7 +15,7 @@ demo: $(VENV)/.demo
 	$(BIN)/flowpolicy demo --out runs/demo
 
 test: $(VENV)/.dev
-	PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
+	PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal --durations=25
 
 # torch goes first and alone: with torch present, no other package can pull a second build of it.
 $(VENV)/.torch: constraints.txt

@@ -105,6 +105,11 @@ def tool_speed(pose: Pose, dq: Array) -> tuple[Array, Array]:
     return np.sqrt((linear**2).sum(-1)), np.sqrt((angular**2).sum(-1))
 
 
+def reach(tool: float) -> float:
+    """Bound, m, on the distance of a tool point from any joint's axis: on how fast a joint can move it."""
+    return sum(_D) + sum(map(abs, _A)) + FLANGE + tool
+
+
 def quaternion(rotation: Array) -> Array:
     """(4,) unit quaternion x, y, z, w with w >= 0 of a rotation (3, 3)."""
     # The largest of the four squares decides which components are divided by which: never by a small one.

@@ -11,6 +11,7 @@ from flowpolicy.real_robot.braking import Motion
 from flowpolicy.real_robot.chunks import MARGIN, Mode, Scheduler, hermite
 from flowpolicy.real_robot.envelope import Envelope
 from flowpolicy.real_robot.follower import LOOKAHEAD, Follower
+from flowpolicy.real_robot.kinematics import reach
 from flowpolicy.real_robot.protocols import ActionChunk, Array
 from flowpolicy.real_robot.watchdogs import Recent, Since, WatchdogLimits
 
@@ -135,8 +136,11 @@ class ReferenceGenerator:
     def _leashed(self, measured: Array, now: float) -> bool:
         """Whether the commanded position is as far ahead of the arm as it may be."""
         limits, commanded = self.envelope.limits, self.follower.motion.q
-        if np.abs(commanded - measured).max() > limits.leash:
+        lag = np.abs(commanded - measured)
+        if lag.max() > limits.leash:
             return True
+        if reach(limits.tool) * lag.sum() <= limits.leash_tool:  # almost always, and kinematics cost a tenth of a tick
+            return False
         ahead = self.envelope.pose(commanded).position - self.envelope.pose(measured).position
         return math.hypot(*ahead) > limits.leash_tool
 

@@ -67,8 +67,7 @@ def make(
             the networks that the critic itself held out (--agent.critic.held-out).
         caution: deviations of the ensemble that are subtracted from its mean.
         rollouts: source simulator: completions per candidate.
-        limit: source simulator: steps from the state after which a rollout has failed; the rest of the episode where 0.
-            Most of the cost of labels is failures that are played to the end.
+        limit: source simulator: steps from the state after which a rollout has failed (0: the horizon's).
         discount: source returns: of the rewards to go.
         workers: source simulator: processes; one per core unless given.
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flowpolicy.real_robot.kinematics import FLANGE, forward, inverse, quaternion, tool_speed
+from flowpolicy.real_robot.kinematics import FLANGE, forward, inverse, quaternion, reach, tool_speed
 from flowpolicy.real_robot.limits import FR3, HOME
 
 RNG = np.random.default_rng(0)
@@ -78,3 +78,8 @@ def test_one_arm_and_many_are_the_same_formulas():
     for row, angles in enumerate(q):
         for one, all_ in zip(forward(angles, 0.1034), many, strict=True):
             np.testing.assert_allclose(one, all_[row], atol=1e-14)
+
+
+def test_no_joint_moves_the_tool_faster_than_its_reach():
+    levers = np.linalg.norm(forward(SAMPLES, 0.1034).levers, axis=-1)
+    assert 0.5 * reach(0.1034) < levers.max() <= reach(0.1034)
