@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,16 @@ class CameraWriter:
         camera: started.
         folder: of the session.
         name: of the camera.
+        clock: the bridge's.
 
     """
 
-    def __init__(self, camera: Camera, folder: Path, name: str) -> None:
-        self._camera, self._folder, self._name = camera, folder, name
+    def __init__(self, camera: Camera, folder: Path, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._camera, self._folder, self._name, self._clock = camera, folder, name, clock
         self._ring: Ring | None = None
         self._record: Any = None
 
-    def step(self, now: float) -> bool:
+    def step(self) -> bool:
         """Copy the newest picture if it is new; whether it was."""
         frame = self._camera.latest()
         if frame is None or (self._record is not None and frame.seq == int(self._record["seq"])):
@@ -45,7 +47,8 @@ class CameraWriter:
             self._make(frame.rgb.shape)
         record = self._record
         record["seq"], record["t_mono"], record["t_device"] = frame.seq, frame.t_mono, frame.t_device
-        record["t_seen"], record["rgb"] = now, frame.rgb
+        # After the camera has answered: taking or rendering a picture is most of its latency.
+        record["t_seen"], record["rgb"] = self._clock(), frame.rgb
         self._ring.write(record)  # type: ignore[union-attr]
         return True
 
@@ -79,7 +82,7 @@ def main() -> None:
     writer = CameraWriter(camera, session_folder(setup.session), name)
     try:
         while not orphaned():
-            writer.step(time.monotonic())
+            writer.step()
             time.sleep(_POLL)
     finally:
         camera.close()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import ConfigError, MissingExtraError, nearest
+from flowpolicy.envs.rendering import choose_opengl
 from flowpolicy.real_robot.protocols import Frame, RobotError
 from flowpolicy.real_robot.twin import TwinLink
 
@@ -37,6 +38,7 @@ class TwinCamera:
         size: int = _SIZE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        choose_opengl()
         try:
             import mujoco
         except ModuleNotFoundError as error:

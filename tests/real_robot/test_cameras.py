@@ -74,14 +74,30 @@ def test_levels_count_gaps_and_latency():
     assert camera_levels(np.zeros(0), np.zeros(0), np.zeros(0)).frames == 0
 
 
+def test_a_picture_is_seen_when_the_camera_has_answered(tmp_path, monkeypatch):
+    sim = Simulation(tmp_path / "shm", monkeypatch)
+
+    class Slow(ReplayCamera):
+        def latest(self):
+            frame = super().latest()
+            sim.t += 0.03  # rendering, or a transfer
+            return frame
+
+    camera = Slow(pictures(2), np.arange(2.0), clock=lambda: sim.t)
+    camera.start()
+    writer = CameraWriter(camera, sim.session.folder, "front", clock=lambda: sim.t)
+    assert writer.step()
+    assert writer._record["t_seen"] - writer._record["t_mono"] == pytest.approx(0.03)
+
+
 def test_pictures_are_recorded_with_the_newest_one_for_every_row(tmp_path, monkeypatch):
     sim = Simulation(tmp_path / "shm", monkeypatch)
     camera = ReplayCamera(pictures(100), 0.06 * np.arange(100), latency_s=0.02, clock=lambda: sim.t)
     camera.start()
-    writer = CameraWriter(camera, sim.session.folder, "front")
+    writer = CameraWriter(camera, sim.session.folder, "front", clock=lambda: sim.t)
     sim.t += 0.02
-    assert writer.step(sim.t)
-    assert not writer.step(sim.t)
+    assert writer.step()
+    assert not writer.step()
     assert size_path(sim.session.folder, "front").read_text() == "[4, 6]"
     recorder = Recorder(sim.session, tmp_path / "out", META | {"cameras": {"front": [4, 6]}})
     sim.running()
@@ -89,7 +105,7 @@ def test_pictures_are_recorded_with_the_newest_one_for_every_row(tmp_path, monke
     for tick in range(375):
         sim.run(DT)
         if tick != 100:  # the process was away for a moment
-            writer.step(sim.t)
+            writer.step()
         else:
             sim.run(40 * DT)
         if tick % 20 == 0:
