@@ -177,7 +177,6 @@ def test_words_for_cameras_and_what_is_missing(tmp_path):
 
 @pytest.mark.sim
 def test_the_twins_camera_sees_the_cube_or_says_what_is_missing():
-    pytest.importorskip("mujoco")
     from flowpolicy.real_robot.twin_camera import TwinCamera
 
     positions = np.zeros(16)
