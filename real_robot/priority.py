@@ -36,7 +36,7 @@ def claim_priority(fifo: int = BRIDGE) -> list[str]:
     gc.disable()
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(fifo))
-    except PermissionError:
+    except (OSError, AttributeError):  # not permitted, or not Linux
         granted = "a low nice value instead"
         try:
             os.setpriority(os.PRIO_PROCESS, 0, _NICE)
