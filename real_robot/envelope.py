@@ -49,7 +49,7 @@ class Envelope:
 
     def pose(self, q: Array) -> Pose:
         """Pose of the tool at ``q`` (7,) rad; a tick asks several times for the same."""
-        return self._poses(q.tobytes())
+        return self._poses(np.asarray(q, dtype=np.float64).tobytes())
 
     def chunk_fault(self, q: Array, gripper: Array) -> str:
         """Why the rows (h, 7) rad and openings (h,) m may not be executed; empty if they may."""

@@ -64,9 +64,10 @@ def check(
         with start_session(setup) as running:
             tick = running.session.ticks.latest()
             joints = [] if tick is None else tick["q"].round(3).tolist()
-            rights = "; ".join(running.told("host")) or "real-time rights granted"
-            kernel = "with" if real_time_kernel() else "without"
-            sys.stdout.write(f"host          kernel {kernel} PREEMPT_RT; {rights}\n")
+            if setup.driver != "scene":  # whose time is simulated
+                rights = "; ".join(running.told("host")) or "real-time rights granted"
+                kernel = "with" if real_time_kernel() else "without"
+                sys.stdout.write(f"host          kernel {kernel} PREEMPT_RT; {rights}\n")
             sys.stdout.write(f"robot         {setup.model} by '{setup.driver}', joints {joints} rad\n")
 
 
