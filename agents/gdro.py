@@ -160,9 +160,8 @@ class GDROAgent(ImitationAgent):
 
     def draw(self, action: Float[Tensor, "g k h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
         """:class:`Draws`, then noise (2 g, h, a) and intervals s, t (2 g,) of the map."""
-        g, k, h, a = action.shape
+        (g, k, h, a), m = action.shape, self.config.draws
         place: dict[str, Any] = {"generator": generator, "device": action.device}
-        m = self.config.draws
         draws = Draws(
             t=mathematics.stratified_times(g, m, generator),
             noise=torch.randn((g, m, h, a), **place),
@@ -260,7 +259,8 @@ class GDROAgent(ImitationAgent):
         """Judge the averaged policy; keep it if its corrected score is the best so far."""
         average = self.ema.state_dict()
         self.assessment, improved = self.assessor.assess(self.policy(average), self.assessment, self.updates)
-        self.best = {name: value.clone() for name, value in average.items()} if improved else self.best
+        if improved:
+            self.best = {name: value.clone() for name, value in average.items()}
 
     def chosen(self) -> dict[str, Tensor]:
         """Weights of the policy: the best assessed ones, or the newest average."""

@@ -147,10 +147,10 @@ class Session:
             for one in select.select([self._towards_robot, self._towards_client], [], [], pause)[0]:
                 data, sender = one.recvfrom(_LARGEST)
                 kind = "state" if one is self._towards_robot else "command"
-                if kind == "command":
-                    self.faults.passed(kind)
                 if kind == "state":
                     self._robot_udp = sender
+                else:
+                    self.faults.passed(kind)
                 delay = self.faults.delay(kind)
                 if delay is not None:
                     heapq.heappush(waiting, (time.perf_counter() + delay, next(order), kind, data))

@@ -147,14 +147,17 @@ class RunningSession:
 
     def told(self, kind: str) -> list[str]:
         """Texts of the events of one kind so far, as far as the ring holds them."""
-        records, _, _ = self.session.events.read(0)
-        return [bytes(r["text"]).decode() for r in records if bytes(r["kind"]).decode() == kind]
+        return [text for name, text in self._events(0) if name == kind]
 
     def last_events(self, count: int = 5) -> str:
         """The newest events that are no mere warnings, as lines."""
-        records, _, _ = self.session.events.read(max(0, self.session.events.count - 100))
-        kept = [(bytes(r["kind"]).decode(), bytes(r["text"]).decode()) for r in records]
+        kept = self._events(max(0, self.session.events.count - 100))
         return "".join(f"\n    {kind}: {text}" for kind, text in [e for e in kept if e[0] != "warning"][-count:])
+
+    def _events(self, cursor: int) -> list[tuple[str, str]]:
+        """Kinds and texts from number ``cursor`` on."""
+        records, _, _ = self.session.events.read(cursor)
+        return [(bytes(r["kind"]).decode(), bytes(r["text"]).decode()) for r in records]
 
     def close(self) -> None:
         """Bring the arm to rest and end every process: bridge, then policy, then recorder."""
