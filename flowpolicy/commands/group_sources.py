@@ -51,6 +51,8 @@ class Request:
     dataset: Dataset
     rows: Tensor
     held_out: Tensor
+    span: tuple[float, float]
+    """Part of the episodes that the states come from."""
     candidates: int
     seed: int
     nfe: int | None
@@ -68,6 +70,7 @@ class Request:
             "base_sha256": base_sha256(self.folder),
             "dataset": self.dataset.path.name,
             "dataset_sha256": self.dataset.sha256,
+            "span": list(self.span),
             "seed": self.seed,
             "nfe": self.base.contract.nfe if self.nfe is None else self.nfe,
             "versions": self.base.contract.versions,
@@ -87,7 +90,15 @@ class Request:
 
 
 def open_request(
-    run: Path, *, data: Path | None, states: int, candidates: int, seed: int, share: float, nfe: int | None
+    run: Path,
+    *,
+    data: Path | None,
+    states: int,
+    span: tuple[float, float],
+    candidates: int,
+    seed: int,
+    share: float,
+    nfe: int | None,
 ) -> Request:
     """Load the base and the dataset, and choose the states."""
     torch.set_num_threads(1)
@@ -99,8 +110,8 @@ def open_request(
     base.contract.require(
         dataset.spec, f"the file {dataset.path}", "make groups on data of the environment that the run is for"
     )
-    rows, held_out = choose_states(dataset, base.contract.chunk, states, seed, share)
-    return Request(folder, base, dataset, rows, held_out, candidates, seed, nfe)
+    rows, held_out = choose_states(dataset, base.contract.chunk, states, seed, share, span)
+    return Request(folder, base, dataset, rows, held_out, span, candidates, seed, nfe)
 
 
 def by_critic(request: Request, critic: Path, held_out: Path | None, caution: float) -> Groups:
@@ -139,7 +150,12 @@ def by_simulator(
     request: Request, rollouts: int, limit: int, caution: float, workers: int | None, progress: Callable[[int], None]
 ) -> Groups:
     """Outcomes of executing every candidate and letting the base finish the episode, ``limit`` steps at most."""
-    name = request.base.contract.spec.env_id
+    name, chunk = request.base.contract.spec.env_id, request.base.contract.chunk
+    if 0 < limit <= chunk:
+        raise ConfigError(
+            f"--limit {limit} ends a rollout within the chunk of {chunk} actions that it is to judge",
+            expected="0 for the environment's horizon, or as many steps as an episode needs from any state",
+        )
     config = require_restorable(find_env(name), name)
     found = request.candidate_chunks()
     calls = state_calls(request.dataset, found, request.seed, rollouts)

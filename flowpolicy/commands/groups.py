@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from flowpolicy.commands.arguments import call, pick
+from flowpolicy.commands.console import console
 from flowpolicy.commands.progress import progress_bar
 from flowpolicy.core.errors import ConfigError
 
@@ -35,6 +36,7 @@ def make(
     source: Source,
     out: Path,
     states: int = 1000,
+    span: tuple[float, float] = (0.0, 1.0),
     candidates: int = 8,
     seed: int = 0,
     held_out_share: float = 0.2,
@@ -57,6 +59,8 @@ def make(
             the data; offline, no critic).
         out: file to write.
         states: states of the dataset that get candidates.
+        span: part of every episode that the states are taken from, as fractions of its length. Where chunks decide
+            little, labels hold little: 0 0.3 for a pick that is decided before the grasp.
         candidates: chunks per state, the data's among them; at least 4.
         seed: same seed, same file content, whatever the number of workers.
         held_out_share: share of the episodes whose states are not trained on; there the result is judged.
@@ -67,17 +71,19 @@ def make(
             the networks that the critic itself held out (--agent.critic.held-out).
         caution: deviations of the ensemble that are subtracted from its mean.
         rollouts: source simulator: completions per candidate.
-        limit: source simulator: steps from the state after which a rollout has failed (0: the horizon's).
+        limit: source simulator: steps from the state after which a rollout has failed (0: the horizon's). One that
+            slow successes exceed calls them failures.
         discount: source returns: of the rewards to go.
         workers: source simulator: processes; one per core unless given.
 
     """
     _require_sensible(source, states, candidates, rollouts, limit, critic)
     from flowpolicy.commands import group_sources
-    from flowpolicy.data.groups import write_groups
+    from flowpolicy.data.groups import describe_groups, read_groups, write_groups
+    from flowpolicy.data.report import print_rows
 
     request: Request = group_sources.open_request(
-        run, data=data, states=states, candidates=candidates, seed=seed, share=held_out_share, nfe=nfe
+        run, data=data, states=states, span=span, candidates=candidates, seed=seed, share=held_out_share, nfe=nfe
     )
     with progress_bar(f"groups {source}", states) as move:
         if source == "critic":
@@ -88,7 +94,7 @@ def make(
             groups = group_sources.by_simulator(request, rollouts, limit, caution, workers, lambda done: move(done, ""))
         move(states, "")
     write_groups(out, groups)
-    sys.stdout.write(f"wrote {out}\n")
+    print_rows(str(out), describe_groups(read_groups(out)), console())
 
 
 def _require_sensible(

@@ -248,6 +248,10 @@ def describe_groups(groups: Groups) -> list[tuple[str, str]]:
         ("groups that all tie", f"{float((spread < 1e-6).float().mean()):.1%}"),
         ("the data's chunk is best in", f"{float((best == 0).float().mean()):.1%}"),
     ]
+    if (success := groups.outcomes.get("success")) is not None:
+        share = success.reshape(n, -1).mean(1)
+        every, none = (share == 1).mean(), (share == 0).mean()
+        rows.append(("rollouts of a state", f"all succeed {every:.1%}, none {none:.1%}, differ {1 - every - none:.1%}"))
     rows += [(f"outcome {name}", f"{v.shape}, mean {float(v.mean()):.4g}") for name, v in groups.outcomes.items()]
     rows += [(f"  {name}", str(value)) for name, value in groups.provenance.items() if name != "source"]
     rows.append(("judges", ", ".join(groups.judges) or "none"))

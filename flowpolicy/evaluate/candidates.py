@@ -40,27 +40,38 @@ class Candidates:
 
 
 def choose_states(
-    dataset: Dataset, chunk: int, count: int, seed: int, share: float
+    dataset: Dataset, chunk: int, count: int, seed: int, share: float, span: tuple[float, float] = (0.0, 1.0)
 ) -> tuple[Int64[Tensor, " n"], Tensor]:
     """Rows from which a whole chunk is left in their episode, without replacement, and which are held out.
 
     Whole episodes are held out, ``share`` of them: states of one episode resemble each other.
 
+    Args:
+        dataset: where the states come from.
+        chunk: steps that must be left in the episode.
+        count: states, or as many as there are.
+        seed: same seed, same states.
+        share: of the episodes, held out.
+        span: part of every episode that states are taken from, as fractions of its length: [low, high).
+
     Raises:
-        ConfigError: ``share`` outside (0, 1).
+        ConfigError: ``share`` outside (0, 1), or ``span`` no part of [0, 1].
         DataError: there are no such rows, or only one episode.
 
     """
     if not 0 < share < 1:
         raise ConfigError(f"--held-out-share is {share}", expected="between 0 and 1")
-    left = (dataset.starts + dataset.lengths).repeat_interleave(dataset.lengths) - torch.arange(
-        int(dataset.lengths.sum())
-    )
-    rows = (left >= chunk).nonzero().flatten()
+    low, high = span
+    if not 0 <= low < high <= 1:
+        raise ConfigError(f"--span is {low:g} {high:g}", expected="0 <= LOW < HIGH <= 1, e.g. 0 0.3: the first 30 %")
+    first, length = (each.repeat_interleave(dataset.lengths) for each in (dataset.starts, dataset.lengths))
+    step = torch.arange(len(first)) - first
+    rows = ((length - step >= chunk) & (step >= low * length) & (step < high * length)).nonzero().flatten()
     episodes = len(dataset.lengths)
     if not len(rows) or episodes < 2:
         raise DataError(
-            f"{dataset.path}: {episodes} episode(s) and {len(rows)} rows with a whole chunk of {chunk} after them",
+            f"{dataset.path}: {episodes} episode(s) and {len(rows)} rows of the span {low:g} to {high:g} with a whole "
+            f"chunk of {chunk} after them",
             expected="at least 2 episodes: some are held out",
         )
     stream = numpy_generator(seed, "groups", "states")

@@ -117,6 +117,8 @@ def test_critic_and_returns_are_deterministic(home):
     ("arguments", "hint"),
     [
         (["groups", "make", "base", "--source", "critic", "--out", "x"], "--critic RUN"),
+        (["groups", "make", "base", "--source", "simulator", "--limit", "8", "--out", "x"], "within the chunk of 8"),
+        (["groups", "make", "base", "--source", "simulator", "--span", "0.5", "0.2", "--out", "x"], "0 0.3"),
         (["groups", "make", "base", "--source", "critic", "--critic", "base", "--out", "x"], "has no critic"),
         (["groups", "make", "critic", "--source", "returns", "--out", "x"], "dm1-* or flow-bc-*"),
         (["groups", "make", "base", "--source", "returns", "--candidates", 2, "--out", "x"], "at least 4"),

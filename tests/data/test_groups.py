@@ -157,5 +157,10 @@ def test_the_description_tells_simulator_labels_apart(path):
     assert facts["source"] == "critic (offline)"
     assert facts["states"] == "6, of which 2 are held out"
     assert facts["judges"] == "train"
-    labelled = dict(describe_groups(make_groups(source="simulator")))
+    groups = make_groups(source="simulator")
+    groups.outcomes["success"] = np.array([[1, 1, 1, 1]] * 3 + [[0, 0, 0, 0]] + [[0, 1, 0, 0]] * 2, dtype=bool)[
+        ..., None
+    ]
+    labelled = dict(describe_groups(groups))
     assert "report apart" in labelled["source"]
+    assert labelled["rollouts of a state"] == "all succeed 50.0%, none 16.7%, differ 33.3%"

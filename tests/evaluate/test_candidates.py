@@ -35,6 +35,13 @@ def test_states_have_a_whole_chunk_ahead_and_whole_episodes_are_held_out(dataset
     some, _ = candidates.choose_states(dataset, 4, 12, 3, 0.34)
     assert len(set(some.tolist())) == 12 and set(some.tolist()) <= set(rows.tolist())
     assert torch.equal(some, candidates.choose_states(dataset, 4, 12, 3, 0.34)[0])
+    early, _ = candidates.choose_states(dataset, 4, 100, 0, 0.34, span=(0.0, 0.25))
+    assert early.tolist() == [*range(3), *range(9, 12), *range(21, 23)]  # steps below 2.25, 3 and 1.75
+    late, _ = candidates.choose_states(dataset, 4, 100, 0, 0.34, span=(0.25, 1.0))
+    assert sorted([*early.tolist(), *late.tolist()]) == rows.tolist()
+    for wrong in ((0.3, 0.3), (-0.1, 0.5), (0.5, 1.5), (float("nan"), 1.0)):
+        with pytest.raises(ConfigError, match="--span"):
+            candidates.choose_states(dataset, 4, 9, 0, 0.34, span=wrong)
     with pytest.raises(DataError, match="--states"):
         candidates.choose_states(dataset, 4, 1, 0, 0.34)
     with pytest.raises(ConfigError, match="held-out-share"):
