@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from flowpolicy.agents.compiled_loss import CompiledLoss
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.protocols import Metrics
@@ -137,7 +138,7 @@ class ImitationAgent(nn.Module):
             self.actor.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True
         )
         self.updates = 0
-        self._loss = torch.compile(self.loss, dynamic=False) if compile else self.loss
+        self._loss = CompiledLoss(self.loss, device) if compile else self.loss
 
     def describe_policy(self) -> PolicyConfig:
         """What rebuilds the policy. The networks of ``Actor`` are made from it."""

@@ -18,6 +18,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from flowpolicy.agents.adam import Adam, AdamGroup
+from flowpolicy.agents.compiled_loss import CompiledLoss
 from flowpolicy.core import keys
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.protocols import Metrics
@@ -139,7 +140,7 @@ class ValueAgent(nn.Module):
             for name, (options, modules) in self.groups().items()
         }
         self.updates = 0
-        self._loss = torch.compile(self.loss, dynamic=False) if compile else self.loss
+        self._loss = CompiledLoss(self.loss, device) if compile else self.loss
 
     def describe_policy(self) -> PolicyConfig:
         """What rebuilds the policy: network, sampler, candidates. The networks of ``Actor`` are made from it."""
