@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,12 +19,13 @@ from flowpolicy.core.checkpoint import FOLDER, resolve
 from flowpolicy.core.config import decode
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import read_json, read_tensors
+from flowpolicy.core.journal import Journal
 from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.data.dataset import Dataset, load_dataset
 from flowpolicy.data.groups import Groups
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.envs import find_env
-from flowpolicy.envs.labelling import CandidateRunner, Labels, require_restorable
+from flowpolicy.envs.labelling import CandidateRunner, require_restorable
 from flowpolicy.envs.worker import in_order
 from flowpolicy.evaluate.candidates import (
     Candidates,
@@ -61,9 +61,9 @@ class Request:
         """The data's chunk and samples of the base."""
         return policy_candidates(self.base, self.dataset, self.rows, self.candidates, self.seed, self.nfe)
 
-    def groups(self, found: Candidates, score: Tensor, judges: dict[str, Judge], source: str, **facts: Any) -> Groups:
-        """Scored candidates with their provenance."""
-        provenance = {
+    def provenance(self, source: str, **facts: Any) -> dict[str, Any]:
+        """What the candidates, and with the ``facts`` of a source their scores, depend on."""
+        return {
             "source": source,
             "env_id": self.base.contract.spec.env_id,
             "base": str(self.folder),
@@ -76,7 +76,11 @@ class Request:
             "versions": self.base.contract.versions,
             **facts,
         }
+
+    def groups(self, found: Candidates, score: Tensor, judges: dict[str, Judge], source: str, **facts: Any) -> Groups:
+        """Scored candidates with their provenance."""
         stored = {name: judge.store() for name, judge in judges.items()}
+        provenance = self.provenance(source, **facts)
         return Groups(found.obs, found.action, found.valid, score, found.row, self.held_out, provenance, stored)
 
     def fitted(self, found: Candidates, score: Tensor, caution: float) -> dict[str, Judge]:
@@ -147,9 +151,19 @@ def by_returns(request: Request, discount: float, caution: float) -> Groups:
 
 
 def by_simulator(
-    request: Request, rollouts: int, limit: int, caution: float, workers: int | None, progress: Callable[[int], None]
+    request: Request,
+    *,
+    rollouts: int,
+    limit: int,
+    caution: float,
+    workers: int | None,
+    journal: Path,
+    progress: Callable[[int], None],
 ) -> Groups:
-    """Outcomes of executing every candidate and letting the base finish the episode, ``limit`` steps at most."""
+    """Outcomes of executing every candidate and letting the base finish the episode, ``limit`` steps at most.
+
+    The labels of each state go to ``journal``: stopped, the same command goes on after the last one.
+    """
     name, chunk = request.base.contract.spec.env_id, request.base.contract.chunk
     if 0 < limit <= chunk:
         raise ConfigError(
@@ -160,17 +174,22 @@ def by_simulator(
     found = request.candidate_chunks()
     calls = state_calls(request.dataset, found, request.seed, rollouts)
     create = functools.partial(CandidateRunner, config, request.folder, request.dataset.path.absolute(), limit)
-    count = min(len(calls), workers if workers is not None else len(os.sched_getaffinity(0)))
-    labels: list[Labels] = []
-    for label in in_order(create, "label", calls, count):
-        labels.append(label)
-        progress(len(labels))
-    success = torch.from_numpy(np.stack([label.success for label in labels]))
-    steps = torch.from_numpy(np.stack([label.steps for label in labels]))
-    left = config.spec().horizon - torch.tensor([call[1] for call in calls])
-    score = simulator_scores(success, steps, left.clamp(min=1, max=limit or None))
+    facts: dict[str, Any] = {"rollouts": rollouts, "limit": limit}
+    work = {**request.provenance("simulator", **facts), "rows": found.row.tolist(), "candidates": request.candidates}
+    del work["base"]  # its hash counts, not where it lies
+    kept = Journal(journal, work)
+    progress(len(kept.entries))
+    left = calls[len(kept.entries) :]
+    count = min(len(left), workers if workers is not None else len(os.sched_getaffinity(0)))
+    for label in in_order(create, "label", left, count) if left else ():
+        kept.append([label.success.tolist(), label.steps.tolist()])
+        progress(len(kept.entries))
+    success = torch.tensor([entry[0] for entry in kept.entries])
+    steps = torch.tensor([entry[1] for entry in kept.entries])
+    remaining = config.spec().horizon - torch.tensor([call[1] for call in calls])
+    score = simulator_scores(success, steps, remaining.clamp(min=1, max=limit or None))
     judges = request.fitted(found, score, caution)
-    facts = {"rollouts": rollouts, "limit": limit, "simulated_steps": int(steps.sum()), "caution": caution}
+    facts |= {"simulated_steps": int(steps.sum()), "caution": caution}
     groups = request.groups(found, score, judges, "simulator", **facts)
     groups.outcomes |= {"success": success.numpy(), "steps": steps.numpy()}
     return groups

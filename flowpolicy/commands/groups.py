@@ -52,6 +52,8 @@ def make(
 ) -> None:
     """Score candidate chunks of a run, for post-training. Candidate 0 of every state is the data's own chunk.
 
+    Simulator labels are kept in OUT.labels as they come; stopped, the same command goes on after the last one.
+
     Args:
         run: base run, a dm1 or flow-bc one: it generates the candidates.
         source: critic (values of a value-learning run; offline), simulator (execute each candidate from its stored
@@ -85,15 +87,25 @@ def make(
     request: Request = group_sources.open_request(
         run, data=data, states=states, span=span, candidates=candidates, seed=seed, share=held_out_share, nfe=nfe
     )
+    labels = out.with_name(f"{out.name}.labels")
     with progress_bar(f"groups {source}", states) as move:
         if source == "critic":
             groups = group_sources.by_critic(request, critic or Path(), held_out, caution)
         elif source == "returns":
             groups = group_sources.by_returns(request, discount, caution)
         else:
-            groups = group_sources.by_simulator(request, rollouts, limit, caution, workers, lambda done: move(done, ""))
+            groups = group_sources.by_simulator(
+                request,
+                rollouts=rollouts,
+                limit=limit,
+                caution=caution,
+                workers=workers,
+                journal=labels,
+                progress=lambda done: move(done, ""),
+            )
         move(states, "")
     write_groups(out, groups)
+    labels.unlink(missing_ok=True)
     print_rows(str(out), describe_groups(read_groups(out)), console())
 
 

@@ -11,6 +11,7 @@ import pytest
 from flowpolicy.cli import main
 from flowpolicy.core import checkpoint
 from flowpolicy.data.groups import read_groups, write_groups
+from flowpolicy.envs.labelling import CandidateRunner
 from flowpolicy.policy import Policy
 from flowpolicy.train.verify import compare
 
@@ -111,6 +112,28 @@ def test_critic_and_returns_are_deterministic(home):
         assert (home / "a.hdf5").read_bytes() == (home / "b.hdf5").read_bytes()
         groups = read_groups(home / "a.hdf5")
         assert groups.provenance["source"] == source[1] and float(groups.score.std()) > 0
+
+
+def test_stopped_labelling_goes_on_where_it_was(trained, home, monkeypatch):
+    make = (*MAKE, "--source", "simulator", "--rollouts", 1, "--workers", 0, "--out", "stopped.hdf5")
+    label, left = CandidateRunner.label, [5]
+
+    def until(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return label(*arguments)
+
+    monkeypatch.setattr(CandidateRunner, "label", until)
+    code, _, err = flowpolicy(*make, cwd=home)
+    assert code == 130, err
+    assert (home / "stopped.hdf5.labels").exists() and not (home / "stopped.hdf5").exists()
+    code, _, err = flowpolicy(*make, "--seed", 1, cwd=home)
+    assert code == 2 and "stopped.hdf5.labels" in err.replace("\n", "")
+    left[0] = 19  # of 24 states
+    succeed(*make, cwd=home)
+    assert (home / "stopped.hdf5").read_bytes() == (home / "sim.hdf5").read_bytes()
+    assert not (home / "stopped.hdf5.labels").exists()
 
 
 @pytest.mark.parametrize(
