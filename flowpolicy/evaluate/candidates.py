@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,25 +111,23 @@ def neighbour_candidates(policy: Policy, dataset: Dataset, rows: Int64[Tensor, "
 
     Near in what the policy's encoder makes of the (normalised) observations.
     """
-    if count > len(dataset.lengths):
-        raise ConfigError(
-            f"--candidates {count} from {len(dataset.lengths)} episodes", expected="at most one from each episode"
-        )
     sampler = _windows(policy, dataset)
     whole = (dataset.starts + dataset.lengths).repeat_interleave(dataset.lengths)
     known = (whole - torch.arange(len(whole)) >= policy.contract.chunk).nonzero().flatten()
-    features, episodes = _features(policy, sampler, known), dataset.steps[keys.EPISODE][known]
-    own = _features(policy, sampler, rows)
+    counts = torch.bincount(dataset.steps[keys.EPISODE][known], minlength=len(dataset.lengths)).tolist()
+    if count > (usable := sum(rows_left > 0 for rows_left in counts)):
+        raise ConfigError(
+            f"--candidates {count} from {usable} episodes of a chunk or more", expected="at most one from each episode"
+        )
+    features, own = _features(policy, sampler, known), _features(policy, sampler, rows)
     found = []
-    for anchor, row in enumerate(rows.tolist()):
-        distance = (features - own[anchor]).square().sum(1)
-        distance[known == row] = -1.0
-        # The nearest row of every episode, then the nearest episodes.
-        least = torch.full((len(dataset.lengths),), torch.inf).scatter_reduce(0, episodes, distance, "amin")
-        near = least.topk(count, largest=False).indices
-        inside = torch.where(episodes.unsqueeze(1) == near, distance.unsqueeze(1), torch.inf)
-        found.append(known[inside.argmin(0)])
-    neighbours = torch.stack(found)
+    # In blocks, an episode at a time: temporaries as large as the dataset, one per state, would exhaust the memory.
+    for block, anchors in zip(own.split(_BLOCK), rows.split(_BLOCK), strict=True):
+        least, nearest = _nearest_in_episodes(block, features.split(counts), known.split(counts))
+        index, home = torch.arange(len(anchors)), dataset.steps[keys.EPISODE][anchors]
+        least[index, home], nearest[index, home] = -1.0, anchors
+        found.append(nearest.gather(1, least.topk(count, largest=False).indices))
+    neighbours = torch.cat(found)
     batch = sampler.at(rows)
     obs = {name: value for name, value in batch[keys.OBS].items() if name in policy.contract.spec.observation}
     action = sampler.at(neighbours.flatten())[keys.ACTION].view(*neighbours.shape, *batch[keys.ACTION].shape[1:])
@@ -176,6 +174,21 @@ def state_calls(dataset: Dataset, candidates: Candidates, seed: int, rollouts: i
         )
         for i in range(len(candidates.row))
     ]
+
+
+def _nearest_in_episodes(
+    own: Float[Tensor, "b f"], features: Sequence[Tensor], rows: Sequence[Tensor]
+) -> tuple[Float[Tensor, "b e"], Int64[Tensor, "b e"]]:
+    """For every state and episode the distance to its nearest row, and that row; infinity where it has none."""
+    least = torch.full((len(own), len(rows)), torch.inf)
+    nearest = torch.zeros((len(own), len(rows)), dtype=torch.int64)
+    for episode, (there, numbers) in enumerate(zip(features, rows, strict=True)):
+        if len(numbers):
+            # Not by matrix products: they lose the small distances that are compared here.
+            distance = torch.cdist(own, there, compute_mode="donot_use_mm_for_euclid_dist")
+            least[:, episode], at = distance.min(1)
+            nearest[:, episode] = numbers[at]
+    return least, nearest
 
 
 def _windows(policy: Policy, dataset: Dataset) -> WindowSampler:

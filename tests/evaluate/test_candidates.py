@@ -82,6 +82,20 @@ def test_neighbours_are_the_nearest(dataset, policy):
     assert found.neighbours.tolist() == [[4, 13]]
 
 
+def test_neighbours_of_many_states_are_those_of_each_alone(dataset, policy, monkeypatch):
+    rows = torch.tensor([0, 2, 5, 10, 13, 22])
+    alone = torch.cat([candidates.neighbour_candidates(policy, dataset, row, 3).neighbours for row in rows.split(1)])
+    monkeypatch.setattr(candidates, "_BLOCK", 4)
+    assert torch.equal(candidates.neighbour_candidates(policy, dataset, rows, 3).neighbours, alone)
+    sampler = candidates._windows(policy, dataset)
+    features = candidates._features(policy, sampler, torch.arange(28))
+    for row, found in zip(rows.tolist(), alone.tolist(), strict=True):
+        distance = (features - features[row]).norm(dim=1)
+        for first, last in ((0, 7), (9, 19), (21, 26)):  # rows with a whole chunk of 3 in episodes of 9, 12 and 7
+            [inside] = [other for other in found if first <= other < last]
+            assert inside == row or distance[inside] == distance[first:last].min()
+
+
 def test_returns_to_go_stop_at_the_end_of_their_episode(dataset):
     dataset.steps["reward"][:] = 0.0
     dataset.steps["reward"][8] = 1.0  # last row of the first episode
