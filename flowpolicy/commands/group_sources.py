@@ -98,7 +98,7 @@ def open_request(
     *,
     data: Path | None,
     states: int,
-    span: tuple[float, float],
+    span: tuple[float, float] = (0.0, 1.0),
     candidates: int,
     seed: int,
     share: float,
