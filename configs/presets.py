@@ -119,8 +119,8 @@ GDRO_FAST = GDRO(
     scale="deviation", temperature=0.3, optimizer=Optimizer(lr=3e-4, warmup=50, schedule="constant", ema=0.99)
 )
 # Chunks of Can have 56 numbers, the toy's 16, and log-ratios grow with them while the anchor is a mean: at 1 the best
-# candidates lost 16 nats, at 30 they gain 5. The rest is careful because labels of single chunks of Can are mostly noise
-# (docs/gdro.md): no values helped so far, on states for development.
+# candidates lost 16 nats, at 30 they gain 5. The rest is careful because labels of single chunks of Can are mostly
+# noise (docs/gdro.md): no values helped so far, on states for development.
 GDRO_CAN = replace(GDRO_FAST, temperature=1.0, draws=8, anchor=30.0, optimizer=replace(GDRO_FAST.optimizer, lr=1e-4))
 GDRO_ARM = Experiment(agent=GDRO_FAST, env="lift", steps=1_500, batch_size=32, checkpoint_every=100)
 DEBUG_GDRO = replace(DEBUG, agent=GDRO(assess_every=50), batch_size=16)
