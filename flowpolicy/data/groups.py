@@ -230,6 +230,26 @@ class GroupSampler:
         return batch
 
 
+def reliability(outcome: np.ndarray) -> float:
+    """Share of the variance between the mean outcomes of a state's candidates that is the candidates' own.
+
+    ``1 - MS_residual / MS_candidates``, the intraclass correlation ICC(3, r) of Shrout and Fleiss 1979, "Intraclass
+    correlations", within states; rollout j shares its noise among the candidates, which is why its mean is removed.
+    Not below 0. At 0 the order inside groups is noise, however much the scores differ.
+
+    Args:
+        outcome: (n, k, r): r rollouts, 2 or more, of k candidates of n states.
+
+    """
+    outcome = outcome.astype(np.float64)
+    _, k, r = outcome.shape
+    candidates = outcome.mean(2, keepdims=True)
+    residual = outcome - candidates - outcome.mean(1, keepdims=True) + outcome.mean((1, 2), keepdims=True)
+    chance = np.square(residual).sum((1, 2)).mean() / ((k - 1) * (r - 1))
+    between = r * candidates.var(axis=1, ddof=1).mean()
+    return float(max(0.0, 1 - chance / between)) if between > 0 else 0.0
+
+
 def describe_groups(groups: Groups) -> list[tuple[str, str]]:
     """Facts about a group file, as rows (name, value)."""
     n, k, h, a = groups.action.shape
@@ -252,6 +272,8 @@ def describe_groups(groups: Groups) -> list[tuple[str, str]]:
         share = success.reshape(n, -1).mean(1)
         every, none = (share == 1).mean(), (share == 0).mean()
         rows.append(("rollouts of a state", f"all succeed {every:.1%}, none {none:.1%}, differ {1 - every - none:.1%}"))
+        told = f"{reliability(success):.2f}" if success.shape[2] > 1 else "not known from one rollout each"
+        rows.append(("reliability of the labels", f"{told} (0: chance alone, 1: the candidate alone decides)"))
     rows += [(f"outcome {name}", f"{v.shape}, mean {float(v.mean()):.4g}") for name, v in groups.outcomes.items()]
     rows += [(f"  {name}", str(value)) for name, value in groups.provenance.items() if name != "source"]
     rows.append(("judges", ", ".join(groups.judges) or "none"))

@@ -17,6 +17,7 @@ from flowpolicy.data.groups import (
     describe_groups,
     is_groups,
     read_groups,
+    reliability,
     write_groups,
 )
 from flowpolicy.data.windows import WindowSampler
@@ -164,3 +165,18 @@ def test_the_description_tells_simulator_labels_apart(path):
     labelled = dict(describe_groups(groups))
     assert "report apart" in labelled["source"]
     assert labelled["rollouts of a state"] == "all succeed 50.0%, none 16.7%, differ 33.3%"
+    assert labelled["reliability of the labels"].startswith("not known")
+    groups.outcomes["success"] = groups.outcomes["success"].repeat(2, axis=2)
+    assert dict(describe_groups(groups))["reliability of the labels"].startswith("1.00")
+
+
+def test_reliability_is_the_candidates_share_of_the_variance():
+    random = np.random.default_rng(0)
+    sizes = ((1, 1), (8, 1), (1, 2), (8, 2))
+    state, candidate, rollout, chance = (random.standard_normal((4000, *size)) for size in sizes)
+    # Variances 0.5 of the candidate and 1 of each of its rollouts: of that of a mean of two, 0.5 of 0.5 + 1 / 2.
+    assert reliability(3 * state + 0.5**0.5 * candidate + chance) == pytest.approx(0.5, abs=0.02)
+    assert reliability(rollout + 0.5**0.5 * candidate + chance) == pytest.approx(0.5, abs=0.02)
+    assert reliability(3 * state + rollout + candidate) == pytest.approx(1.0)
+    assert reliability(3 * state + rollout + chance) == pytest.approx(0, abs=0.02)
+    assert reliability(np.ones((5, 4, 2), dtype=bool)) == 0.0
