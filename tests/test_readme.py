@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import re
 import types
 from pathlib import Path
@@ -94,6 +95,40 @@ def test_a_reported_figure_is_that_of_its_record(row):
     assert f"{experiment['steps']:,} updates" in cells[0] and evaluation.step == experiment["steps"]
     assert evaluation.plan == make_plan(evaluation.plan.env_id, 100, 0)
     assert not evaluation.commit.endswith("-dirty")
+
+
+ARMS = {
+    "flow BC": "flow-bc",
+    "`fisher`, score": "fisher-score-2",
+    "`fisher`, isotropic": "fisher-iso-2",
+    "`fisher`, proxy as released": "fisher-proxy-2",
+    "`fisher`, curvature": "fisher-curv-2",
+    "`mean-flow-q`": "mean-flow-q",
+    **{name: name.lower() for name in ("FQL", "QC", "IFQL", "IQL")},
+}
+
+
+def test_the_table_of_offline_rl_is_that_of_the_records():
+    lines = README.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("| arm | NFE |"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in itertools.takewhile(bool, lines[first:])]
+    tasks = [re.findall(r"`(.+)`", title)[0] for title in rows[0][2:]]
+    shown = {}
+    for name, nfe, *cells in rows[2:]:
+        for task, cell in zip(tasks, cells, strict=True):
+            suite = task if task == "door-human" else "offline-rl"
+            arm = "fisher" if suite == "door-human" and name == "`fisher`, score" else ARMS[name]
+            files = sorted((ROOT / "docs" / "records" / suite / task).glob(f"{arm}-seed*.json"))
+            found = [load_evaluation(path) for path in files]
+            assert cell == (", ".join(percent(evaluation.success) for evaluation in found) or "not run")
+            assert all(str(e.nfe) == nfe and e.plan == make_plan(e.plan.env_id, 50, 0) for e in found)
+            assert all(e.step == 50_000 and e.training["experiment"]["batch_size"] == 64 for e in found)
+            assert not any(evaluation.commit.endswith("-dirty") for evaluation in found)
+            shown |= dict.fromkeys(files)
+    assert set(shown) == {
+        *ROOT.glob("docs/records/offline-rl/*/*.json"),
+        *ROOT.glob("docs/records/door-human/*/*.json"),
+    }
 
 
 def test_make_targets_exist():
