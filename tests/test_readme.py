@@ -102,7 +102,6 @@ ARMS = {
     "`fisher`, score": "fisher-score-2",
     "`fisher`, isotropic": "fisher-iso-2",
     "`fisher`, proxy as released": "fisher-proxy-2",
-    "`fisher`, curvature": "fisher-curv-2",
     "`mean-flow-q`": "mean-flow-q",
     **{name: name.lower() for name in ("FQL", "QC", "IFQL", "IQL")},
 }
