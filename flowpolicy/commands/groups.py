@@ -105,7 +105,8 @@ def make(
             )
         move(states, "")
     write_groups(out, groups)
-    labels.unlink(missing_ok=True)
+    if source == "simulator":
+        labels.unlink(missing_ok=True)
     print_rows(str(out), describe_groups(read_groups(out)), console())
 
 

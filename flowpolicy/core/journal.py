@@ -23,7 +23,7 @@ class Journal:
         work: JSON values that decide every result.
 
     Raises:
-        DataError: the file holds results of other work.
+        DataError: the file holds results of other work, or is damaged.
 
     """
 
@@ -38,7 +38,10 @@ class Journal:
                 expected="the command that was stopped, with the same options and the same files",
                 fix=f"repeat that command, or delete {path} to begin anew",
             )
-        self.entries: list[Any] = [json.loads(line) for line in whole[1:]]
+        try:
+            self.entries: list[Any] = [json.loads(line) for line in whole[1:]]
+        except ValueError as error:
+            raise DataError(f"{path} is damaged: {error}", fix=f"delete {path} to begin anew") from error
         self._whole = sum(map(len, whole))
 
     def append(self, entry: Any) -> None:

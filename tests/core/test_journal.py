@@ -49,6 +49,9 @@ def test_results_of_other_work_are_refused_and_kept(path):
     with pytest.raises(DataError, match="other work"):
         Journal(path, {**WORK, "seed": 2})
     assert path.read_bytes() == before
+    path.write_bytes(before + b"[1, \xff\n")
+    with pytest.raises(DataError, match="damaged"):
+        Journal(path, WORK)
     path.write_bytes(b"\x89HDF\n\xff\n")
     with pytest.raises(DataError, match="delete"):
         Journal(path, WORK)
