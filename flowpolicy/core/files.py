@@ -27,19 +27,27 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        yield temporary
-        flush(temporary)
-        temporary.replace(path)
-        flush(path.parent)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise FlowPolicyError(
-                f"no space left on the disk while writing {path}",
-                fix="free some space and run the command again; what stood there before is untouched",
-            ) from error
-        raise
+        with naming_full_disk(path, "what stood there before is untouched"):
+            yield temporary
+            flush(temporary)
+            temporary.replace(path)
+            flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: Path, kept: str) -> Iterator[None]:
+    """A full disk met inside is a :class:`FlowPolicyError` that says what could not be written and what is ``kept``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise FlowPolicyError(
+            f"no space left on the disk while writing {path}",
+            fix=f"free some space and run the command again; {kept}",
+        ) from error
 
 
 def flush(path: Path) -> None:

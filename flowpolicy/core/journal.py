@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.core.errors import DataError, FlowPolicyError
+from flowpolicy.core.errors import DataError
+from flowpolicy.core.files import naming_full_disk
 
 
 class Journal:
@@ -29,37 +29,30 @@ class Journal:
 
     def __init__(self, path: Path, work: Mapping[str, Any]) -> None:
         self.path = path
-        self._head = json.dumps(work, sort_keys=True) + "\n"
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith(b"\n")]
-        if whole and whole[0].decode(errors="replace") != self._head:
+        self._head = json.dumps(work, sort_keys=True).encode() + b"\n"
+        content = path.read_bytes() if path.exists() else b""
+        if not content.startswith(self._head) and not self._head.startswith(content):
             raise DataError(
                 f"{path} holds results of other work than this",
                 expected="the command that was stopped, with the same options and the same files",
                 fix=f"repeat that command, or delete {path} to begin anew",
             )
+        whole = content[: content.rfind(b"\n") + 1]
         try:
-            self.entries: list[Any] = [json.loads(line) for line in whole[1:]]
+            self.entries: list[Any] = [json.loads(line) for line in whole.splitlines()[1:]]
         except ValueError as error:
             raise DataError(f"{path} is damaged: {error}", fix=f"delete {path} to begin anew") from error
-        self._whole = sum(map(len, whole))
+        self._size = len(whole)
 
     def append(self, entry: Any) -> None:
         """Keep one more result."""
-        text = ("" if self._whole else self._head) + json.dumps(entry) + "\n"
-        try:
+        line = (b"" if self._size else self._head) + json.dumps(entry).encode() + b"\n"
+        with naming_full_disk(self.path, f"its first {len(self.entries)} results are kept"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as stream:
-                stream.truncate(self._whole)
-                stream.write(text.encode())
+                stream.truncate(self._size)
+                stream.write(line)
                 stream.flush()
                 os.fsync(stream.fileno())
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise FlowPolicyError(
-                    f"no space left on the disk while writing {self.path}",
-                    fix=f"free some space and run the command again; its first {len(self.entries)} results are kept",
-                ) from error
-            raise
-        self._whole += len(text.encode())
+        self._size += len(line)
         self.entries.append(entry)

@@ -64,9 +64,9 @@ def choose_states(
     low, high = span
     if not 0 <= low < high <= 1:
         raise ConfigError(f"--span is {low:g} {high:g}", expected="0 <= LOW < HIGH <= 1, e.g. 0 0.3: the first 30 %")
-    first, length = (each.repeat_interleave(dataset.lengths) for each in (dataset.starts, dataset.lengths))
-    step = torch.arange(len(first)) - first
-    rows = ((length - step >= chunk) & (step >= low * length) & (step < high * length)).nonzero().flatten()
+    length, left = dataset.lengths.repeat_interleave(dataset.lengths), _steps_left(dataset)
+    step = length - left
+    rows = ((left >= chunk) & (step >= low * length) & (step < high * length)).nonzero().flatten()
     episodes = len(dataset.lengths)
     if not len(rows) or episodes < 2:
         raise DataError(
@@ -112,8 +112,7 @@ def neighbour_candidates(policy: Policy, dataset: Dataset, rows: Int64[Tensor, "
     Near in what the policy's encoder makes of the (normalised) observations.
     """
     sampler = _windows(policy, dataset)
-    whole = (dataset.starts + dataset.lengths).repeat_interleave(dataset.lengths)
-    known = (whole - torch.arange(len(whole)) >= policy.contract.chunk).nonzero().flatten()
+    known = (_steps_left(dataset) >= policy.contract.chunk).nonzero().flatten()
     counts = torch.bincount(dataset.steps[keys.EPISODE][known], minlength=len(dataset.lengths)).tolist()
     if count > (usable := sum(rows_left > 0 for rows_left in counts)):
         raise ConfigError(
@@ -174,6 +173,12 @@ def state_calls(dataset: Dataset, candidates: Candidates, seed: int, rollouts: i
         )
         for i in range(len(candidates.row))
     ]
+
+
+def _steps_left(dataset: Dataset) -> Int64[Tensor, " n"]:
+    """Steps from every row to the end of its episode, the row's own included."""
+    ends = (dataset.starts + dataset.lengths).repeat_interleave(dataset.lengths)
+    return ends - torch.arange(len(ends))
 
 
 def _nearest_in_episodes(

@@ -52,9 +52,10 @@ def test_results_of_other_work_are_refused_and_kept(path):
     path.write_bytes(before + b"[1, \xff\n")
     with pytest.raises(DataError, match="damaged"):
         Journal(path, WORK)
-    path.write_bytes(b"\x89HDF\n\xff\n")
-    with pytest.raises(DataError, match="delete"):
-        Journal(path, WORK)
+    for foreign in (b"\x89HDF\n\xff\n", b"a note without a line's end"):
+        path.write_bytes(foreign)
+        with pytest.raises(DataError, match="delete"):
+            Journal(path, WORK)
 
 
 def test_a_full_disk_says_so_and_keeps_what_is_there(path, monkeypatch):
