@@ -83,10 +83,18 @@ class CandidateRunner:
         policy: checkpoint folder of the policy that completes the episodes.
         data: RoboMimic file with the simulator states.
         limit: steps from the state after which a rollout has failed; 0 for the environment's horizon alone.
+        noise_scale: of the policy's noise in the completions; at 0 they leave nothing to chance.
 
     """
 
-    def __init__(self, config: RobosuiteConfig | ToyConfig, policy: Path, data: Path, limit: int = 0) -> None:
+    def __init__(
+        self,
+        config: RobosuiteConfig | ToyConfig,
+        policy: Path,
+        data: Path,
+        limit: int = 0,
+        noise_scale: float = 1.0,
+    ) -> None:
         import torch
 
         from flowpolicy.policy import Policy
@@ -94,6 +102,7 @@ class CandidateRunner:
         torch.set_num_threads(1)
         self.policy, self.data, self.limit = Policy.load(policy), data, limit
         self.policy.require_no_memory()
+        self.policy.noise_scale = noise_scale
         self.env: RestorableEnv
         if isinstance(config, RobosuiteConfig):
             self.env = RestorableRobosuite(config.env_args(), config.obs_keys, config.horizon)

@@ -56,10 +56,13 @@ class Request:
     candidates: int
     seed: int
     nfe: int | None
+    noise_scale: tuple[float, float]
+    """Of the noise that the base's candidates start from, first to last."""
 
     def candidate_chunks(self) -> Candidates:
         """The data's chunk and samples of the base."""
-        return policy_candidates(self.base, self.dataset, self.rows, self.candidates, self.seed, self.nfe)
+        sizes = (self.candidates, self.seed, self.nfe, self.noise_scale)
+        return policy_candidates(self.base, self.dataset, self.rows, *sizes)
 
     def provenance(self, source: str, **facts: Any) -> dict[str, Any]:
         """What the candidates, and with the ``facts`` of a source their scores, depend on."""
@@ -73,6 +76,7 @@ class Request:
             "span": list(self.span),
             "seed": self.seed,
             "nfe": self.base.contract.nfe if self.nfe is None else self.nfe,
+            "candidate_noise": list(self.noise_scale),
             "versions": self.base.contract.versions,
             **facts,
         }
@@ -103,6 +107,7 @@ def open_request(
     seed: int,
     share: float,
     nfe: int | None,
+    noise_scale: tuple[float, float] = (1.0, 1.0),
 ) -> Request:
     """Load the base and the dataset, and choose the states."""
     torch.set_num_threads(1)
@@ -115,7 +120,7 @@ def open_request(
         dataset.spec, f"the file {dataset.path}", "make groups on data of the environment that the run is for"
     )
     rows, held_out = choose_states(dataset, base.contract.chunk, states, seed, share, span)
-    return Request(folder, base, dataset, rows, held_out, span, candidates, seed, nfe)
+    return Request(folder, base, dataset, rows, held_out, span, candidates, seed, nfe, noise_scale)
 
 
 def by_critic(request: Request, critic: Path, held_out: Path | None, caution: float) -> Groups:
@@ -155,6 +160,7 @@ def by_simulator(
     *,
     rollouts: int,
     limit: int,
+    noise_scale: float = 1.0,
     caution: float,
     workers: int | None,
     journal: Path,
@@ -162,7 +168,7 @@ def by_simulator(
 ) -> Groups:
     """Outcomes of executing every candidate and letting the base finish the episode, ``limit`` steps at most.
 
-    The labels of each state go to ``journal``: stopped, the same command goes on after the last one.
+    ``noise_scale`` is that of the completions. The labels of each state go to ``journal``: stopped, the same command goes on after the last one.
     """
     name, chunk = request.base.contract.spec.env_id, request.base.contract.chunk
     if 0 < limit <= chunk:
@@ -173,8 +179,9 @@ def by_simulator(
     config = require_restorable(find_env(name), name)
     found = request.candidate_chunks()
     calls = state_calls(request.dataset, found, request.seed, rollouts)
-    create = functools.partial(CandidateRunner, config, request.folder, request.dataset.path.absolute(), limit)
-    facts: dict[str, Any] = {"rollouts": rollouts, "limit": limit}
+    data = request.dataset.path.absolute()
+    create = functools.partial(CandidateRunner, config, request.folder, data, limit, noise_scale)
+    facts: dict[str, Any] = {"rollouts": rollouts, "limit": limit, "completion_noise": noise_scale}
     work = {**request.provenance("simulator", **facts), "rows": found.row.tolist(), "candidates": request.candidates}
     del work["base"]  # its hash counts, not where it lies
     kept = Journal(journal, work)

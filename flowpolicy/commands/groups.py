@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +53,9 @@ class Making:
     """Dataset file; that of the run unless given."""
     nfe: int | None = None
     """Network evaluations per candidate; the run's unless given."""
+    candidate_noise: tuple[float, float] = (1.0, 1.0)
+    """Scale of the noise that the base's candidates start from, first to last in even steps: 1 1 samples what the base
+    does, 0 1 reaches from the middle of its law to all of it. Where a policy fails by its own chance, 0 1 shows it."""
     critic: Path | None = None
     """Source critic: run of fql, ifql, iql, qc, rebrac, fisher or mean-flow-q on the same data."""
     held_out: Path | None = None
@@ -64,6 +68,9 @@ class Making:
     limit: int = 0
     """Source simulator: steps from the state after which a rollout has failed (0: the horizon's). One that slow
     successes exceed calls them failures."""
+    completion_noise: float = 1.0
+    """Source simulator: scale of the base's noise while it finishes. At 0 nothing but the candidate differs between the
+    rollouts of a group, and one rollout is a label; say so where you report it."""
     discount: float = 0.99
     """Source returns: of the rewards to go."""
     workers: int | None = None
@@ -94,6 +101,7 @@ def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Makin
         seed=options.seed,
         share=options.held_out_share,
         nfe=options.nfe,
+        noise_scale=options.candidate_noise,
     )
     out, labels = options.out, options.out.with_name(f"{options.out.name}.labels")
     with progress_bar(f"groups {options.source}", options.states) as move:
@@ -107,6 +115,7 @@ def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Makin
                 request,
                 rollouts=options.rollouts,
                 limit=options.limit,
+                noise_scale=options.completion_noise,
                 caution=options.caution,
                 workers=options.workers,
                 journal=labels,
@@ -125,6 +134,18 @@ def _require_sensible(options: Making) -> None:
             f"--candidates {options.candidates} --states {options.states} --rollouts {options.rollouts} "
             f"--limit {options.limit}",
             expected="at least 4 candidates (pairs collapse), 2 states, 1 rollout, no negative limit",
+        )
+    scales = (*options.candidate_noise, options.completion_noise)
+    if not all(0 <= scale < math.inf for scale in scales):
+        raise ConfigError(
+            f"--candidate-noise and --completion-noise are {', '.join(f'{scale:g}' for scale in scales)}",
+            expected="finite scales, 0 or more",
+        )
+    if options.source == "returns" and options.candidate_noise != (1.0, 1.0):
+        raise ConfigError("--candidate-noise has no meaning: the candidates of returns come from the data")
+    if options.completion_noise == 0 and options.rollouts > 1:
+        raise ConfigError(
+            f"--completion-noise 0 makes the {options.rollouts} rollouts of a candidate the same", fix="add --rollouts 1"
         )
     if options.source == "critic" and options.critic is None:
         raise ConfigError(

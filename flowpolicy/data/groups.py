@@ -35,7 +35,7 @@ from flowpolicy.data.hdf5 import open_hdf5, read_array, require_group
 from flowpolicy.data.windows import WindowSampler
 
 FORMAT = "flowpolicy-groups"
-SCHEMA = 1
+SCHEMA = 2
 SOURCES = ("critic", "simulator", "returns")
 
 
@@ -106,7 +106,7 @@ def write_groups(path: Path, groups: Groups) -> None:
             file.create_dataset(name, data=value, track_times=False)
         for name, judge in groups.judges.items():
             node = file.create_group(f"judges/{name}")
-            node.attrs["config"] = json.dumps(judge.config, sort_keys=True)
+            node.attrs["config"] = json.dumps(judge.config)  # not sorted: observations are joined in this order
             for key, tensor in judge.tensors.items():
                 node.create_dataset(key, data=tensor.numpy(), track_times=False)
         file.flush()
@@ -273,7 +273,10 @@ def describe_groups(groups: Groups) -> list[tuple[str, str]]:
         every, none = (share == 1).mean(), (share == 0).mean()
         rows.append(("rollouts of a state", f"all succeed {every:.1%}, none {none:.1%}, differ {1 - every - none:.1%}"))
         told = f"{reliability(success):.2f}" if success.shape[2] > 1 else "not known from one rollout each"
-        rows.append(("reliability of the labels", f"{told} (0: chance alone, 1: the candidate alone decides)"))
+        told += " (0: chance alone, 1: the candidate alone decides)"
+        if groups.provenance.get("completion_noise") == 0:
+            told = "the base finished without chance: the candidate alone decides, small things in it too"
+        rows.append(("reliability of the labels", told))
     rows += [(f"outcome {name}", f"{v.shape}, mean {float(v.mean()):.4g}") for name, v in groups.outcomes.items()]
     rows += [(f"  {name}", str(value)) for name, value in groups.provenance.items() if name != "source"]
     rows.append(("judges", ", ".join(groups.judges) or "none"))

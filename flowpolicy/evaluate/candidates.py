@@ -88,14 +88,32 @@ def choose_states(
 
 
 def policy_candidates(
-    policy: Policy, dataset: Dataset, rows: Int64[Tensor, " n"], count: int, seed: int, nfe: int | None = None
+    policy: Policy,
+    dataset: Dataset,
+    rows: Int64[Tensor, " n"],
+    count: int,
+    seed: int,
+    nfe: int | None = None,
+    noise_scale: tuple[float, float] = (1.0, 1.0),
 ) -> Candidates:
-    """The data's chunk and ``count - 1`` samples of a policy for every row."""
+    """The data's chunk and ``count - 1`` samples of a policy for every row.
+
+    Args:
+        policy: what is to be improved.
+        dataset: where the states come from.
+        rows: the states.
+        count: k.
+        seed: of the noise.
+        nfe: network evaluations per candidate; the contract's number unless given.
+        noise_scale: of the initial noise, from the first sample to the last, in even steps.
+
+    """
     contract = policy.contract
     batch = _windows(policy, dataset).at(rows)
     obs = {name: value for name, value in batch[keys.OBS].items() if name in contract.spec.observation}
     shape = (len(rows), count - 1, contract.chunk, contract.spec.action.size)
-    noise = torch.randn(shape, generator=torch_generator(seed, "groups", "candidates"))
+    scale = torch.linspace(*noise_scale, count - 1).view(-1, 1, 1)
+    noise = scale * torch.randn(shape, generator=torch_generator(seed, "groups", "candidates"))
     nfe = contract.nfe if nfe is None else nfe
     blocks = []
     for first in range(0, len(rows), _BLOCK):

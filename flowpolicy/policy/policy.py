@@ -37,6 +37,9 @@ class Policy(nn.Module):
     evaluations: int
     """Network evaluations since construction: counted where the network is called, not claimed. With N candidates
     every step of the solver evaluates the network for N of them and counts N; the critic's own is not counted."""
+    noise_scale: float = 1.0
+    """Factor of the initial noise that :meth:`act` draws: 1 samples the law that was learned; 0 takes its middle, the
+    same chunk every time. Not part of a checkpoint: who acts decides."""
 
     def __init__(self, config: PolicyConfig, contract: Contract, normalizer: Normalizer) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class Policy(nn.Module):
             if flow
             else torch.randn(shape, generator=generator, device=first.device)
         )
-        return self.act_from(obs, noise, nfe, committed, generator, previous)
+        return self.act_from(obs, self.noise_scale * noise, nfe, committed, generator, previous)
 
     @without_gradients
     def act_from(

@@ -8,6 +8,8 @@ import torch
 from flowpolicy.agents.judges import Judge, critic_judges, fit_judge, load_judge
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.seed import torch_generator
+from flowpolicy.data.groups import Groups, read_groups, write_groups
+from flowpolicy.data.normalize import Normalizer
 from flowpolicy.nets.critic import CriticConfig
 
 from .post_training import FIT, base_of, build, groups_of, linear, normalizer, run, sample
@@ -53,6 +55,30 @@ def test_judges_that_are_wrong_together_do_not_lead_beyond_the_support_limit():
         run(agent, groups, 160)
         kept[limit] = agent.assessor.raw(agent.policy())["unsupported"] - agent.assessor.start["unsupported"]
     assert kept[0.05] <= 0.05 < kept[100.0]
+
+
+def test_a_judge_scores_alike_before_and_after_the_file(tmp_path):
+    """Several observations, in an order that is not the alphabet's: they are joined in that of training."""
+    random = torch_generator(0)
+    obs = {name: torch.randn(8, 1, width, generator=random) for name, width in (("wrist", 3), ("arm", 2), ("cup", 4))}
+    action, score = torch.randn(8, 4, 2, 2, generator=random), torch.randn(8, 4, generator=random)
+    scaling = Normalizer({name: value.shape[2] for name, value in obs.items()}, 2)
+    judge = fit_judge(obs, action, score, scaling, caution=1.0, seed=0, epochs=1)
+    write_groups(
+        tmp_path / "groups.hdf5",
+        Groups(
+            obs=obs,
+            action=action,
+            valid=torch.ones(8, 2, dtype=torch.bool),
+            score=score,
+            row=torch.arange(8),
+            held_out=torch.arange(8) % 2 == 0,
+            provenance={"source": "returns"},
+            judges={"train": judge.store()},
+        ),
+    )
+    loaded = load_judge(read_groups(tmp_path / "groups.hdf5").judges["train"])
+    assert torch.equal(loaded(obs, action[:, 0]), judge(obs, action[:, 0]))
 
 
 def test_patience_stops_a_run_that_only_gets_worse():

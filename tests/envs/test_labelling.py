@@ -125,6 +125,21 @@ def test_labels_do_not_depend_on_the_number_of_workers(toy_file, debug_base):
         assert np.array_equal(one.success, other.success) and np.array_equal(one.steps, other.steps)
 
 
+def test_completions_without_noise_leave_nothing_to_chance(toy_file, debug_base):
+    stored = read_stored_state(toy_file, "demo_0", 2)
+    history, chunk = {"position": stored.state[None].astype(np.float32)}, np.zeros((1, 8, 2))
+    steps = {}
+    for scale in (1.0, 0.0):
+        runner = CandidateRunner(ToyConfig(), debug_base, toy_file, noise_scale=scale)
+        ends = []
+        step = runner.env.step
+        runner.env.step = lambda action, step=step, ends=ends: ends.append(step(action)) or ends[-1]
+        runner.label("demo_0", 2, history, chunk, 0, 2)
+        half = len(ends) // 2
+        steps[scale] = [[tuple(end.obs["position"]) for end in part] for part in (ends[:half], ends[half:])]
+    assert steps[0.0][0] == steps[0.0][1] and steps[1.0][0] != steps[1.0][1]
+
+
 @pytest.fixture(scope="module")
 def debug_base(tmp_path_factory, toy_file):
     import dataclasses

@@ -61,6 +61,17 @@ def test_the_first_candidate_is_the_datas_and_the_others_the_policys(dataset, po
     assert not torch.equal(found.action[:, 1:], candidates.policy_candidates(policy, dataset, rows, 5, 2).action[:, 1:])
 
 
+def test_candidates_reach_from_the_middle_of_the_law_to_all_of_it(dataset, policy):
+    rows = torch.tensor([0, 10, 22])
+    found, again = (
+        candidates.policy_candidates(policy, dataset, rows, 5, seed, noise_scale=(0.0, 1.0)) for seed in (1, 2)
+    )
+    ladder, other = found.action, again.action
+    assert torch.equal(ladder[:, 1], other[:, 1]) and not torch.equal(ladder[:, 2], other[:, 2])
+    assert torch.equal(ladder[:, 4], candidates.policy_candidates(policy, dataset, rows, 5, 1).action[:, 4])
+    assert torch.equal(ladder[:, 1], policy.act_from(found.obs, torch.zeros(3, 3, 2), 2))
+
+
 def test_neighbours_come_from_different_episodes_the_own_first(dataset, policy):
     rows = torch.tensor([2, 11])
     found = candidates.neighbour_candidates(policy, dataset, rows, 3)
