@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,18 +83,10 @@ class CandidateRunner:
         policy: checkpoint folder of the policy that completes the episodes.
         data: RoboMimic file with the simulator states.
         limit: steps from the state after which a rollout has failed; 0 for the environment's horizon alone.
-        noise_scale: of the policy's noise in the completions; at 0 they leave nothing to chance.
 
     """
 
-    def __init__(
-        self,
-        config: RobosuiteConfig | ToyConfig,
-        policy: Path,
-        data: Path,
-        limit: int = 0,
-        noise_scale: float = 1.0,
-    ) -> None:
+    def __init__(self, config: RobosuiteConfig | ToyConfig, policy: Path, data: Path, limit: int = 0) -> None:
         import torch
 
         from flowpolicy.policy import Policy
@@ -102,7 +94,6 @@ class CandidateRunner:
         torch.set_num_threads(1)
         self.policy, self.data, self.limit = Policy.load(policy), data, limit
         self.policy.require_no_memory()
-        self.policy.noise_scale = noise_scale
         self.env: RestorableEnv
         if isinstance(config, RobosuiteConfig):
             self.env = RestorableRobosuite(config.env_args(), config.obs_keys, config.horizon)
@@ -110,7 +101,14 @@ class CandidateRunner:
             self.env = ToyEnv(config.horizon)
 
     def label(
-        self, episode: str, step: int, history: Mapping[str, np.ndarray], chunks: np.ndarray, seed: int, rollouts: int
+        self,
+        episode: str,
+        step: int,
+        history: Mapping[str, np.ndarray],
+        chunks: np.ndarray,
+        seed: int,
+        rollouts: int,
+        noise_scales: Sequence[float],
     ) -> Labels:
         """Label the candidates of one state.
 
@@ -121,12 +119,14 @@ class CandidateRunner:
             chunks: (k, h, a) candidates, each of which is executed as a whole.
             seed: of the policy's noise in the completions; rollout j has the same for all candidates.
             rollouts: r.
+            noise_scales: (k,) of the policy's noise while it completes each candidate; at 0 nothing is left to chance.
 
         """
         stored = read_stored_state(self.data, episode, step)
         success = np.zeros((len(chunks), rollouts), dtype=bool)
         steps = np.zeros((len(chunks), rollouts), dtype=np.int64)
-        for k, chunk in enumerate(chunks):
+        for k, (chunk, scale) in enumerate(zip(chunks, noise_scales, strict=True)):
+            self.policy.noise_scale = scale
             for r in range(rollouts):
                 success[k, r], steps[k, r] = self._run(stored, history, chunk, (seed, episode, step, r))
         return Labels(success, steps)

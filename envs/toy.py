@@ -85,6 +85,10 @@ class ToyEnv:
         self._steps = 0
         return self._observe()
 
+    def state(self) -> np.ndarray:
+        """(2,) position."""
+        return self.position.copy()
+
     def restore(self, stored: StoredState) -> dict[str, np.ndarray]:
         """Continue an episode from a stored state."""
         self.position, self._steps = np.array(stored.state, dtype=np.float64), len(stored.actions)
@@ -149,7 +153,7 @@ class ToyRecorder:
         rows: list[tuple[Any, ...]] = []
         done = False
         while not done:
-            state = self._env.position.copy()
+            state = self._env.state()
             action = expert_action(state, side, speed) + noise * rng.normal(size=2)
             action = np.clip(action, -1.0, 1.0).astype(np.float32)
             outcome = self._env.step(action)

@@ -37,9 +37,10 @@ def compare(run_a: Annotated[Path, tyro.conf.Positional], run_b: Annotated[Path,
 
 
 def _newest_common(run_a: Path, run_b: Path) -> tuple[Evaluation, Evaluation]:
-    """The newest evaluations of both that share a plan; failing that, the newest of each."""
+    """The newest evaluations of both on one plan, at one scale of noise if there are; else the newest of each."""
     ours, theirs = _evaluations(run_a), _evaluations(run_b)
     shared = [(a, b) for a in ours for b in theirs if a.plan.digest == b.plan.digest]
+    shared.sort(key=lambda pair: pair[0].noise_scale != pair[1].noise_scale)  # stable: newest first among equals
     return shared[0] if shared else (ours[0], theirs[0])
 
 

@@ -1,7 +1,8 @@
-"""``flowpolicy data make TASK``, ``download NAME``, ``label FILE`` and ``info FILE``."""
+"""``flowpolicy data make TASK``, ``rollouts RUN``, ``download NAME``, ``label FILE`` and ``info FILE``."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,9 +34,10 @@ _SPREAD_ROWS = 100_000  # what the distances of a thousand states to all need: 0
 
 
 def run(argv: Sequence[str]) -> int:
-    """Make, download, label or describe a dataset file."""
+    """Make, record, download, label or describe a dataset file."""
     commands: dict[str, tuple[str, Callable[..., None]]] = {
         "make": ("generate data with a scripted demonstrator", make),
+        "rollouts": ("record a run's own episodes, failures among them", rollouts),
         "download": ("download a published file, or one of Minari's data sets", download),
         "label": ("add the rewards of every task to an OGBench file", label),
         "info": ("describe a file", info),
@@ -88,6 +90,58 @@ def make(
         else:
             make_ogbench(task, out, episodes, seed, workers, progress)
     sys.stdout.write(f"wrote {out}\n")
+
+
+def rollouts(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    out: Path,
+    episodes: int = 200,
+    seed: int = 0,
+    noise_scale: tuple[float, float] = (1.0, 1.0),
+    workers: int | None = None,
+) -> None:
+    """Record what a run does, with simulator states, as RoboMimic HDF5: to train a critic of it, or to make groups.
+
+    Args:
+        run: run folder (its newest checkpoint) or checkpoint folder, of lift, can or toy.
+        out: file to write; filter keys successful, failed, train and valid.
+        episodes: number of episodes, from initial states that no evaluation has.
+        seed: same seed, same file content, whatever the number of workers.
+        noise_scale: of the policy's initial noise, lowest and highest; five even steps, an episode each in turn.
+        workers: processes; one per core unless given.
+
+    """
+    if episodes < 1 or not all(0 <= scale < math.inf for scale in noise_scale):
+        raise ConfigError(
+            f"--episodes {episodes} --noise-scale {noise_scale[0]:g} {noise_scale[1]:g}",
+            expected="at least 1 episode, and finite scales, 0 or more",
+        )
+    from flowpolicy.core.checkpoint import resolve
+    from flowpolicy.core.spec import load_contract
+    from flowpolicy.envs import find_env
+    from flowpolicy.envs.labelling import require_restorable
+    from flowpolicy.envs.policy_rollouts import record_rollouts
+    from flowpolicy.train.post_training import base_sha256
+
+    folder = resolve(run)
+    contract = load_contract(folder / "contract.json")
+    name = contract.spec.env_id
+    config = require_restorable(find_env(name), name)
+    facts = {"policy": str(folder), "policy_sha256": base_sha256(folder), "seed": seed, "noise_scale": noise_scale}
+    with progress_bar(f"rollouts {name}", episodes) as move:
+        successes = record_rollouts(
+            config,
+            folder,
+            out,
+            episodes,
+            seed=seed,
+            noise_scale=noise_scale,
+            provenance=facts,
+            workers=workers,
+            progress=lambda done: move(done, ""),
+        )
+    sys.stdout.write(f"wrote {out}: {successes} of {episodes} episodes succeeded\n")
 
 
 def download(name: Annotated[str, tyro.conf.Positional], /, sha256: str = "", folder: Path | None = None) -> None:

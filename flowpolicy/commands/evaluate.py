@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ def evaluate(
     seed: int = 0,
     plan: Path | None = None,
     nfe: int | None = None,
+    noise_scale: float = 1.0,
     video: int = 0,
     json: Path | None = None,
 ) -> None:
@@ -37,17 +39,23 @@ def evaluate(
         seed: seed of the plan; the plans of two seeds share no initial state, and none is in generated data.
         plan: file with an evaluation plan, instead of --episodes and --seed.
         nfe: network evaluations per chunk; the contract's number unless given.
+        noise_scale: factor of the policy's initial noise: 1 acts by the law that was learned, 0 by its middle, without
+            chance. Another protocol than the published ones: it is kept beside the outcomes.
         video: how many episodes to record as MP4.
         json: where to write the outcomes, besides RUN/eval.
 
     """
     if min(episodes, 1 + video) < 1:
         raise ConfigError(f"--episodes {episodes} --video {video}", expected="at least 1 episode and 0 videos")
+    if not 0 <= noise_scale < math.inf:
+        raise ConfigError(f"--noise-scale is {noise_scale:g}", expected="finite, 0 or more")
     from flowpolicy.commands.evaluation import evaluate_run
     from flowpolicy.evaluate.report import save_evaluation
     from flowpolicy.evaluate.tables import evaluation_table
 
-    evaluation, path = evaluate_run(run, episodes=episodes, seed=seed, plan=plan, nfe=nfe, video=video)
+    evaluation, path = evaluate_run(
+        run, episodes=episodes, seed=seed, plan=plan, nfe=nfe, video=video, noise_scale=noise_scale
+    )
     if json is not None:
         save_evaluation(json, evaluation)
     console().print(evaluation_table(evaluation))

@@ -31,12 +31,14 @@ def evaluate_run(
     plan: Path | None = None,
     nfe: int | None = None,
     video: int = 0,
+    noise_scale: float = 1.0,
 ) -> tuple[Evaluation, Path]:
     """Roll a run out, write its outcomes to RUN/eval and its videos to RUN/videos."""
     if video:
         require_imageio()
     with loaded(run) as (policy, env, folder):
         todo = load_plan(plan) if plan else make_plan(env.spec.env_id, episodes, seed)
+        policy.noise_scale = noise_scale
         with counting(run, todo) as progress:
             outcomes = rollout(policy, env, todo, nfe=nfe, progress=progress, record=range(video))
     state = read_json(folder / "state.json")
@@ -52,10 +54,12 @@ def evaluate_run(
             "seconds": state["train_seconds"],
             "parameters": policy.parameters_count,
         },
+        noise_scale=noise_scale,
         normalized_score=normalized_score(policy.contract.spec.env_id),
     )
     home = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    path = home / "eval" / f"{todo.digest[:12]}-nfe{evaluation.nfe}.json"
+    scaled = "" if noise_scale == 1 else f"-noise{noise_scale:g}"
+    path = home / "eval" / f"{todo.digest[:12]}-nfe{evaluation.nfe}{scaled}.json"
     save_evaluation(path, evaluation)
     rate = policy.contract.spec.action.rate_hz or 20.0
     for position in range(min(video, len(outcomes))):

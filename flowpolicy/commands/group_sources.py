@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -160,7 +160,7 @@ def by_simulator(
     *,
     rollouts: int,
     limit: int,
-    noise_scale: float = 1.0,
+    completion: float | Literal["own"] = 1.0,
     caution: float,
     workers: int | None,
     journal: Path,
@@ -168,7 +168,8 @@ def by_simulator(
 ) -> Groups:
     """Outcomes of executing every candidate and letting the base finish the episode, ``limit`` steps at most.
 
-    ``noise_scale`` is that of the completions. The labels of each state go to ``journal``: stopped, the same command goes on after the last one.
+    ``completion`` is the scale of the base's noise meanwhile, 'own' that of the candidate. The labels of each state go
+    to ``journal``: stopped, the same command goes on after the last one.
     """
     name, chunk = request.base.contract.spec.env_id, request.base.contract.chunk
     if 0 < limit <= chunk:
@@ -178,10 +179,9 @@ def by_simulator(
         )
     config = require_restorable(find_env(name), name)
     found = request.candidate_chunks()
-    calls = state_calls(request.dataset, found, request.seed, rollouts)
-    data = request.dataset.path.absolute()
-    create = functools.partial(CandidateRunner, config, request.folder, data, limit, noise_scale)
-    facts: dict[str, Any] = {"rollouts": rollouts, "limit": limit, "completion_noise": noise_scale}
+    calls = state_calls(request.dataset, found, request.seed, rollouts, completion)
+    create = functools.partial(CandidateRunner, config, request.folder, request.dataset.path.absolute(), limit)
+    facts: dict[str, Any] = {"rollouts": rollouts, "limit": limit, "completion_noise": completion}
     work = {**request.provenance("simulator", **facts), "rows": found.row.tolist(), "candidates": request.candidates}
     del work["base"]  # its hash counts, not where it lies
     kept = Journal(journal, work)

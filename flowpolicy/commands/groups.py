@@ -68,9 +68,10 @@ class Making:
     limit: int = 0
     """Source simulator: steps from the state after which a rollout has failed (0: the horizon's). One that slow
     successes exceed calls them failures."""
-    completion_noise: float = 1.0
+    completion_noise: float | Literal["own"] = 1.0
     """Source simulator: scale of the base's noise while it finishes. At 0 nothing but the candidate differs between the
-    rollouts of a group, and one rollout is a label; say so where you report it."""
+    rollouts of a group. 'own' goes on at the scale that the candidate started from: where one chunk decides little, it
+    then stands for a way to act, and the label says how acting that way ends."""
     discount: float = 0.99
     """Source returns: of the rewards to go."""
     workers: int | None = None
@@ -115,7 +116,7 @@ def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Makin
                 request,
                 rollouts=options.rollouts,
                 limit=options.limit,
-                noise_scale=options.completion_noise,
+                completion=options.completion_noise,
                 caution=options.caution,
                 workers=options.workers,
                 journal=labels,
@@ -135,7 +136,8 @@ def _require_sensible(options: Making) -> None:
             f"--limit {options.limit}",
             expected="at least 4 candidates (pairs collapse), 2 states, 1 rollout, no negative limit",
         )
-    scales = (*options.candidate_noise, options.completion_noise)
+    own = options.completion_noise == "own"
+    scales = (*options.candidate_noise, 1.0 if own else float(options.completion_noise))
     if not all(0 <= scale < math.inf for scale in scales):
         raise ConfigError(
             f"--candidate-noise and --completion-noise are {', '.join(f'{scale:g}' for scale in scales)}",
@@ -145,7 +147,8 @@ def _require_sensible(options: Making) -> None:
         raise ConfigError("--candidate-noise has no meaning: the candidates of returns come from the data")
     if options.completion_noise == 0 and options.rollouts > 1:
         raise ConfigError(
-            f"--completion-noise 0 makes the {options.rollouts} rollouts of a candidate the same", fix="add --rollouts 1"
+            f"--completion-noise 0 makes the {options.rollouts} rollouts of a candidate the same",
+            fix="add --rollouts 1",
         )
     if options.source == "critic" and options.critic is None:
         raise ConfigError(

@@ -58,6 +58,8 @@ class Description:
     size: int
     """Bytes of the file."""
     sha256: str
+    provenance: str = ""
+    """JSON that says where the episodes come from, in files that `flowpolicy data rollouts` wrote."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,7 @@ def describe(path: Path | str) -> Description:
     dataset = load_unchecked(config)
     with open_recording(config) as recording:
         layout, filters = recording.format, recording.filters
+        provenance = getattr(recording, "provenance", "")
     spec, lengths = dataset.spec, dataset.lengths
     return Description(
         path=dataset.path,
@@ -102,6 +105,7 @@ def describe(path: Path | str) -> Description:
         filters=filters,
         size=dataset.path.stat().st_size,
         sha256=dataset.sha256,
+        provenance=provenance,
     )
 
 

@@ -63,6 +63,7 @@ def _rows(description: Description) -> list[tuple[str, str]]:
         ("rewards", _values(description.rewards)),
         ("success", success),
         ("filter keys", filters or "none"),
+        *([("where it comes from", description.provenance)] if description.provenance else []),
         ("size", f"{description.size / 1e6:.1f} MB"),
         ("sha256", description.sha256),
     ]

@@ -51,6 +51,7 @@ class RobomimicRecording:
         self.lengths = tuple(self._steps(name) for name in self.names)
         self.env_args = _parse_env_args(self.data, path)
         self.success_reward = success_reward(self.env_args)
+        self.provenance = str(self.data.attrs.get("provenance", ""))
         shapes = {key: ObservationSpec((_width(first["obs"][key]),)) for key in self.obs_keys}
         self.spec = Spec(
             observation=shapes,

@@ -46,11 +46,14 @@ class RobomimicWriter:
     Args:
         path: the file to write.
         env_args: RoboMimic's description of the environment (``env_name``, ``type``, ``env_kwargs``, ...).
+        provenance: where the episodes come from, if the file is to say it (attribute ``provenance``, JSON).
 
     """
 
-    def __init__(self, path: Path | str, env_args: Mapping[str, Any]) -> None:
-        self.path, self.env_args = Path(path), env_args
+    def __init__(
+        self, path: Path | str, env_args: Mapping[str, Any], provenance: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path, self.env_args, self.provenance = Path(path), env_args, provenance
         self._members: dict[str, list[str]] = {}
         self._episodes = self._total = 0
 
@@ -105,6 +108,8 @@ class RobomimicWriter:
     def _finish(self) -> None:
         self._data.attrs["total"] = self._total
         self._data.attrs["env_args"] = json.dumps(self.env_args, indent=4)
+        if self.provenance is not None:
+            self._data.attrs["provenance"] = json.dumps(self.provenance, sort_keys=True)
         mask = self._file.create_group("mask")
         for key, names in self._members.items():
             mask.create_dataset(key, data=np.array(names, dtype="S"), track_times=False)

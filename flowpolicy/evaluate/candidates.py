@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ class Candidates:
     """(n, h) bool."""
     row: Int64[Tensor, " n"]
     """Row of the dataset that the state is."""
+    noise_scales: tuple[float, ...] = ()
+    """(k,) of the noise that each candidate started from; the data's own counts as the policy's last."""
     neighbours: Int64[Tensor, "n k"] | None = None
     """Rows of the dataset that the chunks come from; None where a policy generated them."""
 
@@ -112,8 +114,8 @@ def policy_candidates(
     batch = _windows(policy, dataset).at(rows)
     obs = {name: value for name, value in batch[keys.OBS].items() if name in contract.spec.observation}
     shape = (len(rows), count - 1, contract.chunk, contract.spec.action.size)
-    scale = torch.linspace(*noise_scale, count - 1).view(-1, 1, 1)
-    noise = scale * torch.randn(shape, generator=torch_generator(seed, "groups", "candidates"))
+    scales = torch.linspace(*noise_scale, count - 1)
+    noise = scales.view(-1, 1, 1) * torch.randn(shape, generator=torch_generator(seed, "groups", "candidates"))
     nfe = contract.nfe if nfe is None else nfe
     blocks = []
     for first in range(0, len(rows), _BLOCK):
@@ -121,7 +123,7 @@ def policy_candidates(
         repeated = {name: value[part].repeat_interleave(count - 1, 0) for name, value in obs.items()}
         blocks.append(policy.act_from(repeated, noise[part].flatten(0, 1), nfe).view(-1, *shape[1:]).clone())
     action = torch.cat([batch[keys.ACTION].unsqueeze(1), torch.cat(blocks)], dim=1)
-    return Candidates(obs, action, batch[keys.VALID], rows)
+    return Candidates(obs, action, batch[keys.VALID], rows, (noise_scale[1], *scales.tolist()))
 
 
 def neighbour_candidates(policy: Policy, dataset: Dataset, rows: Int64[Tensor, " n"], count: int) -> Candidates:
@@ -148,7 +150,7 @@ def neighbour_candidates(policy: Policy, dataset: Dataset, rows: Int64[Tensor, "
     batch = sampler.at(rows)
     obs = {name: value for name, value in batch[keys.OBS].items() if name in policy.contract.spec.observation}
     action = sampler.at(neighbours.flatten())[keys.ACTION].view(*neighbours.shape, *batch[keys.ACTION].shape[1:])
-    return Candidates(obs, action, batch[keys.VALID], rows, neighbours)
+    return Candidates(obs, action, batch[keys.VALID], rows, neighbours=neighbours)
 
 
 def returns_to_go(dataset: Dataset, discount: float) -> Float[Tensor, " n"]:
@@ -176,8 +178,11 @@ def simulator_scores(success: Tensor, steps: Tensor, limit: Tensor, time_price: 
     return (success.float() - time_price * taken).mean(2)
 
 
-def state_calls(dataset: Dataset, candidates: Candidates, seed: int, rollouts: int) -> list[tuple[Any, ...]]:
-    """Arguments of ``CandidateRunner.label`` for every state."""
+def state_calls(
+    dataset: Dataset, candidates: Candidates, seed: int, rollouts: int, completion: float | Literal["own"]
+) -> list[tuple[Any, ...]]:
+    """Arguments of ``CandidateRunner.label`` for every state; ``completion`` is the noise scale of the completions."""
+    scales = candidates.noise_scales if completion == "own" else (completion,) * candidates.action.shape[1]
     episode = dataset.steps[keys.EPISODE][candidates.row]
     step = candidates.row - dataset.starts[episode]
     return [
@@ -188,6 +193,7 @@ def state_calls(dataset: Dataset, candidates: Candidates, seed: int, rollouts: i
             candidates.action[i].numpy(),
             seed,
             rollouts,
+            scales,
         )
         for i in range(len(candidates.row))
     ]

@@ -53,6 +53,8 @@ class Evaluation:
     """Library versions."""
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     """How the policy came about: its experiment (seed, data, every option), hash of the data, seconds, parameters."""
+    noise_scale: float = 1.0
+    """Factor of the policy's initial noise, see :class:`flowpolicy.policy.Policy`."""
     normalized: Interval | None = None
     """Normalised score, where the environment defines one."""
 
@@ -88,6 +90,7 @@ def make_evaluation(
     step: int = 0,
     command: str = "",
     training: dict[str, Any] | None = None,
+    noise_scale: float = 1.0,
     normalized_score: Callable[[float], float] | None = None,
 ) -> Evaluation:
     """Gather the outcomes of a rollout.
@@ -99,6 +102,7 @@ def make_evaluation(
         step: gradient step of the checkpoint.
         command: command line.
         training: how the policy came about.
+        noise_scale: factor of the policy's initial noise.
         normalized_score: return of an episode -> normalised score.
 
     """
@@ -112,6 +116,7 @@ def make_evaluation(
         commit=git_commit(),
         versions=library_versions(),
         training=training or {},
+        noise_scale=noise_scale,
         normalized=bootstrap_mean([normalized_score(e.return_) for e in episodes]) if normalized_score else None,
     )
 
@@ -147,6 +152,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "commit": evaluation.commit,
         "versions": evaluation.versions,
         "training": evaluation.training,
+        "noise_scale": evaluation.noise_scale,
         "plan_digest": evaluation.plan.digest,
         "plan": evaluation.plan.to_json(),
         "episodes": [_episode_json(episode) for episode in evaluation.episodes],
@@ -209,6 +215,7 @@ def _decode(value: dict[str, Any], path: Path) -> Evaluation:
         plan=plan,
         episodes=episodes,
         latency=value["latency"] and Latency(**value["latency"]),
+        noise_scale=value.get("noise_scale", 1.0),  # absent before it could be chosen
         normalized=value["normalized_score"] and Interval(**value["normalized_score"]),
         **{key: value[key] for key in ("run", "step", "command", "commit", "versions", "training")},
     )

@@ -37,6 +37,8 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     if evaluation.normalized:
         table.add_row("normalised score, bootstrap 95 %", number(evaluation.normalized))
     table.add_row("network evaluations per chunk", str(evaluation.nfe))
+    if evaluation.noise_scale != 1:
+        table.add_row("scale of the initial noise", f"{evaluation.noise_scale:g}")
     table.add_row("decision latency p50 / p99, us", microseconds(evaluation.latency))
     table.add_row("plan", evaluation.plan.digest[:12])
     return table
@@ -55,6 +57,8 @@ def comparison_table(a: Evaluation, b: Evaluation, comparison: Comparison) -> Ta
     table.add_row("return", number(a.return_), number(b.return_), number(comparison.return_difference))
     table.add_row("succeeded alone", str(comparison.only_a), str(comparison.only_b), "")
     table.add_row("NFE", str(a.nfe), str(b.nfe), "")
+    if a.noise_scale != b.noise_scale:
+        table.add_row("scale of the initial noise", f"{a.noise_scale:g}", f"{b.noise_scale:g}", "")
     table.add_row("latency p50 / p99, us", microseconds(a.latency), microseconds(b.latency), "")
     return table
 

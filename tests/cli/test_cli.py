@@ -120,6 +120,15 @@ def test_train_eval_compare_card_without_a_simulator(debug_run, tmp_path):
     assert "Not resolved" in done.stdout
     assert flowpolicy("eval", "run", "--episodes", 6, "--nfe", 2, "--json", "two.json", cwd=home).returncode == 0
     assert json.loads((home / "two.json").read_text())["nfe"] == 2
+    done = flowpolicy("eval", "run", "--episodes", 6, "--noise-scale", 0, "--json", "calm.json", cwd=home)
+    assert done.returncode == 0 and "scale of the initial noise" in done.stdout, done.stderr
+    assert json.loads((home / "calm.json").read_text())["noise_scale"] == 0
+    assert len(list((debug_run / "eval").glob("*-nfe10*.json"))) == 2  # it stands beside the usual one
+    # The newest that both have is without noise in one of them alone; like is compared with like.
+    assert "noise" not in flowpolicy("compare", "run", "other", cwd=home).stdout
+    assert "noise" in flowpolicy("compare", "calm.json", "other", cwd=home).stdout
+    done = flowpolicy("eval", "run", "--noise-scale", -1, cwd=home)
+    assert done.returncode == 2 and "0 or more" in done.stderr
     done = flowpolicy(
         "card", "run", "--episodes", 2, "--delay", "--delays-ms", 0, 200, "--reuse", "--kappas", 0.3, cwd=home
     )

@@ -136,6 +136,20 @@ def test_stopped_labelling_goes_on_where_it_was(trained, home, monkeypatch):
     assert not (home / "stopped.hdf5.labels").exists()
 
 
+def test_what_the_base_does_becomes_groups_of_states_that_it_meets(home):
+    succeed("data", "rollouts", "base", "--episodes", 10, "--noise-scale", 0, 1, "--workers", 0, "--out", "own.hdf5",
+            cwd=home)  # fmt: skip
+    assert "where it comes from" in succeed("data", "info", "own.hdf5", cwd=home)
+    succeed("train", "fql-toy", *SMALL[:-1], "own.hdf5", "--steps", 4, "--agent.chunk", 4, "--agent.critic.held-out", 1,
+            "--out", "judge", cwd=home)  # fmt: skip
+    ladder = ("--data", "own.hdf5", "--candidate-noise", 0, 1, "--out", "ladder.hdf5")
+    succeed(*MAKE, "--source", "critic", "--critic", "judge", *ladder, cwd=home)
+    ways = ("--source", "simulator", "--rollouts", 1, "--completion-noise", "own", "--workers", 0)
+    succeed(*MAKE, *ways, *ladder, cwd=home)
+    found = read_groups(home / "ladder.hdf5").provenance
+    assert (found["candidate_noise"], found["completion_noise"], found["dataset"]) == ([0, 1], "own", "own.hdf5")
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
@@ -149,6 +163,7 @@ def test_stopped_labelling_goes_on_where_it_was(trained, home, monkeypatch):
         (["groups", "make", "critic", "--source", "returns", "--out", "x"], "dm1-* or flow-bc-*"),
         (["groups", "make", "base", "--source", "returns", "--candidates", 2, "--out", "x"], "at least 4"),
         (["groups", "make", "absent", "--source", "returns", "--out", "x"], "flowpolicy train"),
+        (["data", "rollouts", "base", "--noise-scale", 0, "inf", "--out", "x"], "finite"),
         (["train", "debug-gdro"], "--base RUN --groups FILE"),
         (["train", "debug-gdro", "--base", "base", "--groups", "toy.hdf5"], "not a group file"),
         (["train", "debug-gdro", "--base", "base", "--groups", "x", "--agent.nfe", 3], "the base has 10"),

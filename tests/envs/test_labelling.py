@@ -51,7 +51,7 @@ def test_a_label_counts_from_the_stored_state(runner, toy_file):
     history = {"position": states[step][None].astype(np.float32)}
     forward = np.array([expert_action(states[step], -1, 0.9)])
     away = np.tile([0.0, -1.0], (6, 1))
-    labels = [runner.label("demo_0", step, history, chunk[None], 0, 2) for chunk in (forward, away)]
+    labels = [runner.label("demo_0", step, history, chunk[None], 0, 2, [1.0]) for chunk in (forward, away)]
     assert labels[0].success.all() and labels[1].success.all()
     # Six steps away cost about twelve; completions differ by nothing here, the expert draws nothing.
     assert 8 < (labels[1].steps - labels[0].steps).min() < 14
@@ -62,17 +62,19 @@ def test_the_horizon_counts_what_was_played_before(toy_file, monkeypatch):
     monkeypatch.setattr("flowpolicy.policy.Policy.load", Expert)
     runner = CandidateRunner(ToyConfig(horizon=12), "checkpoint", toy_file)
     stored = read_stored_state(toy_file, "demo_0", 5)
-    label = runner.label("demo_0", 5, {"position": stored.state[None].astype(np.float32)}, np.zeros((1, 3, 2)), 0, 1)
+    label = runner.label(
+        "demo_0", 5, {"position": stored.state[None].astype(np.float32)}, np.zeros((1, 3, 2)), 0, 1, [1.0]
+    )
     assert not label.success.any() and label.steps.tolist() == [[7]]
 
 
 def test_a_limit_ends_rollouts_that_would_have_succeeded_later(toy_file, runner):
     arguments = ("demo_0", 5, {"position": read_stored_state(toy_file, "demo_0", 5).state[None].astype(np.float32)})
     chunk = np.zeros((1, 1, 2))
-    needed = runner.label(*arguments, chunk, 0, 1).steps.item()
+    needed = runner.label(*arguments, chunk, 0, 1, [1.0]).steps.item()
     for limit, success in ((needed, True), (needed - 1, False)):
         limited = CandidateRunner(ToyConfig(), "checkpoint", toy_file, limit)
-        label = limited.label(*arguments, chunk, 0, 1)
+        label = limited.label(*arguments, chunk, 0, 1, [1.0])
         assert label.success.tolist() == [[success]] and label.steps.tolist() == [[limit]]
 
 
@@ -118,26 +120,27 @@ def test_labels_do_not_depend_on_the_number_of_workers(toy_file, debug_base):
     for row in range(4):
         stored = read_stored_state(toy_file, f"demo_{row}", 2)
         chunks = np.random.default_rng(row).uniform(-1, 1, size=(4, 8, 2))
-        calls.append((f"demo_{row}", 2, {"position": stored.state[None].astype(np.float32)}, chunks, 0, 2))
+        calls.append((f"demo_{row}", 2, {"position": stored.state[None].astype(np.float32)}, chunks, 0, 2, [1.0] * 4))
     create = functools.partial(CandidateRunner, ToyConfig(), debug_base, toy_file)
     alone, pair = (list(in_order(create, "label", calls, count)) for count in (0, 2))
     for one, other in zip(alone, pair, strict=True):
         assert np.array_equal(one.success, other.success) and np.array_equal(one.steps, other.steps)
 
 
-def test_completions_without_noise_leave_nothing_to_chance(toy_file, debug_base):
+def test_each_candidate_is_completed_at_its_own_scale_of_noise(toy_file, debug_base):
+    """Two rollouts of the same chunk: they differ, unless they are completed without noise."""
     stored = read_stored_state(toy_file, "demo_0", 2)
-    history, chunk = {"position": stored.state[None].astype(np.float32)}, np.zeros((1, 8, 2))
-    steps = {}
-    for scale in (1.0, 0.0):
-        runner = CandidateRunner(ToyConfig(), debug_base, toy_file, noise_scale=scale)
-        ends = []
-        step = runner.env.step
-        runner.env.step = lambda action, step=step, ends=ends: ends.append(step(action)) or ends[-1]
-        runner.label("demo_0", 2, history, chunk, 0, 2)
-        half = len(ends) // 2
-        steps[scale] = [[tuple(end.obs["position"]) for end in part] for part in (ends[:half], ends[half:])]
-    assert steps[0.0][0] == steps[0.0][1] and steps[1.0][0] != steps[1.0][1]
+    runner = CandidateRunner(ToyConfig(), debug_base, toy_file)
+    ends, step = [], runner.env.step
+    runner.env.step = lambda action: ends.append(step(action)) or ends[-1]
+    runner.env.horizon = 20
+    history = {"position": stored.state[None].astype(np.float32)}
+    runner.label("demo_0", 2, history, np.zeros((2, 8, 2)), 0, 2, (0.0, 1.0))
+    places = [tuple(end.obs["position"]) for end in ends]
+    starts = [i + 1 for i, end in enumerate(ends) if end.truncated or end.success]
+    assert len(starts) == 4
+    calm, same, lively, other = (places[i:j] for i, j in zip([0, *starts], starts, strict=False))
+    assert calm == same and lively != other
 
 
 @pytest.fixture(scope="module")

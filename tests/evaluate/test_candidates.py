@@ -67,6 +67,10 @@ def test_candidates_reach_from_the_middle_of_the_law_to_all_of_it(dataset, polic
         candidates.policy_candidates(policy, dataset, rows, 5, seed, noise_scale=(0.0, 1.0)) for seed in (1, 2)
     )
     ladder, other = found.action, again.action
+    assert found.noise_scales == pytest.approx((1, 0, 1 / 3, 2 / 3, 1))
+    for completion, scales in (("own", found.noise_scales), (0.5, (0.5,) * 5)):
+        calls = candidates.state_calls(dataset, found, 7, 2, completion)
+        assert [call[1] for call in calls] == [0, 1, 1] and [call[4:] for call in calls] == [(7, 2, scales)] * 3
     assert torch.equal(ladder[:, 1], other[:, 1]) and not torch.equal(ladder[:, 2], other[:, 2])
     assert torch.equal(ladder[:, 4], candidates.policy_candidates(policy, dataset, rows, 5, 1).action[:, 4])
     assert torch.equal(ladder[:, 1], policy.act_from(found.obs, torch.zeros(3, 3, 2), 2))

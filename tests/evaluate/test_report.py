@@ -73,6 +73,17 @@ def test_a_rollout_survives_the_file(tmp_path):
     assert (read.plan, read.versions, read.commit, read.normalized) == (made.plan, made.versions, made.commit, None)
 
 
+def test_the_scale_of_the_noise_is_kept_and_older_files_had_one(tmp_path):
+    made = evaluation([True], noise_scale=0.25)
+    save_evaluation(tmp_path / "eval.json", made)
+    assert load_evaluation(tmp_path / "eval.json").noise_scale == 0.25
+    assert "0.25" in printed(evaluation_table(made))
+    value = json.loads((tmp_path / "eval.json").read_text())
+    del value["noise_scale"]
+    (tmp_path / "older.json").write_text(json.dumps(value))
+    assert load_evaluation(tmp_path / "older.json").noise_scale == 1.0
+
+
 def test_latency_leaves_out_the_very_first_decision_only():
     episodes = [episode(0, seconds=(9.0, 1e-3)), episode(1, seconds=(2e-3, 3e-3))]
     latency = make_evaluation(EvaluationPlan("e", (0, 1), (100, 101)), episodes).latency
