@@ -13,7 +13,7 @@ import tyro
 from flowpolicy.cli import COMMANDS, main
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.evaluate.plan import make_plan
-from flowpolicy.evaluate.report import load_evaluation
+from flowpolicy.evaluate.report import compare, load_evaluation
 from flowpolicy.evaluate.tables import percent
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +128,27 @@ def test_the_table_of_offline_rl_is_that_of_the_records():
         *ROOT.glob("docs/records/offline-rl/*/*.json"),
         *ROOT.glob("docs/records/door-human/*/*.json"),
     }
+
+
+@pytest.mark.parametrize("folder", ["gdro-toy", "gdro-can"])
+def test_the_tables_of_post_training_are_those_of_the_records(folder):
+    records = ROOT / "docs" / "records" / folder
+    base, shown = load_evaluation(records / "base.json"), set()
+    part = next(part for part in (ROOT / "docs/gdro.md").read_text().split("\n# ") if f"docs/records/{folder}/" in part)
+    for line in part.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) != 7 or not cells[6].endswith(".json`"):
+            continue
+        evaluation = load_evaluation(records / cells[6].strip("`"))
+        assert evaluation.plan == base.plan == make_plan(base.plan.env_id, 200, 0) and evaluation.nfe == 1
+        assert cells[3] == percent(evaluation.success)
+        assert cells[2] == str(evaluation.training["experiment"]["seed"])
+        assert not evaluation.commit.endswith("-dirty")
+        shown.add(cells[6].strip("`"))
+        if shown > {"base.json"}:
+            found = compare(evaluation, base)
+            assert cells[4:6] == [f"{found.only_a} / {found.only_b}", f"{found.p_value:.2g}"]
+    assert shown == {path.name for path in records.glob("*.json") if not path.name.startswith("dev-")}
 
 
 def test_make_targets_exist():

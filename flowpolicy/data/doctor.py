@@ -84,8 +84,7 @@ def describe(path: Path | str) -> Description:
     config = DataConfig(path=str(path))
     dataset = load_unchecked(config)
     with open_recording(config) as recording:
-        layout, filters = recording.format, recording.filters
-        provenance = getattr(recording, "provenance", "")
+        layout, filters, provenance = recording.format, recording.filters, getattr(recording, "provenance", "")
     spec, lengths = dataset.spec, dataset.lengths
     return Description(
         path=dataset.path,
@@ -255,9 +254,7 @@ def _check_replay(dataset: Dataset, replay: Replay, episodes: int) -> Finding:
     message = f"{sum(outcomes)} of {len(outcomes)} episodes succeed when their actions are replayed open-loop"
     if share >= 0.9:
         return Finding("ok", "replay", message)
-    advice = (
-        "unless the file holds failures on purpose: check simulator version, controller configuration and control rate"
-    )
+    advice = "unless the file holds failures on purpose: check simulator version, controller and control rate"
     return Finding("warning" if share > 0 else "error", "replay", message, advice)
 
 
@@ -300,5 +297,4 @@ def _place(dataset: Dataset, row: int) -> str:
 
 
 def _list(items: list[str]) -> str:
-    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
-    return ", ".join(items[:_LISTED]) + more
+    return ", ".join(items[:_LISTED]) + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")
