@@ -74,7 +74,7 @@ class GDRO(ImitationConfig):
     path_steps: int = 8
     """Steps of the trajectories of 'trajectory_balance', in the place of ``draws``, ``weight`` and ``beta``."""
     anchor: float = 0.1
-    """Of velocity matching on the best candidate: keeps all from losing likelihood; wants more for longer chunks."""
+    """Weight of velocity matching on the best candidate: keeps all likely. Longer chunks want more (gdro-can: 300)."""
     bc_weight: float = 0.5
     """Weight of velocity matching on the dataset, which keeps the field valid everywhere."""
     map_weight: float = 1.0
