@@ -20,7 +20,7 @@ from flowpolicy.core.seed import derive, numpy_generator
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 from flowpolicy.envs.can_demonstrator import CanDemonstrator
 from flowpolicy.envs.pick_demonstrator import LEVELS, LiftDemonstrator, PickDemonstrator, draw_style
-from flowpolicy.envs.recording import Recorder, Recording, make_episode
+from flowpolicy.envs.recording import Recorder, Recording, make_episode, validation_episodes
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.toy import ToyConfig, ToyRecorder
 from flowpolicy.envs.worker import in_order
@@ -134,7 +134,7 @@ def make_demonstrations(
     levels = ["better"] if quality == "expert" else list(LEVELS)
     calls = [(seed, i, levels[i % len(levels)], quality == "mixed") for i in range(episodes)]
     count = 0 if TASKS[task].in_process else min(episodes, workers or len(os.sched_getaffinity(0)))
-    valid = _validation(seed, task, episodes)
+    valid = validation_episodes(episodes, seed, "demonstration", task)
     steps = attempts = successes = 0
     with RobomimicWriter(out, TASKS[task].env_args()) as writer:
         for index, recording in enumerate(in_order(TASKS[task].create, "record", calls, count)):
@@ -148,9 +148,3 @@ def make_demonstrations(
             if progress is not None:
                 progress(1)
     return Summary(episodes, steps, attempts, successes)
-
-
-def _validation(seed: int, task: str, episodes: int) -> set[int]:
-    """A tenth of the episodes, at least one of two."""
-    share = max(episodes // 10, int(episodes > 1))
-    return set(numpy_generator(seed, "demonstration", task, "valid").permutation(episodes)[:share].tolist())

@@ -6,7 +6,6 @@ One call labels one state, and depends on its arguments alone: labels do not dep
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,12 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.seed import torch_generator
 from flowpolicy.data.robomimic import StoredState, read_stored_state
+from flowpolicy.envs.player import Player
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.toy import ToyConfig, ToyEnv
 from flowpolicy.envs.vector import Outcome
-from flowpolicy.policy.history import ObservationHistory
 
 RESTORABLE = ("lift", "can", "toy")
 """Environments that can start from a stored state in the middle of an episode."""
@@ -54,13 +52,15 @@ class RestorableRobosuite(RobosuiteEnv):
         return obs
 
 
-def require_restorable(config: Any, name: str) -> RobosuiteConfig | ToyConfig:
+def require_restorable(
+    config: Any, name: str, fix: str = "use --source critic or --source returns"
+) -> RobosuiteConfig | ToyConfig:
     """The config; :class:`ConfigError` where its environment cannot start from a stored state."""
     if not isinstance(config, RobosuiteConfig | ToyConfig):
         raise ConfigError(
             f"{name} cannot start from a stored state in the middle of an episode",
             expected=f"one of {', '.join(RESTORABLE)}",
-            fix="use --source critic or --source returns",
+            fix=fix,
         )
     return config
 
@@ -87,13 +87,7 @@ class CandidateRunner:
     """
 
     def __init__(self, config: RobosuiteConfig | ToyConfig, policy: Path, data: Path, limit: int = 0) -> None:
-        import torch
-
-        from flowpolicy.policy import Policy
-
-        torch.set_num_threads(1)
-        self.policy, self.data, self.limit = Policy.load(policy), data, limit
-        self.policy.require_no_memory()
+        self.player, self.data, self.limit = Player(policy), data, limit
         self.env: RestorableEnv
         if isinstance(config, RobosuiteConfig):
             self.env = RestorableRobosuite(config.env_args(), config.obs_keys, config.horizon)
@@ -126,29 +120,19 @@ class CandidateRunner:
         success = np.zeros((len(chunks), rollouts), dtype=bool)
         steps = np.zeros((len(chunks), rollouts), dtype=np.int64)
         for k, (chunk, scale) in enumerate(zip(chunks, noise_scales, strict=True)):
-            self.policy.noise_scale = scale
             for r in range(rollouts):
-                success[k, r], steps[k, r] = self._run(stored, history, chunk, (seed, episode, step, r))
+                self.player.begin((seed, "complete", episode, step, r), scale, chunk)
+                success[k, r], steps[k, r] = self._run(stored, history)
         return Labels(success, steps)
 
-    def _run(
-        self, stored: StoredState, history: Mapping[str, np.ndarray], chunk: np.ndarray, stream: tuple[Any, ...]
-    ) -> tuple[bool, int]:
-        import torch
-
-        contract = self.policy.contract
-        generator = torch_generator(stream[0], "complete", *stream[1:])
+    def _run(self, stored: StoredState, history: Mapping[str, np.ndarray]) -> tuple[bool, int]:
         self.env.restore(stored)
-        past = ObservationHistory(contract)
-        for row in range(contract.history):
-            past.append({key: values[row] for key, values in history.items()})
-        waiting, taken = deque(chunk), 0
+        for row in range(self.player.policy.contract.history):
+            self.player.see({key: values[row] for key, values in history.items()})
+        taken = 0
         while True:
-            if not waiting:
-                obs = {key: torch.from_numpy(rows[None]).float() for key, rows in past.stacked().items()}
-                waiting.extend(self.policy.act(obs, generator)[0, : contract.execute].numpy())
-            outcome = self.env.step(waiting.popleft())
+            outcome = self.env.step(self.player.act())
             taken += 1
-            past.append(outcome.obs)
+            self.player.see(outcome.obs)
             if outcome.success or outcome.terminated or outcome.truncated or taken == self.limit:
                 return outcome.success, taken

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import functools
 import os
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from flowpolicy.core.seed import derive, numpy_generator, torch_generator
+from flowpolicy.core.seed import derive
 from flowpolicy.data.robomimic_writer import RobomimicWriter
-from flowpolicy.envs.recording import Recording, make_episode
+from flowpolicy.envs.player import Player
+from flowpolicy.envs.recording import Recording, make_episode, validation_episodes
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.toy import ToyConfig, ToyEnv
 from flowpolicy.envs.vector import Outcome
 from flowpolicy.envs.worker import in_order
-from flowpolicy.policy.history import ObservationHistory
 
 LEVELS = 5
 """Scales of noise that a range is played at, in turn."""
@@ -51,13 +50,7 @@ class PolicyRecorder:
     """
 
     def __init__(self, config: RobosuiteConfig | ToyConfig, policy: Path) -> None:
-        import torch
-
-        from flowpolicy.policy import Policy
-
-        torch.set_num_threads(1)
-        self.policy = Policy.load(policy)
-        self.policy.require_no_memory()
+        self.player = Player(policy)
         self.env: RecordableEnv
         self.xml: str | None = None
         if isinstance(config, RobosuiteConfig):
@@ -68,21 +61,12 @@ class PolicyRecorder:
 
     def record(self, seed: int, index: int, noise_scale: float) -> Recording:
         """Episode ``index`` under ``seed``, until success or the horizon, at a scale of the policy's noise."""
-        import torch
-
-        contract = self.policy.contract
-        generator = torch_generator(seed, "rollout", "noise", index)
-        self.policy.noise_scale = noise_scale
-        obs = self.env.reset_from(derive(seed, "rollout", contract.spec.env_id, index))
-        past = ObservationHistory(contract)
-        waiting: deque[np.ndarray] = deque()
+        self.player.begin((seed, "rollout", "noise", index), noise_scale)
+        obs = self.env.reset_from(derive(seed, "rollout", self.player.policy.contract.spec.env_id, index))
         rows: list[tuple[Any, ...]] = []
         while True:
-            past.append(obs)
-            if not waiting:
-                seen = {key: torch.from_numpy(values[None]) for key, values in past.stacked().items()}
-                waiting.extend(self.policy.act(seen, generator)[0, : contract.execute].numpy())
-            state, action = self.env.state(), waiting.popleft()
+            self.player.see(obs)
+            state, action = self.env.state(), self.player.act()
             outcome = self.env.step(action)
             rows.append((obs, state, action, outcome.reward, outcome.success, outcome.obs))
             obs = outcome.obs
@@ -121,8 +105,7 @@ def record_rollouts(
     """
     scales = np.linspace(*noise_scale, LEVELS).tolist()
     calls = [(seed, i, scales[i % LEVELS]) for i in range(episodes)]
-    share = max(episodes // 10, int(episodes > 1))
-    valid = set(numpy_generator(seed, "rollout", "valid").permutation(episodes)[:share].tolist())
+    valid = validation_episodes(episodes, seed, "rollout")
     count = min(episodes, len(os.sched_getaffinity(0)) if workers is None else workers)
     successes = 0
     with RobomimicWriter(out, config.env_args(), provenance) as writer:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from flowpolicy.core.seed import numpy_generator
 from flowpolicy.data.robomimic_writer import Episode
 
 
@@ -42,3 +43,9 @@ def make_episode(rows: list[tuple[Any, ...]], model_xml: str | None = None) -> E
         states=np.stack(states),
         model_xml=model_xml,
     )
+
+
+def validation_episodes(episodes: int, seed: int, *stream: str) -> set[int]:
+    """A tenth of the episodes, at least one of two; ``stream`` names what they are."""
+    share = max(episodes // 10, int(episodes > 1))
+    return set(numpy_generator(seed, *stream, "valid").permutation(episodes)[:share].tolist())

@@ -127,7 +127,7 @@ def rollouts(
     folder = resolve(run)
     contract = load_contract(folder / "contract.json")
     name = contract.spec.env_id
-    config = require_restorable(find_env(name), name)
+    config = require_restorable(find_env(name), name, fix="record a run of one of these")
     facts = {"policy": str(folder), "policy_sha256": base_sha256(folder), "seed": seed, "noise_scale": noise_scale}
     with progress_bar(f"rollouts {name}", episodes) as move:
         successes = record_rollouts(

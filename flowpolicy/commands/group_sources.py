@@ -61,8 +61,8 @@ class Request:
 
     def candidate_chunks(self) -> Candidates:
         """The data's chunk and samples of the base."""
-        sizes = (self.candidates, self.seed, self.nfe, self.noise_scale)
-        return policy_candidates(self.base, self.dataset, self.rows, *sizes)
+        base, dataset, rows = self.base, self.dataset, self.rows
+        return policy_candidates(base, dataset, rows, self.candidates, self.seed, self.nfe, self.noise_scale)
 
     def provenance(self, source: str, **facts: Any) -> dict[str, Any]:
         """What the candidates, and with the ``facts`` of a source their scores, depend on."""

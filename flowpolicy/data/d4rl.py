@@ -37,6 +37,7 @@ class D4RLRecording:
     """
 
     format = "d4rl"
+    provenance = ""
 
     def __init__(self, file: h5py.File, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
         if filter_key:

@@ -84,7 +84,7 @@ def describe(path: Path | str) -> Description:
     config = DataConfig(path=str(path))
     dataset = load_unchecked(config)
     with open_recording(config) as recording:
-        layout, filters, provenance = recording.format, recording.filters, getattr(recording, "provenance", "")
+        layout, filters, provenance = recording.format, recording.filters, recording.provenance
     spec, lengths = dataset.spec, dataset.lengths
     return Description(
         path=dataset.path,

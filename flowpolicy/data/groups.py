@@ -272,10 +272,11 @@ def describe_groups(groups: Groups) -> list[tuple[str, str]]:
         share = success.reshape(n, -1).mean(1)
         every, none = (share == 1).mean(), (share == 0).mean()
         rows.append(("rollouts of a state", f"all succeed {every:.1%}, none {none:.1%}, differ {1 - every - none:.1%}"))
-        told = f"{reliability(success):.2f}" if success.shape[2] > 1 else "not known from one rollout each"
-        told += " (0: chance alone, 1: the candidate alone decides)"
         if groups.provenance.get("completion_noise") == 0:
             told = "the base finished without chance: the candidate alone decides, small things in it too"
+        else:
+            told = f"{reliability(success):.2f}" if success.shape[2] > 1 else "not known from one rollout each"
+            told += " (0: chance alone, 1: the candidate alone decides)"
         rows.append(("reliability of the labels", told))
     rows += [(f"outcome {name}", f"{v.shape}, mean {float(v.mean()):.4g}") for name, v in groups.outcomes.items()]
     rows += [(f"  {name}", str(value)) for name, value in groups.provenance.items() if name != "source"]

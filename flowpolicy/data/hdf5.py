@@ -40,6 +40,8 @@ class Recording(Protocol):
     spec: Spec
     env_args: dict[str, Any]
     filters: dict[str, int]
+    provenance: str
+    """What the file says of where its episodes come from, JSON; empty where it says nothing."""
 
     def episode(self, index: int) -> EpisodeColumns:
         """Columns of the episode ``names[index]``."""

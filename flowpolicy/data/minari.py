@@ -41,6 +41,7 @@ class MinariRecording:
     """
 
     format = "minari"
+    provenance = ""
 
     def __init__(self, file: h5py.File, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
         if filter_key:

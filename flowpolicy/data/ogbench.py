@@ -48,6 +48,7 @@ class OGBenchRecording:
     """
 
     format = "ogbench"
+    provenance = ""
 
     def __init__(self, file: NpzFile, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
         for key in obs_keys:
