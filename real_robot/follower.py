@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from ruckig import InputParameter, OutputParameter, Result, Ruckig
+from ruckig import InputParameter, OutputParameter, Ruckig, RuckigError, Synchronization
 
 from flowpolicy.real_robot.braking import Motion, along, stop
 from flowpolicy.real_robot.envelope import Envelope
@@ -66,15 +66,32 @@ class Follower:
         ends = (q + reach >= envelope.low) & (q + reach <= envelope.high)
         given.max_velocity = top
         given.target_position, given.target_velocity = q, np.where(ends, np.clip(dq, -0.95 * top, 0.95 * top), 0.0)
-        if self._planner.update(given, self._output) not in (Result.Working, Result.Finished):
+        proposed = self._plan()
+        if proposed is None:
             self.brake()
             return True
-        output = self._output
-        proposed = Motion(
-            np.array(output.new_position), np.array(output.new_velocity), np.array(output.new_acceleration)
-        )
         self.motion, refused = envelope.guard(self.motion, proposed)
         return bool(refused)
+
+    def _plan(self) -> Motion | None:
+        """The state one period ahead on the shortest way to the target; None where Ruckig finds no way.
+
+        The joints are to arrive together. Their earliest common time often lies on the very edge of what one of them
+        can do, several joints being equally slow, and there Ruckig's search for that joint's path may miss by a
+        rounding error (1 homing in 60 meets such a period). Planned each by itself the joints need no such search;
+        one period later they are planned together again.
+        """
+        for together in (Synchronization.Time, Synchronization.No):
+            self._input.synchronization = together
+            try:
+                self._planner.update(self._input, self._output)
+            except RuckigError:  # its Python binding raises where C++ returns a code
+                continue
+            output = self._output
+            return Motion(
+                np.array(output.new_position), np.array(output.new_velocity), np.array(output.new_acceleration)
+            )
+        return None
 
     def brake(self) -> None:
         """Advance one period of the shortest stop; standing still once there."""
