@@ -18,12 +18,12 @@ from flowpolicy.real_robot.bridge import Bridge
 from flowpolicy.real_robot.fake import Clock
 from flowpolicy.real_robot.gripper import Gripper
 from flowpolicy.real_robot.launch import RunningSession, Setup
-from flowpolicy.real_robot.protocols import ArmDriver
+from flowpolicy.real_robot.protocols import ArmDriver, RobotError
 from flowpolicy.real_robot.recorder import Recorder
 from flowpolicy.real_robot.records import Session
 from flowpolicy.real_robot.scene import Scene, SceneArm, SceneGripper
 from flowpolicy.real_robot.states import State
-from flowpolicy.real_robot.supervisor import BridgeConfig
+from flowpolicy.real_robot.supervisor import BridgeConfig, attempt
 
 _DRAIN = 0.1  # s between two looks of the recorder
 
@@ -32,18 +32,14 @@ class Done:
     """A background task that was done on the spot.
 
     Args:
-        work: what to do; its :class:`FlowPolicyError` is kept.
+        work: what to do; what it raises is kept.
 
     """
 
     done = True
 
     def __init__(self, work: Callable[[], None]) -> None:
-        self.error: FlowPolicyError | None = None
-        try:
-            work()
-        except FlowPolicyError as error:
-            self.error = error
+        self.error: FlowPolicyError | None = attempt(work)
 
 
 def scene_body(clock: Clock) -> tuple[ArmDriver, Gripper]:
@@ -104,11 +100,19 @@ class AcceleratedSession(RunningSession):
             self._t += self._period
             self.bridge.tick(self._t)
             if self._policy is not None and self._t >= self._due - 1e-9:
-                # The times that it asks for are kept, whatever the length of a tick.
-                self._due = max(self._due, self._t - self._period) + self._policy(self._t) - self._t
+                self._decide(self._policy)
             if self._recorder is not None and self._t - self._drained >= _DRAIN:
                 self._drained = self._t
                 self._recorder.drain()
+
+    def _decide(self, policy: Callable[[float], float]) -> None:
+        def step() -> None:
+            # The times that it asks for are kept, whatever the length of a tick.
+            self._due = max(self._due, self._t - self._period) + policy(self._t) - self._t
+
+        if (error := attempt(step)) is not None:
+            self._policy = None  # as its process would have ended
+            raise RobotError(f"the policy has ended: {error}") from error
 
 
 @contextlib.contextmanager

@@ -2,12 +2,20 @@
 
 :meth:`Bridge.tick` does one period and never waits; what may block (connecting, homing, recovering, the gripper) runs
 in threads. The 1 kHz loop is the driver's, in native code.
+
+No exception ends a tick. What the robot reports (:class:`ArmFaultError`) is a fault at once, for its motion has ended;
+after anything else the arm is still under control: it is braked along the commanded trajectory, and at rest the fault
+is entered with the exception's words.
 """
 
 from __future__ import annotations
 
+import sys
 import time
+import traceback
+from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +27,9 @@ from flowpolicy.real_robot.limits import GRIPPER_WIDTH
 from flowpolicy.real_robot.protocols import ArmDriver, ArmFaultError, ArmState
 from flowpolicy.real_robot.records import TICK, Session, unpack_chunk
 from flowpolicy.real_robot.reference import ReferenceGenerator, UnguardedReference
+from flowpolicy.real_robot.shared import Records
 from flowpolicy.real_robot.states import STREAMING, State
-from flowpolicy.real_robot.supervisor import Background, BridgeConfig, Supervisor, Task
+from flowpolicy.real_robot.supervisor import Background, BridgeConfig, Supervisor, Task, describe
 
 
 class Bridge:
@@ -49,13 +58,15 @@ class Bridge:
         self.clock = clock or Clock()
         envelope = Envelope(config.limits, 1.0 / config.rate_hz)
         kind = UnguardedReference if config.direct else ReferenceGenerator
-        self.generator = kind(envelope, config.mode, config.watch, session.event, shadow=config.shadow)
-        self.supervisor = Supervisor(config, arm, self.generator, session, background)
-        self.health = Health(config.watch, session.event, config.rate_hz)
+        self.generator = kind(envelope, config.mode, config.watch, self.tell, shadow=config.shadow)
+        self.supervisor = Supervisor(config, arm, self.generator, self.tell, background)
+        self.health = Health(config.watch, self.tell, config.rate_hz)
+        self._untold: deque[tuple[str, str]] = deque()
         self._chunks, self._commands = session.chunks.count, session.commands.count
         self._arm: ArmState | None = None
         self._chunk_end, self._rearmed, self._starving = 0.0, False, False
         self._tick = np.zeros((), TICK)
+        self._now = self.clock.now()
         self.supervisor.connect()
 
     @property
@@ -63,60 +74,98 @@ class Bridge:
         """Current state."""
         return self.supervisor.state
 
-    def run(self, abandoned: Callable[[], bool] = lambda: False) -> None:
-        """Tick until the operator says quit, or ``abandoned`` says that there is no operator any more."""
-        period, due = 1.0 / self.config.rate_hz, self.clock.now()
+    def run(self, ended: Callable[[], str] = lambda: "") -> None:
+        """Tick until the operator says quit, or ``ended`` says why nobody will; the arm is brought to rest first."""
+        period, due = 1.0 / self.config.rate_hz, self._time()
         while not self.supervisor.finished:
             self.tick(due)
-            if abandoned() and not self.supervisor.leaving:
-                self.session.event("error", "the session's owner has died")
-                self.supervisor.request("quit", self._arm, due)
+            if not self.supervisor.leaving and (reason := ended()):
+                self.tell("error", reason)
+                self._safely(self.supervisor.request, "quit", self._arm, due)
             # Missed ticks are not made up for.
-            due = max(due + period, self.clock.now() - period)
-            if (wait := due - self.clock.now()) > 0.0:
-                self.clock.sleep(wait)
+            due = max(due + period, self._time() - period)
+            if (wait := due - self._time()) > 0.0:
+                self._safely(self.clock.sleep, wait)
         self.close()
 
     def tick(self, scheduled: float) -> None:
         """One period that was due at ``scheduled`` s."""
-        now = self.clock.now()
-        late = self.health.tick(now, now - scheduled)
-        self._obey(now)
-        self._read(now)
-        self.supervisor.update(self._arm, now)
-        self._take(now)
-        if late and self.state is State.RUNNING:
-            self._hold(late, now)
-        try:
-            self._move(now)
-        except ArmFaultError as fault:
-            self.supervisor.fault(fault, now)
-        self._publish(now, now - scheduled)
+        now = self._time()
+        self._safely(self._watch, now, now - scheduled)
+        self._safely(self._obey, now)
+        self._safely(self._read, now)
+        self._safely(self.supervisor.update, self._arm, now)
+        self._safely(self._take, now)
+        self._safely(self._move, now)
+        self._safely(self._flush)  # before the tick that shows its outcome
+        self._safely(self._publish, now, now - scheduled)
+
+    def tell(self, kind: str, text: str) -> None:
+        """Keep a line; written with the tick, and again with the next one if that fails."""
+        self._untold.append((kind, text))
 
     def close(self) -> None:
         """End the connections."""
-        self.arm.close()
+        self._safely(self.arm.close)
         if self.gripper is not None:
-            self.gripper.close()
+            self._safely(self.gripper.close)
+        self._safely(self._flush)
+
+    def _safely(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Do one part of a tick; an exception becomes a fault, and the parts after it are still done."""
+        try:
+            work(*arguments)
+        except ArmFaultError as fault:
+            self.supervisor.fault(fault, self._now)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # whatever a binding raises: a panic of Rust code is no Exception
+            traceback.print_exc(file=sys.stderr)  # the log of this process
+            self.supervisor.failed(error, self._now)
+
+    def _time(self) -> float:
+        """The clock; without it, a period after it was last read."""
+        last = self._now
+        self._now = last + 1.0 / self.config.rate_hz
+
+        def read() -> None:
+            self._now = self.clock.now()
+
+        self._safely(read)
+        return self._now
+
+    def _flush(self) -> None:
+        while self._untold:
+            self.session.event(*self._untold[0])
+            self._untold.popleft()
+
+    def _watch(self, now: float, lateness: float) -> None:
+        late = self.health.tick(now, lateness)
+        if late and self.state is State.RUNNING:
+            self._hold(late, now)
 
     def _obey(self, now: float) -> None:
         records, self._commands, _ = self.session.commands.read(self._commands)
         for record in records:
-            name = bytes(record["name"]).decode()
-            if name == "begin":
-                self._tick["episode"], self._tick["task"] = record["number"], record["value"]
-            elif name == "task":
-                self._tick["task"] = record["value"]
-            elif name == "open" and self.gripper is not None:
+            self._safely(self._obey_one, record, now)
+
+    def _obey_one(self, record: Records, now: float) -> None:
+        name = bytes(record["name"]).decode()
+        if name == "begin":
+            self._tick["episode"], self._tick["task"] = record["number"], record["value"]
+        elif name == "task":
+            self._tick["task"] = record["value"]
+        elif name == "open":
+            if self.gripper is not None:
                 self.gripper.command(GRIPPER_WIDTH)
-            elif name == "end":
-                outcome = "success" if record["number"] else "failure"
-                self.session.event("episode", f"{int(self._tick['episode'])} {outcome}")
-                self._tick["episode"] = 0
-            elif name == "rearm" and self.state is State.HOLD:
-                self._rearmed = True
-            else:
-                self.supervisor.request(name, self._arm, now)
+        elif name == "end":
+            outcome = "success" if record["number"] else "failure"
+            self.tell("episode", f"{int(self._tick['episode'])} {outcome}")
+            self._tick["episode"] = 0
+        elif name == "rearm" and self.state is State.HOLD:
+            self._rearmed = True
+        else:
+            self.supervisor.request(name, self._arm, now)
 
     def _read(self, now: float) -> None:
         """Read the arm, unless a task in the background has it."""
@@ -174,27 +223,45 @@ class Bridge:
 
     def _move(self, now: float) -> None:
         """Advance the commanded trajectory by one tick and hand it to the arm."""
-        state, follower = self.state, self.supervisor.follower
-        if state not in STREAMING or self._arm is None:
+        if self.state not in STREAMING or self._arm is None:
             return
+        stopping, follower = self.state is State.STOPPING, self.supervisor.follower
+        before = follower.motion
+        try:
+            self._advance(self._arm, now)
+        except (ArmFaultError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # Exactly one step, whatever was done of it: the first of the stop.
+            self.supervisor.failed(error, now)
+            follower.motion = before
+            follower.brake()
+        if self.state not in STREAMING:
+            return
+        try:
+            self.arm.set_reference(follower.motion.q, follower.motion.v)
+        except BaseException as error:
+            if isinstance(error, (ArmFaultError, KeyboardInterrupt, SystemExit)) or not self.supervisor.braking:
+                raise
+            raise ArmFaultError("other", f"not even a stop reaches the arm: {describe(error)}") from error
+        if stopping and follower.resting:
+            self.supervisor.rest(now)
+
+    def _advance(self, arm: ArmState, now: float) -> None:
+        """Advance the commanded trajectory by one tick."""
+        state, follower = self.state, self.supervisor.follower
         if state is State.RUNNING:
-            reason = self.generator.follow(self._arm.q, now, self.health.speed) or self.health.hold_reason(now)
+            reason = self.generator.follow(arm.q, now, self.health.speed) or self.health.hold_reason(now)
             if self.gripper is not None and not self.config.shadow and np.isfinite(self.generator.opening):
                 self.gripper.command(self.generator.opening)
             if reason:
                 self._hold(reason, now)
         elif state is State.HOMING:
-            self.supervisor.lead_home(self._arm, now)
-            if self.state is not State.HOMING:
-                return
+            self.supervisor.lead_home(arm, now)
         else:
             follower.brake()
         if state is State.HOLD and now - self._chunk_end > self.config.watch.starved_stop and not self._rearmed:
             self.supervisor.stop(f"no chunk for {self.config.watch.starved_stop:g} s", now)
-        self.arm.set_reference(follower.motion.q, follower.motion.v)
-        if state is State.STOPPING and follower.resting:
-            self.arm.stop()
-            self.supervisor.machine.go(State.IDLE, "at rest", now)
 
     def _publish(self, now: float, lateness: float) -> None:
         record, generator = self._tick, self.generator

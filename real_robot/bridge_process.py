@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 
 from flowpolicy.real_robot.bridge import Bridge
@@ -29,15 +31,25 @@ def drivers(setup: Setup) -> tuple[ArmDriver, Callable[[], GripperDriver]]:
 
 
 def main() -> None:
-    """Run until the operator says quit."""
+    """Run until the operator says quit; told by a signal, bring the arm to rest first."""
     setup, _ = read_options()
     session = Session(setup.session)
+    # A flag, not an exception: one would cut a tick short.
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
     for refusal in claim_priority():
         session.event("host", refusal)
     config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow)
     arm, make_gripper = drivers(setup)
     gripper = GripperWorker(make_gripper, config.watch.gripper, lambda text: session.event("gripper", text))
-    Bridge(config, arm, gripper, session).run(abandoned=orphaned)
+
+    def ended() -> str:
+        if told.is_set():
+            return "the bridge was told to end by a signal"
+        return "the session's owner has died" if orphaned() else ""
+
+    Bridge(config, arm, gripper, session).run(ended)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from flowpolicy.real_robot.client_errors import first_line
 from flowpolicy.real_robot.limits import GRIPPER_WIDTH
-from flowpolicy.real_robot.protocols import GripperDriver, GripperState, RobotError
+from flowpolicy.real_robot.protocols import GripperDriver, GripperState
 
 _SPEED, _FORCE = 0.1, 20.0  # m/s, N
 _CLOSES_BELOW, _OPENS_ABOVE = 0.03, 0.05  # m: between them the last command stands
@@ -46,7 +47,8 @@ class Gripper(Protocol):
 class GripperWorker:
     """Opens and closes a gripper as openings in m are wished for.
 
-    A wish below 0.03 m closes until something is held, above 0.05 m opens wide; in between nothing changes.
+    A wish below 0.03 m closes until something is held, above 0.05 m opens wide; in between nothing changes. A call that
+    fails is told and ends the connection; the next change of mind makes a new one.
 
     Args:
         make: creates a driver; called again after one has hung.
@@ -67,7 +69,7 @@ class GripperWorker:
         self._wished = Wish()
         self._wish: bool | None = None  # as the thread knows it; True: closed
         self._done: bool | None = None
-        self._changed, self._closing = threading.Condition(), False
+        self._changed, self._closing, self._failed = threading.Condition(), False, False
         self._generation, self._busy_since = 0, 0.0
         self.state = GripperState(0.0, GRIPPER_WIDTH, GRIPPER_WIDTH, grasped=False)
         """The newest reading; replaced as a whole."""
@@ -79,6 +81,8 @@ class GripperWorker:
             with self._changed:
                 self._wish = self._wished.closed
                 self._changed.notify()
+            if self._failed:
+                self._start()
 
     def supervise(self, now: float) -> float:
         """Seconds that the call under way has lasted; one beyond the timeout is abandoned."""
@@ -88,7 +92,6 @@ class GripperWorker:
         if busy > self._timeout:
             self._log(f"a gripper call hung for {busy:.1f} s and was abandoned; connecting anew")
             self._busy_since = 0.0
-            self._done = None
             self._start()
         return busy
 
@@ -100,6 +103,7 @@ class GripperWorker:
 
     def _start(self) -> None:
         self._generation += 1
+        self._done, self._failed = None, False
         threading.Thread(target=self._work, args=(self._generation,), name="gripper", daemon=True).start()
 
     def _work(self, generation: int) -> None:
@@ -115,10 +119,10 @@ class GripperWorker:
                 if wish is not None and wish is not self._done:
                     self._call(driver, wish, generation)
             driver.close()
-        except RobotError as error:
+        except BaseException as error:  # whatever a binding raises: the thread would end without a word
             if generation == self._generation:
-                self._busy_since = 0.0
-                self._log(f"gripper: {error}")
+                self._busy_since, self._failed = 0.0, True
+                self._log(f"gripper: {first_line(error)}; it is connected anew when it is next asked to open or close")
 
     def _call(self, driver: GripperDriver, wish: bool, generation: int) -> None:
         self._busy_since = self._clock()

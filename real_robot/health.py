@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from flowpolicy.real_robot.protocols import ArmFaultError, ArmState
 from flowpolicy.real_robot.watchdogs import Recent, Since, WatchdogLimits
 
@@ -42,7 +44,9 @@ class Health:
         return ""
 
     def arm(self, state: ArmState, now: float) -> None:
-        """Look at a reading. Raises :class:`ArmFaultError` when the robot is not heard any more."""
+        """Look at a reading. Raises :class:`ArmFaultError` when the robot is not heard any more, or says nothing."""
+        if not np.isfinite([*state.q, *state.dq, state.t_robot, state.success_rate]).all():
+            raise ArmFaultError("other", "the robot's reading is not a number: what compares with it would never act")
         silent = self._silent.update(state.t_robot == self._t_robot, now)
         self._t_robot = state.t_robot
         if silent >= self.watch.robot:

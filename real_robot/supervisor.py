@@ -11,11 +11,11 @@ import numpy as np
 
 from flowpolicy.core.errors import FlowPolicyError
 from flowpolicy.real_robot.chunks import Mode
+from flowpolicy.real_robot.client_errors import first_line
 from flowpolicy.real_robot.envelope import Envelope
 from flowpolicy.real_robot.follower import Follower
 from flowpolicy.real_robot.limits import HOME, EnvelopeLimits, homing_limits
-from flowpolicy.real_robot.protocols import HOMING_GAINS, ArmDriver, ArmFaultError, ArmState, Gains
-from flowpolicy.real_robot.records import Session
+from flowpolicy.real_robot.protocols import HOMING_GAINS, ArmDriver, ArmFaultError, ArmState, Gains, RobotError
 from flowpolicy.real_robot.reference import ReferenceGenerator
 from flowpolicy.real_robot.states import STREAMING, State, StateMachine, Transition
 from flowpolicy.real_robot.watchdogs import WatchdogLimits
@@ -49,11 +49,29 @@ class BridgeConfig:
     """Homing ends this close to the home pose; largest joint, rad."""
 
 
+def describe(error: BaseException) -> str:
+    """Kind and first line of an exception that nobody expected."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def attempt(work: Callable[[], None]) -> FlowPolicyError | None:
+    """What ``work`` failed with; whatever a binding raises becomes a :class:`RobotError` with its words."""
+    try:
+        work()
+    except FlowPolicyError as error:
+        return error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of Rust code is no Exception
+        return RobotError(describe(error))
+    return None
+
+
 class Task:
     """Something that may block, in a thread.
 
     Args:
-        work: what to do; its :class:`FlowPolicyError` is kept.
+        work: what to do; what it raises is kept.
 
     """
 
@@ -68,10 +86,7 @@ class Task:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        try:
-            self._work()
-        except FlowPolicyError as error:
-            self.error = error
+        self.error = attempt(self._work)
 
 
 class Pending(Protocol):
@@ -95,7 +110,7 @@ class Supervisor:
         config: how the robot is driven.
         arm: not connected yet.
         generator: told where to begin.
-        session: keeps the events.
+        tell: keeps (kind, text) of what happens.
         background: runs what may block.
 
     """
@@ -105,10 +120,10 @@ class Supervisor:
         config: BridgeConfig,
         arm: ArmDriver,
         generator: ReferenceGenerator,
-        session: Session,
+        tell: Callable[[str, str], None],
         background: Background,
     ) -> None:
-        self.config, self.arm, self.generator, self.session = config, arm, generator, session
+        self.config, self.arm, self.generator, self._tell = config, arm, generator, tell
         self.machine = StateMachine(self._log)
         self._home = np.array(config.home)
         self._homing = Follower(Envelope(homing_limits(config.limits, config.home_speed), 1.0 / config.rate_hz))
@@ -117,6 +132,8 @@ class Supervisor:
         self._background = background
         self._task: Pending | None = None
         self._early = ""  # a wish that came before the first reading of the arm
+        self._broken: ArmFaultError | None = None  # why the arm is being braked, once it rests a fault
+        self._complained = -1.0
         self.leaving = False
         """Whether the session ends as soon as the arm is at rest."""
 
@@ -152,10 +169,10 @@ class Supervisor:
         elif self._task is not None:
             self._refuse(name, f"{state.name} is not finished")
         elif name == "home" and state is State.IDLE and arm is not None:
-            if self._stream(name, arm, self._homing, HOMING_GAINS, now):
+            if self._stream(name, arm, self._homing, HOMING_GAINS):
                 self.machine.go(State.HOMING, "operator", now)
         elif name == "start" and state is State.IDLE and arm is not None:
-            if self._stream(name, arm, self.generator.follower, self.config.gains, now):
+            if self._stream(name, arm, self.generator.follower, self.config.gains):
                 self.generator.seed(arm.q)
                 self.machine.go(State.READY, "operator", now)
         elif name == "recover" and state in (State.FAULT, State.LOCKED):
@@ -172,10 +189,37 @@ class Supervisor:
     def fault(self, fault: ArmFaultError, now: float) -> None:
         """The robot stopped by itself: nothing that was planned is resumed."""
         self.generator.forget()
+        self._broken = None
         if self.state in STREAMING:
-            self.arm.stop()
+            self._end_stream()
         if self.state is not State.DISCONNECTED:
             self.machine.fault(fault.kind, fault.what, now)
+
+    def failed(self, error: BaseException, now: float) -> None:
+        """Something raised that never should: the arm, still under control, is braked; at rest it is a fault."""
+        what = describe(error)
+        self.leaving |= self.state is State.DISCONNECTED
+        if self.state is State.IDLE:
+            self.fault(ArmFaultError("other", what), now)
+        elif self.state in STREAMING and self._broken is None:
+            self._broken = ArmFaultError("other", what)
+            self.stop(what, now)
+        elif now - self._complained >= 1.0:  # what fails in every tick is told once a second
+            self._complained = now
+            self._tell("error", what)
+
+    @property
+    def braking(self) -> bool:
+        """Whether the arm is being braked because something failed."""
+        return self._broken is not None
+
+    def rest(self, now: float) -> None:
+        """The arm has come to rest: leave it to the robot's own hold."""
+        if self._broken is not None:
+            self.fault(self._broken, now)
+            return
+        self.arm.stop()
+        self.machine.go(State.IDLE, "at rest", now)
 
     def update(self, arm: ArmState | None, now: float) -> None:
         """Finish what runs in the background; recover alone where that is allowed."""
@@ -201,24 +245,29 @@ class Supervisor:
             seconds = self.config.home_deadline_s
             self.fault(ArmFaultError("other", f"{away:.3f} rad from home after {seconds:g} s"), now)
 
-    def _stream(self, name: str, arm: ArmState, follower: Follower, gains: Gains, now: float) -> bool:
-        """Switch the impedance loop on where the arm stands; False, with the reason kept, where that is not done."""
+    def _stream(self, name: str, arm: ArmState, follower: Follower, gains: Gains) -> bool:
+        """Switch the impedance loop on where the arm stands; False, with the reason kept, where that is refused."""
         if not follower.fits(arm.q):
             self._refuse(name, "the arm stands outside the workspace or the joint range; home it, or move it by hand")
             return False
         try:
             self.arm.start_stream(gains)
             drift = float(np.abs(self.arm.state().q - arm.q).max())
-        except ArmFaultError as fault:
-            self.fault(fault, now)
-            return False
-        if drift > self.config.limits.start_distance:
+        except BaseException:
+            self._end_stream()  # it may have begun
+            raise
+        if not drift <= self.config.limits.start_distance:
             self.arm.stop()
             self._refuse(name, f"the arm moved by {drift:.3f} rad when the impedance loop began")
             return False
         follower.seed(arm.q)
         self.follower = follower
         return True
+
+    def _end_stream(self) -> None:
+        """End the impedance loop on the way into a fault, which an error of its own must not hide."""
+        if (error := attempt(self.arm.stop)) is not None:
+            self._tell("error", f"the impedance loop could not be ended: {error.what}")
 
     def _recover(self, reason: str, now: float) -> None:
         self.machine.recovering(reason, now)
@@ -237,11 +286,11 @@ class Supervisor:
         elif state is State.RECOVERING:
             self.machine.go(State.LOCKED, f"recovery failed: {task.error.what}", now)
         elif state is State.DISCONNECTED:
-            self.session.event("error", task.error.what)
+            self._tell("error", task.error.what)
             self.leaving = True
 
     def _refuse(self, name: str, why: str) -> None:
-        self.session.event("refused", f"{name}: {why}")
+        self._tell("refused", f"{name}: {why}")
 
     def _log(self, transition: Transition) -> None:
-        self.session.event("state", f"{transition.before.name} -> {transition.after.name}: {transition.reason}")
+        self._tell("state", f"{transition.before.name} -> {transition.after.name}: {transition.reason}")

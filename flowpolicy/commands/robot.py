@@ -71,8 +71,8 @@ def check(
             sys.stdout.write(f"robot         {setup.model} by '{setup.driver}', joints {joints} rad\n")
 
 
-def home(setup: Robot = DEFAULT) -> None:
-    """Move to the home pose at 0.3 of the joints' speed limits.
+def home(setup: Robot = DEFAULT) -> int:
+    """Move to the home pose at 0.3 of the joints' speed limits; 1 where a fault ends it.
 
     Args:
         setup: the robot.
@@ -84,6 +84,7 @@ def home(setup: Robot = DEFAULT) -> None:
     with start_session(setup) as running:
         state = running.ask("home", State.IDLE, State.FAULT, State.LOCKED, seconds=25.0)
         sys.stdout.write(f"{state.name}{running.last_events(1)}\n")
+    return int(state is not State.IDLE)
 
 
 def deploy(

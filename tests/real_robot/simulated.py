@@ -1,10 +1,8 @@
 """A whole session in one process and in simulated time: the bridge on a fake arm, a policy, commands, faults."""
 
-from types import SimpleNamespace
-
 import numpy as np
 
-from flowpolicy.core.errors import FlowPolicyError
+from flowpolicy.real_robot.accelerated import Done
 from flowpolicy.real_robot.bridge import Bridge
 from flowpolicy.real_robot.fake import Clock, FakeArm
 from flowpolicy.real_robot.limits import FR3, HOME, policy_limits
@@ -29,18 +27,12 @@ class Simulation:
         self.session = Session("test", create=True)
         self.seq, self.policy, self._next_plan = 0, None, 0.0
         limits = options.pop("limits", LIMITS)
-        self.bridge = Bridge(BridgeConfig(limits, **options), self.arm, None, self.session, self.clock, self.at_once)
+        gripper = options.pop("gripper", None)
+        self.bridge = Bridge(BridgeConfig(limits, **options), self.arm, gripper, self.session, self.clock, Done)
         self.ticks = []
 
     def _sleep(self, seconds):
         self.t += seconds
-
-    def at_once(self, work):
-        try:
-            work()
-        except FlowPolicyError as error:
-            return SimpleNamespace(done=True, error=error)
-        return SimpleNamespace(done=True, error=None)
 
     @property
     def state(self):
@@ -90,15 +82,15 @@ class Simulation:
         return self
 
 
-def swing(rows=16, dt=0.05, every=0.2, latency=0.0, disagree=0.0, seed=0, amplitude=0.15):
-    """A policy whose joints 1 and 4 follow a slow sine in absolute time; its chunks disagree by ``disagree`` rad."""
+def swing(rows=16, dt=0.05, every=0.2, latency=0.0, disagree=0.0, seed=0, amplitude=0.15, middle=HOME):
+    """A policy whose joints 1 and 4 follow a slow sine about ``middle``; its chunks disagree by ``disagree`` rad."""
     rng, begin = np.random.default_rng(seed), []
 
     def decide(sim):
         begin.append(sim.t) if not begin else None
         t_obs = sim.t - latency
         times = t_obs + dt * (1 + np.arange(rows)) - begin[0]
-        q = np.tile(HOME, (rows, 1))
+        q = np.tile(middle, (rows, 1))
         grown = 1 - np.exp(-np.maximum(times, 0))
         q[:, 0] += amplitude * grown * np.sin(1.2 * times)
         q[:, 3] += amplitude * grown * np.sin(1.5 * times)

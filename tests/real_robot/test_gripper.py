@@ -71,3 +71,28 @@ def test_a_hanging_call_is_abandoned_with_its_connection():
     assert len(made) == 2
     assert "abandoned" in said[0]
     worker.close()
+
+
+def test_a_call_that_fails_is_told_and_the_next_change_of_mind_connects_anew():
+    made, said = [], []
+
+    class Failing(FakeGripper):
+        def move(self, width, speed):
+            if len(made) == 1:
+                raise ValueError("a binding's own words")
+            super().move(width, speed)
+
+    def make():
+        made.append(Failing())
+        return made[-1]
+
+    worker = GripperWorker(make, 5.0, said.append)
+    worker.command(0.0)
+    wait(lambda: said)
+    assert "a binding's own words" in said[0]
+    assert worker.supervise(time.monotonic()) == 0.0
+    worker.command(0.08)
+    worker.command(0.0)
+    wait(lambda: worker.state.width < 0.01)
+    assert len(made) == 2
+    worker.close()

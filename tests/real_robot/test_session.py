@@ -26,6 +26,7 @@ from flowpolicy.real_robot.kinematics import forward
 from flowpolicy.real_robot.launch import Setup, start_session
 from flowpolicy.real_robot.limits import FR3, HOME, policy_limits
 from flowpolicy.real_robot.metrics import service_levels
+from flowpolicy.real_robot.operate import Operator
 from flowpolicy.real_robot.protocols import Gains, RobotError
 from flowpolicy.real_robot.records import TICK
 from flowpolicy.real_robot.states import State
@@ -266,3 +267,25 @@ def test_a_session_whose_owner_is_killed_brings_the_arm_to_rest_and_keeps_what_i
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert (tmp_path / "demos" / "episode_0001.hdf5").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_a_bridge_that_is_told_to_end_in_motion_brakes_first(tmp_path, monkeypatch, told):
+    monkeypatch.setenv("FLOWPOLICY_SHM", str(tmp_path / "shm"))
+    with start_session(Setup()) as running:
+        running.ask("start", State.READY, seconds=30.0)
+        operator, home = Operator(running), np.array(HOME)
+        operator.begin(Plan(home, 0.08, [Waypoint(home + 0.4, 0.08, 3.0)]))
+        while np.abs(running.session.ticks.latest()["dq_cmd"]).max() < 0.15:
+            operator.step(running.clock.now())
+            time.sleep(0.02)
+        bridge = running._processes["bridge_process"]
+        bridge.send_signal(told)
+        assert bridge.wait(30.0) == 0
+        assert running.told("error") == ["the bridge was told to end by a signal"]
+        ticks, _, _ = running.session.ticks.read(0)
+        way = ticks[np.isin(ticks["state"], (State.RUNNING, State.STOPPING))]
+        assert np.abs(way["dq_cmd"][-1]).max() < 1e-3  # a tick before rest
+        accelerations = np.diff(way["dq_cmd"], axis=0) * 250.0  # of commanded speeds, whatever the lateness of ticks
+        assert np.abs(accelerations).max() <= LIMITS.acceleration[0] + 1e-6
