@@ -75,8 +75,9 @@ def check_policy(policy: PolicyAt, setup: Setup) -> tuple[list[str], list[str]]:
     folder = resolve(Path(policy.run))
     stored = read_tensors(folder / "normalizer.safetensors")
     # The policy's scaled actions are clamped to [-1, 1], so this is all that it can ask for.
-    middle, half = (stored[f"action_scaling.{name}"].double().numpy()[:7] for name in ("offset", "scale"))
-    largest = (np.abs(middle) + 1.0 / half) * contract.spec.action.rate_hz
+    names = ("offset", "scale", "limit")
+    middle, scale, limit = (stored[f"action_scaling.{name}"].double().numpy()[:7] for name in names)
+    largest = (np.abs(middle) + np.minimum(limit, 1.0) / scale) * contract.spec.action.rate_hz
     return lines, speed_warnings(largest, np.array(setup.limits.velocity))
 
 

@@ -162,8 +162,8 @@ def _check_constant(dataset: Dataset) -> Finding:
     return Finding(
         "warning",
         "constant dimensions",
-        f"{len(constant)} dimensions are constant or nearly so: {', '.join(constant)}; they carry no information "
-        "and are passed through unscaled",
+        f"{len(constant)} dimensions are constant or nearly so: {', '.join(constant)}; they carry no information: "
+        "policies leave such observations out, and such actions are always the constant",
         "check the sensor or the task; leave such observations out with --data.obs-keys",
     )
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -17,8 +17,10 @@ from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.data.dataset import Dataset
 
 Scaling = Literal["standard", "minmax", "quantile", "none"]
+ActionScaling = Literal["minmax", "none"]
 
 _NEAR_CONSTANT = 1e-4
+_ROUND_OFF = 1e-6  # of float32, with room for a file that was converted once or twice
 _BLOCK = 1 << 16
 _QUANTILES = (0.01, 0.99)
 
@@ -29,8 +31,9 @@ class NormalizerConfig:
 
     obs: Scaling = "standard"
     """Observations: 'standard' (mean 0, deviation 1), 'minmax' or 'quantile' (1 % and 99 %) to [-1, 1], 'none'."""
-    action: Scaling = "minmax"
-    """Actions: the same choices."""
+    action: ActionScaling = "minmax"
+    """Actions: 'minmax' (the range of the data to [-1, 1]), or 'none' for data that lie in [-1, 1] already. Policies
+    act within [-1, 1], so no other scaling would let them say every action of the data."""
     per_key: dict[str, Scaling] = dataclasses.field(default_factory=dict)
     """Observation keys that are scaled otherwise than ``obs`` says, e.g. 'robot0_eef_quat none'."""
     limit: float = 5.0
@@ -40,13 +43,22 @@ class NormalizerConfig:
     def __post_init__(self) -> None:
         if not self.limit > 0:
             raise ConfigError(f"--normalizer.limit is {self.limit}", expected="above 0; inf does not clamp")
+        if self.action not in get_args(ActionScaling):  # what is no Literal here would pass from Python
+            raise ConfigError(
+                f"--normalizer.action is '{self.action}', which would leave actions of the data outside [-1, 1]",
+                expected="minmax, or none for actions that lie in [-1, 1] already",
+                fix="leave --normalizer.action out",
+            )
 
 
 class Normalizer(nn.Module):
-    """``y = (x - offset) * scale`` for every observation key and for actions; scaled observations are clamped.
+    """``y = (x - offset) * scale`` for every observation key and for actions, clamped to ``limit``.
 
-    A near-constant dimension, whose spread (deviation, or half the range) is below 1e-4 of max(1, |centre|),
-    passes through unchanged: dividing by it would blow up noise.
+    Actions of the data lie in [-1, 1], whatever the scaling, so that a policy can say all of them. A dimension that
+    never varied is 0 there, and comes back as the constant of the data, exactly, whatever a network says.
+
+    An observation whose spread (deviation, or half the range) is below 1e-4 of max(1, |centre|) is 0 too: dividing
+    by the spread would blow up noise, and a network never learned what another value would mean.
 
     Args:
         obs: width of each observation key.
@@ -66,7 +78,8 @@ class Normalizer(nn.Module):
         Warns once, naming key and dimensions, when some are near-constant.
 
         Raises:
-            ConfigError: ``per_key`` names an observation that the dataset does not have.
+            ConfigError: ``per_key`` names an observation that the dataset does not have, or actions are not to be
+                scaled and leave [-1, 1].
 
         """
         columns = dataset.steps[keys.OBS]
@@ -78,11 +91,12 @@ class Normalizer(nn.Module):
         for name, column in columns.items():
             scaling = cast(_Affine, normalizer.obs_scaling[_module_name(name)])
             constant[f"{keys.OBS}/{name}"] = scaling.fit(column, config.per_key.get(name, config.obs), config.limit)
-        constant[keys.ACTION] = normalizer.action_scaling.fit(dataset.steps[keys.ACTION], config.action)
+        constant[keys.ACTION] = normalizer.action_scaling.fit_action(dataset.steps[keys.ACTION], config.action)
         named = [f"{key} {dims}" for key, dims in constant.items() if dims]
         if named:
             warnings.warn(
-                f"{dataset.path}: near-constant dimensions are passed through unscaled: {', '.join(named)}",
+                f"{dataset.path}: near-constant dimensions: {', '.join(named)}; observations among them are left out, "
+                "actions are always the constant",
                 stacklevel=2,
             )
         return normalizer
@@ -105,6 +119,11 @@ class Normalizer(nn.Module):
         """Normalised units to environment units; inverse of :meth:`action` to float32 round-off."""
         return action / self.action_scaling.scale + self.action_scaling.offset
 
+    def within(self, action: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch a"]:
+        """Normalised actions clamped to what the data reach: [-1, 1], and 0 in dimensions that never varied."""
+        bound = self.action_scaling.limit.clamp(max=1.0)
+        return action.clamp(-bound, bound)
+
 
 class _Affine(nn.Module):
     """Offset, scale and limit of one key."""
@@ -122,8 +141,8 @@ class _Affine(nn.Module):
     def forward(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return ((x - self.offset) * self.scale).clamp(-self.limit, self.limit)
 
-    def fit(self, column: Float[Tensor, "n d"], scaling: Scaling, limit: float = math.inf) -> list[int]:
-        """Set offset, scale and limit; returns the dimensions that are passed through as near-constant."""
+    def fit(self, column: Float[Tensor, "n d"], scaling: Scaling, limit: float) -> list[int]:
+        """Set offset, scale and limit of an observation; returns the dimensions that are near-constant."""
         if scaling == "none":
             return []
         if scaling == "standard":
@@ -131,10 +150,30 @@ class _Affine(nn.Module):
         else:
             low, high = _range(column) if scaling == "minmax" else _quantiles(column)
             center, spread = (low + high) / 2, (high - low) / 2
-        constant = near_constant(center, spread)
-        self.offset.copy_(torch.where(constant, 0.0, center))
+        return self._set(center, spread, near_constant(center, spread), limit)
+
+    def fit_action(self, column: Float[Tensor, "n d"], scaling: ActionScaling) -> list[int]:
+        """Set offset, scale and limit of actions; returns the dimensions that never varied."""
+        low, high = _range(column)
+        center, spread = (low + high) / 2, (high - low) / 2
+        # However small a spread is, its inverse undoes it: only what round-off alone can have moved is a constant.
+        constant = spread <= _ROUND_OFF * center.abs()
+        if scaling == "minmax":
+            return self._set(center, spread, constant, math.inf)
+        outside = (torch.maximum(low.abs(), high.abs()) > 1).nonzero().flatten().tolist()
+        if outside:
+            dim = outside[0]
+            raise ConfigError(
+                f"--normalizer.action none: action dimension {dim} reaches from {low[dim]:g} to {high[dim]:g}",
+                expected="actions in [-1, 1], which is all that a policy can say unscaled",
+                fix="leave --normalizer.action out",
+            )
+        return self._set(torch.where(constant, center, 0.0), torch.ones_like(spread), constant, math.inf)
+
+    def _set(self, center: Tensor, spread: Tensor, constant: Tensor, limit: float) -> list[int]:
+        self.offset.copy_(center)
         self.scale.copy_(torch.where(constant, 1.0, 1.0 / spread))
-        self.limit.copy_(torch.where(constant, math.inf, limit))
+        self.limit.copy_(torch.where(constant, 0.0, limit))
         return constant.nonzero().flatten().tolist()
 
 

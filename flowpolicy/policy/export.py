@@ -163,7 +163,7 @@ def numpy_tensors(graph: ActGraph) -> dict[str, Tensor]:
     return {
         **graph.policy.actor.state_dict(),
         **{f"obs.{name}": getattr(graph, name) for name in ("offset", "limit")},
-        **{f"action.{name}": getattr(action, name) for name in ("offset", "scale")},
+        **{f"action.{name}": getattr(action, name) for name in ("offset", "scale", "limit")},
         "times": torch.stack(times),
     }
 

@@ -84,8 +84,9 @@ def generate(
     noise = carrying.begin(noise)
     noise = guidance.start(noise, carrying.finish, carrying.situation(noise))
     # Only finished chunks are clamped: clamping inside the solver damages NFE > 1 [algorithms 7.1, D9].
-    chunks = carrying.finish(noise).clamp(-1.0, 1.0)
-    return guidance.finish(chunks.view(-1, candidates, *chunks.shape[1:]), carrying.situation(noise))
+    chunks = policy.normalizer.within(carrying.finish(noise))
+    finished = guidance.finish(chunks.view(-1, candidates, *chunks.shape[1:]), carrying.situation(noise))
+    return policy.normalizer.within(finished)  # a goal moves no dimension that never varied in the data
 
 
 def carry(
@@ -125,7 +126,7 @@ class _Carrying:
         self.past = self.planned = self.begun = None
         if previous is not None:
             past = policy.normalizer.action(previous.executed).masked_fill(~previous.known.unsqueeze(2), 0.0)
-            planned = policy.normalizer.action(previous.planned).clamp(-1.0, 1.0)
+            planned = policy.normalizer.within(policy.normalizer.action(previous.planned))
             self.past, self.planned, self.begun = (
                 part.repeat_interleave(candidates, 0) for part in (past, planned, previous.begun)
             )

@@ -70,5 +70,5 @@ class GuidedPolicy:
             target = policy.normalizer.action(committed.action)
             weight = soft_mask(committed.length, committed.overlap, noise.shape[1])
             steered = guided(lambda x, t: policy.evaluate(x, t, t, cond), target, weight, self.limit)
-            chunk = integrate(steered, noise, steps_for(nfe, solver), solver).clamp(-1.0, 1.0)
+            chunk = policy.normalizer.within(integrate(steered, noise, steps_for(nfe, solver), solver))
             return committed.impose(policy.normalizer.unaction(chunk))

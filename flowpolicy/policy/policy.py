@@ -127,9 +127,9 @@ class Policy(nn.Module):
             cond = cond.repeat_interleave(candidates, 0)
         noise, cond = self._commit(noise, cond, committed, candidates)
         # Only the finished chunk is clamped: clamping inside the solver damages NFE > 1 [algorithms 7.1, D9].
-        chunk = self._generate(noise, cond, nfe // candidates - spent, candidates).clamp(-1.0, 1.0)
+        chunk = self.normalizer.within(self._generate(noise, cond, nfe // candidates - spent, candidates))
         if actor.decorator is not None:
-            chunk = (chunk + self.counted(actor.decorator, candidates)(chunk, cond)).clamp(-1.0, 1.0)
+            chunk = self.normalizer.within(chunk + self.counted(actor.decorator, candidates)(chunk, cond))
         if actor.critic is not None:
             value = actor.critic.value(flat.repeat_interleave(candidates, 0), chunk).view(-1, candidates)
             chunk = best_of(chunk.view(-1, candidates, *chunk.shape[1:]), value)

@@ -89,5 +89,6 @@ class StreamBatch:
         if len(x) < self.steps:
             return None
         self._conds.popleft()
-        finished: Tensor = self.policy.normalizer.unaction(self._chunks.popleft().clamp(-1.0, 1.0))
+        normalizer = self.policy.normalizer
+        finished: Tensor = normalizer.unaction(normalizer.within(self._chunks.popleft()))
         return finished

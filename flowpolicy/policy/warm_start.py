@@ -109,4 +109,4 @@ class WarmStart:
         else:
             solver = cast(SolverName, sampler)
             chunk = integrate(lambda x, t: policy.evaluate(x, t, t, cond), x, steps, solver, start)
-        return policy.normalizer.unaction(chunk.clamp(-1.0, 1.0))
+        return policy.normalizer.unaction(policy.normalizer.within(chunk))

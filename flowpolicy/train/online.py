@@ -187,7 +187,7 @@ class _Episode:
                 # In the scaled box, where one size of noise fits every dimension.
                 scaled = policy.normalizer.action(chunk)
                 wobble = noise * torch.randn(scaled.shape, generator=self.generator).to(scaled)
-                chunk = policy.normalizer.unaction((scaled + wobble).clamp(-1, 1))
+                chunk = policy.normalizer.unaction(policy.normalizer.within(scaled + wobble))
             if not bool(torch.isfinite(chunk).all()):
                 raise TrainingError(
                     f"the acting policy gives NaN or infinity in step {self.length} of an episode",

@@ -28,6 +28,7 @@ def make(contract, sampler="map", net=NETS[0], **choice):
     normalizer = Normalizer({k: v.shape[0] for k, v in contract.spec.observation.items()}, contract.spec.action.size)
     for value in normalizer.state_dict().values():
         value.copy_(torch.rand(value.shape) + 0.5)
+    normalizer.action_scaling.limit.fill_(float("inf"))
     policy = Policy(PolicyConfig(net, StateEncoder(width=8), sampler, **choice), contract, normalizer)
     for parameter in policy.actor.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -18,7 +18,7 @@ class Commitment:
         rows: tape with one row per observation.
         all_rows: the same tape with one row per candidate.
         buffers: with committed actions and their number.
-        weights: ``action.offset`` and ``action.scale``.
+        weights: ``action.offset``, ``action.scale`` and ``action.limit``.
 
     """
 
@@ -40,8 +40,9 @@ class Commitment:
         """1 in the rows that are free, 0 in the committed ones."""
         rows.call(np.logical_not, self._each.reshape(self.free.shape), self.free)
         self._given = buffers.committed.reshape(batch, chunk * size)
-        offset, scale = (np.tile(weights[f"action.{name}"], chunk) for name in ("offset", "scale"))
-        self._action = rows.multiply(rows.add(self._given, rows.spread(-offset)), rows.spread(scale))
+        offset, scale, limit = (np.tile(weights[f"action.{name}"], chunk) for name in ("offset", "scale", "limit"))
+        scaled = rows.multiply(rows.add(self._given, rows.spread(-offset)), rows.spread(scale))
+        self._action = rows.clamp(scaled, rows.spread(-limit), rows.spread(limit))
 
     def told(self, mask: Rows) -> None:
         """Write 1 for every committed row, (b, h)."""

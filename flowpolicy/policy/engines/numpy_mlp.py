@@ -37,6 +37,9 @@ def build(package: Package, batch: int, threads: int) -> Program:
     set_blas_threads(threads)
     try:
         weights = {name: value.astype(np.float64) for name, value in load(package.read("any")).items()}
+        weights.setdefault(
+            "action.limit", np.full_like(weights["action.scale"], np.inf)
+        )  # exports before 0.2 have none
         return _Layout(package, batch, weights).program()
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
@@ -79,7 +82,9 @@ class _Layout:
         else:
             buffers = buffers._replace(noise=self.noise.values.reshape(buffers.noise.shape))
         network = self._network(self.trunk, self.weights["times"])
-        ends = self.all.full(-1.0, self.size), self.all.full(1.0, self.size)
+        # A dimension that never varied in the data is clamped to 0: it comes back as its offset, exactly.
+        reach = np.minimum(1.0, np.tile(self.weights["action.limit"], contract.chunk))
+        ends = self.all.spread(-reach), self.all.spread(reach)
         clamped = self.all.input(self.size)
         actions = self.all.clamp(self._generate(network), *ends, clamped.values)
         if self.policy["decorated"]:

@@ -22,13 +22,19 @@ SAMPLERS = {"map": 1, "euler": 3, "midpoint": 4, "heun": 4, "direct": 1, "squash
 CRITIC = CriticConfig(width=16, depth=2, members=2, held_out=1, aggregate="min")
 
 
-def make(contract, net="mlp", sampler="map", encoder=12, **choice):
-    """A policy whose every part matters: normaliser, biases and norms are drawn as well."""
+def make(contract, net="mlp", sampler="map", encoder=12, constant=False, **choice):
+    """A policy whose every part matters: normaliser, biases and norms are drawn as well.
+
+    ``constant``: the first action and the last number of the goal never varied in the data.
+    """
     generator = torch.Generator().manual_seed(7)
     normalizer = Normalizer({k: v.shape[0] for k, v in contract.spec.observation.items()}, contract.spec.action.size)
     for name, value in normalizer.state_dict().items():
         value.copy_(torch.rand(value.shape, generator=generator) + (1.5 if name.endswith("limit") else 0.5))
     normalizer.observation("goal").limit[0] = float("inf")
+    normalizer.action_scaling.limit.fill_(float("inf"))
+    if constant:
+        normalizer.observation("goal").limit[-1] = normalizer.action_scaling.limit[0] = 0.0
     policy = Policy(PolicyConfig(NETS[net], StateEncoder(width=encoder), sampler, **choice), contract, normalizer)
     for name, parameter in policy.actor.named_parameters():
         drawn = torch.randn(parameter.shape, generator=generator)
@@ -79,6 +85,7 @@ def distance(policy, engine, batch, count=8, nfe=None):
         committed = commitment(policy, batch, random)
         seen.append(eager(policy, obs, noise, nfe, committed))
         worst = max(worst, float(np.abs((engine.act(obs, noise, *committed) - seen[-1]) * unit).max()))
-    moves = np.ptp(np.stack(seen), axis=0) > 1e-2  # some actions may sit at their clamp throughout
+    varied = policy.normalizer.action_scaling.limit.numpy() > 0
+    moves = np.ptp(np.stack(seen), axis=0)[..., varied] > 1e-2  # some actions may sit at their clamp throughout
     assert moves.mean() > 0.7, "the decisions do not differ, so nothing was compared"
     return worst

@@ -19,7 +19,7 @@ from flowpolicy.policy.engines import ENGINES, TOLERANCE
 from flowpolicy.policy.export import export
 from flowpolicy.policy.graph import ActGraph
 
-from .policies import CRITIC, MLPS, NETS, SAMPLERS, distance, eager, make
+from .policies import CRITIC, MLPS, NETS, SAMPLERS, decisions, distance, eager, make
 
 needs_onnx = pytest.mark.skipif(
     importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnxscript") is None,
@@ -68,6 +68,22 @@ def test_numpy_computes_what_the_policy_does(net, sampler, batch, contract, tmp_
     engine = load_engine(tmp_path, "numpy", batches=[batch])
     assert engine.nfe == nfe
     assert distance(policy, engine, batch) < 2e-5 < TOLERANCE
+
+
+@pytest.mark.parametrize("choice", [*CHOICES, "committed"])
+@pytest.mark.parametrize("name", [engine for engine in ENGINES if engine in ("eager", "numpy", "onnx")])
+def test_actions_that_never_varied_come_back_exactly(name, choice, contract, tmp_path):
+    if name == "onnx":
+        pytest.importorskip("onnxruntime")
+    options = CHOICES.get(choice, {"prefix": 2})
+    nfe = options.get("candidates", 1) * (2 + options.get("decorated", False))
+    policy = make(with_nfe(contract, nfe), "mlp", "euler", constant=True, **options)
+    policy.save(tmp_path)
+    engine = load_engine(tmp_path, name)
+    assert distance(policy, engine, 1) < 2e-5
+    obs, noise = next(decisions(policy, 1))
+    free = engine.act(obs, noise)[..., 0]  # nothing is committed
+    assert (free == policy.normalizer.action_scaling.offset[0].numpy()).all()
 
 
 @pytest.mark.parametrize("choice", CHOICES)
