@@ -31,7 +31,9 @@ OBSERVATIONS = {
     "robot0_joint_pos": ObservationSpec((7,), "measured joint positions, rad"),
     "robot0_joint_vel": ObservationSpec((7,), "measured joint velocities, rad/s"),
     "robot0_eef_pos": ObservationSpec((3,), "tool point in the base frame, m"),
-    "robot0_eef_quat": ObservationSpec((4,), "flange in the base frame, x y z w, w >= 0"),
+    "robot0_eef_quat": ObservationSpec(
+        (4,), "flange in the base frame, x y z w; x >= 0 in an episode's first row, then nearest to the row before"
+    ),
     "robot0_gripper_qpos": ObservationSpec((2,), "half the opening per finger, mirrored, m"),
 }
 _REACH = ("goal", ObservationSpec((3,), "where the tool point should go, base frame, m"))
@@ -74,6 +76,7 @@ class FrankaConfig:
             "env_version": spec.env_version,
             "type": 2,
             "env_kwargs": {},
+            "observation_units": {key: one.units for key, one in spec.observation.items()},
             "action_spec": {k: v for k, v in dataclasses.asdict(spec.action).items() if k != "size"},
         }
 

@@ -22,7 +22,7 @@ from flowpolicy.core.errors import DataError
 from flowpolicy.core.files import replacing, sha256
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 from flowpolicy.real_robot.chunks import hermite
-from flowpolicy.real_robot.observations import observe
+from flowpolicy.real_robot.observations import observe_all
 from flowpolicy.real_robot.protocols import ActionChunk
 from flowpolicy.real_robot.records import CHUNK, EVENT, TICK, frame_type, unpack_chunk
 from flowpolicy.real_robot.states import State
@@ -137,10 +137,7 @@ def _episode(rows: NDArray[Any], raw: dict[str, NDArray[Any]], success: bool, me
     now, later = rows[:-1], rows[1:]
     steps = len(now)
     ends = np.arange(steps) == steps - 1
-    obs = {
-        key: np.stack([observe(tick, key, float(meta["tool"])) for tick in rows]).astype(np.float32)
-        for key in meta["keys"]
-    }
+    obs = {key: observe_all(rows, key, float(meta["tool"])).astype(np.float32) for key in meta["keys"]}
     chunks, events = raw["chunks"], raw["events"]
     return Episode(
         actions=np.concatenate([_steps(now, later, raw["chunks"]), later["width_ref"][:, None]], axis=1),

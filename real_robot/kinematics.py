@@ -111,7 +111,11 @@ def reach(tool: float) -> float:
 
 
 def quaternion(rotation: Array) -> Array:
-    """(4,) unit quaternion x, y, z, w with w >= 0 of a rotation (3, 3)."""
+    """(4,) unit quaternion x, y, z, w with x >= 0 of a rotation (3, 3).
+
+    Of the two signs the one on the side of (1, 0, 0, 0): straight down, as a Franka works. The sign changes only where
+    the flange has turned half way round from there; with w >= 0 it would change in every movement.
+    """
     # The largest of the four squares decides which components are divided by which: never by a small one.
     m = rotation
     squares = np.array([1 + m[0, 0] - m[1, 1] - m[2, 2], 1 - m[0, 0] + m[1, 1] - m[2, 2], 0.0, 1 + np.trace(m)])
@@ -124,7 +128,7 @@ def quaternion(rotation: Array) -> Array:
     )
     found = np.array(rows[int(squares.argmax())])
     found /= np.linalg.norm(found)
-    return found if found[3] >= 0 else -found
+    return found if found[0] >= 0 else -found
 
 
 def inverse(

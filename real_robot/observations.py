@@ -27,8 +27,14 @@ _OBSERVATIONS: dict[str, Callable[[Records, float], NDArray[np.float64]]] = {
 }
 
 
-def observe(tick: Records, key: str, tool: float) -> NDArray[np.float64]:
-    """One observation (d,) of a tick record; ``tool`` is the distance from flange to tool point, m.
+def observe(tick: Records, key: str, tool: float, before: NDArray[np.floating] | None = None) -> NDArray[np.float64]:
+    """One observation (d,) of a tick record.
+
+    Args:
+        tick: the record.
+        key: which observation.
+        tool: distance from flange to tool point, m.
+        before: the same observation one row earlier, whose sign a quaternion keeps; None at the start of an episode.
 
     Raises:
         ContractError: the robot gives no such observation.
@@ -36,4 +42,14 @@ def observe(tick: Records, key: str, tool: float) -> NDArray[np.float64]:
     """
     if key not in _OBSERVATIONS:
         raise ContractError(f"the robot gives no observation '{key}'", expected=nearest(key, _OBSERVATIONS))
-    return np.asarray(_OBSERVATIONS[key](tick, tool), dtype=np.float64)
+    value = np.asarray(_OBSERVATIONS[key](tick, tool), dtype=np.float64)
+    flipped = key == "robot0_eef_quat" and before is not None and float(value @ before) < 0.0
+    return -value if flipped else value
+
+
+def observe_all(ticks: Records, key: str, tool: float) -> NDArray[np.float64]:
+    """The observations (n, d) of an episode's rows."""
+    rows: list[NDArray[np.float64]] = []
+    for tick in ticks:
+        rows.append(observe(tick, key, tool, rows[-1] if rows else None))
+    return np.stack(rows)

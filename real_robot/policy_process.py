@@ -98,6 +98,7 @@ class PolicyLoop:
         self.dt = 1.0 / contract.spec.action.rate_hz
         self._keys, self._execute = tuple(contract.spec.observation), contract.execute
         self._history = ObservationHistory(contract)
+        self._seen: dict[str, NDArray[np.float32]] = {}  # one row earlier
         self._previous: ActionChunk | None = None
         self._episode = self._seq = self._steps = 0
         self._latency = 0.0
@@ -112,7 +113,8 @@ class PolicyLoop:
             return now + _ALIVE
         if int(tick["episode"]) != self._episode:
             self._begin(int(tick["episode"]))
-        current = {key: observe(tick, key, self.tool).astype(np.float32) for key in self._keys}
+        current = {key: observe(tick, key, self.tool, self._seen.get(key)).astype(np.float32) for key in self._keys}
+        self._seen = current
         self._history.append(current)
         if self._steps % self._execute == 0:
             self._decide(tick, current)
@@ -124,6 +126,7 @@ class PolicyLoop:
     def _begin(self, episode: int) -> None:
         self._episode, self._steps, self._previous = episode, 0, None
         self._history.clear()
+        self._seen = {}
         self.source.reset(episode)
 
     def _decide(self, tick: Records, current: dict[str, NDArray[np.float32]]) -> None:

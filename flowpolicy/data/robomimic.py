@@ -52,7 +52,8 @@ class RobomimicRecording:
         self.env_args = _parse_env_args(self.data, path)
         self.success_reward = success_reward(self.env_args)
         self.provenance = str(self.data.attrs.get("provenance", ""))
-        shapes = {key: ObservationSpec((_width(first["obs"][key]),)) for key in self.obs_keys}
+        units = observation_units(self.env_args)
+        shapes = {key: ObservationSpec((_width(first["obs"][key]),), units.get(key, UNSTATED)) for key in self.obs_keys}
         self.spec = Spec(
             observation=shapes,
             action=action_spec(self.env_args, int(first["actions"].shape[1])),
@@ -131,6 +132,17 @@ class RobomimicRecording:
         if stated != node.shape[0]:
             raise DataError(f"{self.path}: {key} has {node.shape[0]} rows, but num_samples says {stated}")
         return int(node.shape[0])
+
+
+def observation_units(env_args: dict[str, Any]) -> dict[str, str]:
+    """What a file says of its observations, in words; only recordings of the arm do."""
+    stated = env_args.get("observation_units")
+    if isinstance(stated, dict):
+        return {key: words for key, words in stated.items() if isinstance(words, str)}
+    if str(env_args.get("env_name", "")).startswith("franka/"):
+        # Recordings of before say nothing, and their quaternions change sign where the tool points straight down.
+        return {"robot0_eef_quat": "flange in the base frame, x y z w, w >= 0"}
+    return {}
 
 
 def action_spec(env_args: dict[str, Any], size: int) -> ActionSpec:

@@ -5,6 +5,8 @@ import pytest
 
 from flowpolicy.real_robot.kinematics import FLANGE, forward, inverse, quaternion, reach, tool_speed
 from flowpolicy.real_robot.limits import FR3, HOME
+from flowpolicy.real_robot.observations import observe, observe_all
+from flowpolicy.real_robot.records import TICK
 
 RNG = np.random.default_rng(0)
 SAMPLES = RNG.uniform(FR3.q_min, FR3.q_max, (50, 7))
@@ -55,7 +57,29 @@ def test_quaternion_rotates_like_the_matrix():
         u = np.array([x, y, z])
         turned = v + 2 * w * np.cross(u, v) + 2 * np.cross(u, np.cross(u, v))
         np.testing.assert_allclose(turned, rotation @ v, atol=1e-12)
-        assert w >= 0
+        assert x >= 0
+
+
+def test_a_quaternion_changes_little_where_the_tool_points_nearly_straight_down():
+    down = np.array(HOME)
+    for joint in range(7):
+        # Joints 1 and 7 turn the hand about the vertical, by up to 1.5 rad from home; the others tilt it.
+        width = 1.5 if joint in (0, 6) else 0.3
+        turned = [quaternion(forward(down + x * np.eye(7)[joint]).rotation) for x in np.linspace(-width, width, 101)]
+        assert np.abs(np.diff(turned, axis=0)).max() < 0.02
+
+
+def test_the_sign_of_a_quaternion_follows_the_row_before():
+    ticks = np.zeros(200, TICK)
+    ticks["q"] = HOME
+    ticks["q"][:, 0] += np.linspace(0.0, 2.7, 200)
+    ticks["q"][:, 6] -= np.linspace(0.0, 2.7, 200)  # the flange turns by 5.4 rad in all
+    rows = observe_all(ticks, "robot0_eef_quat", 0.1)
+    assert np.abs(np.diff(rows, axis=0)).max() < 0.03
+    assert rows[0, 0] > 0 > rows[-1, 0]
+    alone = observe(ticks[-1], "robot0_eef_quat", 0.1)
+    np.testing.assert_allclose(alone, -rows[-1], atol=1e-12)
+    np.testing.assert_allclose(observe(ticks[-1], "robot0_eef_quat", 0.1, rows[-2]), rows[-1], atol=1e-12)
 
 
 def test_inverse_reaches_the_pose_and_refuses_what_is_out_of_reach():

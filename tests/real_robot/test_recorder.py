@@ -1,11 +1,13 @@
 """The recorder: what it writes, what survives a crash and a full disk, and that the bridge never waits."""
 
+import dataclasses
 import errno
 
 import h5py
 import numpy as np
 import pytest
 
+from flowpolicy.core.errors import ContractError
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.envs.franka import FrankaConfig
@@ -159,3 +161,22 @@ def test_a_slow_recorder_loses_ticks_and_counts_them(sim, tmp_path):
     recorder.drain()
     # The ring keeps 4096 records, the one being overwritten next excepted.
     assert recorder.lost == written - 4095
+
+
+def test_recordings_whose_quaternions_have_the_old_sign_train_nothing_that_looks_at_them(sim, tmp_path):
+    old = {key: value for key, value in META["env_args"].items() if key != "observation_units"}
+    for name, env_args in (("old", old), ("new", META["env_args"])):
+        recorder = Recorder(sim.session, tmp_path / name, {**META, "env_args": env_args})
+        sim.run(0.1) if sim.ticks else sim.running()
+        play(sim, recorder, 1, seconds=0.5)
+    spec = FrankaConfig().spec()
+
+    def check(name, *keys):
+        dataset = load_dataset(DataConfig(path=str(tmp_path / name / INDEX), obs_keys=keys))
+        seen = dataclasses.replace(spec, observation={key: spec.observation[key] for key in keys})
+        Contract(seen, 1, 8, 4, 1).require(dataset.spec, "the recording", "")
+
+    check("new", "robot0_eef_quat")
+    check("old", "robot0_joint_pos")
+    with pytest.raises(ContractError, match="w >= 0"):
+        check("old", "robot0_eef_quat")
