@@ -30,6 +30,7 @@ def evaluate(
     noise_scale: float = 1.0,
     video: int = 0,
     json: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Success and return of a run on an evaluation plan, with intervals.
 
@@ -43,6 +44,7 @@ def evaluate(
             chance. Another protocol than the published ones: it is kept beside the outcomes.
         video: how many episodes to record as MP4.
         json: where to write the outcomes, besides RUN/eval.
+        overwrite: replace what stands at --json.
 
     """
     if min(episodes, 1 + video) < 1:
@@ -50,9 +52,12 @@ def evaluate(
     if not 0 <= noise_scale < math.inf:
         raise ConfigError(f"--noise-scale is {noise_scale:g}", expected="finite, 0 or more")
     from flowpolicy.commands.evaluation import evaluate_run
+    from flowpolicy.core.files import require_free
     from flowpolicy.evaluate.report import save_evaluation
     from flowpolicy.evaluate.tables import evaluation_table
 
+    if json is not None:
+        require_free(json, overwrite)
     evaluation, path = evaluate_run(
         run, episodes=episodes, seed=seed, plan=plan, nfe=nfe, video=video, noise_scale=noise_scale
     )

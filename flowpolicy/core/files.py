@@ -36,6 +36,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_free(path: Path, overwrite: bool = False) -> None:
+    """Refuse to write where something stands, before any work is done for it; ``overwrite`` permits it."""
+    if path.exists() and not overwrite:
+        raise FlowPolicyError(
+            f"{path} is there already",
+            expected="a path where nothing stands",
+            fix="choose another path, or add --overwrite to replace what is there",
+        )
+
+
 @contextlib.contextmanager
 def naming_full_disk(path: Path, kept: str) -> Iterator[None]:
     """A full disk met inside is a :class:`FlowPolicyError` that says what could not be written and what is ``kept``."""
