@@ -18,7 +18,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from flowpolicy.core.errors import DataError
-from flowpolicy.real_robot.episodes import camera_journals, finish_episode, write_index
+from flowpolicy.real_robot.episodes import (
+    INDEX,
+    NothingRecordedError,
+    camera_journals,
+    finish_episode,
+    write_index,
+)
 from flowpolicy.real_robot.records import FRAMES, RECORDER, WORDS, Session
 from flowpolicy.real_robot.shared import Ring
 
@@ -47,7 +53,7 @@ class Recorder:
         self.failed = ""
         """What went wrong with the disk; empty if nothing did."""
         folder.mkdir(parents=True, exist_ok=True)
-        salvage(folder)
+        salvage(folder, lambda text: print(text, flush=True))  # noqa: T201 - the log of this process
 
     def drain(self) -> None:
         """Write what has arrived since the last call."""
@@ -132,15 +138,26 @@ class Recorder:
         self.session.recorder.write(record)
 
 
-def salvage(folder: Path) -> list[Path]:
-    """Finish every episode whose recorder died; returns the files."""
+def salvage(folder: Path, tell: Callable[[str], None] = lambda text: None) -> list[Path]:
+    """Finish every episode whose recorder died; returns the files. The index is written anew from what is there.
+
+    Args:
+        folder: of the recordings.
+        tell: told what could not be finished, and stays as it is.
+
+    Raises:
+        DataError: the episodes cannot be shown as one file.
+
+    """
     made = []
     for home in sorted(folder.glob(".episode_*")):
         number = int(home.name.rpartition("_")[2])
         try:
             made.append(finish_episode(folder, number))
-        except DataError:  # nothing whole in it
+        except NothingRecordedError:
             shutil.rmtree(home)
-    if made:
+        except (OSError, DataError) as error:
+            tell(f"{home} was left as it is: {error}")
+    if (folder / INDEX).exists() or any(folder.glob("episode_*.hdf5")):
         write_index(folder)
     return made

@@ -156,16 +156,24 @@ def replay(file: Annotated[Path, tyro.conf.Positional], /, setup: Robot = DEFAUL
 
 
 def salvage(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
-    """Turn what a crashed session left behind into episode files.
+    """Turn what a crashed session left behind into episode files, and write OUT/demos.hdf5 anew from what is there.
 
     Args:
         folder: of the recordings.
 
     """
+    from flowpolicy.real_robot.episodes import INDEX, told_gaps
     from flowpolicy.real_robot.recorder import salvage as finish
 
-    made = finish(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder", expected="the folder that `flowpolicy robot record --out` wrote to")
+    made = finish(folder, lambda text: sys.stderr.write(f"warning: {text}\n"))
     sys.stdout.write("".join(f"{path}\n" for path in made) or "nothing was left behind\n")
+    for path in made:
+        if gaps := told_gaps(path):
+            sys.stdout.write(f"{path.name}: {gaps}\n")
+    if (folder / INDEX).exists():
+        sys.stdout.write(f"index {folder / INDEX} is of the episodes that are there now\n")
 
 
 def twin(venv: Path = Path(".venv-twin")) -> int:

@@ -21,6 +21,7 @@ from flowpolicy.real_robot.camera_process import size_path
 from flowpolicy.real_robot.cameras import parse_camera, recorded_levels
 from flowpolicy.real_robot.check import check_contract, speed_warnings
 from flowpolicy.real_robot.console import ConsoleView
+from flowpolicy.real_robot.episodes import INDEX, read_env_args, require_same_robot, told_gaps
 from flowpolicy.real_robot.keys import reading_keys
 from flowpolicy.real_robot.launch import RunningSession, Setup, start_session
 from flowpolicy.real_robot.lift_servo import ServoConfig
@@ -92,6 +93,8 @@ def play(
     spec = config.spec()
     outcomes: list[Outcome] = []
     _require_something_to_do(task_name, setup)
+    if (out / INDEX).exists():  # refused before anything moves
+        require_same_robot(out / INDEX, read_env_args(out / INDEX), config.env_args(), "this session's")
     with start_session(setup) as running, reading_keys(running.session) as keys:
         task = _task(task_name, running)
         meta = {
@@ -112,7 +115,8 @@ def play(
             view.watch(tick)
             keys.poll(tick)
 
-        first = 1 + max((int(p.stem.rpartition("_")[2]) for p in out.glob("episode_*.hdf5")), default=0)
+        # Journals that could not be salvaged keep their number too.
+        first = 1 + max((int(p.stem.rpartition("_")[2]) for p in out.glob("*episode_*")), default=0)
         for number in range(first, first + episodes):
             rng = numpy_generator(seed, "robot", task_name, number)
             wait_for_recovery(running, patience, watch)
@@ -143,9 +147,9 @@ def _report(setup: Setup, out: Path, outcomes: list[Outcome], levels: ServiceLev
     """Successes, service levels, and how each camera fared."""
     # In simulated time nothing is late and nothing is lost: what the first line tells.
     lines = levels.lines()[setup.driver == "scene" :] if levels else []
-    files = (out / f"episode_{one.number:04d}.hdf5" for one in outcomes)
-    cameras = recorded_levels(path for path in files if path.exists())
-    lines += [camera.line(name) for name, camera in cameras.items()]
+    files = [path for one in outcomes if (path := out / f"episode_{one.number:04d}.hdf5").exists()]
+    lines += [camera.line(name) for name, camera in recorded_levels(files).items()]
+    lines += [f"{path.name}: {gaps}" for path in files if (gaps := told_gaps(path))]
     sys.stdout.write("\n".join([f"success {sum(one.success for one in outcomes)}/{len(outcomes)}", *lines]) + "\n")
 
 

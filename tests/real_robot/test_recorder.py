@@ -2,11 +2,14 @@
 
 import dataclasses
 import errno
+import hashlib
+import json
 
 import h5py
 import numpy as np
 import pytest
 
+from flowpolicy.cli import main
 from flowpolicy.core.errors import ContractError
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.dataset import DataConfig, load_dataset
@@ -15,7 +18,7 @@ from flowpolicy.real_robot.chunks import hermite
 from flowpolicy.real_robot.episodes import INDEX
 from flowpolicy.real_robot.kinematics import forward
 from flowpolicy.real_robot.recorder import Recorder, salvage
-from flowpolicy.real_robot.records import unpack_chunk
+from flowpolicy.real_robot.records import TICK, unpack_chunk
 from flowpolicy.real_robot.states import State
 
 from .simulated import DT, LIMITS, Simulation
@@ -180,3 +183,106 @@ def test_recordings_whose_quaternions_have_the_old_sign_train_nothing_that_looks
     check("old", "robot0_joint_pos")
     with pytest.raises(ContractError, match="w >= 0"):
         check("old", "robot0_eef_quat")
+
+
+def salvaged(out):
+    """Exit code of the command."""
+    with pytest.raises(SystemExit) as ended:
+        main(["robot", "salvage", str(out)])
+    return ended.value.code
+
+
+def lose(ticks):
+    return np.delete(ticks, slice(150, 250))
+
+
+def repeat(ticks):
+    return np.insert(ticks, [150] * 40, ticks[150])
+
+
+def go_back(ticks):
+    ticks["t_mono"][200:] -= 0.3
+    return ticks
+
+
+def hold_no_numbers(ticks):
+    ticks["q"][150:160, 3] = np.nan
+    ticks["t_mono"][300] = np.inf
+    return ticks
+
+
+def tear(ticks):
+    ticks[120:160] = np.zeros((), TICK)  # a block that a crash of the machine left empty
+    return ticks
+
+
+@pytest.mark.parametrize(("damage", "demos"), [(lose, 2), (repeat, 1), (go_back, 2), (hold_no_numbers, 2), (tear, 2)])
+def test_a_gap_in_the_ticks_is_cut_and_told_and_no_row_is_made_up(sim, tmp_path, damage, demos, capsys):
+    out = tmp_path / "out"
+    recorder = Recorder(sim.session, out, META)
+    sim.running(amplitude=0.3)
+    play(sim, recorder, 1, success=None)
+    play(sim, recorder, 2, success=True)
+    with h5py.File(out / "episode_0001.hdf5") as file:
+        largest = np.abs(file["data/demo_0/actions"][:, :7]).max()
+    # The first episode again, as a session that crashed would have left it.
+    home = out / ".episode_0001"
+    home.mkdir()
+    with h5py.File(out / "episode_0001.hdf5") as file:
+        for name, key in (("ticks", "ticks"), ("chunks", "decisions"), ("events", "events")):
+            records = file[f"data/demo_0/{key}"][()]
+            (damage(records) if name == "ticks" else records).tofile(home / name)
+    (home / "meta.json").write_text(json.dumps(META))
+    (out / "episode_0001.hdf5").unlink()
+    assert salvaged(out) == 0
+    assert (f"{demos} demonstrations of it remain" in capsys.readouterr().out) == (demos > 1)
+    with h5py.File(out / INDEX) as file:
+        assert len(file["data"]) == demos + 1
+        for part in range(demos):
+            demo = file[f"data/demo_{part}"]
+            between = np.diff(demo["robot/t_mono"][()])
+            assert (between > 0.02).all() and (between < 0.08).all()
+            assert np.isfinite(demo["actions"][()]).all()
+            assert np.abs(demo["actions"][:, :7]).max() < 1.6 * largest
+            assert np.isfinite(demo["obs/robot0_joint_pos"][()]).all()
+    assert len(load_dataset(DataConfig(path=str(out / INDEX))).lengths) == demos + 1
+
+
+def test_the_index_says_of_which_episodes_it_is_and_salvage_writes_it_anew(sim, tmp_path, capsys):
+    out = tmp_path / "out"
+    recorder = Recorder(sim.session, out, META)
+    sim.running()
+    for number in (1, 2, 3):
+        play(sim, recorder, number, seconds=0.5)
+
+    def stated():
+        with h5py.File(out / INDEX) as file:
+            return json.loads(file["data"].attrs["episodes_sha256"]), len(file["data"])
+
+    def present():
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("episode_*.hdf5")}
+
+    assert stated() == (present(), 3)
+    (out / "episode_0002.hdf5").unlink()
+    with h5py.File(out / "episode_0003.hdf5", "a") as file:
+        file["data/demo_0/actions"][:] *= 0.5
+    assert salvaged(out) == 0
+    assert stated() == (present(), 2)
+    with h5py.File(out / "episode_0003.hdf5", "a") as file:
+        file["data"].attrs["env_args"] = json.dumps({**META["env_args"], "env_version": "1"})
+    assert salvaged(out) == 2
+    assert "env_version" in capsys.readouterr().err
+
+
+def test_journals_that_cannot_be_read_are_kept(sim, tmp_path, capsys):
+    out = tmp_path / "out"
+    recorder = Recorder(sim.session, out, META)
+    sim.running()
+    play(sim, recorder, 1, success=None)
+    home = out / ".episode_0001"
+    (home / "meta.json").write_text("")
+    assert salvaged(out) == 0
+    assert "was left as it is" in capsys.readouterr().err
+    (home / "meta.json").write_text(json.dumps(META))
+    assert salvaged(out) == 0
+    assert (out / "episode_0001.hdf5").exists()
