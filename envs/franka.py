@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any, Literal
 
 from flowpolicy.core.errors import SimulatorError
-from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
+from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
 
 ACTION = ActionSpec(
     8,
@@ -51,6 +51,10 @@ class FrankaConfig:
     """What is to be done."""
     horizon: int = 240
     """Steps after which an episode is cut off."""
+    model: str = ""
+    """'FR3' or 'FER'; empty where no arm is meant yet."""
+    tool: float | None = None
+    """Distance from flange to tool point, m; None where no tool is meant yet."""
 
     def spec(self) -> Spec:
         """The spec."""
@@ -66,6 +70,8 @@ class FrankaConfig:
             env_version="2",
             horizon=self.horizon,
             success=success[self.task],
+            robot=f"Franka {self.model}" if self.model else UNSTATED,
+            tool=UNSTATED if self.tool is None else f"tool point {self.tool:g} m beyond the flange",
         )
 
     def env_args(self) -> dict[str, Any]:
@@ -77,6 +83,8 @@ class FrankaConfig:
             "type": 2,
             "env_kwargs": {},
             "observation_units": {key: one.units for key, one in spec.observation.items()},
+            "robot": spec.robot,
+            "tool": spec.tool,
             "action_spec": {k: v for k, v in dataclasses.asdict(spec.action).items() if k != "size"},
         }
 

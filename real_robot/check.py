@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flowpolicy.core.errors import ContractError
-from flowpolicy.core.spec import Contract, Spec
+from flowpolicy.core.spec import UNSTATED, Contract, Spec
 from flowpolicy.real_robot.records import ROWS
 from flowpolicy.real_robot.watchdogs import WatchdogLimits
 
@@ -44,10 +44,20 @@ def check_contract(contract: Contract, robot: Spec) -> list[str]:
         )
     return [
         f"observations  {', '.join(contract.spec.observation)}",
+        f"robot         {robot.robot}, {robot.tool}",
         f"action        {action.convention}, {action.frame}: {action.units}",
         f"rate          {action.rate_hz:g} Hz, a decision every {contract.execute * dt:g} s, {spare:g} s in hand",
         f"data          {contract.dataset_id} {contract.dataset_sha256[:12]}",
         f"versions      trained with {_versions(contract)}",
+    ]
+
+
+def unstated_warnings(contract: Contract, robot: Spec) -> list[str]:
+    """What the robot states and the contract does not, so that nobody compared it."""
+    return [
+        f"the contract does not state the {field}, here: {getattr(robot, field)}; recorded before it was kept"
+        for field in ("robot", "tool")
+        if getattr(contract.spec, field) == UNSTATED
     ]
 
 

@@ -113,7 +113,8 @@ def deploy(
 
     _require_episodes(episodes)
     policy = PolicyAt(run, token_file)
-    check_policy(policy, setup)
+    _, warnings = check_policy(policy, setup)
+    sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
     folder = out or (Path("robot-runs") if "://" in run else Path(run) / "robot")
     outcomes = play(setup, task_of(policy.contract()), folder, episodes, seed, policy, patience)
     return 0 if all(outcome.reason in ("success", "time is up") for outcome in outcomes) else 1

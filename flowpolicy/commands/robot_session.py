@@ -14,12 +14,12 @@ import numpy as np
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError, ContractError
 from flowpolicy.core.seed import numpy_generator
-from flowpolicy.core.spec import Contract, load_contract, read_contract
+from flowpolicy.core.spec import UNSTATED, Contract, load_contract, read_contract
 from flowpolicy.envs import find_env
 from flowpolicy.envs.franka import FrankaConfig
 from flowpolicy.real_robot.camera_process import size_path
 from flowpolicy.real_robot.cameras import parse_camera, recorded_levels
-from flowpolicy.real_robot.check import check_contract, speed_warnings
+from flowpolicy.real_robot.check import check_contract, speed_warnings, unstated_warnings
 from flowpolicy.real_robot.console import ConsoleView
 from flowpolicy.real_robot.episodes import INDEX, read_env_args, require_same_robot, told_gaps
 from flowpolicy.real_robot.keys import reading_keys
@@ -70,16 +70,18 @@ def check_policy(policy: PolicyAt, setup: Setup) -> tuple[list[str], list[str]]:
     from flowpolicy.core.files import read_tensors
 
     contract = policy.contract()
-    lines = check_contract(contract, _config(contract).spec())
+    robot = dataclasses.replace(_config(contract), model=setup.model, tool=setup.tool).spec()
+    lines = check_contract(contract, robot)
+    warnings = unstated_warnings(contract, robot)
     if is_address(policy.run):  # a server does not tell how it scales actions
-        return lines, []
+        return lines, warnings
     folder = resolve(Path(policy.run))
     stored = read_tensors(folder / "normalizer.safetensors")
     # The policy's scaled actions are clamped to [-1, 1], so this is all that it can ask for.
     names = ("offset", "scale", "limit")
     middle, scale, limit = (stored[f"action_scaling.{name}"].double().numpy()[:7] for name in names)
     largest = (np.abs(middle) + np.minimum(limit, 1.0) / scale) * contract.spec.action.rate_hz
-    return lines, speed_warnings(largest, np.array(setup.limits.velocity))
+    return lines, warnings + speed_warnings(largest, np.array(setup.limits.velocity))
 
 
 def play(
@@ -89,7 +91,7 @@ def play(
 
     A fault ends its episode; the next one begins when the bridge has recovered, within ``patience`` s.
     """
-    config = FrankaConfig(task_name)  # type: ignore[arg-type]
+    config = FrankaConfig(task_name, model=setup.model, tool=setup.tool)  # type: ignore[arg-type]
     spec = config.spec()
     outcomes: list[Outcome] = []
     _require_something_to_do(task_name, setup)
@@ -162,6 +164,14 @@ def replay_episode(setup: Setup, file: Path, episode: str) -> int:
         actions = read_array(demo, "actions", file)
         measured = read_array(require_group(demo, "obs", file), "robot0_joint_pos", file)
         path = read_array(require_group(demo, "robot", file), "q_ref", file)
+    here = FrankaConfig(model=setup.model, tool=setup.tool).spec()
+    for field, said in (("robot", here.robot), ("tool", here.tool)):
+        stated = read_env_args(file).get(field, said)
+        if stated not in (UNSTATED, said):
+            raise ContractError(
+                f"{file} was recorded with another {field}: {stated}, here {said}",
+                fix="replay it with the --model and --tool that it was recorded with",
+            )
     if actions.shape[1:] != (8,):
         raise ContractError(
             f"{file}: {episode} has actions of shape {actions.shape}",

@@ -75,6 +75,10 @@ class Spec:
     """Definition of success in words."""
     reward_shift: float = 0.0
     """Added to the reward that the file or simulator gives."""
+    robot: str = UNSTATED
+    """Which arm acts, e.g. 'Franka FR3'."""
+    tool: str = UNSTATED
+    """What is mounted on it: which point observations call the tool."""
 
     def differences(self, other: Spec) -> list[str]:
         """Lines on which the two disagree; what either leaves unstated agrees with anything."""
@@ -86,7 +90,7 @@ class Spec:
             else:
                 lines += _compare(f"observation {key}", self.observation[key], other.observation[key])
         lines += _compare("action", self.action, other.action)
-        for field in ("env_id", "env_version", "horizon", "success", "reward_shift"):
+        for field in ("env_id", "env_version", "horizon", "success", "reward_shift", "robot", "tool"):
             lines += _differ(field, getattr(self, field), getattr(other, field))
         return lines
 

@@ -58,6 +58,9 @@ class Description:
     size: int
     """Bytes of the file."""
     sha256: str
+    robot: str
+    """Which arm, as the file states it."""
+    tool: str
     provenance: str = ""
     """JSON that says where the episodes come from, in files that `flowpolicy data rollouts` wrote."""
 
@@ -94,6 +97,8 @@ def describe(path: Path | str) -> Description:
         lengths=(int(lengths.min()), int(lengths.median()), int(lengths.max())),
         env_id=spec.env_id,
         env_version=spec.env_version,
+        robot=spec.robot,
+        tool=spec.tool,
         action=spec.action,
         observations={
             name: (spec.observation[name].shape, *_span(column)) for name, column in dataset.steps[keys.OBS].items()

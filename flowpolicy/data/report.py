@@ -49,6 +49,11 @@ def _rows(description: Description) -> list[tuple[str, str]]:
         ("episodes", str(description.episodes)),
         ("steps", f"{description.steps} (per episode: min {shortest}, median {median}, max {longest})"),
         ("environment", f"{description.env_id}, version {description.env_version}"),
+        *(
+            (name, said)
+            for name, said in (("robot", description.robot), ("tool", description.tool))
+            if said != UNSTATED
+        ),
         ("rate", f"{rate:g} Hz" if rate else UNSTATED),
         ("action", f"{description.action.size} dimensions, {_range(*description.action_range)}"),
     ]

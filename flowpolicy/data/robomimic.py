@@ -59,6 +59,8 @@ class RobomimicRecording:
             action=action_spec(self.env_args, int(first["actions"].shape[1])),
             env_id=_env_id(self.env_args),
             env_version=str(self.env_args.get("env_version") or UNSTATED),
+            robot=str(self.env_args.get("robot") or UNSTATED),
+            tool=str(self.env_args.get("tool") or UNSTATED),
         )
 
     def episode(self, index: int) -> EpisodeColumns:

@@ -96,6 +96,9 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
             fix="--data.obs-keys KEY KEY ...",
         )
     spec = dataclasses.replace(env, observation={key: env.observation[key] for key in keys})
+    # With which arm and tool the task is done, only the recording knows.
+    missing = {field: getattr(dataset.spec, field) for field in ("robot", "tool") if getattr(env, field) == UNSTATED}
+    spec = dataclasses.replace(spec, **missing)
     agent = experiment.agent
     contract = Contract(
         spec=spec,

@@ -19,7 +19,7 @@ from flowpolicy.data.normalize import Normalizer
 from flowpolicy.envs.franka import FrankaConfig
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import Policy
-from flowpolicy.real_robot.check import check_contract, speed_warnings
+from flowpolicy.real_robot.check import check_contract, speed_warnings, unstated_warnings
 from flowpolicy.real_robot.client_errors import classify, within
 from flowpolicy.real_robot.fault_proxy import Faults, Session
 from flowpolicy.real_robot.kinematics import forward
@@ -203,6 +203,15 @@ def test_record_train_check_run_replay_on_the_fake_arm(flowpolicy, tmp_path):
         text=True,
     )
     assert trained.returncode == 0, trained.stderr
+    # The observations mean the tool that they were recorded with, the joints the arm.
+    for words, line in ((("--tool", 0.25), "tool: 'tool point 0.1034 m"), (("--model", "FER"), "robot: 'Franka FR3'")):
+        refused = flowpolicy("check", "run", "--no-connect", *words)
+        assert refused.returncode == 2
+        assert line in refused.stderr
+    mixed = flowpolicy("record", "--out", "demos", "--episodes", 1, "--tool", 0.25)
+    assert mixed.returncode == 2
+    assert "tool point 0.1034 m beyond the flange against tool point 0.25 m" in mixed.stderr
+    assert flowpolicy("replay", "demos/demos.hdf5", "--tool", 0.25).returncode == 2
     checked = flowpolicy("check", "run")
     assert checked.returncode == 0, checked.stderr
     assert "20 Hz" in checked.stdout and "PREEMPT_RT" in checked.stdout
@@ -289,3 +298,15 @@ def test_a_bridge_that_is_told_to_end_in_motion_brakes_first(tmp_path, monkeypat
         assert np.abs(way["dq_cmd"][-1]).max() < 1e-3  # a tick before rest
         accelerations = np.diff(way["dq_cmd"], axis=0) * 250.0  # of commanded speeds, whatever the lateness of ticks
         assert np.abs(accelerations).max() <= LIMITS.acceleration[0] + 1e-6
+
+
+def test_a_contract_holds_for_one_arm_and_one_tool_and_an_old_one_says_that_it_does_not_say():
+    recorded = FrankaConfig(model="FR3", tool=0.25).spec()
+    trained = Contract(recorded, history=1, chunk=8, execute=4, nfe=1)
+    assert any("Franka FR3, tool point 0.25 m" in line for line in check_contract(trained, recorded))
+    for other in (FrankaConfig(model="FR3", tool=0.1034), FrankaConfig(model="FER", tool=0.25)):
+        with pytest.raises(ContractError, match=r"(tool|robot): .* against"):
+            check_contract(trained, other.spec())
+    assert not unstated_warnings(trained, recorded)
+    check_contract(contract(), recorded)
+    assert "does not state the tool, here: tool point 0.25 m" in unstated_warnings(contract(), recorded)[1]
