@@ -8,18 +8,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from flowpolicy.commands.progress import progress_bar
-from flowpolicy.core.checkpoint import resolve
+from flowpolicy.core.checkpoint import MANIFEST, resolve
 from flowpolicy.core.files import read_json
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.envs import find_env, normalized_score
 from flowpolicy.evaluate.plan import EvaluationPlan, load_plan, make_plan
+from flowpolicy.evaluate.records import identity, record_name, run_of
 from flowpolicy.evaluate.report import Evaluation, make_evaluation, save_evaluation
 from flowpolicy.evaluate.rollout import Episode, rollout
-from flowpolicy.evaluate.video import require_imageio, save_video
+from flowpolicy.evaluate.video import require_imageio, save_videos
 from flowpolicy.policy import Policy
 
 
@@ -41,30 +43,40 @@ def evaluate_run(
         policy.noise_scale = noise_scale
         with counting(run, todo) as progress:
             outcomes = rollout(policy, env, todo, nfe=nfe, progress=progress, record=range(video))
-    state = read_json(folder / "state.json")
     evaluation = make_evaluation(
         todo,
         outcomes,
         run=str(run),
-        step=state["step"],
-        command=shlex.join(["flowpolicy", *sys.argv[1:]]),
-        training={
-            "experiment": read_json(folder / "config.json")["experiment"],
-            "dataset_sha256": policy.contract.dataset_sha256,
-            "seconds": state["train_seconds"],
-            "parameters": policy.parameters_count,
-        },
+        **acted(folder, policy),
         noise_scale=noise_scale,
         normalized_score=normalized_score(policy.contract.spec.env_id),
     )
-    home = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    scaled = "" if noise_scale == 1 else f"-noise{noise_scale:g}"
-    path = home / "eval" / f"{todo.digest[:12]}-nfe{evaluation.nfe}{scaled}.json"
+    home, name = run_of(folder), record_name(evaluation)
+    path = home / "eval" / f"{name}.json"
     save_evaluation(path, evaluation)
-    rate = policy.contract.spec.action.rate_hz or 20.0
-    for position in range(min(video, len(outcomes))):
-        save_video(home / "videos", position, outcomes[position], rate)
+    if video:
+        rate = policy.contract.spec.action.rate_hz or 20.0
+        save_videos(home / "videos", name, outcomes[:video], rate)
     return evaluation, path
+
+
+def acted(folder: Path, policy: Policy) -> dict[str, Any]:
+    """What a record says of the checkpoint that acted and of the command, as :func:`make_evaluation` takes it."""
+    state, contract = read_json(folder / "state.json"), policy.contract
+    origin = ("dataset_id", "dataset_filter", "base", "base_sha256", "groups", "groups_sha256", "groups_source")
+    return {
+        "step": state["step"],
+        "checkpoint_sha256": identity(folder).sha256,
+        "weights_sha256": read_json(folder / MANIFEST)["ema.safetensors"],
+        "command": shlex.join(["flowpolicy", *sys.argv[1:]]),
+        "training": {
+            "experiment": read_json(folder / "config.json")["experiment"],
+            "dataset_sha256": contract.dataset_sha256,
+            **{name: value for name in origin if (value := getattr(contract, name))},
+            "seconds": state["train_seconds"],
+            "parameters": policy.parameters_count,
+        },
+    }
 
 
 @contextmanager

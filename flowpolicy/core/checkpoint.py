@@ -97,6 +97,11 @@ def newest(path: Path) -> str:
     return latest.read_text(encoding="utf-8").strip() if latest.exists() else ""
 
 
+def fingerprint(folder: Path) -> str:
+    """Hash of a checkpoint: of its manifest, which holds the hash of every file."""
+    return sha256(folder / MANIFEST)
+
+
 def verify(folder: Path) -> None:
     """Check every file of a checkpoint against its manifest."""
     manifest = read_json(folder / MANIFEST)

@@ -22,6 +22,9 @@ from flowpolicy.core.files import read_json, write_json
 UNSTATED = "unstated"
 """Written where a file does not say; compares equal to anything."""
 
+SIMULATORS = ("gymnasium", "mujoco", "robosuite", "gymnasium-robotics", "ogbench", "dm_control")
+"""Packages whose version decides what an environment does."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ObservationSpec:
@@ -182,8 +185,7 @@ def contract_from(value: Mapping[str, Any], where: str) -> Contract:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide what a policy computes."""
-    simulators = ("gymnasium", "mujoco", "robosuite", "gymnasium-robotics", "ogbench", "dm_control")
-    names = ("flowpolicy", "torch", "numpy", "tensordict", *simulators)
+    names = ("flowpolicy", "torch", "numpy", "tensordict", *SIMULATORS)
     found = {"python": platform.python_version()}
     for name in names:
         try:

@@ -45,6 +45,10 @@ class Evaluation:
     """Run folder."""
     step: int = 0
     """Gradient step of the checkpoint."""
+    checkpoint_sha256: str = ""
+    """Hash of the checkpoint's manifest, which holds the hash of every file; empty in records of older versions."""
+    weights_sha256: str = ""
+    """Hash of the file of averaged weights, which act; empty in records of older versions."""
     command: str = ""
     """Command line that made it."""
     commit: str = ""
@@ -88,6 +92,8 @@ def make_evaluation(
     *,
     run: str = "",
     step: int = 0,
+    checkpoint_sha256: str = "",
+    weights_sha256: str = "",
     command: str = "",
     training: dict[str, Any] | None = None,
     noise_scale: float = 1.0,
@@ -100,6 +106,8 @@ def make_evaluation(
         episodes: what :func:`flowpolicy.evaluate.rollout.rollout` returned.
         run: run folder.
         step: gradient step of the checkpoint.
+        checkpoint_sha256: hash of its manifest.
+        weights_sha256: hash of its averaged weights.
         command: command line.
         training: how the policy came about.
         noise_scale: factor of the policy's initial noise.
@@ -112,6 +120,8 @@ def make_evaluation(
         latency=_latency(episodes),
         run=run,
         step=step,
+        checkpoint_sha256=checkpoint_sha256,
+        weights_sha256=weights_sha256,
         command=command,
         commit=git_commit(),
         versions=library_versions(),
@@ -148,6 +158,8 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "latency": evaluation.latency and dataclasses.asdict(evaluation.latency),
         "run": evaluation.run,
         "step": evaluation.step,
+        "checkpoint_sha256": evaluation.checkpoint_sha256,
+        "weights_sha256": evaluation.weights_sha256,
         "command": evaluation.command,
         "commit": evaluation.commit,
         "versions": evaluation.versions,
@@ -215,7 +227,9 @@ def _decode(value: dict[str, Any], path: Path) -> Evaluation:
         plan=plan,
         episodes=episodes,
         latency=value["latency"] and Latency(**value["latency"]),
-        noise_scale=value.get("noise_scale", 1.0),  # absent before it could be chosen
+        # Older records lack these.
+        noise_scale=value.get("noise_scale", 1.0),
+        **{key: value.get(key, "") for key in ("checkpoint_sha256", "weights_sha256")},
         normalized=value["normalized_score"] and Interval(**value["normalized_score"]),
         **{key: value[key] for key in ("run", "step", "command", "commit", "versions", "training")},
     )

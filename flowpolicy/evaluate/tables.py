@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from flowpolicy.core.spec import SIMULATORS, UNSTATED
 from flowpolicy.evaluate.report import Evaluation, Latency
 from flowpolicy.evaluate.statistics import Comparison, Interval
 
@@ -41,12 +42,17 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         table.add_row("scale of the initial noise", f"{evaluation.noise_scale:g}")
     table.add_row("decision latency p50 / p99, us", microseconds(evaluation.latency))
     table.add_row("plan", evaluation.plan.digest[:12])
+    table.add_row("checkpoint", evaluation.checkpoint_sha256[:12] or "-")
     return table
 
 
 def comparison_table(a: Evaluation, b: Evaluation, comparison: Comparison) -> Table:
     """Two evaluations on one plan, their paired difference, and the verdict in words."""
-    table = Table("", "A", "B", "A - B, paired 95 %", title=f"A = {a.run}, B = {b.run}", caption=verdict(comparison))
+    title = f"A = {a.run} at step {a.step}, B = {b.run} at step {b.step}\n"
+    title += f"{a.plan.env_id}, the {len(a.episodes)} episodes of plan {a.plan.digest[:12]}"
+    caption = "\n".join([verdict(comparison), *unlike(a, b)])
+    table = Table("", "A", "B", "A - B, paired 95 %", title=title, caption=caption)
+    table.add_row("checkpoint, step", str(a.step), str(b.step), "")
     points = comparison.difference
     table.add_row(
         "success",
@@ -63,6 +69,21 @@ def comparison_table(a: Evaluation, b: Evaluation, comparison: Comparison) -> Ta
     return table
 
 
+def unlike(a: Evaluation, b: Evaluation) -> list[str]:
+    """What besides the policies is not the same in two evaluations on one plan, a sentence each."""
+    found = []
+    if a.noise_scale != b.noise_scale:
+        found.append(f"Not the same protocol: initial noise times {a.noise_scale:g} and {b.noise_scale:g}.")
+    libraries = [name for name in SIMULATORS if a.versions.get(name) != b.versions.get(name)]
+    if libraries:
+        named = (f"{name} {a.versions.get(name, 'absent')} and {b.versions.get(name, 'absent')}" for name in libraries)
+        found.append(f"Not the same simulator: {', '.join(named)}.")
+    data = [evaluation.training.get("dataset_sha256", UNSTATED)[:12] for evaluation in (a, b)]
+    if data[0] != data[1]:
+        found.append(f"Not trained on the same data: files {data[0]} and {data[1]}.")
+    return found
+
+
 def verdict(comparison: Comparison) -> str:
     """Whether the difference of success is resolved, in words."""
     evidence = f"exact McNemar p = {comparison.p_value:.3g} over {comparison.n} pairs"
@@ -77,13 +98,22 @@ def verdict(comparison: Comparison) -> str:
 def methods_table(methods: Methods, title: str) -> Table:
     """Several methods side by side, a row per method."""
     table = Table("method", title=title)
-    for header in ("NFE", "success [Wilson 95 %]", "return [95 %]", "latency p50 / p99, us", "training", "parameters"):
+    for header in (
+        "step",
+        "NFE",
+        "success [Wilson 95 %]",
+        "return [95 %]",
+        "latency p50 / p99, us",
+        "training",
+        "parameters",
+    ):
         table.add_column(header, justify="right")
     for name, evaluation in methods.items():
         training = evaluation.training
         minutes, seconds = divmod(round(training["seconds"]), 60)
         table.add_row(
             name,
+            str(evaluation.step),
             str(evaluation.nfe),
             percent(evaluation.success),
             number(evaluation.return_),

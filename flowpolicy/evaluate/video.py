@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -19,14 +21,23 @@ PLAYING, SUCCEEDED, FAILED = (120, 120, 120), (0, 158, 115), (213, 94, 0)
 """Border colours: before success, from the first success on, and on the last frame of a failure."""
 
 
-def save_video(folder: Path, position: int, episode: Episode, fps: float) -> Path:
-    """Write the frames of an episode to ``folder/episode_0007_success.mp4`` and return the path.
+def save_videos(folder: Path, evaluation: str, episodes: Sequence[Episode], fps: float) -> list[Path]:
+    """Write the first episodes of an evaluation, in place of whatever videos the same evaluation had before."""
+    written = [save_video(folder, i, episode, fps, evaluation) for i, episode in enumerate(episodes)]
+    for path in set(folder.glob(f"episode_*-{glob.escape(evaluation)}_*.mp4")) - set(written):
+        path.unlink()
+    return written
+
+
+def save_video(folder: Path, position: int, episode: Episode, fps: float, evaluation: str = "") -> Path:
+    """Write the frames of an episode to ``folder/episode_0007-EVALUATION_success.mp4`` and return the path.
 
     Args:
         folder: where to.
         position: position of the episode in its plan, for the name.
         episode: with frames of any one size.
         fps: frames per second; the environment's control rate plays in real time.
+        evaluation: name of the evaluation that the episode belongs to; left out of the file's name if empty.
 
     Raises:
         EvaluationError: the episode was not recorded.
@@ -36,7 +47,8 @@ def save_video(folder: Path, position: int, episode: Episode, fps: float) -> Pat
     if not episode.frames:
         raise EvaluationError(f"episode {position} has no frames", fix="name it in rollout(record=...)")
     ffmpeg = require_imageio()
-    path = folder / f"episode_{position:04d}_{'success' if episode.success else 'failure'}.mp4"
+    name = f"episode_{position:04d}-{evaluation}" if evaluation else f"episode_{position:04d}"
+    path = folder / f"{name}_{'success' if episode.success else 'failure'}.mp4"
     frames = [decorate(episode, step) for step in range(len(episode.frames))]
     height, width = frames[0].shape[:2]
     with replacing(path) as temporary:

@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.core.checkpoint import MANIFEST, resolve
+from flowpolicy.core.checkpoint import fingerprint, resolve
 from flowpolicy.core.config import Kinds, decode
 from flowpolicy.core.errors import ConfigError, DataError
-from flowpolicy.core.files import read_json, sha256
+from flowpolicy.core.files import read_json
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.groups import read_groups
 from flowpolicy.policy.actor import PolicyConfig
@@ -99,8 +99,8 @@ def load_start(experiment: Experiment, contract: Contract) -> tuple[Contract, di
 
 
 def base_sha256(folder: Path) -> str:
-    """Hash of a checkpoint: of its manifest, which holds the hash of every file."""
-    return sha256(folder / MANIFEST)
+    """Hash of the checkpoint that a run starts from."""
+    return fingerprint(folder)
 
 
 def require_same_start(contract: Contract, stored: Contract) -> None:

@@ -1,0 +1,93 @@
+"""Which evaluation belongs to which checkpoint: names of records and videos, and the records that speak of a run.
+
+::
+
+    RUN/eval/PLAN-step300-CHECKPOINT-nfe1.json              one checkpoint, played in one way on one plan
+    RUN/videos/episode_0007-PLAN-step300-..._success.mp4    an episode of that evaluation
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from flowpolicy.core import checkpoint
+from flowpolicy.core.errors import EvaluationError
+from flowpolicy.core.files import read_json
+from flowpolicy.evaluate.report import Evaluation, load_evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What tells a checkpoint from every other."""
+
+    step: int
+    """Gradient step."""
+    sha256: str
+    """Hash of its manifest, which holds the hash of every file."""
+
+    def made(self, evaluation: Evaluation) -> bool:
+        """Whether an evaluation is of this checkpoint; a record without a hash, as older ones are, goes by the step."""
+        return evaluation.step == self.step and evaluation.checkpoint_sha256 in ("", self.sha256)
+
+
+def identity(folder: Path) -> Identity:
+    """The identity of a checkpoint folder."""
+    return Identity(read_json(folder / "state.json")["step"], checkpoint.fingerprint(folder))
+
+
+def run_of(folder: Path) -> Path:
+    """The run folder that a checkpoint folder lies in; itself where it stands alone."""
+    folder = folder.absolute()
+    return folder.parent.parent if folder.parent.name == checkpoint.FOLDER else folder
+
+
+def record_name(evaluation: Evaluation) -> str:
+    """Name of a record in RUN/eval, without suffix: another checkpoint or another way of acting has another name."""
+    parts = [evaluation.plan.digest[:12], f"step{evaluation.step}", evaluation.checkpoint_sha256[:8]]
+    parts += [f"nfe{evaluation.nfe}", *([f"noise{evaluation.noise_scale}"] if evaluation.noise_scale != 1 else [])]
+    return "-".join(part for part in parts if part)
+
+
+def current_records(run: Path) -> list[Evaluation]:
+    """The evaluations of the checkpoint that ``run`` means, newest first; a file is the evaluation in it.
+
+    Raises:
+        EvaluationError: there are none, or only such of other checkpoints than the newest.
+
+    """
+    if run.is_file():
+        return [load_evaluation(run)]
+    meant = _meant(run)
+    found = _records(run if meant is None else run_of(meant))
+    if not found:
+        raise EvaluationError(f"{run} has no evaluations", fix=f"flowpolicy eval {run}")
+    if meant is None:  # evaluations alone, without checkpoints: those of the last step
+        last = max(evaluation.step for evaluation in found.values())
+        return [evaluation for evaluation in found.values() if evaluation.step == last]
+    wanted = identity(meant)
+    current = [evaluation for evaluation in found.values() if wanted.made(evaluation)]
+    if not current:
+        steps = sorted({evaluation.step for evaluation in found.values()})
+        again = f" (that of step {wanted.step} is of another training)" if wanted.step in steps else ""
+        raise EvaluationError(
+            f"the evaluations of {run} are of step {', '.join(map(str, steps))}{again}, "
+            f"and its checkpoint {meant.name} has none",
+            expected=f"an evaluation of step {wanted.step}",
+            fix=f"flowpolicy eval {run}; or name an evaluation file instead of the run, such as {next(iter(found))}",
+        )
+    return current
+
+
+def _meant(run: Path) -> Path | None:
+    """The checkpoint folder that a path means; None where there is none."""
+    if (run / checkpoint.MANIFEST).exists():
+        return run
+    name = checkpoint.newest(run)
+    return run / checkpoint.FOLDER / name if name else None
+
+
+def _records(run: Path) -> dict[Path, Evaluation]:
+    """Path -> evaluation, newest file first."""
+    files = sorted((run / "eval").glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return {path: load_evaluation(path) for path in files}

@@ -1,0 +1,80 @@
+"""An evaluation belongs to one checkpoint and one way of acting: no other takes its place, and no table mixes two."""
+
+import json
+import shutil
+
+import pytest
+
+from flowpolicy.cli import main
+from flowpolicy.core import checkpoint
+from flowpolicy.core.files import sha256
+
+
+def run(*words):
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with checkpoints at the steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("evidence") / "run"
+    steps = ("--steps", 4, "--checkpoint-every", 2, "--keep-checkpoints", 0, "--no-compile", "--no-tensorboard")
+    assert run("train", "debug", *steps, "--batch-size", 8, "--agent.net.width", 8, "--out", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def toy_run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def records(folder):
+    return {path.name: json.loads(path.read_text()) for path in (folder / "eval").glob("*.json")}
+
+
+def test_no_evaluation_takes_the_place_of_another(toy_run):
+    old = toy_run / "checkpoints" / "step_00000002"
+    for words in ((toy_run,), (old,), (toy_run, "--seed", 1), (toy_run, "--nfe", 2), (toy_run, "--noise-scale", 0.5)):
+        assert run("eval", *words, "--episodes", 2) == 0
+    first = records(toy_run)
+    assert sorted(record["step"] for record in first.values()) == [2, 4, 4, 4, 4]
+    assert run("eval", old, "--episodes", 2) == 0
+    assert records(toy_run).keys() == first.keys()  # the same again: the same file
+    for record in first.values():
+        folder = toy_run / "checkpoints" / f"step_{record['step']:08d}"
+        assert record["checkpoint_sha256"] == checkpoint.fingerprint(folder)
+        assert record["weights_sha256"] == sha256(folder / "ema.safetensors")
+        assert record["training"]["dataset_sha256"] == sha256(toy_run / "toy.hdf5")
+
+
+def test_compare_speaks_of_the_newest_checkpoint_or_says_that_it_cannot(toy_run, capsys):
+    other = shutil.copytree(toy_run, toy_run.with_name("other"))
+    old = toy_run / "checkpoints" / "step_00000002"
+    assert run("eval", other, "--episodes", 2) == run("eval", old, "--episodes", 2) == 0
+    assert run("compare", toy_run, other) == 2
+    error = capsys.readouterr().err
+    assert "of step 2" in error and "step_00000004 has none" in error and f"flowpolicy eval {toy_run}" in error
+    assert run("eval", toy_run, "--episodes", 2) == run("eval", old, "--episodes", 2) == 0  # the old one last
+    capsys.readouterr()
+    assert run("compare", toy_run, other) == 0
+    assert "run at step 4" in " ".join(capsys.readouterr().out.split())
+    assert run("compare", old, other) == 0
+    assert "step_00000002 at step 2" in " ".join(capsys.readouterr().out.replace("\n", "").split())
+    # Trained anew in the same folder, to the same step: what is written of the old weights is not about these.
+    state = toy_run / "checkpoints" / "step_00000004" / "state.json"
+    state.write_text(state.read_text().replace('"step": 4', '"step":  4'))
+    manifest = json.loads((state.parent / "manifest.json").read_text()) | {"state.json": sha256(state)}
+    (state.parent / "manifest.json").write_text(json.dumps(manifest))
+    assert run("compare", toy_run, other) == 2
+    assert "another training" in capsys.readouterr().err
+
+
+def test_videos_belong_to_their_evaluation(toy_run):
+    pytest.importorskip("imageio_ffmpeg")
+    for words in (("--video", 2), ("--seed", 1, "--video", 2), ("--video", 1)):
+        assert run("eval", toy_run, "--episodes", 2, *words) == 0
+    names = [path.name for path in (toy_run / "videos").iterdir()]
+    counts = [sum(name.removesuffix(".json") in video for video in names) for name in records(toy_run)]
+    assert sorted(counts) == [1, 2] and len(names) == 3  # the second time one video, in place of its two
