@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -45,7 +46,10 @@ def check(
     connect: bool = True,
     token_file: Path | None = None,
 ) -> None:
-    """Compare rate, frame, action convention, observations, limits and versions of a policy with the robot.
+    """Compare rate, frame, action convention, observations, arm, tool, limits and versions of a policy with the robot.
+
+    The policy is also tried on observations of its training file, if that is here: it should ask for no more than that
+    holds.
 
     Args:
         run: run or checkpoint folder, or the address of a policy server (ws://host:port).
@@ -56,9 +60,15 @@ def check(
     """
     from flowpolicy.commands.robot_session import PolicyAt, check_policy
     from flowpolicy.real_robot.launch import start_session
+    from flowpolicy.real_robot.policy_process import is_address
     from flowpolicy.real_robot.priority import real_time_kernel
 
     lines, warnings = check_policy(PolicyAt(run, token_file), setup)
+    if not is_address(run):  # a server has no data
+        from flowpolicy.commands.robot_outputs import check_outputs
+
+        more, told = check_outputs(run)
+        lines, warnings = lines + more, warnings + told
     sys.stdout.write("\n".join(lines + [f"warning       {line}" for line in warnings]) + "\n")
     if connect:
         with start_session(setup) as running:
@@ -111,7 +121,7 @@ def deploy(
     """
     from flowpolicy.commands.robot_session import PolicyAt, check_policy, play, task_of
 
-    _require_episodes(episodes)
+    _require(episodes, patience)
     policy = PolicyAt(run, token_file)
     _, warnings = check_policy(policy, setup)
     sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
@@ -136,7 +146,7 @@ def record(
     """
     from flowpolicy.commands.robot_session import play
 
-    _require_episodes(episodes)
+    _require(episodes, patience)
     outcomes = play(setup, task, out, episodes, seed, None, patience)
     sys.stdout.write(f"demonstrations {out / 'demos.hdf5'}\n")
     return 0 if all(outcome.success for outcome in outcomes) else 1
@@ -235,6 +245,8 @@ def _tell(session: str, command: str, wait: float) -> int:
 
     from flowpolicy.real_robot.records import Session
 
+    if not 0.0 <= wait < math.inf:
+        raise ConfigError(f"--wait {wait:g}", expected="0 s or more, and an end")
     rings = Session(session)
     cursor, deadline = rings.events.count, time.monotonic() + wait
     rings.command(command)
@@ -250,6 +262,8 @@ def _tell(session: str, command: str, wait: float) -> int:
     return 1
 
 
-def _require_episodes(episodes: int) -> None:
+def _require(episodes: int, patience: float) -> None:
     if episodes < 1:
         raise ConfigError(f"--episodes {episodes}", expected="at least 1")
+    if not 0.0 <= patience < math.inf:
+        raise ConfigError(f"--patience {patience:g}", expected="0 s or more, and an end")

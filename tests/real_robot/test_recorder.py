@@ -9,11 +9,16 @@ import h5py
 import numpy as np
 import pytest
 
+from flowpolicy.agents.dm1 import DM1
 from flowpolicy.cli import main
+from flowpolicy.commands.robot_outputs import compare_outputs
 from flowpolicy.core.errors import ContractError
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.dataset import DataConfig, load_dataset
+from flowpolicy.data.normalize import Normalizer, NormalizerConfig
 from flowpolicy.envs.franka import FrankaConfig
+from flowpolicy.policy.actor import PolicyConfig
+from flowpolicy.policy.policy import Policy
 from flowpolicy.real_robot.chunks import hermite
 from flowpolicy.real_robot.episodes import INDEX
 from flowpolicy.real_robot.kinematics import forward
@@ -286,3 +291,22 @@ def test_journals_that_cannot_be_read_are_kept(sim, tmp_path, capsys):
     (home / "meta.json").write_text(json.dumps(META))
     assert salvaged(out) == 0
     assert (out / "episode_0001.hdf5").exists()
+
+
+def test_a_policy_that_moves_what_never_moved_is_found_before_the_arm_moves(sim, tmp_path):
+    recorder = Recorder(sim.session, tmp_path / "out", META)
+    sim.running()
+    play(sim, recorder, 1)
+    dataset = load_dataset(DataConfig(path=str(tmp_path / "out" / INDEX)))
+    shapes = {key: spec.shape[0] for key, spec in dataset.spec.observation.items()}
+    # A new network says the middle of its range. Unscaled, as policies of before had a gripper that never moved, that
+    # is shut; scaled to the data it is what they hold.
+    config = PolicyConfig(DM1().net, DM1().encoder, "direct")
+    made = Contract(FrankaConfig().spec(), history=2, chunk=8, execute=4, nfe=1)
+    (told,) = [
+        line for line in compare_outputs(Policy(config, made, Normalizer(shapes, 8)), dataset) if "gripper" in line
+    ]
+    assert "from 0.000 to 0.000 m where the data hold 0.080 to 0.080, in 100 %" in told
+    with pytest.warns(UserWarning, match="near-constant"):
+        fitted = Normalizer.fit(dataset, NormalizerConfig())
+    assert compare_outputs(Policy(config, made, fitted), dataset) == []

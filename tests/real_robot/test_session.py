@@ -23,7 +23,7 @@ from flowpolicy.real_robot.check import check_contract, speed_warnings, unstated
 from flowpolicy.real_robot.client_errors import classify, within
 from flowpolicy.real_robot.fault_proxy import Faults, Session
 from flowpolicy.real_robot.kinematics import forward
-from flowpolicy.real_robot.launch import Setup, start_session
+from flowpolicy.real_robot.launch import Setup, _claim, start_session
 from flowpolicy.real_robot.limits import FR3, HOME, policy_limits
 from flowpolicy.real_robot.metrics import service_levels
 from flowpolicy.real_robot.operate import Operator
@@ -183,6 +183,9 @@ def test_mistakes_exit_with_2_and_a_hint(flowpolicy, tmp_path):
         (["stop"], "a running robot session"),
         (["twin", "--venv", "absent"], "make twin"),
         (["home", "--driver", "franky", "--model", "FER"], "FCI version 10"),
+        (["home", "--tool", "nan"], "0 to 0.5 m"),
+        (["home", "--session", "../elsewhere"], "letters, digits"),
+        (["run", "run", "--patience", "nan"], "0 s or more"),
     ):
         done = flowpolicy(*words)
         assert done.returncode == 2, done.stderr
@@ -215,6 +218,7 @@ def test_record_train_check_run_replay_on_the_fake_arm(flowpolicy, tmp_path):
     checked = flowpolicy("check", "run")
     assert checked.returncode == 0, checked.stderr
     assert "20 Hz" in checked.stdout and "PREEMPT_RT" in checked.stdout
+    assert "within what the data hold" in checked.stdout
     # Untrained, it does not get there; what counts is that it was driven and recorded.
     played = flowpolicy("run", "run", "--episodes", 1, "--shadow", "--out", "shadow")
     assert "success 0/1" in played.stdout, played.stderr
@@ -310,3 +314,23 @@ def test_a_contract_holds_for_one_arm_and_one_tool_and_an_old_one_says_that_it_d
     assert not unstated_warnings(trained, recorded)
     check_contract(contract(), recorded)
     assert "does not state the tool, here: tool point 0.25 m" in unstated_warnings(contract(), recorded)[1]
+
+
+def test_of_two_sessions_that_start_at_once_one_is_refused_and_a_killed_one_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWPOLICY_SHM", str(tmp_path))
+    code = "from flowpolicy.real_robot.launch import _claim; _claim('one'); input()"
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    owner = tmp_path / "flowpolicy-robot-one" / "owner"
+    while not any(process.poll() is not None for process in started):
+        time.sleep(0.02)
+    refused, kept = sorted(started, key=lambda process: process.poll() is None)
+    assert f"is running in process {kept.pid}" in refused.communicate()[1]
+    assert owner.read_text() == str(kept.pid)
+    kept.kill()
+    kept.communicate()
+    _claim("one")
+    assert owner.read_text() == str(os.getpid())
+    assert [path.name for path in tmp_path.iterdir()] == ["flowpolicy-robot-one"]

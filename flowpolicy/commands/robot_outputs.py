@@ -1,0 +1,63 @@
+"""Does a policy ask for more than its training file holds? Tried on recorded observations, before anything moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from flowpolicy.configs.presets import KINDS
+from flowpolicy.core import keys
+from flowpolicy.core.checkpoint import resolve
+from flowpolicy.core.config import decode
+from flowpolicy.core.errors import DataError
+from flowpolicy.core.files import read_json
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.data.dataset import Dataset, load_dataset
+from flowpolicy.policy.policy import Policy
+from flowpolicy.train.experiment import Experiment
+
+_ROWS = 200
+"""Observations that a policy is tried on."""
+_SLACK, _SHARE = 0.05, 0.01
+"""How far beyond the data, as a share of their range, counts as outside, and how many answers may be."""
+_DIMENSIONS = (*((f"a step of joint {joint}", "rad") for joint in range(1, 8)), ("the gripper", "m"))
+
+
+def check_outputs(run: str) -> tuple[list[str], list[str]]:
+    """What was compared, and warnings, of a run whose training file is here."""
+    folder = resolve(Path(run))
+    policy = Policy.load(folder)
+    experiment = decode(read_json(folder / "config.json").get("experiment"), KINDS, str(folder / "config.json"))
+    try:
+        if not isinstance(experiment, Experiment):
+            raise DataError("the checkpoint does not say on which file it was trained")
+        dataset = load_dataset(experiment.data)
+        if dataset.sha256 != policy.contract.dataset_sha256:
+            raise DataError(f"{dataset.path} has changed since the training")
+    except DataError as error:
+        return [], [f"what the policy asks for was not compared with its data: {error.what}"]
+    warnings = compare_outputs(policy, dataset)
+    return [] if warnings else ["outputs       on recorded observations within what the data hold"], warnings
+
+
+def compare_outputs(policy: Policy, dataset: Dataset) -> list[str]:
+    """Dimensions in which a policy leaves what the data hold, on observations of the data.
+
+    One whose actions were scaled wrongly shows here and not on the arm, where its gripper would open and close by
+    chance.
+    """
+    steps, contract = dataset.steps, policy.contract
+    rows = torch.linspace(0, len(steps) - 1, min(_ROWS, len(steps))).long()
+    # As at the start of an episode: a history is its first row again and again.
+    obs = {key: steps[keys.OBS, key][rows][:, None].repeat(1, contract.history, 1) for key in contract.spec.observation}
+    asked = policy.act(obs, torch_generator(0, "robot", "check"))[:, : contract.execute].flatten(0, 1)
+    low, high = steps[keys.ACTION].amin(0), steps[keys.ACTION].amax(0)
+    slack = _SLACK * (high - low) + 1e-4
+    outside = ((asked < low - slack) | (asked > high + slack)).double().mean(0)
+    return [
+        f"{name} is asked for from {asked[:, dim].min():.3f} to {asked[:, dim].max():.3f} {unit} where the data hold "
+        f"{low[dim]:.3f} to {high[dim]:.3f}, in {100 * outside[dim]:.0f} % of the decisions: train it anew"
+        for dim, (name, unit) in enumerate(_DIMENSIONS)
+        if outside[dim] > _SHARE
+    ]
