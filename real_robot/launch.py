@@ -55,6 +55,10 @@ class Setup:
     """The policy runs, the arm holds, the disagreement is recorded."""
 
     def __post_init__(self) -> None:
+        session_folder(self.session)  # refuses what is no name
+        for name, value, low, high in (("table", self.table, -1.0, 1.0), ("tool", self.tool, 0.0, 0.5)):
+            if not low <= value <= high:
+                raise ConfigError(f"--{name} {value:g}", expected=f"{low:g} to {high:g} m")
         if self.direct and self.driver != "scene":
             raise ConfigError(f"--direct with the driver '{self.driver}' would unguard it", expected="--driver scene")
         if self.driver == "scene" and self.cameras:
@@ -191,16 +195,13 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
         with accelerated_session(setup) as accelerated:
             yield accelerated
         return
-    owner = session_folder(setup.session) / "owner"
-    if owner.exists() and _alive(int(owner.read_text(encoding="utf-8"))):
-        raise RobotError(
-            f"the session '{setup.session}' is running in process {owner.read_text(encoding='utf-8')}",
-            fix="end it with `flowpolicy robot stop`, or name another one with --session",
-        )
-    shutil.rmtree(owner.parent, ignore_errors=True)
-    running = RunningSession(setup, Session(setup.session, create=True))
+    _claim(setup.session)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    owner.write_text(str(os.getpid()), encoding="utf-8")
+    try:
+        running = RunningSession(setup, Session(setup.session, create=True))
+    except BaseException:
+        shutil.rmtree(session_folder(setup.session), ignore_errors=True)
+        raise
     try:
         running.start("bridge_process", {})
         running.wait(State.IDLE, State.FAULT, State.LOCKED, seconds=30.0)
@@ -210,8 +211,32 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+def _claim(name: str) -> None:
+    """Make the folder of a session this process's; of two that try at once one is refused.
+
+    Raises:
+        RobotError: a session of this name is running.
+
+    """
+    folder = session_folder(name)
+    mine = folder.with_name(f"{folder.name}.{os.getpid()}")
+    mine.mkdir(parents=True, exist_ok=True)
+    (mine / "owner").write_text(str(os.getpid()), encoding="utf-8")
+    try:
+        while True:
+            with contextlib.suppress(OSError):  # a folder that is not empty stays
+                mine.rename(folder)
+                return
+            owner = folder / "owner"
+            pid = owner.read_text(encoding="utf-8") if owner.exists() else ""
+            if pid and Path(f"/proc/{pid}").exists():
+                raise RobotError(
+                    f"the session '{name}' is running in process {pid}",
+                    fix="end it with `flowpolicy robot stop`, or name another one with --session",
+                )
+            shutil.rmtree(folder)  # of a process that was killed
+    finally:
+        shutil.rmtree(mine, ignore_errors=True)
 
 
 def orphaned() -> bool:

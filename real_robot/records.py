@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.real_robot.protocols import ActionChunk
 from flowpolicy.real_robot.shared import Records, Ring
 
@@ -133,7 +135,14 @@ class Session:
 
 
 def session_folder(name: str) -> Path:
-    """Where the rings of a session are."""
+    """Where the rings of a session are.
+
+    Raises:
+        ConfigError: ``name`` is none; the folder of a session is deleted when it ends.
+
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(f"the session name '{name}'", expected="letters, digits, '.', '_' and '-'")
     return Path(os.environ.get("FLOWPOLICY_SHM", "/dev/shm")) / f"flowpolicy-robot-{name}"  # noqa: S108
 
 

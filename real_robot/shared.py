@@ -8,6 +8,7 @@ that merely attached to one removes it when it exits, so that a crashing policy 
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def _map(path: Path, size: int, create: bool) -> mmap.mmap:
     if create:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as stream:
-            stream.truncate(size)
+            # Now or never: where a page of a mapped file finds no memory, its writer dies by a signal, in motion.
+            os.posix_fallocate(stream.fileno(), 0, size)
     try:
         with path.open("r+b") as stream:
             buffer = mmap.mmap(stream.fileno(), 0)
