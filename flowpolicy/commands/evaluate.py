@@ -44,7 +44,7 @@ def evaluate(
             chance. Another protocol than the published ones: it is kept beside the outcomes.
         video: how many episodes to record as MP4.
         json: where to write the outcomes, besides RUN/eval.
-        overwrite: replace what stands at --json.
+        overwrite: replace what stands at --json; an earlier record of this very evaluation is replaced anyway.
 
     """
     if min(episodes, 1 + video) < 1:
@@ -52,16 +52,18 @@ def evaluate(
     if not 0 <= noise_scale < math.inf:
         raise ConfigError(f"--noise-scale is {noise_scale:g}", expected="finite, 0 or more")
     from flowpolicy.commands.evaluation import evaluate_run
-    from flowpolicy.core.files import require_free
-    from flowpolicy.evaluate.report import save_evaluation
     from flowpolicy.evaluate.tables import evaluation_table
 
-    if json is not None:
-        require_free(json, overwrite)
     evaluation, path = evaluate_run(
-        run, episodes=episodes, seed=seed, plan=plan, nfe=nfe, video=video, noise_scale=noise_scale
+        run,
+        episodes=episodes,
+        seed=seed,
+        plan=plan,
+        nfe=nfe,
+        video=video,
+        noise_scale=noise_scale,
+        also=json,
+        overwrite=overwrite,
     )
-    if json is not None:
-        save_evaluation(json, evaluation)
     console().print(evaluation_table(evaluation))
     sys.stdout.write(f"outcomes {path}\n")

@@ -14,11 +14,11 @@ import torch
 
 from flowpolicy.commands.progress import progress_bar
 from flowpolicy.core.checkpoint import MANIFEST, resolve
-from flowpolicy.core.files import read_json
+from flowpolicy.core.files import read_json, require_free
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.envs import find_env, normalized_score
 from flowpolicy.evaluate.plan import EvaluationPlan, load_plan, make_plan
-from flowpolicy.evaluate.records import identity, record_name, run_of
+from flowpolicy.evaluate.records import identity, record_name, repeats, run_of
 from flowpolicy.evaluate.report import Evaluation, make_evaluation, save_evaluation
 from flowpolicy.evaluate.rollout import Episode, rollout
 from flowpolicy.evaluate.video import require_imageio, save_videos
@@ -34,13 +34,17 @@ def evaluate_run(
     nfe: int | None = None,
     video: int = 0,
     noise_scale: float = 1.0,
+    also: Path | None = None,
+    overwrite: bool = False,
 ) -> tuple[Evaluation, Path]:
-    """Roll a run out, write its outcomes to RUN/eval and its videos to RUN/videos."""
+    """Roll a run out, write its outcomes to RUN/eval (and ``also`` elsewhere) and its videos to RUN/videos."""
     if video:
         require_imageio()
     with loaded(run) as (policy, env, folder):
         todo = load_plan(plan) if plan else make_plan(env.spec.env_id, episodes, seed)
         policy.noise_scale = noise_scale
+        if also is not None and not repeats(also, identity(folder), todo, nfe or policy.contract.nfe, noise_scale):
+            require_free(also, overwrite)
         with counting(run, todo) as progress:
             outcomes = rollout(policy, env, todo, nfe=nfe, progress=progress, record=range(video))
     evaluation = make_evaluation(
@@ -53,7 +57,9 @@ def evaluate_run(
     )
     home, name = run_of(folder), record_name(evaluation)
     path = home / "eval" / f"{name}.json"
-    save_evaluation(path, evaluation)
+    for place in (path, also):
+        if place is not None:
+            save_evaluation(place, evaluation)
     if video:
         rate = policy.contract.spec.action.rate_hz or 20.0
         save_videos(home / "videos", name, outcomes[:video], rate)

@@ -12,8 +12,9 @@ import dataclasses
 from pathlib import Path
 
 from flowpolicy.core import checkpoint
-from flowpolicy.core.errors import EvaluationError
+from flowpolicy.core.errors import EvaluationError, FlowPolicyError
 from flowpolicy.core.files import read_json
+from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.evaluate.report import Evaluation, load_evaluation
 
 
@@ -47,6 +48,22 @@ def record_name(evaluation: Evaluation) -> str:
     parts = [evaluation.plan.digest[:12], f"step{evaluation.step}", evaluation.checkpoint_sha256[:8]]
     parts += [f"nfe{evaluation.nfe}", *([f"noise{evaluation.noise_scale}"] if evaluation.noise_scale != 1 else [])]
     return "-".join(part for part in parts if part)
+
+
+def repeats(path: Path, acting: Identity, plan: EvaluationPlan, nfe: int, noise_scale: float) -> bool:
+    """Whether a file holds an earlier evaluation of the same checkpoint, on the same plan, in the same way."""
+    if not path.is_file():
+        return False
+    try:
+        earlier = load_evaluation(path)
+    except FlowPolicyError:  # another kind of file
+        return False
+    return (earlier.checkpoint_sha256, earlier.plan, earlier.nfe, earlier.noise_scale) == (
+        acting.sha256,
+        plan,
+        nfe,
+        noise_scale,
+    )
 
 
 def current_records(run: Path) -> list[Evaluation]:

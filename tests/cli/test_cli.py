@@ -110,8 +110,6 @@ def test_train_eval_compare_card_without_a_simulator(debug_run, tmp_path):
             shutil.copytree(debug_run, home / "other")
         done = flowpolicy("eval", run, "--episodes", 6, "--json", f"{run}.json", cwd=home)
         assert done.returncode == 0, done.stderr
-    done = flowpolicy("eval", "run", "--episodes", 6, "--json", "run.json", cwd=home)
-    assert done.returncode == 2 and "--overwrite" in done.stderr  # nothing is replaced unasked
     value = json.loads((home / "run.json").read_text())
     assert set(value["success"]) >= {"mean", "low", "high", "n"}
     assert set(value["return"]) >= {"mean", "low", "high"}

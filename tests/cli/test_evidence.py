@@ -49,6 +49,18 @@ def test_no_evaluation_takes_the_place_of_another(toy_run):
         assert record["training"]["dataset_sha256"] == sha256(toy_run / "toy.hdf5")
 
 
+def test_only_a_record_of_the_same_evaluation_is_replaced_unasked(toy_run, capsys):
+    record, note = toy_run / "record.json", toy_run / "note.json"
+    note.write_text('{"mine": 1}')
+    evaluation = ("eval", toy_run, "--episodes", 1, "--json")
+    assert run(*evaluation, record) == run(*evaluation, record) == 0
+    before = record.read_bytes()
+    assert run(*evaluation, note) == run(*evaluation, record, "--seed", 1) == run(*evaluation, record, "--nfe", 2) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (note.read_text(), record.read_bytes()) == ('{"mine": 1}', before)
+    assert run(*evaluation, note, "--overwrite") == 0 and json.loads(note.read_text())["step"] == 4
+
+
 def test_compare_speaks_of_the_newest_checkpoint_or_says_that_it_cannot(toy_run, capsys):
     other = shutil.copytree(toy_run, toy_run.with_name("other"))
     old = toy_run / "checkpoints" / "step_00000002"
