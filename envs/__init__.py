@@ -47,6 +47,11 @@ def find_env(name: str) -> SuiteConfig:
     return found
 
 
+def defines_success(env_id: str) -> bool:
+    """Whether episodes of an environment can succeed; taken to be so of an unknown one."""
+    return all(config.spec().defines_success for config in ENVS.values() if config.spec().env_id == env_id)
+
+
 def normalized_score(env_id: str) -> Callable[[float], float] | None:
     """Return of an episode -> normalised score; None where the field has no reference returns.
 

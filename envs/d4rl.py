@@ -28,7 +28,7 @@ import numpy as np
 
 from flowpolicy.core.errors import ConfigError, DataError, nearest
 from flowpolicy.core.seed import derive
-from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
+from flowpolicy.core.spec import NO_SUCCESS, ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.d4rl import STATE
 from flowpolicy.envs.adroit import import_gymnasium_robotics
 from flowpolicy.envs.rendering import opengl
@@ -64,7 +64,6 @@ class _Suite:
 
 
 _MOTORS = "-1 and 1 stand for the ends of each motor's range"
-_NO_SUCCESS = "not defined: the return counts"
 
 
 def _maze2d(name: str, maze: str, horizon: int, reference: tuple[float, float]) -> _Suite:
@@ -83,7 +82,7 @@ def _antmaze(name: str, maze: str, horizon: int) -> _Suite:
 
 def _locomotion(name: str, obs: int, actions: int, rate: float, reference: tuple[float, float]) -> _Suite:
     action = ActionSpec(actions, "absolute", "joints", _MOTORS, rate_hz=rate)
-    return _Suite(f"gymnasium/{name}-v4", obs, action, 1000, _NO_SUCCESS, reference, "joint positions and velocities")
+    return _Suite(f"gymnasium/{name}-v4", obs, action, 1000, NO_SUCCESS, reference, "joint positions and velocities")
 
 
 def _kitchen(variant: str) -> _Suite:

@@ -45,7 +45,7 @@ def evaluate_run(
         policy.noise_scale = noise_scale
         if also is not None and not repeats(also, identity(folder), todo, nfe or policy.contract.nfe, noise_scale):
             require_free(also, overwrite)
-        with counting(run, todo) as progress:
+        with counting(run, todo, env.spec.defines_success) as progress:
             outcomes = rollout(policy, env, todo, nfe=nfe, progress=progress, record=range(video))
     evaluation = make_evaluation(
         todo,
@@ -53,6 +53,7 @@ def evaluate_run(
         run=str(run),
         **acted(folder, policy),
         noise_scale=noise_scale,
+        success_defined=policy.contract.spec.defines_success,
         normalized_score=normalized_score(policy.contract.spec.env_id),
     )
     home, name = run_of(folder), record_name(evaluation)
@@ -62,7 +63,7 @@ def evaluate_run(
             save_evaluation(place, evaluation)
     if video:
         rate = policy.contract.spec.action.rate_hz or 20.0
-        save_videos(home / "videos", name, outcomes[:video], rate)
+        save_videos(home / "videos", name, outcomes[:video], rate, evaluation.success_defined)
     return evaluation, path
 
 
@@ -103,15 +104,14 @@ def loaded(run: Path) -> Iterator[tuple[Policy, VecEnv, Path]]:
 
 
 @contextmanager
-def counting(run: Path, plan: EvaluationPlan) -> Iterator[Callable[[Episode], None]]:
-    """Progress of a rollout: episodes done and successes so far."""
-    done = successes = 0
+def counting(run: Path, plan: EvaluationPlan, success_defined: bool) -> Iterator[Callable[[Episode], None]]:
+    """Progress of a rollout: episodes done, and successes or the mean return so far."""
+    done, successes, returns = 0, 0, 0.0
     with progress_bar(f"eval {run}", len(plan.indices)) as move:
 
         def progress(episode: Episode) -> None:
-            nonlocal done, successes
-            done += 1
-            successes += episode.success
-            move(done, f"success {successes}/{done}")
+            nonlocal done, successes, returns
+            done, successes, returns = done + 1, successes + episode.success, returns + episode.return_
+            move(done, f"success {successes}/{done}" if success_defined else f"return {returns / done:.4g}")
 
         yield progress

@@ -219,7 +219,7 @@ def success_along(run: Path, episodes: int, seed: int) -> list[tuple[int, float]
                 if not weights:
                     raise ConfigError(f"{run} is no post-training", expected="a run of a preset gdro-*")
                 policy.actor.load_state_dict(weights)
-                with counting(folder, plan) as progress:
+                with counting(folder, plan, env.spec.defines_success) as progress:
                     played = rollout(policy, env, plan, progress=progress)
                 found.append((update, sum(episode.success for episode in played) / episodes))
     return found

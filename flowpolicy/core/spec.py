@@ -22,6 +22,9 @@ from flowpolicy.core.files import read_json, write_json
 UNSTATED = "unstated"
 """Written where a file does not say; compares equal to anything."""
 
+NO_SUCCESS = "not defined: the return counts"
+"""Written as the definition of success of an environment that has none, such as Hopper."""
+
 SIMULATORS = ("gymnasium", "mujoco", "robosuite", "gymnasium-robotics", "ogbench", "dm_control")
 """Packages whose version decides what an environment does."""
 
@@ -82,6 +85,11 @@ class Spec:
     """Which arm acts, e.g. 'Franka FR3'."""
     tool: str = UNSTATED
     """What is mounted on it: which point observations call the tool."""
+
+    @property
+    def defines_success(self) -> bool:
+        """Whether an episode can succeed; False where its return is what counts."""
+        return self.success != NO_SUCCESS
 
     def differences(self, other: Spec) -> list[str]:
         """Lines on which the two disagree; what either leaves unstated agrees with anything."""

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import write_text
 from flowpolicy.core.protocols import VecEnv
-from flowpolicy.evaluate.figures import BLUE, ORANGE, save_figure, tidy
+from flowpolicy.evaluate.figures import BLUE, ORANGE, save_figure, scores, tidy
 from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.evaluate.report import Evaluation, make_evaluation, save_evaluation
 from flowpolicy.evaluate.rollout import ActingPolicy, Episode, rollout
@@ -55,7 +55,11 @@ def card(
     evaluations = []
     for nfe in supported(policy, nfes, device):
         episodes = rollout(policy, env, plan, nfe=nfe, progress=progress, device=device)
-        evaluations.append(make_evaluation(plan, episodes, run=run, step=step, command=command))
+        evaluations.append(
+            make_evaluation(
+                plan, episodes, run=run, step=step, command=command, success_defined=env.spec.defines_success
+            )
+        )
         save_evaluation(folder / f"nfe_{nfe}.json", evaluations[-1])
     title = f"{Path(run).name or 'policy'} on {plan.env_id}, {len(plan.indices)} episodes"
     write_text(folder / "card.md", card_markdown(evaluations, title))
@@ -100,15 +104,14 @@ def card_markdown(evaluations: Sequence[Evaluation], title: str) -> str:
 
 
 def draw_card(evaluations: Sequence[Evaluation], title: str, png: Path) -> None:
-    """Success with Wilson bars above, latency below, over the number of network evaluations."""
+    """What counts above, latency below, over the number of network evaluations."""
     figure = Figure(figsize=(6.4, 6.0), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     figure.suptitle(title)
     nfes = [e.nfe for e in evaluations]
-    rates = [e.success for e in evaluations]
-    below, above = [100 * (r.mean - r.low) for r in rates], [100 * (r.high - r.mean) for r in rates]
-    upper.errorbar(nfes, [100 * r.mean for r in rates], yerr=(below, above), fmt="o-", color=BLUE, capsize=4)
-    upper.set(ylabel="success, % (Wilson 95 %)", ylim=(-4, 104))
+    found = scores(evaluations)
+    upper.errorbar(nfes, found.means, yerr=found.bars, fmt="o-", color=BLUE, capsize=4)
+    upper.set(ylabel=found.label, ylim=found.limits)
     timed = [(e.nfe, e.latency) for e in evaluations if e.latency]
     for percentile, colour, marker in (("p50_us", BLUE, "o-"), ("p99_us", ORANGE, "s--")):
         times = [getattr(latency, percentile) / 1000 for _, latency in timed]

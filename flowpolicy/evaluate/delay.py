@@ -13,11 +13,11 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import write_json
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.envs.delay import Delay, DelayedVecEnv, delay_steps
-from flowpolicy.evaluate.figures import BLUE, GREEN, ORANGE, save_figure, tidy
+from flowpolicy.evaluate.figures import BLUE, GREEN, ORANGE, save_figure, scores, tidy
 from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.evaluate.rollout import ActingPolicy, Episode, Execution, rollout
-from flowpolicy.evaluate.statistics import Interval, wilson
-from flowpolicy.evaluate.tables import percent
+from flowpolicy.evaluate.statistics import Interval, bootstrap_mean, wilson
+from flowpolicy.evaluate.tables import score
 from flowpolicy.policy.guidance import GuidedPolicy
 from flowpolicy.policy.policy import Policy
 
@@ -55,8 +55,10 @@ class DelayPoint:
     """Delay asked for."""
     steps: int
     """Delay in actions."""
-    success: Interval
-    """With Wilson's interval."""
+    success: Interval | None
+    """With Wilson's interval; None where the environment defines no success."""
+    return_: Interval
+    """Mean return with its bootstrap interval."""
     stale: float
     """Share of decisions on an observation too old for the chunk or the trained prefix."""
     length: float
@@ -102,17 +104,18 @@ def delay_curve(
             episodes = rollout(
                 way.policy, delayed, plan, progress=progress, execution=way.execution, most_committed=way.most
             )
-            points.append(_point(name, milliseconds, steps, episodes))
+            points.append(_point(name, milliseconds, steps, episodes, env.spec.defines_success))
     return points
 
 
-def _point(way: str, milliseconds: float, steps: int, episodes: Sequence[Episode]) -> DelayPoint:
+def _point(way: str, milliseconds: float, steps: int, episodes: Sequence[Episode], scored: bool) -> DelayPoint:
     outcomes = tuple(episode.success for episode in episodes)
     return DelayPoint(
         way=way,
         delay_ms=milliseconds,
         steps=steps,
-        success=wilson(sum(outcomes), len(outcomes)),
+        success=wilson(sum(outcomes), len(outcomes)) if scored else None,
+        return_=bootstrap_mean([episode.return_ for episode in episodes]),
         stale=sum(episode.stale for episode in episodes) / sum(episode.chunks for episode in episodes),
         length=sum(episode.length for episode in episodes) / len(episodes),
         episodes=outcomes,
@@ -129,7 +132,7 @@ def delay_markdown(points: Sequence[DelayPoint]) -> str:
     delays = list(dict.fromkeys(point.delay_ms for point in points))
     found = {(point.way, point.delay_ms): point for point in points}
     lines = [
-        "## Success against delay",
+        f"## {'Success' if points[0].success else 'Return'} against delay",
         "",
         "From observation to action. 'naive' executes a late chunk from its first row, 'aligned' skips what is past, "
         "'real-time' also continues the actions executed meanwhile.",
@@ -138,7 +141,7 @@ def delay_markdown(points: Sequence[DelayPoint]) -> str:
         "|---|" + "---:|" * len(delays),
     ]
     for way in dict.fromkeys(point.way for point in points):
-        lines.append(f"| {way} | " + " | ".join(percent(found[way, delay].success) for delay in delays) + " |")
+        lines.append(f"| {way} | " + " | ".join(score(found[way, delay]) for delay in delays) + " |")
     return "\n".join([*lines, "", "![success over delay](delay.png)", ""])
 
 
@@ -150,6 +153,7 @@ def draw_delay(points: Sequence[DelayPoint], title: str, png: Path) -> None:
         "real-time, trained": (BLUE, "o-"),
         "real-time, guided": (GREEN, "D-"),
     }
+    *_, label, limits = scores(points)
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     figure.suptitle(title)
@@ -157,20 +161,19 @@ def draw_delay(points: Sequence[DelayPoint], title: str, png: Path) -> None:
     widest = max(point.delay_ms for point in points) or 1.0
     for position, name in enumerate(names):
         mine = [point for point in points if point.way == name]
-        rates = [point.success for point in mine]
+        found = scores(mine)
         shift = 0.012 * widest * (position - (len(names) - 1) / 2)
-        bars = ([100 * (r.mean - r.low) for r in rates], [100 * (r.high - r.mean) for r in rates])
         colour, style = styles[name]
         axes.errorbar(
             [point.delay_ms + shift for point in mine],
-            [100 * rate.mean for rate in rates],
-            yerr=bars,
+            found.means,
+            yerr=found.bars,
             fmt=style,
             color=colour,
             capsize=3,
             label=name,
         )
-    axes.set(xlabel="delay from observation to action, ms", ylabel="success, % (Wilson 95 %)", ylim=(-4, 104))
+    axes.set(xlabel="delay from observation to action, ms", ylabel=label, ylim=limits)
     axes.set_xticks(sorted({point.delay_ms for point in points}))
     axes.legend(frameon=False)
     tidy(axes)

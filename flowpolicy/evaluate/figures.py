@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flowpolicy.core.files import replacing
+from flowpolicy.evaluate.statistics import Interval
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 """Colours that stay apart for colour-blind readers; Wong 2011, Nature Methods 8:441."""
+
+
+class Measured(Protocol):
+    """What was played: an evaluation, or a point of a curve."""
+
+    @property
+    def success(self) -> Interval | None:
+        """Rate of success; None where success is not defined."""
+
+    @property
+    def return_(self) -> Interval:
+        """Mean return."""
+
+
+class Scores(NamedTuple):
+    """What counts of several that were played in one environment, as an axis shows it."""
+
+    means: list[float]
+    bars: tuple[list[float], list[float]]
+    """Below and above the mean."""
+    label: str
+    limits: tuple[float, float] | None
+
+
+def scores(measured: Sequence[Measured]) -> Scores:
+    """Success in per cent or, where it is not defined, the return."""
+    rates = [one.success for one in measured if one.success is not None]
+    found, factor, label, limits = rates, 100.0, "success, % (Wilson 95 %)", (-4.0, 104.0)
+    if not rates:
+        found, factor, label, limits = [one.return_ for one in measured], 1.0, "return (bootstrap 95 %)", None
+    bars = ([factor * (s.mean - s.low) for s in found], [factor * (s.high - s.mean) for s in found])
+    return Scores([factor * s.mean for s in found], bars, label, limits)
 
 
 def tidy(axes: Axes) -> None:

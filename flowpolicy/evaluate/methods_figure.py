@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from flowpolicy.evaluate.figures import BLUE, ORANGE, save_figure, tidy
+from flowpolicy.evaluate.figures import BLUE, ORANGE, save_figure, scores, tidy
 from flowpolicy.evaluate.tables import Methods
 
 
@@ -16,11 +16,12 @@ def draw_methods(methods: Methods, title: str, png: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     figure.suptitle(title)
     rows = range(len(methods))
-    rates = [evaluation.success for evaluation in methods.values()]
-    below, above = [100 * (r.mean - r.low) for r in rates], [100 * (r.high - r.mean) for r in rates]
-    left.errorbar([100 * r.mean for r in rates], rows, xerr=(below, above), fmt="o", color=BLUE, capsize=4)
-    left.set(xlabel="success, % (Wilson 95 %)", xlim=(-4, 104), ylim=(len(methods) - 0.5, -0.5))
-    left.set_yticks(rows, [f"{name}, {evaluation.nfe} NFE" for name, evaluation in methods.items()])
+    found = scores(list(methods.values()))
+    left.errorbar(found.means, rows, xerr=found.bars, fmt="o", color=BLUE, capsize=4)
+    left.set(xlabel=found.label, xlim=found.limits, ylim=(len(methods) - 0.5, -0.5))
+    left.set_yticks(
+        rows, [f"{name}, {evaluation.nfe} NFE, step {evaluation.step:,}" for name, evaluation in methods.items()]
+    )
     timed = [(row, evaluation.latency) for row, evaluation in enumerate(methods.values())]
     for percentile, colour, marker in (("p50_us", BLUE, "o"), ("p99_us", ORANGE, "s")):
         points = [(getattr(latency, percentile) / 1000, row) for row, latency in timed if latency]

@@ -14,6 +14,7 @@ import flowpolicy
 from flowpolicy.core.errors import EvaluationError
 from flowpolicy.core.files import read_json, write_json
 from flowpolicy.core.spec import library_versions
+from flowpolicy.envs import defines_success
 from flowpolicy.evaluate.plan import EvaluationPlan, plan_from
 from flowpolicy.evaluate.rollout import Episode
 from flowpolicy.evaluate.statistics import Comparison, Interval, bootstrap_mean, compare_paired, wilson
@@ -59,12 +60,16 @@ class Evaluation:
     """How the policy came about: its experiment (seed, data, every option), hash of the data, seconds, parameters."""
     noise_scale: float = 1.0
     """Factor of the policy's initial noise, see :class:`flowpolicy.policy.Policy`."""
+    success_defined: bool = True
+    """False where the environment defines no success: the return counts."""
     normalized: Interval | None = None
     """Normalised score, where the environment defines one."""
 
     @property
-    def success(self) -> Interval:
-        """Success rate with Wilson's interval."""
+    def success(self) -> Interval | None:
+        """Success rate with Wilson's interval; None where success is not defined."""
+        if not self.success_defined:
+            return None
         return wilson(sum(episode.success for episode in self.episodes), len(self.episodes))
 
     @property
@@ -97,6 +102,7 @@ def make_evaluation(
     command: str = "",
     training: dict[str, Any] | None = None,
     noise_scale: float = 1.0,
+    success_defined: bool = True,
     normalized_score: Callable[[float], float] | None = None,
 ) -> Evaluation:
     """Gather the outcomes of a rollout.
@@ -111,6 +117,7 @@ def make_evaluation(
         command: command line.
         training: how the policy came about.
         noise_scale: factor of the policy's initial noise.
+        success_defined: whether the environment defines success.
         normalized_score: return of an episode -> normalised score.
 
     """
@@ -127,6 +134,7 @@ def make_evaluation(
         versions=library_versions(),
         training=training or {},
         noise_scale=noise_scale,
+        success_defined=success_defined,
         normalized=bootstrap_mean([normalized_score(e.return_) for e in episodes]) if normalized_score else None,
     )
 
@@ -151,7 +159,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     mean_low_high = {"mean", "low", "high"}
     return {
         "schema": SCHEMA,
-        "success": dataclasses.asdict(evaluation.success),
+        "success": evaluation.success and dataclasses.asdict(evaluation.success),
         "return": {k: v for k, v in dataclasses.asdict(evaluation.return_).items() if k in mean_low_high},
         "normalized_score": evaluation.normalized and dataclasses.asdict(evaluation.normalized),
         "nfe": evaluation.nfe,
@@ -167,15 +175,15 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "noise_scale": evaluation.noise_scale,
         "plan_digest": evaluation.plan.digest,
         "plan": evaluation.plan.to_json(),
-        "episodes": [_episode_json(episode) for episode in evaluation.episodes],
+        "episodes": [_episode_json(episode, evaluation.success_defined) for episode in evaluation.episodes],
     }
 
 
-def _episode_json(episode: Episode) -> dict[str, Any]:
+def _episode_json(episode: Episode, success_defined: bool) -> dict[str, Any]:
     return {
         "index": episode.index,
         "policy_seed": episode.policy_seed,
-        "success": episode.success,
+        "success": episode.success if success_defined else None,
         "success_step": episode.success_step,
         "return": episode.return_,
         "length": episode.length,
@@ -227,7 +235,8 @@ def _decode(value: dict[str, Any], path: Path) -> Evaluation:
         plan=plan,
         episodes=episodes,
         latency=value["latency"] and Latency(**value["latency"]),
-        # Older records lack these.
+        # Older records say that nobody succeeded where success is not defined, and lack the rest.
+        success_defined=value["success"] is not None and defines_success(plan.env_id),
         noise_scale=value.get("noise_scale", 1.0),
         **{key: value.get(key, "") for key in ("checkpoint_sha256", "weights_sha256")},
         normalized=value["normalized_score"] and Interval(**value["normalized_score"]),

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import write_json
 from flowpolicy.core.protocols import VecEnv
-from flowpolicy.evaluate.figures import BLUE, GREEN, ORANGE, save_figure, tidy
+from flowpolicy.evaluate.figures import BLUE, GREEN, ORANGE, save_figure, scores, tidy
 from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.evaluate.rollout import Episode, rollout
-from flowpolicy.evaluate.statistics import Interval, wilson
-from flowpolicy.evaluate.tables import percent
+from flowpolicy.evaluate.statistics import Interval, bootstrap_mean, wilson
+from flowpolicy.evaluate.tables import score
 from flowpolicy.policy.policy import Policy
 from flowpolicy.policy.reuse import Decider, Skipping
 from flowpolicy.policy.stream import StreamBatch
@@ -42,8 +42,10 @@ class ReusePoint:
     """Evaluations of a full generation."""
     evaluations: float
     """Calls of the network per decision, measured; a call of a stream holds several rows."""
-    success: Interval
-    """With Wilson's interval."""
+    success: Interval | None
+    """With Wilson's interval; None where the environment defines no success."""
+    return_: Interval
+    """Mean return with its bootstrap interval."""
     episodes: tuple[bool, ...]
     """Success of each planned episode."""
 
@@ -95,8 +97,9 @@ def reuse_curve(
         episodes = rollout(policy, env, plan, nfe=nfe, decider=make, progress=progress)
         outcomes = tuple(episode.success for episode in episodes)
         calls = sum(e.evaluations for e in episodes) / sum(e.chunks for e in episodes)
-        success = wilson(sum(outcomes), len(outcomes))
-        points.append(ReusePoint(way, setting, nfe, calls, success, outcomes))
+        success = wilson(sum(outcomes), len(outcomes)) if env.spec.defines_success else None
+        returns = bootstrap_mean([episode.return_ for episode in episodes])
+        points.append(ReusePoint(way, setting, nfe, calls, success, returns, outcomes))
     return points
 
 
@@ -107,21 +110,20 @@ def save_reuse(points: Sequence[ReusePoint], path: Path, **record: Any) -> None:
 
 def reuse_markdown(points: Sequence[ReusePoint]) -> str:
     """The points as a Markdown section."""
+    counts = "success" if points[0].success else "return"
     lines = [
-        "## Success against evaluations saved",
+        f"## {counts.capitalize()} against evaluations saved",
         "",
         f"A full generation takes {points[0].nfe}. 'similarity' gives the last chunk again where the observation is "
         "within half of kappa of its own; 'warm start' begins with the last chunk, the nearer the less has moved; "
         "'stream batch' keeps that many chunks in flight, a call of several rows per decision.",
         "",
-        "| way | kappa or chunks | network calls per decision | saved | success |",
+        "| way | kappa or chunks | network calls per decision | saved | " + counts + " |",
         "|---|---:|---:|---:|---:|",
     ]
     for point in points:
         saved = 100 * (1 - point.evaluations / point.nfe)
-        lines.append(
-            f"| {point.way} | {point.setting:g} | {point.evaluations:.2f} | {saved:.0f} % | {percent(point.success)} |"
-        )
+        lines.append(f"| {point.way} | {point.setting:g} | {point.evaluations:.2f} | {saved:.0f} % | {score(point)} |")
     return "\n".join([*lines, "", "![success over network calls](reuse.png)", ""])
 
 
@@ -133,24 +135,24 @@ def draw_reuse(points: Sequence[ReusePoint], title: str, png: Path) -> None:
         "warm start": (ORANGE, "s-"),
         "stream batch": (GREEN, "D"),
     }
+    *_, label, limits = scores(points)
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     figure.suptitle(title)
     for way in dict.fromkeys(point.way for point in points):
         mine = sorted((point for point in points if point.way == way), key=lambda point: point.evaluations)
-        rates = [point.success for point in mine]
-        bars = ([100 * (r.mean - r.low) for r in rates], [100 * (r.high - r.mean) for r in rates])
+        found = scores(mine)
         colour, style = styles[way]
         axes.errorbar(
             [point.evaluations for point in mine],
-            [100 * rate.mean for rate in rates],
-            yerr=bars,
+            found.means,
+            yerr=found.bars,
             fmt=style,
             color=colour,
             capsize=3,
             label=way,
         )
-    axes.set(xlabel="network calls per decision", ylabel="success, % (Wilson 95 %)", ylim=(-4, 104))
+    axes.set(xlabel="network calls per decision", ylabel=label, ylim=limits)
     axes.set_xlim(left=0.0)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     tidy(axes)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from flowpolicy.core.spec import SIMULATORS, UNSTATED
+from flowpolicy.evaluate.figures import Measured
 from flowpolicy.evaluate.report import Evaluation, Latency
 from flowpolicy.evaluate.statistics import Comparison, Interval
 
@@ -14,14 +15,21 @@ Methods = Mapping[str, Evaluation]
 """Name of a method -> its outcomes on the common plan."""
 
 
-def percent(interval: Interval) -> str:
-    """A rate in percent with its interval, e.g. '95.0 % [88.8, 97.8]'."""
+def percent(interval: Interval | None) -> str:
+    """A rate in percent with its interval, e.g. '95.0 % [88.8, 97.8]'; 'not defined' where there is none."""
+    if interval is None:
+        return "not defined"
     return f"{100 * interval.mean:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def number(interval: Interval) -> str:
     """A mean with its interval, e.g. '812 [640, 977]'."""
     return f"{interval.mean:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+
+
+def score(measured: Measured) -> str:
+    """What counts: success in percent or, where it is not defined, the return."""
+    return number(measured.return_) if measured.success is None else percent(measured.success)
 
 
 def microseconds(latency: Latency | None) -> str:
@@ -33,7 +41,8 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     """One evaluation, a line per quantity."""
     table = Table(title=f"{evaluation.run} at step {evaluation.step}, {evaluation.plan.env_id}", show_header=False)
     table.add_row("episodes", str(len(evaluation.episodes)))
-    table.add_row("success, Wilson 95 %", percent(evaluation.success))
+    if evaluation.success:
+        table.add_row("success, Wilson 95 %", percent(evaluation.success))
     table.add_row("return, bootstrap 95 %", number(evaluation.return_))
     if evaluation.normalized:
         table.add_row("normalised score, bootstrap 95 %", number(evaluation.normalized))
@@ -50,18 +59,19 @@ def comparison_table(a: Evaluation, b: Evaluation, comparison: Comparison) -> Ta
     """Two evaluations on one plan, their paired difference, and the verdict in words."""
     title = f"A = {a.run} at step {a.step}, B = {b.run} at step {b.step}\n"
     title += f"{a.plan.env_id}, the {len(a.episodes)} episodes of plan {a.plan.digest[:12]}"
-    caption = "\n".join([verdict(comparison), *unlike(a, b)])
+    decided = verdict(comparison) if a.success else verdict_by_return(comparison)
+    caption = "\n".join([decided, *unlike(a, b)])
     table = Table("", "A", "B", "A - B, paired 95 %", title=title, caption=caption)
     table.add_row("checkpoint, step", str(a.step), str(b.step), "")
-    points = comparison.difference
-    table.add_row(
-        "success",
-        percent(a.success),
-        percent(b.success),
-        f"{100 * points.mean:+.1f} points [{100 * points.low:+.1f}, {100 * points.high:+.1f}]",
-    )
+    points, scored = comparison.difference, a.success is not None
+    if scored:
+        difference = f"{100 * points.mean:+.1f} points [{100 * points.low:+.1f}, {100 * points.high:+.1f}]"
+        table.add_row("success", percent(a.success), percent(b.success), difference)
     table.add_row("return", number(a.return_), number(b.return_), number(comparison.return_difference))
-    table.add_row("succeeded alone", str(comparison.only_a), str(comparison.only_b), "")
+    if scored:
+        table.add_row("succeeded alone", str(comparison.only_a), str(comparison.only_b), "")
+    if a.normalized and b.normalized:
+        table.add_row("normalised score", number(a.normalized), number(b.normalized), "")
     table.add_row("NFE", str(a.nfe), str(b.nfe), "")
     if a.noise_scale != b.noise_scale:
         table.add_row("scale of the initial noise", f"{a.noise_scale:g}", f"{b.noise_scale:g}", "")
@@ -93,6 +103,15 @@ def verdict(comparison: Comparison) -> str:
         return f"Not resolved: these episodes do not tell A and B apart ({evidence}).{hair}"
     better = "A" if comparison.difference.mean > 0 else "B"
     return f"Resolved: {better} succeeds more often ({evidence})."
+
+
+def verdict_by_return(comparison: Comparison) -> str:
+    """Whether the difference of the return is resolved, in words: for tasks that define no success."""
+    difference = comparison.return_difference
+    evidence = f"paired bootstrap over {comparison.n} episodes; this task defines no success"
+    if difference.low <= 0 <= difference.high:
+        return f"Not resolved: these episodes do not tell A and B apart ({evidence})."
+    return f"Resolved: the return of {'A' if difference.mean > 0 else 'B'} is higher ({evidence})."
 
 
 def methods_table(methods: Methods, title: str) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -21,15 +20,21 @@ PLAYING, SUCCEEDED, FAILED = (120, 120, 120), (0, 158, 115), (213, 94, 0)
 """Border colours: before success, from the first success on, and on the last frame of a failure."""
 
 
-def save_videos(folder: Path, evaluation: str, episodes: Sequence[Episode], fps: float) -> list[Path]:
+def save_videos(
+    folder: Path, evaluation: str, episodes: Sequence[Episode], fps: float, success_defined: bool = True
+) -> list[Path]:
     """Write the first episodes of an evaluation, in place of whatever videos the same evaluation had before."""
-    written = [save_video(folder, i, episode, fps, evaluation) for i, episode in enumerate(episodes)]
-    for path in set(folder.glob(f"episode_*-{glob.escape(evaluation)}_*.mp4")) - set(written):
-        path.unlink()
+    written = [save_video(folder, i, episode, fps, evaluation, success_defined) for i, episode in enumerate(episodes)]
+    own = tuple(f"-{evaluation}{outcome}.mp4" for outcome in ("", "_success", "_failure"))
+    for path in set(folder.glob("episode_*.mp4")) - set(written):
+        if path.name.endswith(own):
+            path.unlink()
     return written
 
 
-def save_video(folder: Path, position: int, episode: Episode, fps: float, evaluation: str = "") -> Path:
+def save_video(
+    folder: Path, position: int, episode: Episode, fps: float, evaluation: str = "", success_defined: bool = True
+) -> Path:
     """Write the frames of an episode to ``folder/episode_0007-EVALUATION_success.mp4`` and return the path.
 
     Args:
@@ -38,6 +43,7 @@ def save_video(folder: Path, position: int, episode: Episode, fps: float, evalua
         episode: with frames of any one size.
         fps: frames per second; the environment's control rate plays in real time.
         evaluation: name of the evaluation that the episode belongs to; left out of the file's name if empty.
+        success_defined: whether the environment defines success; otherwise neither name nor border speaks of it.
 
     Raises:
         EvaluationError: the episode was not recorded.
@@ -48,8 +54,9 @@ def save_video(folder: Path, position: int, episode: Episode, fps: float, evalua
         raise EvaluationError(f"episode {position} has no frames", fix="name it in rollout(record=...)")
     ffmpeg = require_imageio()
     name = f"episode_{position:04d}-{evaluation}" if evaluation else f"episode_{position:04d}"
-    path = folder / f"{name}_{'success' if episode.success else 'failure'}.mp4"
-    frames = [decorate(episode, step) for step in range(len(episode.frames))]
+    outcome = f"_{'success' if episode.success else 'failure'}" if success_defined else ""
+    path = folder / f"{name}{outcome}.mp4"
+    frames = [decorate(episode, step, success_defined) for step in range(len(episode.frames))]
     height, width = frames[0].shape[:2]
     with replacing(path) as temporary:
         writer = ffmpeg.write_frames(
@@ -82,7 +89,7 @@ def require_imageio() -> ModuleType:
     return imageio_ffmpeg
 
 
-def decorate(episode: Episode, step: int) -> np.ndarray:
+def decorate(episode: Episode, step: int, success_defined: bool = True) -> np.ndarray:
     """Frame ``step`` with a border that tells the outcome so far and a bar that fills with the steps.
 
     Returns:
@@ -94,7 +101,7 @@ def decorate(episode: Episode, step: int) -> np.ndarray:
     height, width = frame.shape[:2]
     shape = (height + 2 * BORDER + BAR, width + 2 * BORDER)
     canvas = np.empty((shape[0] + shape[0] % 2, shape[1] + shape[1] % 2, 3), dtype=np.uint8)
-    canvas[:] = _colour(episode, step)
+    canvas[:] = _colour(episode, step) if success_defined else PLAYING
     canvas[BORDER : BORDER + height, BORDER : BORDER + width] = frame
     bar = canvas[BORDER + height : BORDER + height + BAR, BORDER : BORDER + width]
     bar[:] = 0

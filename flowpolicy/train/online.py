@@ -130,7 +130,8 @@ class OnlineSource:
         if not self.log.exists():
             writer.writerow(("step", "success", "return", "length"))
         steps = self.updates // self.config.updates_per_step + 1
-        row = (steps, int(episode.success), f"{episode.return_:.6g}", episode.length)
+        success = int(episode.success) if self.contract.spec.defines_success else ""
+        row = (steps, success, f"{episode.return_:.6g}", episode.length)
         writer.writerow(row)
         with self.log.open("a", encoding="utf-8") as stream:
             stream.write(text.getvalue())

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from flowpolicy.core.errors import CheckpointError, EvaluationError
+from flowpolicy.evaluate.methods_figure import draw_methods
 from flowpolicy.evaluate.plan import EvaluationPlan, make_plan
 from flowpolicy.evaluate.report import compare, git_commit, load_evaluation, make_evaluation, save_evaluation
 from flowpolicy.evaluate.rollout import rollout
@@ -159,6 +160,35 @@ def test_tables_show_the_numbers():
     text = printed(methods_table(rows, "Lift"))
     for cell in ("DM1", "2 min 05 s", "1,234,567", "95.0 % [76.4, 99.1]", "2000 / ", "flow BC"):
         assert cell in text
+
+
+def test_where_no_success_is_defined_the_return_counts(tmp_path):
+    plan = make_plan("gymnasium/Hopper-v4", 20, 0)
+    stronger, weaker = (
+        make_evaluation(
+            plan,
+            [
+                dataclasses.replace(episode(index, return_=gain + index % 3), policy_seed=seed)
+                for index, seed in zip(plan.indices, plan.policy_seeds, strict=True)
+            ],
+            success_defined=False,
+            normalized_score=lambda value: value / 30,
+        )
+        for gain in (1000.0, 900.0)
+    )
+    path = tmp_path / "hopper.json"
+    save_evaluation(path, stronger)
+    value = json.loads(path.read_text())
+    assert value["success"] is None and {played["success"] for played in value["episodes"]} == {None}
+    assert load_evaluation(path) == dataclasses.replace(stronger, episodes=load_evaluation(path).episodes)
+    # Older versions wrote that nobody succeeded.
+    path.write_text(json.dumps(value | {"success": {"mean": 0.0, "low": 0.0, "high": 0.2, "n": 20}}))
+    assert load_evaluation(path).success is None
+    text = printed(evaluation_table(stronger))
+    assert "success" not in text and "normalised score" in text and "return" in text
+    text = printed(comparison_table(stronger, weaker, compare(stronger, weaker)))
+    assert "Resolved: the return of A is higher" in text and "0.0 %" not in text and "McNemar" not in text
+    draw_methods({"stronger": stronger, "weaker": weaker}, "Hopper", tmp_path / "methods.png")
 
 
 def test_git_commit_is_a_hash_or_empty():

@@ -53,6 +53,13 @@ def test_failures_are_named_failures(tmp_path):
     assert save_video(tmp_path, 12, recorded(32, 48, None), fps=20.0).name == "episode_0012_failure.mp4"
 
 
+def test_a_video_of_a_task_without_success_speaks_of_none(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    played = recorded(32, 48, None)
+    assert save_video(tmp_path, 12, played, 20.0, success_defined=False).name == "episode_0012.mp4"
+    assert tuple(decorate(played, 10, success_defined=False)[0, 0]) == PLAYING
+
+
 def test_an_episode_without_frames_is_an_error(tmp_path):
     with pytest.raises(EvaluationError, match="episode 3 has no frames"):
         save_video(tmp_path, 3, episode(), fps=20.0)
