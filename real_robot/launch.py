@@ -22,8 +22,8 @@ from flowpolicy.real_robot.protocols import RobotError
 from flowpolicy.real_robot.records import Session, session_folder
 from flowpolicy.real_robot.states import State
 
-_END_S = 30.0
-"""The recorder may have an episode to finish."""
+_END_S, _RECORDER_S = 5.0, 30.0
+"""A process that was told to end has this long; the recorder may have an episode to finish."""
 Driver = Literal["fake", "scene", "franky", "franka_rs"]
 
 
@@ -170,11 +170,11 @@ class RunningSession:
             self.session.command("quit")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 bridge.wait(10.0)
-        for process in self._processes.values():
+        for name, process in self._processes.items():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.wait(_END_S)
+                    process.wait(_RECORDER_S if name == "recorder_process" else _END_S)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
@@ -207,7 +207,10 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
         running.wait(State.IDLE, State.FAULT, State.LOCKED, seconds=30.0)
         yield running
     finally:
+        # The arm is on its way to rest: a second Ctrl-C would leave processes and rings behind.
+        interrupts = signal.signal(signal.SIGINT, signal.SIG_IGN)
         running.close()
+        signal.signal(signal.SIGINT, interrupts)
         signal.signal(signal.SIGTERM, before)
 
 

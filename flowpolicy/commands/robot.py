@@ -67,7 +67,7 @@ def check(
     if not is_address(run):  # a server has no data
         from flowpolicy.commands.robot_outputs import check_outputs
 
-        more, told = check_outputs(run)
+        more, told = check_outputs(run, setup.limits)
         lines, warnings = lines + more, warnings + told
     sys.stdout.write("\n".join(lines + [f"warning       {line}" for line in warnings]) + "\n")
     if connect:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from flowpolicy.configs.presets import KINDS
@@ -15,8 +16,12 @@ from flowpolicy.core.files import read_json
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.data.dataset import Dataset, load_dataset
 from flowpolicy.policy.policy import Policy
+from flowpolicy.real_robot.braking import Motion
+from flowpolicy.real_robot.envelope import Envelope
+from flowpolicy.real_robot.limits import EnvelopeLimits
 from flowpolicy.train.experiment import Experiment
 
+JOINTS = "robot0_joint_pos"
 _ROWS = 200
 """Observations that a policy is tried on."""
 _SLACK, _SHARE = 0.05, 0.01
@@ -24,8 +29,8 @@ _SLACK, _SHARE = 0.05, 0.01
 _DIMENSIONS = (*((f"a step of joint {joint}", "rad") for joint in range(1, 8)), ("the gripper", "m"))
 
 
-def check_outputs(run: str) -> tuple[list[str], list[str]]:
-    """What was compared, and warnings, of a run whose training file is here."""
+def check_outputs(run: str, limits: EnvelopeLimits) -> tuple[list[str], list[str]]:
+    """What was compared, and warnings, of a run whose training file is here, for an arm within ``limits``."""
     folder = resolve(Path(run))
     policy = Policy.load(folder)
     experiment = decode(read_json(folder / "config.json").get("experiment"), KINDS, str(folder / "config.json"))
@@ -37,8 +42,23 @@ def check_outputs(run: str) -> tuple[list[str], list[str]]:
             raise DataError(f"{dataset.path} has changed since the training")
     except DataError as error:
         return [], [f"what the policy asks for was not compared with its data: {error.what}"]
-    warnings = compare_outputs(policy, dataset)
+    warnings = compare_outputs(policy, dataset) + compare_workspace(dataset, limits)
     return [] if warnings else ["outputs       on recorded observations within what the data hold"], warnings
+
+
+def compare_workspace(dataset: Dataset, limits: EnvelopeLimits) -> list[str]:
+    """Whether the arm was recorded where these limits let it be: what is beyond them is clipped."""
+    if JOINTS not in dataset.steps[keys.OBS].keys():  # noqa: SIM118, a TensorDict iterates over rows
+        return []
+    q = dataset.steps[keys.OBS, JOINTS].double().numpy()
+    still = np.zeros_like(q)
+    outside = 1.0 - Envelope(limits, 0.004).admissible(Motion(q, still, still)).mean()
+    if outside <= _SHARE:
+        return []
+    return [
+        f"{100 * outside:.0f} % of the recorded positions are outside the workspace or the joint range as set up here: "
+        "the policy would be clipped there; are --table, --tool and --model those of the recording?"
+    ]
 
 
 def compare_outputs(policy: Policy, dataset: Dataset) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from flowpolicy.agents.dm1 import DM1
 from flowpolicy.cli import main
-from flowpolicy.commands.robot_outputs import compare_outputs
+from flowpolicy.commands.robot_outputs import compare_outputs, compare_workspace
 from flowpolicy.core.errors import ContractError
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.dataset import DataConfig, load_dataset
@@ -22,6 +22,7 @@ from flowpolicy.policy.policy import Policy
 from flowpolicy.real_robot.chunks import hermite
 from flowpolicy.real_robot.episodes import INDEX
 from flowpolicy.real_robot.kinematics import forward
+from flowpolicy.real_robot.limits import FR3, policy_limits
 from flowpolicy.real_robot.recorder import Recorder, salvage
 from flowpolicy.real_robot.records import TICK, unpack_chunk
 from flowpolicy.real_robot.states import State
@@ -310,3 +311,6 @@ def test_a_policy_that_moves_what_never_moved_is_found_before_the_arm_moves(sim,
     with pytest.warns(UserWarning, match="near-constant"):
         fitted = Normalizer.fit(dataset, NormalizerConfig())
     assert compare_outputs(Policy(config, made, fitted), dataset) == []
+    assert compare_workspace(dataset, LIMITS) == []
+    (told,) = compare_workspace(dataset, policy_limits(FR3, table=0.6, tool=LIMITS.tool))
+    assert "100 % of the recorded positions" in told
