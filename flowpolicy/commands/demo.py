@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from flowpolicy.commands.arguments import call
 from flowpolicy.commands.compare import compare
 from flowpolicy.commands.console import console
 from flowpolicy.commands.data import make
-from flowpolicy.core.errors import SimulatorError, TrainingError
+from flowpolicy.core.errors import ConfigError, SimulatorError, TrainingError
 
 METHODS = {"dm1": "dm1-lift", "flow_bc": "flow-bc-lift", "regression": "regression-lift"}
 """Folder under the demo's -> preset."""
@@ -38,26 +39,83 @@ def demo(out: Path = Path("runs/demo"), demonstrations: int = 200, episodes: int
 
     """
     from flowpolicy.commands.evaluation import evaluate_run
+    from flowpolicy.configs.presets import PRESETS
     from flowpolicy.evaluate.methods_figure import draw_methods
     from flowpolicy.evaluate.tables import methods_table
 
     start = time.perf_counter()
-    video = _drawable(video)
     data = out / "lift.hdf5"
+    _require_sensible(out, demonstrations, episodes, video)
+    _require_this_demo(out, data, demonstrations)
+    video = _drawable(video)
     if not data.exists():
         make("lift", data, episodes=demonstrations)
     _train_all(out, data)
-    methods = {}
+    methods, records = {}, {}
     for name in METHODS:
-        methods[name], _ = evaluate_run(out / name, episodes=episodes, video=video)
-    title = f"Lift, {demonstrations} demonstrations, {episodes} planned initial states"
+        methods[name], records[name] = evaluate_run(out / name, episodes=episodes, video=video)
+    # What was asked for is what was used: _require_this_demo has looked.
+    updates = ", ".join(f"{steps:,}" for steps in sorted({PRESETS[preset][1].steps for preset in METHODS.values()}))
+    title = f"Lift, {demonstrations} demonstrations, {updates} updates, {episodes} planned initial states"
     console().print(methods_table(methods, title))
     draw_methods(methods, title, out / "methods.png")
     for other in ("flow_bc", "regression"):
-        compare(out / "dm1", out / other)
+        compare(records["dm1"], records[other])
     for name in METHODS:
         sys.stdout.write(f"{name}: {out / name}/curves.png, {out / name}/videos/, {out / name}/eval/\n")
     sys.stdout.write(f"picture {out / 'methods.png'}\nthe demo took {(time.perf_counter() - start) / 60:.1f} min\n")
+
+
+def _require_sensible(out: Path, demonstrations: int, episodes: int, video: int) -> None:
+    """Refuse what could not work, before minutes of work."""
+    from flowpolicy.envs import find_env
+    from flowpolicy.evaluate.plan import make_plan
+
+    if demonstrations < 1 or episodes < 1 or video < 0:
+        raise ConfigError(
+            f"--demonstrations {demonstrations} --episodes {episodes} --video {video}",
+            expected="at least 1 demonstration, 1 episode and 0 videos",
+        )
+    make_plan(find_env("lift").spec().env_id, episodes, seed=0)
+    for folder in (out, *out.parents):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file", expected="--out FOLDER, which is made if it does not exist")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _require_this_demo(out: Path, data: Path, demonstrations: int) -> None:
+    """Refuse a folder whose data or runs are not of this demo: its table would not be about them."""
+    from flowpolicy.commands.resume import stored_experiment
+    from flowpolicy.configs.presets import PRESETS
+    from flowpolicy.core import checkpoint
+    from flowpolicy.core.files import sha256
+    from flowpolicy.core.spec import load_contract
+    from flowpolicy.data.dataset import DataConfig, open_recording
+
+    fix = "choose another --out folder"
+    if data.exists():
+        with open_recording(DataConfig(path=str(data))) as recording:
+            found = len(recording.lengths)
+        if found != demonstrations:
+            raise ConfigError(
+                f"{data} holds {found} demonstrations, and --demonstrations says {demonstrations}",
+                fix=f"{fix}, or add --demonstrations {found}",
+            )
+    for name, preset in METHODS.items():
+        if not checkpoint.newest(out / name):
+            continue
+        stored, wanted = stored_experiment(out / name), PRESETS[preset][1]
+        for field in dataclasses.fields(wanted):
+            has, should = getattr(stored, field.name), getattr(wanted, field.name)
+            if field.name != "data" and has != should:
+                raise ConfigError(
+                    f"{out / name} was trained otherwise than this demo does: {field.name} is {has}",
+                    expected=f"{should}, as in the preset {preset}",
+                    fix=fix,
+                )
+        contract = load_contract(checkpoint.resolve(out / name) / "contract.json")
+        if not data.exists() or contract.dataset_sha256 != sha256(data):
+            raise ConfigError(f"{out / name} was trained on other data than {data}", fix=fix)
 
 
 def _drawable(video: int) -> int:

@@ -9,6 +9,8 @@ from flowpolicy.cli import main
 from flowpolicy.core import checkpoint
 from flowpolicy.core.files import sha256
 
+from ..conftest import write_demonstrations
+
 
 def run(*words):
     with pytest.raises(SystemExit) as stop:
@@ -81,6 +83,24 @@ def test_compare_speaks_of_the_newest_checkpoint_or_says_that_it_cannot(toy_run,
     (state.parent / "manifest.json").write_text(json.dumps(manifest))
     assert run("compare", toy_run, other) == 2
     assert "another training" in capsys.readouterr().err
+
+
+def test_the_demo_refuses_what_it_could_not_be_about_before_it_works(toy_run, tmp_path, capsys):
+    out = tmp_path / "demo"
+    write_demonstrations(out / "lift.hdf5")
+    (tmp_path / "file").write_text("mine")
+    for words, message in (
+        (("--out", tmp_path / "file"), "is a file"),
+        (("--out", tmp_path / "file" / "below"), "is a file"),
+        (("--out", out, "--episodes", 0), "at least 1 demonstration, 1 episode"),
+        (("--out", out, "--episodes", 2_000_000), "a plan of 2000000 episodes"),
+        (("--out", out, "--demonstrations", 50), "holds 3 demonstrations, and --demonstrations says 50"),
+    ):
+        assert run("demo", *words) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    shutil.copytree(toy_run, out / "dm1")
+    assert run("demo", "--out", out, "--demonstrations", 3) == 2
+    assert "dm1 was trained otherwise than this demo does" in " ".join(capsys.readouterr().err.split())
 
 
 def test_videos_belong_to_their_evaluation(toy_run):
