@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +40,8 @@ def card(
     """Success against network evaluations against latency: a table and RUN/card/card.png.
 
     Args:
-        run: run folder or checkpoint folder.
+        run: run folder (its newest checkpoint) or checkpoint folder; the card of an older checkpoint goes to a folder
+            of its own in RUN/card, and so does an earlier card of other weights or another plan when a new one is made.
         episodes: planned initial states, the same for every number of evaluations.
         seed: seed of the plan.
         delay: also success against delay, with and without real-time chunking: RUN/card/delay.png. Takes as long as
@@ -55,11 +55,12 @@ def card(
         max_skips: with --reuse: decisions in a row that take the last chunk.
 
     """
-    from flowpolicy.commands.evaluation import loaded
-    from flowpolicy.core.files import read_json
+    from flowpolicy.commands.evaluation import acted, loaded
+    from flowpolicy.core import checkpoint
     from flowpolicy.evaluate.card import NFES, supported
     from flowpolicy.evaluate.card import card as draw
     from flowpolicy.evaluate.plan import make_plan
+    from flowpolicy.evaluate.records import card_name, make_way, run_of
 
     with loaded(run) as (policy, env, folder):
         plan = make_plan(env.spec.env_id, episodes, seed)
@@ -71,16 +72,22 @@ def card(
                 done += 1
                 move(done, "")
 
-            step = read_json(folder / "state.json")["step"]
-            command = shlex.join(["flowpolicy", *sys.argv[1:]])
-            record: dict[str, Any] = {"command": command, "run": str(run), "step": step}
-            draw(policy, env, plan, run / "card", progress=progress, **record)
-            record["training"] = read_json(folder / "config.json").get("experiment")
+            about = acted(folder, policy)
+            home, name = run_of(folder), card_name(about["step"], about["checkpoint_sha256"], plan)
+            place = home / "card"
+            if checkpoint.newest(home) in ("", folder.name):
+                make_way(place, name)
+            else:
+                place = place / name
+            draw(policy, env, plan, place, run=str(run), progress=progress, **about)
+            training = about.pop("training")
+            record: dict[str, Any] = {"run": str(run), **about, "training": training["experiment"]}
+            record["dataset_sha256"] = training["dataset_sha256"]
         if delay:
-            _delay(policy, env, plan, run / "card", delays_ms, {**record, "jitter": jitter, "dropped": dropped})
+            _delay(policy, env, plan, place, delays_ms, {**record, "jitter": jitter, "dropped": dropped})
         if reuse:
-            _reuse(policy, env, plan, run / "card", kappas, max_skips, record)
-    _show(run / "card", ["card", *(["delay"] if delay else []), *(["reuse"] if reuse else [])])
+            _reuse(policy, env, plan, place, kappas, max_skips, record)
+    _show(place, ["card", *(["delay"] if delay else []), *(["reuse"] if reuse else [])])
 
 
 def _show(folder: Path, drawn: Sequence[str]) -> None:
@@ -104,7 +111,7 @@ def _reuse(
     """The points of success against evaluations saved."""
     from flowpolicy.core.files import write_text
     from flowpolicy.core.spec import library_versions
-    from flowpolicy.evaluate.card import supported
+    from flowpolicy.evaluate.card import card_title, supported
     from flowpolicy.evaluate.report import git_commit
     from flowpolicy.evaluate.reuse import MULTI_STEP, deciders, draw_reuse, reuse_curve, reuse_markdown, save_reuse
 
@@ -121,7 +128,7 @@ def _reuse(
     about = {"commit": git_commit(), "versions": library_versions(), "plan": plan.to_json(), "max_skips": most}
     save_reuse(points, folder / "reuse.json", **record, **about)
     write_text(folder / "reuse.md", reuse_markdown(points))
-    draw_reuse(points, f"{Path(record['run']).name} on {plan.env_id}, {episodes} episodes", folder / "reuse.png")
+    draw_reuse(points, card_title(record["run"], record["step"], plan), folder / "reuse.png")
 
 
 def _delay(
@@ -135,6 +142,7 @@ def _delay(
     """The curve of success against delay."""
     from flowpolicy.core.files import write_text
     from flowpolicy.core.spec import library_versions
+    from flowpolicy.evaluate.card import card_title
     from flowpolicy.evaluate.delay import delay_curve, delay_markdown, draw_delay, save_delay, ways
     from flowpolicy.evaluate.report import git_commit
 
@@ -154,5 +162,6 @@ def _delay(
     about = {"commit": git_commit(), "versions": library_versions(), "plan": plan.to_json()}
     save_delay(points, folder / "delay.json", **record, **about)
     write_text(folder / "delay.md", delay_markdown(points))
-    title = f"{Path(record['run']).name} on {plan.env_id}, {episodes} episodes"
+    title = card_title(record["run"], record["step"], plan)
+    title += "".join(f", {name} {value:g}" for name, value in options.items() if value)
     draw_delay(points, title, folder / "delay.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -28,11 +29,10 @@ def card(
     folder: Path,
     *,
     run: str = "",
-    step: int = 0,
-    command: str = "",
     nfes: Sequence[int] = NFES,
     progress: Callable[[Episode], None] | None = None,
     device: torch.device | str = "cpu",
+    **about: Any,
 ) -> list[Evaluation]:
     """Evaluate ``policy`` at each of ``nfes`` that it supports; write JSON, ``card.md`` and ``card.png``.
 
@@ -42,11 +42,10 @@ def card(
         plan: the same for every number of evaluations.
         folder: usually ``RUN/card``.
         run: run folder, for the titles.
-        step: gradient step of the checkpoint.
-        command: command line.
         nfes: network evaluations per chunk to try, in rising order.
         progress: called with every episode as it ends.
         device: where the policy lives.
+        about: step, hashes, command and training, as :func:`flowpolicy.evaluate.report.make_evaluation` takes them.
 
     Raises:
         ConfigError: the policy supports none of ``nfes``.
@@ -55,13 +54,10 @@ def card(
     evaluations = []
     for nfe in supported(policy, nfes, device):
         episodes = rollout(policy, env, plan, nfe=nfe, progress=progress, device=device)
-        evaluations.append(
-            make_evaluation(
-                plan, episodes, run=run, step=step, command=command, success_defined=env.spec.defines_success
-            )
-        )
-        save_evaluation(folder / f"nfe_{nfe}.json", evaluations[-1])
-    title = f"{Path(run).name or 'policy'} on {plan.env_id}, {len(plan.indices)} episodes"
+        made = make_evaluation(plan, episodes, run=run, success_defined=env.spec.defines_success, **about)
+        evaluations.append(made)
+        save_evaluation(folder / f"nfe_{nfe}.json", made)
+    title = card_title(run, about.get("step", 0), plan)
     write_text(folder / "card.md", card_markdown(evaluations, title))
     draw_card(evaluations, title, folder / "card.png")
     return evaluations
@@ -86,12 +82,18 @@ def supported(policy: ActingPolicy, nfes: Sequence[int], device: torch.device | 
     return found
 
 
+def card_title(run: str, step: int, plan: EvaluationPlan) -> str:
+    """What the pictures of a card are about."""
+    return f"{Path(run).name or 'policy'} at step {step:,} on {plan.env_id}, {len(plan.indices)} episodes"
+
+
 def card_markdown(evaluations: Sequence[Evaluation], title: str) -> str:
     """The card as a Markdown table."""
     lines = [
         f"# {title}",
         "",
-        f"Plan `{evaluations[0].plan.digest[:12]}`, checkpoint step {evaluations[0].step}. Intervals are 95 %: "
+        f"Plan `{evaluations[0].plan.digest[:12]}`, checkpoint step {evaluations[0].step} "
+        f"(`{evaluations[0].checkpoint_sha256[:12] or 'no hash'}`). Intervals are 95 %: "
         "Wilson for success, bootstrap for the return. Latency is one decision at batch 1, first one excluded.",
         "",
         "| NFE | success | return | latency p50 / p99, us |",

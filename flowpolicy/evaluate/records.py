@@ -4,6 +4,8 @@
 
     RUN/eval/PLAN-step300-CHECKPOINT-nfe1.json              one checkpoint, played in one way on one plan
     RUN/videos/episode_0007-PLAN-step300-..._success.mp4    an episode of that evaluation
+    RUN/card/card.png                                       of the newest checkpoint that a card was made of
+    RUN/card/PLAN-step100-CHECKPOINT/card.png               of another checkpoint or plan
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import EvaluationError, FlowPolicyError
-from flowpolicy.core.files import read_json
+from flowpolicy.core.files import read_json, write_json
 from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.evaluate.report import Evaluation, load_evaluation
 
@@ -48,6 +50,23 @@ def record_name(evaluation: Evaluation) -> str:
     parts = [evaluation.plan.digest[:12], f"step{evaluation.step}", evaluation.checkpoint_sha256[:8]]
     parts += [f"nfe{evaluation.nfe}", *([f"noise{evaluation.noise_scale}"] if evaluation.noise_scale != 1 else [])]
     return "-".join(part for part in parts if part)
+
+
+def card_name(step: int, checkpoint_sha256: str, plan: EvaluationPlan) -> str:
+    """Name of the card of one checkpoint on one plan."""
+    return f"{plan.digest[:12]}-step{step}-{checkpoint_sha256[:8]}"
+
+
+def make_way(folder: Path, name: str) -> None:
+    """Move what stands in RUN/card to a folder of its own there, unless it is of the card ``name``: a card is whole."""
+    mark = folder / "card.json"
+    parts = [path for pattern in ("card.*", "nfe_*.json", "delay.*", "reuse.*") for path in folder.glob(pattern)]
+    earlier = read_json(mark)["card"] if mark.exists() else "earlier"
+    if parts and earlier != name:
+        (folder / earlier).mkdir(exist_ok=True)
+        for path in parts:
+            path.replace(folder / earlier / path.name)
+    write_json(mark, {"card": name})
 
 
 def repeats(path: Path, acting: Identity, plan: EvaluationPlan, nfe: int, noise_scale: float) -> bool:

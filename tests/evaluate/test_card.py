@@ -21,7 +21,7 @@ def test_card_evaluates_what_the_policy_supports_on_one_plan(tmp_path):
     assert [outcome(e) for e in evaluations[2].episodes] == [outcome(e) for e in direct]
     assert json.loads((tmp_path / "nfe_4.json").read_text())["nfe"] == 4
     lines = (tmp_path / "card.md").read_text().splitlines()
-    assert lines[0] == "# dm1 on fake/Chaos, 6 episodes"
+    assert lines[0] == "# dm1 at step 7 on fake/Chaos, 6 episodes"
     assert [line.split("|")[1].strip() for line in lines if line.startswith("| ")] == ["NFE", "1", "2", "4"]
     assert imread(tmp_path / "card.png").std() > 0.05
 
