@@ -115,13 +115,17 @@ class Bridge:
         """Do one part of a tick; an exception becomes a fault, and the parts after it are still done."""
         try:
             work(*arguments)
-        except ArmFaultError as fault:
-            self.supervisor.fault(fault, self._now)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # whatever a binding raises: a panic of Rust code is no Exception
-            traceback.print_exc(file=sys.stderr)  # the log of this process
-            self.supervisor.failed(error, self._now)
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        if isinstance(error, ArmFaultError):
+            self.supervisor.fault(error, self._now)
+            return
+        traceback.print_exception(error, file=sys.stderr)  # the log of this process
+        self.supervisor.failed(error, self._now)
 
     def _time(self) -> float:
         """The clock; without it, a period after it was last read."""
@@ -229,11 +233,11 @@ class Bridge:
         before = follower.motion
         try:
             self._advance(self._arm, now)
-        except (ArmFaultError, KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
+            self._failed(error)
             # Exactly one step, whatever was done of it: the first of the stop.
-            self.supervisor.failed(error, now)
             follower.motion = before
             follower.brake()
         if self.state not in STREAMING:
@@ -241,9 +245,12 @@ class Bridge:
         try:
             self.arm.set_reference(follower.motion.q, follower.motion.v)
         except BaseException as error:
-            if isinstance(error, (ArmFaultError, KeyboardInterrupt, SystemExit)) or not self.supervisor.braking:
+            named = isinstance(error, ArmFaultError) and error.kind != "other"
+            if named or isinstance(error, (KeyboardInterrupt, SystemExit)) or not self.supervisor.braking:
                 raise
-            raise ArmFaultError("other", f"not even a stop reaches the arm: {describe(error)}") from error
+            what = f"not even a stop reaches the arm: {describe(error)}"
+            self.supervisor.give_up(ArmFaultError("other", what), now)
+            return
         if stopping and follower.resting:
             self.supervisor.rest(now)
 

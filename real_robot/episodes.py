@@ -123,8 +123,8 @@ def write_index(folder: Path) -> Path:
         data.attrs["total"] = total
         # The hash of the index stands for the content of the files that it links to.
         data.attrs["episodes_sha256"] = json.dumps({episode.name: sha256(episode) for episode in episodes})
-        for key, names in members.items():
-            file.create_dataset(f"mask/{key}", data=np.array(names, dtype="S"), track_times=False)
+        for key, belonging in members.items():
+            file.create_dataset(f"mask/{key}", data=np.array(belonging, dtype="S"), track_times=False)
         file.flush()
         with replacing(path) as temporary:
             temporary.write_bytes(file.id.get_file_image())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable
@@ -187,7 +188,18 @@ class Supervisor:
             self.machine.go(State.STOPPING, reason, now)
 
     def fault(self, fault: ArmFaultError, now: float) -> None:
-        """The robot stopped by itself: nothing that was planned is resumed."""
+        """The robot stopped by itself, or is not heard: nothing that was planned is resumed.
+
+        What a driver cannot name may have left the arm under control: then it is braked first.
+        """
+        if fault.kind == "other" and self.state in STREAMING and self._in_control():
+            if self._broken is None:
+                self._brake(fault, now)
+            return
+        self.give_up(fault, now)
+
+    def give_up(self, fault: ArmFaultError, now: float) -> None:
+        """Leave the arm to itself: a fault now."""
         self.generator.forget()
         self._broken = None
         if self.state in STREAMING:
@@ -202,11 +214,19 @@ class Supervisor:
         if self.state is State.IDLE:
             self.fault(ArmFaultError("other", what), now)
         elif self.state in STREAMING and self._broken is None:
-            self._broken = ArmFaultError("other", what)
-            self.stop(what, now)
+            self._brake(ArmFaultError("other", what), now)
         elif now - self._complained >= 1.0:  # what fails in every tick is told once a second
             self._complained = now
             self._tell("error", what)
+
+    def _brake(self, broken: ArmFaultError, now: float) -> None:
+        self._broken = broken
+        self.stop(broken.what, now)
+
+    def _in_control(self) -> bool:
+        with contextlib.suppress(Exception):
+            return self.arm.in_control()
+        return False
 
     @property
     def braking(self) -> bool:
@@ -216,7 +236,7 @@ class Supervisor:
     def rest(self, now: float) -> None:
         """The arm has come to rest: leave it to the robot's own hold."""
         if self._broken is not None:
-            self.fault(self._broken, now)
+            self.give_up(self._broken, now)
             return
         self.arm.stop()
         self.machine.go(State.IDLE, "at rest", now)

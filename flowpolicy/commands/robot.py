@@ -62,6 +62,7 @@ def check(
     from flowpolicy.real_robot.launch import start_session
     from flowpolicy.real_robot.policy_process import is_address
     from flowpolicy.real_robot.priority import real_time_kernel
+    from flowpolicy.real_robot.protocols import RobotError
 
     lines, warnings = check_policy(PolicyAt(run, token_file), setup)
     if not is_address(run):  # a server has no data
@@ -72,8 +73,13 @@ def check(
     sys.stdout.write("\n".join(lines + [f"warning       {line}" for line in warnings]) + "\n")
     if connect:
         with start_session(setup) as running:
-            tick = running.session.ticks.latest()
-            joints = [] if tick is None else tick["q"].round(3).tolist()
+            deadline = running.clock.now() + 5.0
+            while (tick := running.session.ticks.latest()) is None or not tick["t_robot"]:  # not read yet
+                running.require_alive()
+                if running.clock.now() > deadline:
+                    raise RobotError(f"the robot's state was not read{running.last_events()}")
+                running.clock.sleep(0.01)
+            joints = tick["q"].round(3).tolist()
             if setup.driver != "scene":  # whose time is simulated
                 rights = "; ".join(running.told("host")) or "real-time rights granted"
                 kernel = "with" if real_time_kernel() else "without"
@@ -178,7 +184,11 @@ def salvage(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
 
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder", expected="the folder that `flowpolicy robot record --out` wrote to")
-    made = finish(folder, lambda text: sys.stderr.write(f"warning: {text}\n"))
+
+    def warn(text: str) -> None:
+        sys.stderr.write(f"warning: {text}\n")
+
+    made = finish(folder, warn)
     sys.stdout.write("".join(f"{path}\n" for path in made) or "nothing was left behind\n")
     for path in made:
         if gaps := told_gaps(path):

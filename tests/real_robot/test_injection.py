@@ -7,7 +7,7 @@ import pytest
 
 from flowpolicy.real_robot import bridge
 from flowpolicy.real_robot.fake import Clock, FakeArm
-from flowpolicy.real_robot.protocols import GripperState
+from flowpolicy.real_robot.protocols import ArmFaultError, GripperState
 from flowpolicy.real_robot.states import STREAMING, State
 
 from .simulated import DT, HOME, Simulation, peaks, swing
@@ -30,6 +30,14 @@ class Hand:
 
 class Panic(BaseException):
     """As of a binding to Rust: no Exception."""
+
+
+def unnamed(what):
+    """What a driver says of an exception that it cannot name."""
+    return ArmFaultError("other", what)
+
+
+ERRORS = (RuntimeError, Panic, unnamed)
 
 
 class Once:
@@ -114,7 +122,7 @@ def test_whatever_raises_once_ends_in_rest_within_the_limits_and_a_fault_that_is
     for number in range(len(list(calls(sim)))):
         enter(sim, state)
         owner, name = list(calls(sim))[number]
-        once = Once(owner, name, (RuntimeError, Panic)[number % 2](f"{name} failed"))
+        once = Once(owner, name, ERRORS[number % 3](f"{name} failed"))
         path, rested = until_it_rests(sim, 0.8)
         once.end()
         if once.fired:
@@ -173,6 +181,17 @@ def test_an_arm_that_takes_no_reference_any_more_is_left_to_itself_at_once(sim):
     assert "not even a stop reaches the arm: RuntimeError: the binding is gone" in sim.events("state")[-1]
 
 
+def test_a_user_stop_while_the_arm_is_being_braked_locks_at_once(sim):
+    enter(sim, State.RUNNING)
+    once = Once(sim.bridge.supervisor.follower, "_plan", RuntimeError("no plan"))
+    sim.run(2 * DT)
+    once.end()
+    assert sim.state is State.STOPPING
+    sim.arm.inject("user_stop")
+    sim.run(DT)
+    assert sim.state is State.LOCKED
+
+
 def test_a_connection_that_raises_ends_the_bridge_with_its_words(tmp_path, monkeypatch):
     clock = Clock(lambda: 0.0)
     arm = FakeArm(clock)
@@ -188,6 +207,8 @@ def test_a_reading_that_is_not_a_number_is_a_fault(sim, column):
     enter(sim, State.RUNNING)
     read = sim.arm.state
     sim.arm.state = lambda: dataclasses.replace(read(), **{column: np.nan * getattr(read(), column)})
-    sim.run(2 * DT)
+    path, rested = until_it_rests(sim, 0.8)
     assert sim.state is State.FAULT
     assert "not a number" in sim.events("state")[-1]
+    assert rested
+    assert peaks(path)[1] <= 4.0 + 1e-6

@@ -219,6 +219,7 @@ def test_record_train_check_run_replay_on_the_fake_arm(flowpolicy, tmp_path):
     assert checked.returncode == 0, checked.stderr
     assert "20 Hz" in checked.stdout and "PREEMPT_RT" in checked.stdout
     assert "within what the data hold" in checked.stdout
+    assert "joints [0.0, -0.785, 0.0, -2.356, 0.0, 1.571, 0.785]" in checked.stdout
     # Untrained, it does not get there; what counts is that it was driven and recorded.
     played = flowpolicy("run", "run", "--episodes", 1, "--shadow", "--out", "shadow")
     assert "success 0/1" in played.stdout, played.stderr
