@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,10 +79,10 @@ def run_suite(
     """
     suite = find_suite(name)
     home = records or out / "records"
-    todo = [
-        job for job in plan_jobs(suite, data, out, home, arms=arms, tasks=tasks, seeds=seeds) if not job.record.exists()
-    ]
+    every = plan_jobs(suite, data, out, home, arms=arms, tasks=tasks, seeds=seeds)
+    todo = [job for job in every if not job.record.exists()]
     with _alone(out):
+        _require_current(job for job in every if job.record.exists())
         for task in dict.fromkeys(job.task for job in todo):
             _require_data(suite, task, data)
         failed = _run_all(todo, jobs, f"suite {name}")
@@ -159,6 +159,22 @@ def _require_data(suite: Suite, task: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     words = ("data", "make", task, "--episodes", str(episodes), "--seed", "0", "--out", str(file))
     subprocess.run([sys.executable, "-m", "flowpolicy", *words], check=True)
+
+
+def _require_current(done: Iterable[Job]) -> None:
+    """Refuse a record whose run has gone on, or was trained anew, since it was evaluated."""
+    from flowpolicy.core import checkpoint
+    from flowpolicy.evaluate.records import identity
+    from flowpolicy.evaluate.report import load_evaluation
+
+    for job in done:
+        if not (newest := checkpoint.newest(job.run)):
+            continue  # the record alone is there, which is enough
+        if not identity(job.run / checkpoint.FOLDER / newest).made(load_evaluation(job.record)):
+            raise ConfigError(
+                f"{job.record} is of another checkpoint than {newest} of {job.run}",
+                fix="move the record away and run the same command again",
+            )
 
 
 def _run_all(todo: list[Job], jobs: int, title: str) -> list[Job]:

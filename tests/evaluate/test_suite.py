@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
@@ -18,16 +19,18 @@ PLAN = make_plan("fake/Chaos", 50, 0)
 GENERATOR = np.random.default_rng(0)
 
 
-def store(folder, task, arm, seed, rate, *, step=100, data="a" * 64):
+def store(folder, task, arm, seed, rate, *, step=100, data="a" * 64, noise_scale=1.0, **options):
     outcomes = GENERATOR.random(50) < rate
     episodes = [
         dataclasses.replace(episode(i, 5 if good else None), policy_seed=s)
         for i, s, good in zip(PLAN.indices, PLAN.policy_seeds, outcomes, strict=True)
     ]
-    training = {"seconds": 2.0, "dataset_sha256": data, "experiment": {"batch_size": 64}}
+    training = {"seconds": 2.0, "dataset_sha256": data, "experiment": {"batch_size": 64, "seed": seed, **options}}
     save_evaluation(
         folder / task / f"{arm}-seed{seed}.json",
-        make_evaluation(PLAN, episodes, run=f"runs/{arm}-seed{seed}", step=step, training=training),
+        make_evaluation(
+            PLAN, episodes, run=f"runs/{arm}-seed{seed}", step=step, training=training, noise_scale=noise_scale
+        ),
     )
     return outcomes.mean()
 
@@ -53,6 +56,7 @@ def test_the_table_has_every_arm_its_difference_and_the_iqm_over_tasks(tmp_path)
     assert f"{100 * (np.mean(rates['fisher', 'cube']) - np.mean(rates['fql', 'cube'])):+.1f}" in text
     assert text.count(" *") >= 2
     assert "20.0" in text  # 2 s over 100 updates
+    assert f"maze: 50 episodes a run (plan {PLAN.digest[:12]}), 100 updates of 64 rows, data aaaaaaaaaaaa" in text
     draw_suite(tmp_path / "picture.png", records, "fql")
     assert (tmp_path / "picture.png").stat().st_size > 5000
 
@@ -64,14 +68,35 @@ def test_an_arm_without_every_task_has_no_aggregate(tmp_path):
     text = printed(suite_table("s", load_records(tmp_path, ["maze", "cube"], ["fql", "fisher"]), "fql"))
     row = next(line for line in text.splitlines() if "fisher" in line)
     assert row.count(" - ") == 2
+    store(tmp_path, "cube", "fisher", 0, 0.5)
+    assert "[one seed]" in printed(suite_table("s", load_records(tmp_path, ["maze", "cube"], ["fisher"]), "fql"))
+    store(tmp_path, "cube", "fisher", 1, 0.5)  # two seeds on one task and one on the other weigh unequally
+    text = printed(suite_table("s", load_records(tmp_path, ["maze", "cube"], ["fisher"]), "fql"))
+    assert "[one seed]" not in text and next(line for line in text.splitlines() if "fisher" in line).count(" - ") == 1
 
 
-@pytest.mark.parametrize("odd", [{"step": 99}, {"data": "b" * 64}])
+@pytest.mark.parametrize("odd", [{"step": 99}, {"data": "b" * 64}, {"noise_scale": 0.5}])
 def test_records_of_another_budget_are_refused(tmp_path, odd):
     store(tmp_path, "maze", "fql", 0, 0.5)
     store(tmp_path, "maze", "fisher", 0, 0.5, **odd)
     with pytest.raises(EvaluationError, match=r"not made alike.*fisher-seed0"):
         load_records(tmp_path, ["maze"], ["fql", "fisher"])
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [({"agent": {"alpha": 1.0}}, "agent.alpha is 3.0 and 1.0"), ({"seed": 0}, "is of the training seed 0")],
+)
+def test_two_seeds_of_an_arm_that_are_no_two_seeds_are_refused(tmp_path, odd, message):
+    store(tmp_path, "maze", "fql", 0, 0.5, agent={"alpha": 3.0}, threads=1)
+    store(tmp_path, "maze", "fql", 1, 0.5, agent={"alpha": 3.0}, threads=2)
+    load_records(tmp_path, ["maze"], ["fql"])
+    path = tmp_path / "maze" / "fql-seed1.json"
+    value = json.loads(path.read_text())
+    value["training"]["experiment"] |= odd
+    path.write_text(json.dumps(value))
+    with pytest.raises(EvaluationError, match=message):
+        load_records(tmp_path, ["maze"], ["fql"])
 
 
 def test_an_empty_folder_is_refused(tmp_path):
