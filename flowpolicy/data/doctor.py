@@ -27,6 +27,8 @@ Replay = Callable[[Dataset, int], list[bool]]
 _LENGTH_Z = 3.5
 # Differences of human actions have heavy tails: 3.5 would flag every brisk movement.
 _JUMP_Z = 20.0
+_REPEATED = 3  # rows, which an arm at rest may repeat without a jump after them
+_UNIT, _FIRST = 1e-3, 1000  # deviation of a length from 1; rows that rule most columns out
 # A dimension with fewer values (an open/close gripper) is a switch, and switches may jump.
 _SWITCH_VALUES = 8
 _LISTED = 5
@@ -133,6 +135,8 @@ def diagnose(dataset: Dataset, replay: Replay | None = None, episodes: int = 10)
         _check_rewards(dataset),
         _check_duplicates(dataset),
         _check_jumps(dataset),
+        _check_gaps(dataset),
+        _check_quaternions(dataset),
     ]
     return [*findings, _check_replay(dataset, replay, episodes)] if replay else findings
 
@@ -251,6 +255,59 @@ def _check_jumps(dataset: Dataset) -> Finding:
         f"{jumps} of {len(inside)} steps jump by more than {_JUMP_Z:g} robust deviations, the largest to {worst}",
         "look for dropped frames, lost tracking or episodes that were joined; filter if they are none of the task",
     )
+
+
+def _check_gaps(dataset: Dataset) -> Finding:
+    """Rows that repeat the one before, then a jump as far as if they had moved: samples were missing, and made up."""
+    within = dataset.steps[keys.EPISODE].diff() == 0
+    moved = torch.zeros(len(within))
+    for column in dataset.steps[keys.OBS].values():
+        moved += column.diff(dim=0).nan_to_num().square().sum(1)
+    moved = moved.sqrt() * within
+    usual = float(moved[moved > 0].median()) if (moved > 0).any() else 0.0
+    steps = (moved > 0).nonzero().flatten()
+    still = torch.cat([steps[:1], steps.diff() - 1])  # steps without motion before each one with some
+    still = torch.minimum(still, steps - dataset.starts[dataset.steps[keys.EPISODE][steps]])
+    found = ((still >= _REPEATED) & (moved[steps] > 0.5 * (still + 1) * usual)).nonzero().flatten()
+    if not len(found):
+        return Finding("ok", "gaps", "no rows that repeat, then jump")
+    longest = found[still[found].argmax()]
+    rows = int(still[longest])
+    return Finding(
+        "warning",
+        "gaps",
+        f"{len(found)} times rows repeat the one before, then jump: {rows} of them from "
+        f"{_place(dataset, int(steps[longest]) - rows + 1)}; samples were missing there, and rows that fill in teach "
+        "to stand still, then to jump",
+        "cut the episode there, or leave it out; recordings of `flowpolicy robot` are cut",
+    )
+
+
+def _check_quaternions(dataset: Dataset) -> Finding:
+    """Four neighbouring numbers of length one whose sign changes from row to row: one rotation with two values."""
+    within = dataset.steps[keys.EPISODE].diff() == 0
+    flips = []
+    for name, column in dataset.steps[keys.OBS].items():
+        for dim in range(column.shape[1] - 3):
+            part = column[:, dim : dim + 4]
+            if not (_unit(part[:_FIRST]) and _unit(part)):
+                continue
+            rows = (((part[1:] * part[:-1]).sum(1) < -0.5) & within).nonzero().flatten().tolist()
+            if rows:
+                flips.append(f"{name}[{dim}:{dim + 4}] {len(rows)} times, first at {_place(dataset, rows[0] + 1)}")
+    if not flips:
+        return Finding("ok", "quaternions", "no sign that changes from row to row")
+    return Finding(
+        "warning",
+        "quaternions",
+        f"a quaternion changes its sign from one row to the next: {_list(flips)}; one rotation then has two values, "
+        "and a network learns the mean of both",
+        "keep the sign that is nearest to the row before, in the file and where the policy runs",
+    )
+
+
+def _unit(rows: Float[Tensor, "n 4"]) -> bool:
+    return bool(((rows.norm(dim=1) - 1.0).abs() < _UNIT).all())
 
 
 def _check_replay(dataset: Dataset, replay: Replay, episodes: int) -> Finding:

@@ -11,6 +11,7 @@ does not store which. An end without success is a truncation, so ``mask`` is 0 o
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +23,12 @@ from numpy.typing import NDArray
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, nearest
+from flowpolicy.core.files import sha256
 from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.hdf5 import EpisodeColumns, choose_keys, open_hdf5, read_array, require_group, require_steps
 
+EPISODES_SHA256 = "episodes_sha256"
+"""Attribute of an index of episode files: JSON, name of the file beside it -> its hash."""
 _ROBOSUITE = 1  # robomimic.envs.env_base.EnvType.ROBOSUITE_TYPE
 
 
@@ -44,12 +48,13 @@ class RobomimicRecording:
     def __init__(self, file: h5py.File, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
         self.path = path
         self.data = require_group(file, "data", path)
+        _require_linked_files(self.data, path)
         self.filters = {name: len(file["mask"][name]) for name in file.get("mask", ())}
         self.names = self._select(file, filter_key)
         first = self._demo(self.names[0])
         self.obs_keys = choose_keys(first["obs"], obs_keys, path)
         self.lengths = tuple(self._steps(name) for name in self.names)
-        self.env_args = _parse_env_args(self.data, path)
+        self.env_args = _json_object(self.data, "env_args", path)
         self.success_reward = success_reward(self.env_args)
         self.provenance = str(self.data.attrs.get("provenance", ""))
         units = observation_units(self.env_args)
@@ -134,6 +139,38 @@ class RobomimicRecording:
         if stated != node.shape[0]:
             raise DataError(f"{self.path}: {key} has {node.shape[0]} rows, but num_samples says {stated}")
         return int(node.shape[0])
+
+
+def _require_linked_files(data: h5py.Group, path: Path) -> None:
+    """Raise unless the files that an index links to are all here, and those that it was made of.
+
+    The hash of the index stands for the data only because of this: what HDF5 cannot follow it leaves out in silence.
+    """
+    stated = _json_object(data, EPISODES_SHA256, path)
+    gone = [name for name in stated if not (path.parent / name).is_file()]
+    changed = [name for name, digest in stated.items() if name not in gone and _hash(path.parent / name) != digest]
+    if not stated:
+        links = [data.get(name, getlink=True) for name in data]
+        files = {link.filename for link in links if isinstance(link, h5py.ExternalLink)}
+        gone = sorted(name for name in files if not (path.parent / name).is_file())
+    if gone or changed:
+        named = [f"missing: {', '.join(gone)}"] * bool(gone) + [f"changed: {', '.join(changed)}"] * bool(changed)
+        raise DataError(
+            f"{path} is an index of episode files, and these are not what it was made of; {'; '.join(named)}",
+            expected="the folder that `flowpolicy robot record` wrote, copied as a whole",
+            fix=f"bring the files back; or accept what is there now: flowpolicy robot salvage {path.parent}",
+        )
+
+
+def _hash(path: Path) -> str:
+    """Hash of a file, computed once for as long as it is not written to."""
+    stat = path.stat()
+    return _hash_of(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(4096)
+def _hash_of(path: Path, written: int, size: int) -> str:
+    return sha256(path)
 
 
 def observation_units(env_args: dict[str, Any]) -> dict[str, str]:
@@ -239,15 +276,15 @@ def _env_id(env_args: dict[str, Any]) -> str:
     return f"robosuite/{name}" if env_args.get("type", _ROBOSUITE) == _ROBOSUITE else str(name)
 
 
-def _parse_env_args(data: h5py.Group, path: Path) -> dict[str, Any]:
-    if "env_args" not in data.attrs:
+def _json_object(data: h5py.Group, attribute: str, path: Path) -> dict[str, Any]:
+    if attribute not in data.attrs:
         return {}
     try:
-        value = json.loads(data.attrs["env_args"])
+        value = json.loads(data.attrs[attribute])
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise DataError(f"{path}: the attribute env_args of data is not valid JSON: {error}") from error
+        raise DataError(f"{path}: the attribute {attribute} of data is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path}: the attribute env_args of data is no JSON object")
+        raise DataError(f"{path}: the attribute {attribute} of data is no JSON object")
     return value
 
 

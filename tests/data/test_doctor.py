@@ -19,7 +19,7 @@ def findings(path, **kwargs):
 
 def test_healthy_file(robomimic_file):
     found = findings(robomimic_file)
-    assert {f.level for f in found.values()} == {"ok"} and len(found) == 7
+    assert {f.level for f in found.values()} == {"ok"} and len(found) == 9
     assert not failed(found.values())
 
 
@@ -116,3 +116,32 @@ def test_reports_print(robomimic_file, d4rl_file):
     text = console.file.getvalue()
     for word in ("robosuite/Lift", "okay (6)", "20 Hz", "50.0% of episodes", "d4rl", "action range"):
         assert word in text
+
+
+def test_rows_that_repeat_and_then_jump_are_a_gap_and_rows_at_rest_are_none(tmp_path, episodes):
+    def file(name, *, gap):
+        for index, episode in enumerate(episodes):
+            way = 0.01 * np.arange(len(episode.actions))[:, None] * np.ones(3)
+            if index == 2:
+                way[10:18] = way[9]  # at rest, then on from there; or on from where it would have been
+                way[18:] -= 0.0 if gap else 0.08
+            change(episodes, index, obs={"eef": way}, next_obs={"eef": way})
+        return findings(write_robomimic(tmp_path / name, episodes))["gaps"]
+
+    assert file("rest.hdf5", gap=False).level == "ok"
+    found = file("gap.hdf5", gap=True)
+    assert found.level == "warning"
+    assert "8 of them from demo_2 step 10" in found.message
+
+
+def test_a_quaternion_whose_sign_changes_is_found_wherever_it_stands(tmp_path, episodes):
+    rng = np.random.default_rng(0)
+    for index, episode in enumerate(episodes):
+        turned = 0.01 * np.arange(len(episode.actions))
+        pose = np.stack([rng.normal(size=len(turned)), np.cos(turned), np.sin(turned), 0 * turned, 0 * turned], axis=1)
+        if index == 1:
+            pose[7:, 1:] *= -1
+        change(episodes, index, obs={"object": pose}, next_obs={"object": pose})
+    found = findings(write_robomimic(tmp_path / "x.hdf5", episodes))["quaternions"]
+    assert found.level == "warning"
+    assert "object[1:5] 1 times, first at demo_1 step 7" in found.message

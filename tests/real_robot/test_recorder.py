@@ -12,7 +12,7 @@ import pytest
 from flowpolicy.agents.dm1 import DM1
 from flowpolicy.cli import main
 from flowpolicy.commands.robot_outputs import compare_outputs, compare_workspace
-from flowpolicy.core.errors import ContractError
+from flowpolicy.core.errors import ContractError, DataError
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.data.normalize import Normalizer, NormalizerConfig
@@ -269,11 +269,24 @@ def test_the_index_says_of_which_episodes_it_is_and_salvage_writes_it_anew(sim, 
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("episode_*.hdf5")}
 
     assert stated() == (present(), 3)
+    index = DataConfig(path=str(out / INDEX))
+    whole = load_dataset(index).sha256
+    (out / "episode_0002.hdf5").rename(out / "elsewhere")
+    with pytest.raises(DataError, match=r"missing: episode_0002.hdf5"):
+        load_dataset(index)
+    (out / "elsewhere").rename(out / "episode_0002.hdf5")
+    assert load_dataset(index).sha256 == whole
     (out / "episode_0002.hdf5").unlink()
     with h5py.File(out / "episode_0003.hdf5", "a") as file:
         file["data/demo_0/actions"][:] *= 0.5
+    with pytest.raises(DataError, match=r"missing: episode_0002.hdf5; changed: episode_0003.hdf5"):
+        load_dataset(index)
+    # The remedy that the error names.
     assert salvaged(out) == 0
     assert stated() == (present(), 2)
+    changed = load_dataset(index)
+    assert len(changed.lengths) == 2
+    assert changed.sha256 != whole
     with h5py.File(out / "episode_0003.hdf5", "a") as file:
         file["data"].attrs["env_args"] = json.dumps({**META["env_args"], "env_version": "1"})
     assert salvaged(out) == 2
