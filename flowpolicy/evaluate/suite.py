@@ -132,7 +132,7 @@ def suite_table(name: str, records: Records, reference: str) -> list[Table]:
         counts = {len(by_task.get(task, ())) for task in tasks}
         total = percent(aggregate(by_task)) if len(counts) == 1 else "-"
         if counts == {1}:
-            total = f"{100 * aggregate(by_task).mean:.1f} % [one seed]"
+            total = f"{100 * aggregate(by_task).mean:.1f} % (one seed)"
         success.add_row(arm, nfe, seeds, *cells, total, f"{cost:.1f}")
     if reference not in records or len(records) == 1:
         return [success]

@@ -69,10 +69,10 @@ def test_an_arm_without_every_task_has_no_aggregate(tmp_path):
     row = next(line for line in text.splitlines() if "fisher" in line)
     assert row.count(" - ") == 2
     store(tmp_path, "cube", "fisher", 0, 0.5)
-    assert "[one seed]" in printed(suite_table("s", load_records(tmp_path, ["maze", "cube"], ["fisher"]), "fql"))
+    assert "(one seed)" in printed(suite_table("s", load_records(tmp_path, ["maze", "cube"], ["fisher"]), "fql"))
     store(tmp_path, "cube", "fisher", 1, 0.5)  # two seeds on one task and one on the other weigh unequally
     text = printed(suite_table("s", load_records(tmp_path, ["maze", "cube"], ["fisher"]), "fql"))
-    assert "[one seed]" not in text and next(line for line in text.splitlines() if "fisher" in line).count(" - ") == 1
+    assert "(one seed)" not in text and next(line for line in text.splitlines() if "fisher" in line).count(" - ") == 1
 
 
 @pytest.mark.parametrize("odd", [{"step": 99}, {"data": "b" * 64}, {"noise_scale": 0.5}])
