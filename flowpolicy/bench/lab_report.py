@@ -50,7 +50,7 @@ def per_seed(records: Sequence[dict[str, Any]], name: str, nfe: int) -> list[flo
 
 def table(records: Sequence[dict[str, Any]], nfes: Sequence[int], name: str = "lab", note: str = "") -> str:
     """Errors as a Markdown table: mean, interval, and every seed; ``name`` is that of the picture's file."""
-    plan, summary = records[0]["plan"], summarise(records)
+    plan, summary, counted = records[0]["plan"], summarise(records), "parameters" in records[0]
     toy, seeds = plan["toy"], sorted({record["seed"] for record in records})
     lines = [
         "# Flow laboratory",
@@ -63,16 +63,21 @@ def table(records: Sequence[dict[str, Any]], nfes: Sequence[int], name: str = "l
         f"{plan['observations']} observations; behind the bar the error of every seed.",
         *(["", note] if note else []),
         "",
-        "| recipe | " + " | ".join(f"NFE {nfe}" for nfe in nfes) + " | CPU seconds |",
-        "|---|" + "---:|" * (len(nfes) + 1),
+        "| recipe | "
+        + " | ".join(f"NFE {nfe}" for nfe in nfes)
+        + (" | width | parameters" if counted else "")
+        + " | CPU seconds |",
+        "|---|" + "---:|" * (len(nfes) + (3 if counted else 1)),
     ]
     for row, errors in summary.items():
         cells = []
         for nfe in nfes:
             seen = ", ".join(f"{value:.0f}" for value in per_seed(records, row, nfe))
             cells.append(_cell(errors[nfe], seen) if nfe in errors else "-")
-        own = [record["cpu_seconds"] for record in records if record["name"] == row.removesuffix(", fitted")]
-        lines.append(f"| {row} | " + " | ".join(cells) + f" | {np.mean(own):.0f} |")
+        own = [record for record in records if record["name"] == row.removesuffix(", fitted")]
+        size = f" | {own[0]['plan']['width']} | {own[0]['parameters']:,}" if counted else ""
+        seconds = np.mean([record["cpu_seconds"] for record in own])
+        lines.append(f"| {row} | " + " | ".join(cells) + f"{size} | {seconds:.0f} |")
     return "\n".join([*lines, "", f"![error over evaluations]({name}.png)", ""])
 
 

@@ -43,7 +43,9 @@ SCALE = 1000.0
 """Energy distances are given in thousandths."""
 CONTROLS: dict[str, Any] = {"regression": Regression, "mip": MIP}
 """Agents without a flow, by what a recipe calls them."""
-BASES = ("dm1", *CONTROLS)
+BASES = ("dm1", "encoder", *CONTROLS)
+TOLERANCE = 0.05
+"""Rows of a table have the parameters of plain flow matching, give or take this share."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +58,9 @@ class Recipe:
     """The point."""
     lr: float = 1e-3
     """Peak learning rate."""
-    base: Literal["", "dm1", "regression", "mip"] = ""
-    """'dm1' starts from DM1 with its own law of intervals and its regulariser; the others are controls beside the
-    axes."""
+    base: Literal["", "dm1", "encoder", "regression", "mip"] = ""
+    """'dm1' starts from DM1 with its own law of intervals, its encoder and its regulariser, 'encoder' from plain flow
+    matching behind that encoder; the others are controls beside the axes."""
     fit: bool = False
     """Measure the solver that is fitted to the trained field as well."""
 
@@ -74,7 +76,7 @@ class Plan:
     batch: int = 512
     """Chunks per update."""
     width: int = 128
-    """Width of the network."""
+    """Width of the network; see :func:`sized` for what needs another one."""
     depth: int = 3
     """Its hidden layers."""
     observations: int = 64
@@ -135,8 +137,11 @@ def parse_recipe(text: str) -> Recipe:
 def _fitting(axis: str, values: dict[str, str], base: FlowSpec, options: dict[str, Any]) -> dict[str, Any]:
     """Options with whole numbers where whole numbers belong, and floats where floats do."""
     cls = VALUES[axis].get(values.get(axis, getattr(base, axis).name))
-    kinds = {f.name: type(f.default) for f in dataclasses.fields(cls)} if cls else {}  # type: ignore[arg-type]
-    return {key: float(value) if kinds.get(key) is float else value for key, value in options.items()}
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)} if cls else {}  # type: ignore[arg-type]
+    return {
+        key: float(value) if type(value) is int and kinds.get(key, "").startswith("float") else value
+        for key, value in options.items()
+    }
 
 
 def _literal(text: str) -> Any:
@@ -153,7 +158,7 @@ def build(recipe: Recipe, plan: Plan, seed: int) -> ImitationAgent:
     config = dataclasses.replace(
         config,
         net=MLP(width=plan.width, depth=plan.depth),
-        encoder=StateEncoder(width=plan.width if dm1 else 0),
+        encoder=StateEncoder(width=plan.width if recipe.base in ("dm1", "encoder") else 0),
         chunk=plan.toy.steps,
         execute=plan.toy.steps,
         optimizer=Optimizer(lr=recipe.lr),
@@ -162,6 +167,32 @@ def build(recipe: Recipe, plan: Plan, seed: int) -> ImitationAgent:
         nfe = recipe.flow.guidance.total(recipe.flow.solver.usual)
         config = dataclasses.replace(config, flow=recipe.flow, nfe=nfe)
     return agent_on(plan, config, plan.updates, seed)
+
+
+def parameters(recipe: Recipe, plan: Plan) -> int:
+    """How many numbers the networks of a recipe have, encoder included."""
+    return sum(value.numel() for value in build(recipe, plan, 0).actor.parameters())
+
+
+def sized(recipe: Recipe, plan: Plan) -> Plan:
+    """The plan with the width at which the recipe has the parameters of plain flow matching at the plan's width.
+
+    That is the plan's own width where the two differ by at most ``TOLERANCE``, and otherwise the nearest one.
+    """
+    wanted = parameters(Recipe("flow matching"), plan)
+
+    def excess(width: int) -> int:
+        return parameters(recipe, dataclasses.replace(plan, width=width)) - wanted
+
+    if abs(excess(plan.width)) <= TOLERANCE * wanted:
+        return plan
+    low, high = 1, plan.width
+    while excess(high) < 0:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if excess(middle) < 0 else (low, middle)
+    return dataclasses.replace(plan, width=min((low, high), key=lambda width: abs(excess(width))))
 
 
 def agent_on(plan: Plan, config: Any, updates: int, seed: int) -> ImitationAgent:
@@ -215,6 +246,7 @@ def run(recipe: Recipe, plan: Plan, seed: int, command: Sequence[str] = ()) -> d
         "seed": seed,
         "recipe": encode(recipe, {**KINDS_OF_RECORDS, **KINDS}),
         "plan": encode(plan, KINDS_OF_RECORDS),
+        "parameters": sum(value.numel() for value in agent.actor.parameters()),
         **trained,
         "versions": library_versions(),
         "error": measure(policy, plan, seed),
@@ -258,6 +290,8 @@ def run_once(recipe: Recipe, plan: Plan, seed: int, folder: Path, command: Seque
     if not path.exists():
         write_json(path, run(recipe, plan, seed, command))
     record: dict[str, Any] = read_json(path)
+    if "parameters" not in record:  # a record from before they were counted
+        record["parameters"] = parameters(recipe, plan)
     return record
 
 

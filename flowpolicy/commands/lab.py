@@ -54,14 +54,16 @@ def lab(
 
     A recipe is words: '[NAME:] axis=value axis.option=value lr=0.002 base=dm1 fit=olss', for example
     'LSD: consistency=lsd solver=map lr=0.002'. What is not named keeps its default, plain flow matching;
-    base=regression and base=mip are controls. Records are kept: a run that is there is not made again.
+    base=encoder puts DM1's encoder before it; base=regression and base=mip are controls. Rows that would have other
+    numbers of parameters than plain flow matching (by more than 5 %) get another width. Records are kept: a run that
+    is there is not made again.
 
     Args:
         recipes: points on the axes.
         seeds: runs of each recipe.
         updates: gradient updates of a run.
         batch: chunks per update.
-        width: width of the network's three hidden layers.
+        width: width of the three hidden layers of plain flow matching; all rows have as many parameters.
         observations: observations that were not trained on, for the measure.
         samples: chunks drawn for each of them.
         toy: the task.
@@ -76,7 +78,7 @@ def lab(
     """
     from flowpolicy.bench.chunk_toy import ChunkToy
     from flowpolicy.bench.lab_report import write_report
-    from flowpolicy.bench.laboratory import Plan, check, parse_recipe
+    from flowpolicy.bench.laboratory import Plan, check, parse_recipe, sized
 
     task = ChunkToy(**dataclasses.asdict(toy))
     plan = Plan(toy=task, updates=updates, batch=batch, width=width, observations=observations, samples=samples)
@@ -85,8 +87,9 @@ def lab(
         return
     chosen = [parse_recipe(text) for text in recipes]
     check(chosen, plan)
-    records = _run_all([(recipe, plan, seed) for recipe in chosen for seed in range(seeds)], out, workers)
-    write_report(records, out)
+    sizes = [(recipe, sized(recipe, plan)) for recipe in chosen]
+    records = _run_all([(r, equal, seed) for r, equal in sizes for seed in range(seeds)], out, workers)
+    write_report(records, out, note="All rows have the parameters of plain flow matching, give or take 5 %.")
     sys.stdout.write((out / "lab.md").read_text(encoding="utf-8"))
     sys.stdout.write(f"table   {out / 'lab.md'}\npicture {out / 'lab.png'}\n")
 

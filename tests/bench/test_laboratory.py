@@ -8,7 +8,7 @@ import torch
 
 from flowpolicy.bench.chunk_toy import ChunkToy, energy_distance
 from flowpolicy.bench.lab_report import per_seed, summarise, write_report
-from flowpolicy.bench.laboratory import Plan, Recipe, check, parse_recipe, run_once
+from flowpolicy.bench.laboratory import TOLERANCE, Plan, Recipe, check, parameters, parse_recipe, run_once, sized
 from flowpolicy.commands.lab import Toy
 from flowpolicy.core.errors import ConfigError
 
@@ -75,6 +75,16 @@ def test_wrong_recipes_are_refused(text, hint):
         parse_recipe(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["", "base=dm1", "base=encoder consistency=meanflow solver=map", "target=segment solver=self", "base=mip"]
+)
+def test_rows_have_equal_parameters(text):
+    """DM1's encoder once gave its row twice the parameters of its rivals."""
+    wanted = parameters(Recipe("flow matching"), Plan())
+    recipe = parse_recipe(text)
+    assert parameters(recipe, sized(recipe, Plan())) == pytest.approx(wanted, rel=TOLERANCE)
+
+
 def test_combinations_are_refused_before_any_run():
     with pytest.raises(ConfigError, match="conditional"):
         check([parse_recipe("coupling=ot")], TINY)
@@ -100,6 +110,7 @@ def test_records_table_and_picture(tmp_path):
     assert mean == pytest.approx(sum(per_seed(records, "LSD", 1)) / 2)
     write_report(records, tmp_path)
     text = (tmp_path / "lab.md").read_text()
+    assert "| NFE 4 | width | parameters | CPU seconds |" in text
     assert "| LSD |" in text and "| flow matching, fitted | - |" in text
     assert (tmp_path / "lab.png").stat().st_size > 5000
     assert set(json.loads((tmp_path / "lab.json").read_text())["error"]) == {

@@ -7,6 +7,7 @@ the policy, which starts from all noise, then is wrong even with infinitely many
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -23,6 +24,7 @@ Draw = Callable[[], Tensor]
 
 _FEW_CANDIDATES, _LARGE = 4, 32
 _LEAST_EFFECTIVE = 0.5
+_LEAST_EXCHANGED = 0.01
 
 
 class Pairing(NamedTuple):
@@ -131,19 +133,23 @@ class Nearest(Coupling):
 class ConditionalTransport(Coupling):
     """Optimal assignment of noise to chunks where observations count too (C2OT, arXiv 2503.10636).
 
-    Cost ``|noise_i - data_j|^2 + weight |cond_i - cond_j|^2`` on observations standardised over the batch. Judge the
-    weight by the error at many evaluations: it must not rise over that of independent pairs.
+    Cost ``|noise_i - data_j|^2 + weight |cond_i - cond_j|^2`` on observations standardised over the batch. A typical
+    ``|cond_i - cond_j|^2`` is twice the number of dimensions, all of them much alike where there are many: a fixed
+    weight that serves two dimensions pairs nothing on twenty, which is told. So the weight is found by ``share``
+    unless it is given. At the default share, the mean squared distance of the observations that
+    exchange their noise is below a third of that of random ones (measured on 1 to 100 independent dimensions). Judge
+    it by the error at many evaluations: it must not rise over that of independent pairs.
     """
 
-    weight: float = 10.0
-    """Price of exchanging noise between observations. 0 is plain transport."""
-    share: float = 0.0
-    """Above 0 the weight is found instead: this share of all exchanges costs less than the pair as drawn."""
+    weight: float | None = None
+    """Price of exchanging noise between observations; None finds it by ``share``. 0 is plain transport."""
+    share: float = 0.15
+    """The weight is found such that this share of all exchanges costs less than the pair as drawn."""
     block: int = 128
     """Rows that are assigned among themselves; time grows with the square of it."""
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or not 0 <= self.share < 1 or self.block < 1:
+        if (self.weight is not None and self.weight < 0) or not 0 <= self.share < 1 or self.block < 1:
             raise ConfigError(
                 f"the coupling c2ot has the weight {self.weight}, share {self.share} and block {self.block}",
                 expected="a weight of at least 0, a share in [0, 1), a block of at least 1",
@@ -157,7 +163,17 @@ class ConditionalTransport(Coupling):
             part[assignment(self.cost(part, a, c))]
             for part, a, c in zip(*(value.split(self.block) for value in (noise, data, scaled)), strict=True)
         ]
-        return Pairing(torch.cat(moved))
+        paired = torch.cat(moved)
+        exchanged = float((paired != noise).flatten(1).any(1).float().mean())
+        if len(noise) >= _LARGE and exchanged < _LEAST_EXCHANGED:
+            warnings.warn(
+                f"{self.flag} exchanged the noise of {100 * exchanged:.1f} % of a batch of {len(noise)}: these are "
+                f"independent pairs (observations of {scaled.shape[1]} numbers, weight {self.weight}, share "
+                f"{self.share}, blocks of {self.block}). Leave the weight out, raise --flow.coupling.share, or use "
+                "larger batches",
+                stacklevel=2,
+            )
+        return Pairing(paired)
 
     def cost(
         self, noise: Float[Tensor, "b *d"], data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"]
@@ -165,13 +181,13 @@ class ConditionalTransport(Coupling):
         """Cost of giving the noise of column j to the chunk of row i."""
         near = torch.cdist(data.flatten(1), noise.flatten(1)).square()
         apart = torch.cdist(cond, cond).square()
-        weight = weight_for_share(near, apart, self.share) if self.share else self.weight
+        weight = weight_for_share(near, apart, self.share) if self.weight is None else self.weight
         return near + weight * apart
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
         """R1 in disguise."""
-        if self.weight == 0 and self.share == 0 and setting.conditional:
-            yield _skewed(f"{self.flag} --flow.coupling.weight 0", "--flow.coupling.weight 10")
+        if self.weight == 0 and setting.conditional:
+            yield _skewed(f"{self.flag} --flow.coupling.weight 0", "--flow.coupling.weight 10, or leave it out")
 
 
 @register(
@@ -183,7 +199,7 @@ class ConditionalTransport(Coupling):
 class Transport(ConditionalTransport):
     """Optimal assignment without the observations (arXiv 2302.00482): for flows without a condition only."""
 
-    weight: float = 0.0
+    weight: float | None = 0.0
     """0: observations do not count."""
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:

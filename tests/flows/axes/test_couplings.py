@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import integrate, optimize, spatial, stats
 
 from flowpolicy.core.errors import ConfigError, TrainingError
 from flowpolicy.flows.axes.couplings import (
@@ -160,3 +160,37 @@ def test_annealed_pairs_keep_their_variance():
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(ConfigError):
         wrong()
+
+
+@pytest.mark.parametrize("size", [1, 19, 100])
+def test_conditional_transport_pairs_observations_of_any_size(size):
+    """The found weight lowers the cost of transport, and keeps those that exchange their noise near each other."""
+    generator = random(3)
+    data, cond = 0.4 * torch.randn(256, 16, generator=generator), torch.randn(256, size, generator=generator)
+    noise = drawing(data.shape)()
+    paired = ConditionalTransport().pair(lambda: noise, data, cond, 0.0).noise
+    assert float((paired - data).square().sum()) < 0.9 * float((noise - data).square().sum())
+    source = torch.cdist(paired, noise).argmin(1)
+    mismatch = (cond[source] - cond).square().sum(1).mean()
+    typical = torch.cdist(cond, cond).square().mean()
+    assert float(mismatch) < float(typical) / 3
+
+
+def test_conditional_transport_is_scipys_assignment_at_its_stated_cost():
+    generator = random(4)
+    noise, data = torch.randn(2, 24, 8, generator=generator, dtype=torch.float64)
+    cond = torch.randn(24, 19, generator=generator, dtype=torch.float64)
+    scaled = ((cond - cond.mean(0)) / cond.std(0, correction=0)).numpy()
+    cost = spatial.distance.cdist(data, noise, "sqeuclidean") + 0.05 * spatial.distance.cdist(
+        scaled, scaled, "sqeuclidean"
+    )
+    best = optimize.linear_sum_assignment(cost)[1]
+    paired = ConditionalTransport(weight=0.05).pair(lambda: noise, data, cond, 0.0).noise
+    assert torch.equal(paired, noise[best])
+    assert list(best) != list(range(24))
+
+
+def test_a_weight_that_pairs_nothing_is_told():
+    data, cond = batch(64, 8, 19)
+    with pytest.warns(UserWarning, match="independent pairs .observations of 19 numbers, weight 10"):
+        ConditionalTransport(weight=10.0).pair(drawing(data.shape), data, cond, 0.0)
