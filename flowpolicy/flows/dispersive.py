@@ -4,6 +4,10 @@ Source: "Diffuse and Disperse" (arXiv 2506.09027), table 1, in the published for
 them for policies. The released DM1 code takes the softmax over +distance, lets the diagonal compete and clamps,
 which stops the gradient at ordinary feature scale; none of that is here.
 
+The paper's covariances are of features scaled to variance 1 over the batch, so that it may leave the diagonal out.
+Where rows collapse that scale is 0 / 0, and without it equal rows would be the best of all. The variance term of
+VICReg (arXiv 2105.04906) takes its place: a feature whose deviation is below ``margin`` is pushed apart.
+
 By default rows are scaled to unit root mean square and squared distances divided by the dimension, so that they
 lie in [0, 4] whatever the feature size, and no loss can be lowered by inflating norms.
 """
@@ -26,17 +30,17 @@ class Dispersive:
     """Which regulariser, how strong, and on which scale."""
 
     kind: Literal["l2", "cosine", "hinge", "covariance"] = "l2"
-    """InfoNCE on squared distances, InfoNCE on cosines, squared hinge, or squared off-diagonal covariances."""
+    """InfoNCE on squared distances, InfoNCE on cosines, squared hinge, or VICReg's variances and covariances."""
     weight: float = 0.5
     """Factor of the term in the loss; 0 switches it off."""
     temperature: float = 0.5
     """Temperature of the two InfoNCE kinds."""
     margin: float = 1.0
-    """Squared distance from which the hinge is silent."""
+    """Squared distance from which the hinge is silent; of 'covariance', the deviation from which a feature is."""
     normalise: bool = True
     """Scale each row to unit root mean square first."""
     per_dimension: bool = True
-    """Divide squared distances, and the sum of squared covariances, by the feature dimension."""
+    """Divide squared distances, and the sums over features of 'covariance', by the feature dimension."""
     include_diagonal: bool = False
     """Let the pairs (i, i) take part in the mean; shifts the value, hardly the gradient."""
 
@@ -113,7 +117,9 @@ def _mean_over_pairs(values: Float[Tensor, "b b"], include_diagonal: bool) -> Fl
 def _covariance(features: Float[Tensor, "b f"], config: Dispersive) -> Float[Tensor, ""]:
     centred = features - features.mean(0)
     covariance = centred.T @ centred / (features.shape[0] - 1)
-    total = covariance.masked_fill(_diagonal(covariance), 0).square().sum()
+    deviations = (covariance.diagonal() + _TINY).sqrt()
+    total = (config.margin - deviations).clamp(min=0).sum()
+    total = total + covariance.masked_fill(_diagonal(covariance), 0).square().sum()
     return total / features.shape[1] if config.per_dimension else total
 
 

@@ -26,7 +26,8 @@ TABLE = [
     ("DS-3", "cosine", {**RAW, "include_diagonal": True}, (None, 0.867562, 2)),
     ("DS-4 diagonal", "hinge", {**RAW, "margin": 3.0, "include_diagonal": True}, (4.5, 2.75, 9)),
     ("DS-4", "hinge", {**RAW, "margin": 3.0}, (0, 0.666667, 9)),
-    ("DS-5", "covariance", RAW, (72, 0, 0)),
+    # Squared off-diagonal covariances 2 * 6 ** 2, 0, 0, and hinges of deviations 2.12 and 2.83, 0.816 twice, 0 twice.
+    ("DS-5", "covariance", RAW, (72, 2 * (1 - (2 / 3) ** 0.5), 2 * (1 - 1e-6))),
     ("DS-6", "l2", {}, (None, -4.396349, 0)),
 ]
 
@@ -74,15 +75,20 @@ def test_ds_9_finite_at_collapse(kind, features):
         assert float(value.detach()) == 0 and (gradient == 0).all()
 
 
-def test_ds_9_a_small_difference_grows():
-    features = X3.clone()
-    features[0, 0] += 1e-3
-    features.requires_grad_()
-    before = float(squared_distances(features.detach()).max())
-    for _ in range(20):
-        (gradient,) = torch.autograd.grad(dispersive_loss(features, Dispersive()), features)
-        features = (features - 0.1 * gradient).detach().requires_grad_()
-    assert float(squared_distances(features.detach()).max()) > 2 * before
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ds_9_nearly_equal_rows_disperse(kind, normalise):
+    """Equal rows are a maximum: every small difference lowers the loss, and descent makes it grow."""
+    equal = torch.ones(8, 5, dtype=torch.float64) + rows(1, 5, seed=3)
+    features = (equal + 1e-3 * rows(8, 5)).requires_grad_()
+    config = Dispersive(kind, normalise=normalise)
+    assert float(dispersive_loss(features.detach(), config)) < float(dispersive_loss(equal, config))
+    distances = [float(squared_distances(features.detach()).mean())]
+    for _ in range(60):
+        (gradient,) = torch.autograd.grad(dispersive_loss(features, config), features)
+        features = (features - 0.2 * gradient).detach().requires_grad_()
+        distances.append(float(squared_distances(features.detach()).mean()))
+    assert distances[-1] > 2 * distances[0]
 
 
 def test_ds_10_gradient_is_alive_at_ordinary_feature_scale():
