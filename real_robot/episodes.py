@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.files import replacing, sha256
 from flowpolicy.data.hdf5 import open_hdf5, require_group
-from flowpolicy.data.robomimic import EPISODES_SHA256
+from flowpolicy.data.robomimic import EPISODES_SHA256, json_attribute
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 from flowpolicy.real_robot.chunks import hermite
 from flowpolicy.real_robot.observations import observe_all
@@ -135,8 +135,7 @@ def write_index(folder: Path) -> Path:
 def read_env_args(path: Path) -> dict[str, Any]:
     """What an episode file or an index says of the robot that it was recorded with."""
     with open_hdf5(path) as file:
-        stated = json.loads(require_group(file, "data", path).attrs.get("env_args", "{}"))
-        return stated if isinstance(stated, dict) else {}
+        return json_attribute(require_group(file, "data", path), "env_args", path)
 
 
 def require_same_robot(path: Path, mine: dict[str, Any], theirs: dict[str, Any], where: str) -> None:

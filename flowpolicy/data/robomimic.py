@@ -54,7 +54,7 @@ class RobomimicRecording:
         first = self._demo(self.names[0])
         self.obs_keys = choose_keys(first["obs"], obs_keys, path)
         self.lengths = tuple(self._steps(name) for name in self.names)
-        self.env_args = _json_object(self.data, "env_args", path)
+        self.env_args = json_attribute(self.data, "env_args", path)
         self.success_reward = success_reward(self.env_args)
         self.provenance = str(self.data.attrs.get("provenance", ""))
         units = observation_units(self.env_args)
@@ -146,7 +146,7 @@ def _require_linked_files(data: h5py.Group, path: Path) -> None:
 
     The hash of the index stands for the data only because of this: what HDF5 cannot follow it leaves out in silence.
     """
-    stated = _json_object(data, EPISODES_SHA256, path)
+    stated = json_attribute(data, EPISODES_SHA256, path)
     gone = [name for name in stated if not (path.parent / name).is_file()]
     changed = [name for name, digest in stated.items() if name not in gone and _hash(path.parent / name) != digest]
     if not stated:
@@ -276,7 +276,8 @@ def _env_id(env_args: dict[str, Any]) -> str:
     return f"robosuite/{name}" if env_args.get("type", _ROBOSUITE) == _ROBOSUITE else str(name)
 
 
-def _json_object(data: h5py.Group, attribute: str, path: Path) -> dict[str, Any]:
+def json_attribute(data: h5py.Group, attribute: str, path: Path) -> dict[str, Any]:
+    """The JSON object in an attribute; empty where there is no such attribute."""
     if attribute not in data.attrs:
         return {}
     try:
