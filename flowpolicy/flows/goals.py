@@ -12,6 +12,7 @@ import functools
 import re
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +26,8 @@ _TERM = re.compile(
 )
 _EXAMPLE = "for example 'a[-1] = 0' or 'sum a[:, 0] = 0.4; a[:, 2] = 1'"
 _UNMET = 1e-4
+_ROUNDING = 1e-9
+_NO_WAY = 1e-7
 
 AT_REST = "a[-1] = 0"
 """The goal unless one is stated: the chunk ends with an action of zero."""
@@ -137,7 +140,8 @@ def project(
     """The chunks within +-``limit`` that meet the goal, moved the least: most where they are least certain.
 
     ``a - S A' (A S A')^-1 (A a - b)`` (ProbConserv, arXiv 2302.11002), which turns samples of N(mu, S) into
-    samples of its conditional law. Numbers that would leave the limits stay there, and the others make up for it.
+    samples of its conditional law. Where that would leave the limits, the exact solution of the quadratic programme
+    ``least |x - a|_{S^-1}^2 with A x = b, |x| <= limit``.
 
     Args:
         chunk: within the limits.
@@ -151,23 +155,54 @@ def project(
     """
     flat = chunk.flatten(1).double()
     a, b = goal.matrix.to(flat), goal.value.to(flat)
-    free = torch.ones_like(flat)
-    metric = torch.eye(flat.shape[1], dtype=flat.dtype, device=flat.device) if spread is None else spread.double()
-    for _ in range(flat.shape[1] + 1):
-        kept = free.unsqueeze(2) * metric * free.unsqueeze(1)
-        error = (flat @ a.mT - b).unsqueeze(2)
-        gain = kept @ a.mT @ torch.linalg.pinv(a @ kept @ a.mT, hermitian=True)
-        moved = flat - (gain @ error).squeeze(2)
-        outside = (moved.abs() > limit + 1e-9) & (free > 0)
-        if not bool(outside.any()):
-            break
-        flat = torch.where(outside, moved.clamp(-limit, limit), flat)
-        free = free.masked_fill(outside, 0.0)
+    metric = torch.eye(flat.shape[1], dtype=flat.dtype, device=flat.device).unsqueeze(0)
+    metric = (metric if spread is None else spread.double()).expand(len(flat), -1, -1)
+    gain = metric @ a.mT @ torch.linalg.pinv(a @ metric @ a.mT, hermitian=True)
+    moved = flat - (gain @ (flat @ a.mT - b).unsqueeze(2)).squeeze(2)
+    for row in (moved.abs() > limit + _ROUNDING).any(1).nonzero().flatten().tolist():
+        moved[row] = _within(moved[row], a, metric[row], limit)
     unmet = float((moved @ a.mT - b).abs().max())
     if unmet > _UNMET * max(1.0, float(b.abs().max())):
-        raise ConfigError(
-            f"no chunk within the limits of the actions meets the goal: {unmet:.2g} of it is left",
-            expected="a goal that actions of the training data's range can meet",
-        )
-    found: Tensor = moved.to(chunk.dtype).view_as(chunk)
+        raise _out_of_reach(f"{unmet:.2g} of it is left")
+    found: Tensor = moved.clamp(-limit, limit).to(chunk.dtype).view_as(chunk)
     return found
+
+
+def _within(
+    point: Float[Tensor, " d"],
+    matrix: Float[Tensor, "m d"],
+    metric: Float[Tensor, "d d"],
+    limit: float,
+    slack: float = 0.0,
+) -> Float[Tensor, " d"]:
+    """The nearest point within the limits from which the equations have the value that they have at ``point``.
+
+    ``point + Z z`` has it for every z, with the columns of Z orthonormal in the metric; the least |z| within the
+    limits is a least-distance programme, which one problem of non-negative least squares solves exactly (Lawson and
+    Hanson 1974, chapter 23): its residual is zero where the limits cannot be kept.
+    """
+    from scipy.optimize import nnls
+
+    values, vectors = torch.linalg.eigh(metric)
+    root = vectors * values.clamp(min=0).sqrt()
+    _, sizes, right = torch.linalg.svd(matrix @ root, full_matrices=True)
+    rank = int((sizes > sizes.max().clamp(min=_ROUNDING) * _ROUNDING).sum())
+    free = root @ right[rank:].mT
+    room = torch.cat([limit + slack - point, limit + slack + point])  # above and below
+    system = torch.cat([torch.cat([-free, free]).mT, -room.unsqueeze(0)]).cpu().numpy()
+    wanted = np.zeros(len(system))
+    wanted[-1] = 1.0
+    pull, residual = nnls(system, wanted, maxiter=30 * system.shape[1])
+    if residual < _NO_WAY:
+        if slack:
+            raise _out_of_reach("its equations and the limits exclude each other")
+        return _within(point, matrix, metric, limit, slack=_UNMET)  # a goal on the limits, but for rounding
+    rest = torch.as_tensor(system @ pull, dtype=point.dtype, device=point.device)
+    return point - free @ (rest[:-1] / (rest[-1] - 1.0))
+
+
+def _out_of_reach(why: str) -> ConfigError:
+    return ConfigError(
+        f"no chunk within the limits of the actions meets the goal: {why}",
+        expected="a goal that actions of the training data's range can meet",
+    )

@@ -1,7 +1,9 @@
 """Goals in words, and the least move to where they are met."""
 
+import numpy as np
 import pytest
 import torch
+from scipy import optimize
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.goals import Goal, project, read_goal
@@ -93,3 +95,55 @@ def test_the_identity_moves_the_shortest_way_and_limits_hold():
     torch.testing.assert_close(moved, expected, atol=1e-10, rtol=0)
     with pytest.raises(ConfigError, match="no chunk within the limits"):
         project(chunk, goal._replace(value=torch.tensor([3.1], dtype=F64)))
+
+
+def programme(seed):
+    """A chunk, equations, and a metric: half of the goals lie within the limits, a quarter at a corner of them."""
+    generator = torch.Generator().manual_seed(seed)
+    size, equations = 2 * int(torch.randint(2, 8, (1,), generator=generator)), 1 + seed % 3
+    matrix = torch.randn(equations, size, generator=generator, dtype=F64)
+    chunk, met = 2 * torch.rand(2, size, generator=generator, dtype=F64) - 1
+    met = (met, met, 2.5 * met, met.sign())[seed % 4]
+    root = torch.randn(size, 3, generator=generator, dtype=F64)
+    metric = 0.3 * root @ root.T + 0.1 * torch.eye(size, dtype=F64) if seed % 2 else torch.eye(size, dtype=F64)
+    return chunk, matrix, matrix @ met, metric
+
+
+def test_projection_within_limits_is_the_quadratic_programme():
+    """Every goal that a linear programme reaches is met, no other is, and none costs more than scipy's SLSQP."""
+    refused = 0
+    for seed in range(200):
+        chunk, matrix, value, metric = programme(seed)
+        shape = (1, len(chunk) // 2, 2)
+        bounds, a, b = [(-1, 1)] * len(chunk), matrix.numpy(), value.numpy()
+        goal = Goal(matrix, value)
+        if optimize.linprog(np.zeros(len(chunk)), A_eq=a, b_eq=b, bounds=bounds).status:
+            refused += 1
+            with pytest.raises(ConfigError, match="no chunk within the limits"):
+                project(chunk.view(shape), goal, metric.unsqueeze(0))
+            continue
+        moved = project(chunk.view(shape), goal, metric.unsqueeze(0)).flatten()
+        assert float(moved.abs().max()) <= 1 and float((matrix @ moved - value).abs().max()) < 1e-7
+        start, inverse = chunk.numpy(), torch.linalg.inv(metric).numpy()
+
+        def cost(x, start=start, inverse=inverse):
+            return (x - start) @ inverse @ (x - start)
+
+        best = optimize.minimize(
+            cost,
+            moved.numpy(),
+            jac=lambda x, start=start, inverse=inverse: 2 * inverse @ (x - start),
+            bounds=bounds,
+            constraints={"type": "eq", "fun": lambda x, a=a, b=b: a @ x - b, "jac": lambda x, a=a: a},
+            method="SLSQP",
+            options={"ftol": 1e-12},
+        )
+        if best.success and abs(a @ best.x - b).max() < 1e-9:
+            assert cost(moved.numpy()) <= best.fun * (1 + 1e-6) + 1e-9
+    assert 10 < refused < 60
+
+
+def test_a_goal_on_the_limits_is_met_despite_rounding():
+    chunk = torch.zeros(1, 2, 2, dtype=F64)
+    moved = project(chunk, Goal(torch.eye(4, dtype=F64)[:1], torch.tensor([1 + 1e-6], dtype=F64)))
+    assert moved.flatten().tolist() == [1, 0, 0, 0]
