@@ -62,6 +62,7 @@ def table(records: Sequence[dict[str, Any]], nfes: Sequence[int], name: str = "l
         "Conditional energy distance x 1000 (0 is exact; lower is better) with a 95 % bootstrap interval over "
         f"{plan['observations']} observations; behind the bar the error of every seed.",
         *(["", note] if note else []),
+        *(["", _versions(records)] if _versions(records) else []),
         "",
         "| recipe | "
         + " | ".join(f"NFE {nfe}" for nfe in nfes)
@@ -79,6 +80,15 @@ def table(records: Sequence[dict[str, Any]], nfes: Sequence[int], name: str = "l
         seconds = np.mean([record["cpu_seconds"] for record in own])
         lines.append(f"| {row} | " + " | ".join(cells) + f"{size} | {seconds:.0f} |")
     return "\n".join([*lines, "", f"![error over evaluations]({name}.png)", ""])
+
+
+def _versions(records: Sequence[dict[str, Any]]) -> str:
+    """A warning where kept records were made by other code or another torch than the new ones; empty otherwise."""
+    made = {(record.get("commit", ""), record["versions"].get("torch", "")) for record in records}
+    if len(made) == 1:
+        return ""
+    named = "; ".join(f"commit {commit[:12] or 'unknown'} with torch {torch}" for commit, torch in sorted(made))
+    return f"**Not all rows were made by the same code**: {named}. Remove the older records to make them again."
 
 
 def _cell(interval: Interval, seeds: str) -> str:

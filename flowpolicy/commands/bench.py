@@ -124,6 +124,8 @@ def latency(
 
     from flowpolicy.bench.latency import bench_latency
     from flowpolicy.bench.latency_figure import draw_latency, latency_table
+    from flowpolicy.core.checkpoint import resolve
+    from flowpolicy.evaluate.records import run_of
     from flowpolicy.policy.engines import ENGINES
 
     for name in engines:
@@ -141,10 +143,15 @@ def latency(
             rounds=rounds,
             peer_python=peer_python,
         )
+    title = "untrained DM1"
+    if run:
+        about = _checkpoint(run)
+        result |= about
+        title = f"{run} at step {about['step']:,}"
+        picture = picture or run_of(resolve(run)) / "bench" / "latency.png"
     _show(result, latency_table, json)
-    picture = picture or (run / "bench" / "latency.png" if run else None)
     if picture is not None:
-        draw_latency(result, f"{run or 'untrained DM1'}, nfe {result['nfe']}", picture)
+        draw_latency(result, f"{title}, nfe {result['nfe']}", picture)
         sys.stdout.write(f"picture {picture}\n")
 
 
@@ -234,7 +241,7 @@ def serve(
 
     with served(run, ["--engine", engine, "--threads", str(threads), "--max-clients", str(clients)]) as (url, name):
         result = bench_serve(url, clients=clients, rate_hz=rate_hz, seconds=seconds, budget_ms=budget_ms)
-    _show({**result, "engine": name, "threads": threads}, serve_table, json)
+    _show({**result, **_checkpoint(run), "engine": name, "threads": threads}, serve_table, json)
 
 
 def seams(disagreement: float = 0.010, latency: float = 0.100, seconds: float = 20.0, json: Path | None = None) -> None:
@@ -250,6 +257,15 @@ def seams(disagreement: float = 0.010, latency: float = 0.100, seconds: float = 
     from flowpolicy.bench.seams import bench_seams, seams_table
 
     _show(bench_seams(disagreement=disagreement, latency=latency, seconds=seconds), seams_table, json)
+
+
+def _checkpoint(run: Path) -> dict[str, Any]:
+    """Which checkpoint was measured."""
+    from flowpolicy.core.checkpoint import resolve
+    from flowpolicy.evaluate.records import identity
+
+    measured = identity(resolve(run))
+    return {"run": str(run), "step": measured.step, "checkpoint_sha256": measured.sha256}
 
 
 def _show(result: dict[str, Any], table: Any, json: Path | None) -> None:

@@ -210,6 +210,8 @@ def success_along(run: Path, episodes: int, seed: int) -> list[tuple[int, float]
 
     found: list[tuple[int, float]] = []
     with loaded(run) as (policy, env, _):
+        if not env.spec.defines_success:
+            raise ConfigError(f"{env.spec.env_id} defines no success to draw", fix="leave --episodes out")
         plan = make_plan(env.spec.env_id, episodes, seed)
         for folder in sorted((run / FOLDER).glob("step_*")):
             tensors = read_tensors(folder / "training.safetensors")

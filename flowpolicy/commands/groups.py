@@ -174,5 +174,5 @@ def picture(run: Annotated[Path, tyro.conf.Positional], /, episodes: int = 0, se
 
     png = Path(out) if out else run / "corrected.png"
     success = success_along(run, episodes, seed) if episodes else []
-    draw_corrected(run / "metrics.csv", png, success)
+    draw_corrected(run / "metrics.csv", png, success, episodes)
     sys.stdout.write(f"picture {png}\n")

@@ -12,6 +12,7 @@ import tyro
 
 from flowpolicy.bench.toy_options import Toy
 from flowpolicy.commands.arguments import call
+from flowpolicy.core.errors import ConfigError
 
 USUAL = (
     "flow matching:",
@@ -86,6 +87,7 @@ def lab(
         _distil(distill, plan, seeds, (student_updates, student_width, teacher_nfe), out, workers)
         return
     chosen = [parse_recipe(text) for text in recipes]
+    _require_names([recipe.name for recipe in chosen])
     check(chosen, plan)
     sizes = [(recipe, sized(recipe, plan)) for recipe in chosen]
     records = _run_all([(r, equal, seed) for r, equal in sizes for seed in range(seeds)], out, workers)
@@ -110,6 +112,7 @@ def _distil(
     order = Order(teacher_nfe=teacher_nfe, width=width)
     chosen = [parse_course(text, order) for text in (METHODS if methods == ("all",) else methods)]
     origin = {"command": shlex.join(["flowpolicy", *sys.argv[1:]]), "commit": git_commit()}
+    _require_names([course.name for course in chosen])
     # The teachers first: their students must not train them side by side.
     _in_parallel([(f"teacher, seed {seed}", teacher_of, (plan, seed, out)) for seed in range(seeds)], workers)
     jobs = [
@@ -124,6 +127,14 @@ def _distil(
     write_report(_in_parallel(jobs, workers), out, "distill", note)
     sys.stdout.write((out / "distill.md").read_text(encoding="utf-8"))
     sys.stdout.write(f"table   {out / 'distill.md'}\npicture {out / 'distill.png'}\n")
+
+
+def _require_names(names: Sequence[str]) -> None:
+    """Refuse two rows of one name: they would be averaged into one."""
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ConfigError(
+            f"two rows are named '{twice[0]}'", expected="a name for each", fix="name them: 'NAME: axis=value ...'"
+        )
 
 
 def _run_all(jobs: list[tuple[Any, Any, int]], out: Path, workers: int) -> list[dict[str, Any]]:

@@ -16,13 +16,14 @@ from flowpolicy.evaluate.figures import BLUE, GREEN, ORANGE, save_figure, tidy
 WANTED = ("reward_gain", "held_out_gain", "corrected_gain", "hacking_gap", "unsupported", "kl", "best_update")
 
 
-def draw_corrected(metrics_csv: Path, png: Path, success: Sequence[tuple[int, float]] = ()) -> None:
+def draw_corrected(metrics_csv: Path, png: Path, success: Sequence[tuple[int, float]] = (), episodes: int = 0) -> None:
     """Draw gains over the base against updates, the price of leaving the data's support, and true success.
 
     Args:
         metrics_csv: of a post-training run.
         png: where to.
         success: (update, rate) of checkpoints that were played in the simulator; empty leaves the panel out.
+        episodes: how many each of them played.
 
     Raises:
         EvaluationError: the file lacks the columns of a post-training.
@@ -41,7 +42,7 @@ def draw_corrected(metrics_csv: Path, png: Path, success: Sequence[tuple[int, fl
     _draw_gains(axes[0], curves)
     _draw_distance(axes[1], curves)
     if success:
-        _draw_success(axes[2], success, _chosen(curves))
+        _draw_success(axes[2], success, _chosen(curves), episodes)
     for each in axes:
         each.set_xlabel("gradient step")
         tidy(each)
@@ -85,10 +86,10 @@ def _draw_distance(axes: Axes, curves: Curves) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _draw_success(axes: Axes, success: Sequence[tuple[int, float]], chosen: float) -> None:
+def _draw_success(axes: Axes, success: Sequence[tuple[int, float]], chosen: float, episodes: int) -> None:
     updates, rates = zip(*success, strict=True)
     axes.plot(updates, rates, "o-", color=GREEN, markersize=4, label="every stored checkpoint")
     axes.axvline(chosen, color=GREEN, linewidth=1.2)
     axes.set_ylim(-0.03, 1.03)
-    axes.set_title("true success in the simulator", fontsize=10)
+    axes.set_title(f"true success in the simulator, {episodes} episodes each", fontsize=10)
     axes.legend(frameon=False, fontsize=8)

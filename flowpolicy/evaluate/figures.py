@@ -40,10 +40,12 @@ class Scores(NamedTuple):
 
 def scores(measured: Sequence[Measured]) -> Scores:
     """Success in per cent or, where it is not defined, the return."""
-    rates = [one.success for one in measured if one.success is not None]
-    found, factor, label, limits = rates, 100.0, "success, % (Wilson 95 %)", (-4.0, 104.0)
-    if not rates:
-        found, factor, label, limits = [one.return_ for one in measured], 1.0, "return (bootstrap 95 %)", None
+    if rates := [one.success for one in measured if one.success is not None]:
+        return _scores(rates, 100.0, "success, % (Wilson 95 %)", (-4.0, 104.0))
+    return _scores([one.return_ for one in measured], 1.0, "return (bootstrap 95 %)", None)
+
+
+def _scores(found: Sequence[Interval], factor: float, label: str, limits: tuple[float, float] | None) -> Scores:
     bars = ([factor * (s.mean - s.low) for s in found], [factor * (s.high - s.mean) for s in found])
     return Scores([factor * s.mean for s in found], bars, label, limits)
 

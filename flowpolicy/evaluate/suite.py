@@ -186,10 +186,9 @@ def draw_suite(path: Path, records: Records, reference: str) -> None:
             axis.plot([100 * interval.low, 100 * interval.high], [row, row], color=color, linewidth=3, alpha=0.4)
             axis.plot(100 * values.mean(axis=1), [row] * len(values), ".", color="0.4", markersize=5)
             axis.plot(100 * interval.mean, row, "o", color=color)
-        budget = _protocol(records, task)[0].partition(" (plan")[0]
-        axis.set(
-            title=f"{task}\n{budget}", xlabel="success, %", xlim=(-3, 103), yticks=range(len(arms)), yticklabels=arms
-        )
+        run = next(by_task[task][0] for by_task in records.values() if task in by_task)
+        title = f"{task}\n{len(run.episodes)} episodes a run, {run.step:,} updates"
+        axis.set(title=title, xlabel="success, %", xlim=(-3, 103), yticks=range(len(arms)), yticklabels=arms)
         axis.grid(axis="x", alpha=0.3)
     axes[0].invert_yaxis()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -111,6 +111,9 @@ def test_records_table_and_picture(tmp_path):
     write_report(records, tmp_path)
     text = (tmp_path / "lab.md").read_text()
     assert "| NFE 4 | width | parameters | CPU seconds |" in text
+    assert "same code" not in text
+    write_report([*records[1:], records[0] | {"commit": "0" * 40}], tmp_path / "mixed")
+    assert "Not all rows were made by the same code" in (tmp_path / "mixed" / "lab.md").read_text()
     assert "| LSD |" in text and "| flow matching, fitted | - |" in text
     assert (tmp_path / "lab.png").stat().st_size > 5000
     assert set(json.loads((tmp_path / "lab.json").read_text())["error"]) == {

@@ -156,7 +156,9 @@ def test_export_and_bench_latency(debug_run, tmp_path):
     quick = ["--engines", "numpy", "--calls", 20, "--rounds", 2, "--nfe", 2, "--json", "latency.json"]
     done = flowpolicy("bench", "latency", debug_run, *quick, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    best = json.loads((tmp_path / "latency.json").read_text())["best"]
+    record = json.loads((tmp_path / "latency.json").read_text())
+    assert record["step"] == 40 and len(record["checkpoint_sha256"]) == 64
+    best = record["best"]
     assert best["engine"] == "numpy" and 0 < best["p50"] <= best["p99"]
     assert (debug_run / "bench" / "latency.png").stat().st_size > 5000
 

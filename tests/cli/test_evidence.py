@@ -121,6 +121,11 @@ def test_a_card_is_of_one_checkpoint_and_one_plan(toy_run):
     assert record["checkpoint_sha256"] == checkpoint.fingerprint(toy_run / "checkpoints" / "step_00000004")
 
 
+def test_two_rows_of_the_laboratory_have_two_names(tmp_path, capsys):
+    assert run("lab", "A: lr=0.001", "A: lr=0.002", "--out", tmp_path / "lab") == 2
+    assert "two rows are named 'A'" in capsys.readouterr().err
+
+
 def test_videos_belong_to_their_evaluation(toy_run):
     pytest.importorskip("imageio_ffmpeg")
     for words in (("--video", 2), ("--seed", 1, "--video", 2), ("--video", 1)):
