@@ -104,7 +104,9 @@ def write_index(folder: Path) -> Path:
     """
     path, episodes = folder / INDEX, sorted(folder.glob("episode_*.hdf5"))
     if not episodes:
-        raise DataError(f"{folder} holds no episode", expected="episode_0001.hdf5, ...", fix="flowpolicy robot record")
+        raise DataError(
+            f"{folder} holds no episode", expected="episode_0001.hdf5, ...", fix="copy them to it, or record some"
+        )
     members: dict[str, list[str]] = {}
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         data, total, number = file.create_group("data"), 0, 0

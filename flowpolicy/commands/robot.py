@@ -194,7 +194,8 @@ def salvage(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
         if gaps := told_gaps(path):
             sys.stdout.write(f"{path.name}: {gaps}\n")
     if (folder / INDEX).exists():
-        sys.stdout.write(f"index {folder / INDEX} is of the episodes that are there now\n")
+        files = len(list(folder.glob("episode_*.hdf5")))
+        sys.stdout.write(f"{folder / INDEX} shows the {files} episodes that are there now\n")
 
 
 def twin(venv: Path = Path(".venv-twin")) -> int:

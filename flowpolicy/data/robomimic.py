@@ -154,12 +154,16 @@ def _require_linked_files(data: h5py.Group, path: Path) -> None:
         files = {link.filename for link in links if isinstance(link, h5py.ExternalLink)}
         gone = sorted(name for name in files if not (path.parent / name).is_file())
     if gone or changed:
-        named = [f"missing: {', '.join(gone)}"] * bool(gone) + [f"changed: {', '.join(changed)}"] * bool(changed)
+        named = [f"{what}: {_few(names)}" for what, names in (("missing", gone), ("changed", changed)) if names]
         raise DataError(
             f"{path} is an index of episode files, and these are not what it was made of; {'; '.join(named)}",
             expected="the folder that `flowpolicy robot record` wrote, copied as a whole",
             fix=f"bring the files back; or accept what is there now: flowpolicy robot salvage {path.parent}",
         )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _hash(path: Path) -> str:
