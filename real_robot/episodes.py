@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import DataError
-from flowpolicy.core.files import replacing, sha256
+from flowpolicy.core.files import replacing
 from flowpolicy.data.hdf5 import open_hdf5, require_group
-from flowpolicy.data.robomimic import EPISODES_SHA256, json_attribute
+from flowpolicy.data.robomimic import EPISODES_SHA256, json_attribute, unchanged_sha256
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 from flowpolicy.real_robot.chunks import hermite
 from flowpolicy.real_robot.observations import observe_all
@@ -125,7 +125,7 @@ def write_index(folder: Path) -> Path:
                     number += 1
         data.attrs["total"] = total
         # The hash of the index stands for the content of the files that it links to.
-        data.attrs[EPISODES_SHA256] = json.dumps({episode.name: sha256(episode) for episode in episodes})
+        data.attrs[EPISODES_SHA256] = json.dumps({episode.name: unchanged_sha256(episode) for episode in episodes})
         for key, belonging in members.items():
             file.create_dataset(f"mask/{key}", data=np.array(belonging, dtype="S"), track_times=False)
         file.flush()

@@ -148,7 +148,8 @@ def _require_linked_files(data: h5py.Group, path: Path) -> None:
     """
     stated = json_attribute(data, EPISODES_SHA256, path)
     gone = [name for name in stated if not (path.parent / name).is_file()]
-    changed = [name for name, digest in stated.items() if name not in gone and _hash(path.parent / name) != digest]
+    here = {name: path.parent / name for name in stated if name not in gone}
+    changed = [name for name, file in here.items() if unchanged_sha256(file) != stated[name]]
     if not stated:
         links = [data.get(name, getlink=True) for name in data]
         files = {link.filename for link in links if isinstance(link, h5py.ExternalLink)}
@@ -166,7 +167,7 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _hash(path: Path) -> str:
+def unchanged_sha256(path: Path) -> str:
     """Hash of a file, computed once for as long as it is not written to."""
     stat = path.stat()
     return _hash_of(path, stat.st_mtime_ns, stat.st_size)
