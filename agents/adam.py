@@ -8,21 +8,20 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import NonNegative, Positive, require_ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Adam:
     """Adam at a constant learning rate."""
 
-    lr: float = 3e-4
+    lr: Positive = 3e-4
     """Learning rate."""
-    clip: float = 0.0
+    clip: NonNegative = 0.0
     """Largest gradient norm; 0, as in the FQL family, does not clip."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.clip < 0:
-            raise ConfigError(f"Adam with lr {self.lr} and clip {self.clip}", expected="lr above 0, clip 0 or above")
+        require_ranges(self, "--agent.optimizer.")
 
 
 class AdamGroup:

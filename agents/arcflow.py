@@ -20,6 +20,7 @@ from flowpolicy.agents.flow import Flow, FlowAgent
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few, Share
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.segments import Curve, Segment
 from flowpolicy.flows.interpolant import interpolate, rows
@@ -30,15 +31,15 @@ from flowpolicy.flows.matching import matching_loss
 class ArcFlow(Flow):
     """Segments with momentum modes, matched to the teacher's velocity along their own curve."""
 
-    segments: int = 2
+    segments: Few = 2
     """Segments from noise to data, one evaluation each; what the student acts in."""
-    states: int = 4
+    states: Few = 4
     """Times inside a segment at which the teacher is asked."""
-    window: float = 3 / 128
+    window: Share = 3 / 128
     """Time over which the curve's velocity is averaged; at most the segment."""
-    mixing: float = 0.5
+    mixing: Share = 0.5
     """Share of the updates over which the teacher's part of the way falls from all to none."""
-    drop: float = 0.1
+    drop: Share = 0.1
     """Probability that a mode is left out of the curve that is followed."""
 
     @property

@@ -24,6 +24,7 @@ from flowpolicy.agents.flow import Flow, FlowAgent
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.keys import OBS
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few, NonNegative, Positive, Share
 from flowpolicy.flows.axes.guidance import NoGuidance, Situation
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.distillation import (
@@ -46,13 +47,13 @@ _LATEST = 0.98  # denoised samples of later times hardly differ from the samples
 class BackwardSimulation(Flow):
     """A flow map of the teacher, improved on its own samples."""
 
-    on_policy_from: float = 0.5
+    on_policy_from: Share = 0.5
     """Share of the updates after which the map's own samples are judged too."""
-    on_policy_weight: float = 0.1
+    on_policy_weight: NonNegative = 0.1
     """Weight of that judgement."""
-    budgets: tuple[int, ...] = (1, 2, 4, 8)
+    budgets: tuple[Few, ...] = (1, 2, 4, 8)
     """Numbers of steps that the policy may take; one is picked for every row."""
-    fake_lr: float = 1e-3
+    fake_lr: Positive = 1e-3
     """Learning rate of the network that follows the samples."""
 
     @property

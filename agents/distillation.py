@@ -15,6 +15,7 @@ from torch import Tensor
 from flowpolicy.agents.flow import Flow, as_flow
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import digest
+from flowpolicy.core.ranges import Few, Natural, Positive, Share
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.nets.mlp import MLP
@@ -26,17 +27,17 @@ from flowpolicy.policy.teacher import Inversion, Teacher, inverter
 class Order:
     """What is asked of a student, whatever the method."""
 
-    nfe: int = 1
+    nfe: Few = 1
     """Evaluations per chunk of the student."""
-    teacher_nfe: int = 32
+    teacher_nfe: Few = 32
     """Evaluations of the teacher per chunk that it makes."""
-    width: int = 0
+    width: Natural = 0
     """Width of a student with an MLP; 0 is the teacher's."""
-    depth: int = 0
+    depth: Natural = 0
     """Its hidden layers; 0 is the teacher's."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Peak learning rate."""
-    real: float = 0.0
+    real: Share = 0.0
     """Share of real chunks, whose noise is found by inversion; improved-reflow only."""
     inversion: Inversion = "afp"
     """How they are inverted."""

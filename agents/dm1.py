@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few, NonNegative, Share
 from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.meanflow import meanflow
@@ -30,13 +31,13 @@ from flowpolicy.policy.actor import Sampler
 class DM1(ImitationConfig):
     """MeanFlow with dispersive regularisation."""
 
-    nfe: int = 1
+    nfe: Few = 1
     """Network evaluations per chunk: jumps of the flow map."""
     pairs: PairLaw = PairLaw()
     """Law of the intervals [s, t] that are trained."""
-    kappa: float = 1.0
+    kappa: Share = 1.0
     """Share of the conditional velocity in the tangent; the rest is the network's own velocity."""
-    adaptive_power: float = 0.0
+    adaptive_power: NonNegative = 0.0
     """Exponent of the adaptive loss weight; 0 switches it off, above 0 the policy is biased to a mode."""
     dispersive: Dispersive = Dispersive()
     """Regulariser on the encoder's output."""

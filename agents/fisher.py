@@ -30,6 +30,7 @@ from flowpolicy.agents.mean_flow_q import jump_to_action, map_loss
 from flowpolicy.agents.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few, NonNegative, Positive
 from flowpolicy.flows import fisher
 from flowpolicy.flows.fisher import Metric
 from flowpolicy.flows.interpolant import interpolate
@@ -47,22 +48,22 @@ class Fisher(ValueConfig):
     """Trunk of the behaviour and of the shift."""
     base: Literal["map", "euler"] = "map"
     """Behaviour policy: 'map' is a MeanFlow map, one evaluation; 'euler' a velocity, ``flow_steps`` of them."""
-    flow_steps: int = 10
+    flow_steps: Few = 10
     """Euler steps per sample of the base 'euler'."""
     metric: Metric = Metric()
     """How a shift is charged."""
-    budget: float = 0.01
+    budget: Positive = 0.01
     """Mean charge per dimension that is spent. In nats (``metric.normalise`` none): try 0.01, 0.05, 0.2, 0.5. As a mean
     square in action units ('iso' and normalised metrics): 0.001 to 0.01."""
-    initial_weight: float = 10.0
+    initial_weight: Positive = 10.0
     """Weight of the charge before it is adapted."""
     normalize_q: bool = True
     """Divide the Q term by the mean of abs(Q), so that the weight does not depend on the scale of the rewards."""
-    overflow: float = 1.0
+    overflow: NonNegative = 1.0
     """Weight of the squared distance of the decorated chunks from the box [-1, 1]."""
     pairs: PairLaw = PairLaw()
     """Law of the intervals [s, t] that the base 'map' is trained on."""
-    candidates: int = 1
+    candidates: Few = 1
     """Chunks generated and decorated per decision; the critic chooses."""
     decorator_optimizer: Adam = Adam(clip=1.0)
     """Optimiser of the shift."""

@@ -21,6 +21,7 @@ from flowpolicy.agents.teaching import load_teacher, pairs, start_from
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.consistency import ImprovedMeanFlow, MeanFlow, Problem
@@ -47,7 +48,7 @@ class Flow(ImitationConfig):
 
     flow: FlowSpec = FlowSpec()
     """One value per axis."""
-    nfe: int = 10
+    nfe: Few = 10
     """Network evaluations per chunk."""
     dispersive: Dispersive = Dispersive(weight=0.0)
     """Regulariser on the encoder's output; off by default."""
@@ -55,7 +56,7 @@ class Flow(ImitationConfig):
     """Run whose policy makes the pairs of the coupling 'table'."""
     teacher_weights: str = ""
     """Hash of the teacher's weights; another teacher at the same place is refused."""
-    teacher_nfe: int = 32
+    teacher_nfe: Few = 32
     """Evaluations of the teacher per pair."""
     from_teacher: bool = False
     """Start from the teacher's weights; the networks must be the same."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.matching import matching_loss
 from flowpolicy.flows.real_time import hold
@@ -28,7 +29,7 @@ class FlowBC(ImitationConfig):
 
     solver: SolverName = "euler"
     """Solver of the generating differential equation."""
-    nfe: int = 10
+    nfe: Few = 10
     """Network evaluations per chunk."""
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowpolicy.agents.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few, NonNegative
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.matching import matching_loss
 from flowpolicy.flows.solvers import SolverName, integrate, steps_for
@@ -29,14 +30,14 @@ from flowpolicy.policy.actor import Actor, PolicyConfig
 class FQL(ValueConfig):
     """Flow Q-learning."""
 
-    alpha: float = 10.0
+    alpha: NonNegative = 10.0
     """Weight of the distillation against the critic; the knob to tune. 3 to 30000 by task, 0.03 to 10 with
     ``normalize_q``."""
     normalize_q: bool = False
     """Divide the actor's Q term by the mean of abs(Q), so that alpha does not depend on the scale of the rewards."""
     solver: SolverName = "euler"
     """Solver of the behaviour flow."""
-    flow_steps: int = 10
+    flow_steps: Few = 10
     """Velocity evaluations of the behaviour flow per sample."""
 
     def __post_init__(self) -> None:

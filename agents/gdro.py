@@ -25,6 +25,7 @@ from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig, Optimiz
 from flowpolicy.core import keys
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Positive, Share
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.groups import Groups
 from flowpolicy.data.normalize import Normalizer
@@ -55,43 +56,43 @@ class GDRO(ImitationConfig):
     """Optimiser and averaging; the learning rate is a tenth of that of behaviour cloning."""
     sampler: Sampler = "map"
     """How the policy generates a chunk; the base's."""
-    nfe: int = 1
+    nfe: Few = 1
     """Network evaluations per chunk; the base's."""
     objective: Objective = "plackett_luce"
     """'plackett_luce' (GDRO), 'top_one', 'regression' (the control), 'dpo', 'dgpo' or 'trajectory_balance'."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """tau of pi_ref exp(advantage / tau), in units of the global scale; the knob to tune: 0.3, 1, 3."""
     scale: Scale = "robust"
     """Global unit of the scores: 'robust', 'deviation' for scores that mostly tie (success), or 'none'."""
-    gate: float = 0.1
+    gate: NonNegative = 0.1
     """Groups whose scores spread less than this share of the global scale count nothing."""
     weight: Weight = "elbo"
     """'elbo': t / (1 - t), capped; the scores then are nats. 'uniform': as published, with a calibrated beta."""
-    beta: float = 0.0
+    beta: NonNegative = 0.0
     """Factor of the velocity errors; 0 stands for 1 under 'elbo' and for the calibration under 'uniform'."""
-    draws: int = 4
+    draws: Few = 4
     """Stratified draws (time, noise) per group, shared by its candidates. At 1 or 2 the policy over-tilts."""
-    path_steps: int = 8
+    path_steps: Few = 8
     """Steps of the trajectories of 'trajectory_balance', in the place of ``draws``, ``weight`` and ``beta``."""
-    anchor: float = 0.1
+    anchor: NonNegative = 0.1
     """Weight of velocity matching on the best candidate: keeps all likely. Longer chunks want more (gdro-can: 300)."""
-    bc_weight: float = 0.5
+    bc_weight: NonNegative = 0.5
     """Weight of velocity matching on the dataset, which keeps the field valid everywhere."""
-    map_weight: float = 1.0
+    map_weight: NonNegative = 1.0
     """Weight of the self-consistency of a flow map; without effect on a velocity network."""
     pairs: PairLaw = PairLaw(share_diagonal=0.0, share_endpoint=0.5)
     """Law of the intervals on which a flow map is kept consistent."""
-    reference_rate: float = 0.0
+    reference_rate: Share = 0.0
     """Share of the way to the averaged policy that the reference moves per update; 0 freezes it."""
-    assess_every: int = 100
+    assess_every: Count = 100
     """Updates between two assessments by the held-out judge."""
-    support_weight: float = 0.1
+    support_weight: NonNegative = 0.1
     """Corrected score lost per nat outside the support of the behaviour."""
-    support_limit: float = 3.0
+    support_limit: NonNegative = 3.0
     """Policies this many nats further outside the support than the base are never kept."""
     early_stopping: bool = True
     """The policy is the assessed one of the best corrected score, the base among them; otherwise the newest."""
-    patience: int = 0
+    patience: Natural = 0
     """Assessments without a new best after which training stops; 0 never stops."""
 
     def __post_init__(self) -> None:

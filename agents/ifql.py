@@ -18,6 +18,7 @@ from flowpolicy.agents.fql import flow_loss
 from flowpolicy.agents.iql import ImplicitAgent, ImplicitConfig
 from flowpolicy.agents.value_learning import Transition
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few
 from flowpolicy.flows.solvers import SolverName, steps_for
 from flowpolicy.flows.times import uniform
 from flowpolicy.policy.actor import PolicyConfig
@@ -27,11 +28,11 @@ from flowpolicy.policy.actor import PolicyConfig
 class IFQL(ImplicitConfig):
     """Implicit values with the best of N flow samples."""
 
-    candidates: int = 32
+    candidates: Few = 32
     """N, chunks among which the critic chooses; the knob to tune, 32 to 128. 1 is flow behaviour cloning."""
     solver: SolverName = "euler"
     """Solver of the flow."""
-    flow_steps: int = 10
+    flow_steps: Few = 10
     """Velocity evaluations per candidate."""
 
     def __post_init__(self) -> None:

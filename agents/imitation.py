@@ -20,6 +20,7 @@ from flowpolicy.agents.compiled_loss import CompiledLoss
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Decay, Few, Natural, NonNegative, Positive, require_ranges
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
@@ -35,20 +36,23 @@ from flowpolicy.policy.policy import Policy
 class Optimizer:
     """AdamW with warm-up, cosine decay, clipped gradients and averaged weights."""
 
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Peak learning rate."""
-    weight_decay: float = 1e-6
+    weight_decay: NonNegative = 1e-6
     """Decoupled weight decay."""
-    warmup: int = 200
+    warmup: Natural = 200
     """Updates of linear warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """After the warm-up: cosine decay to zero over the planned steps, or constant."""
-    clip: float = 10.0
+    clip: Positive = 10.0
     """Largest gradient norm."""
-    ema: float = 0.999
+    ema: Decay = 0.999
     """Decay of the averaged weights that the policy uses."""
     scaling: Literal["none", "sqrt"] = "none"
     """'sqrt' multiplies ``lr`` by the root of the batch size over 256: how far Adam bears more (arXiv 2006.09092)."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self, "--agent.optimizer.")
 
     def scale(self, batch: int) -> float:
         """Factor of the learning rate for batches of this size."""
@@ -76,13 +80,13 @@ class ImitationConfig:
     """Encoder of the observation history."""
     optimizer: Optimizer = Optimizer()
     """Optimiser and averaging."""
-    history: int = 1
+    history: Few = 1
     """Observations per decision."""
-    chunk: int = 8
+    chunk: Few = 8
     """Actions predicted per decision."""
-    execute: int = 8
+    execute: Few = 8
     """Actions of a chunk that are executed before the next decision."""
-    prefix: int = 0
+    prefix: Natural = 0
     """Real-time chunking: the most actions that may be committed while the policy computes, or 0. The policy is
     trained to continue 0 to this many given actions; at least the largest delay times the control rate."""
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from flowpolicy.agents.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import NonNegative, Share
 from flowpolicy.nets.critic import Critic, CriticConfig
 from flowpolicy.policy.actor import PolicyConfig
 
@@ -29,7 +30,7 @@ class ImplicitConfig(ValueConfig):
 
     critic: CriticConfig = CriticConfig(aggregate="min")
     """Ensemble of Q networks."""
-    expectile: float = 0.9
+    expectile: Share = 0.9
     """Which expectile of Q over the actions of the data the state value is; 0.5 is the mean, towards 1 the maximum."""
 
     def __post_init__(self) -> None:
@@ -68,7 +69,7 @@ class IQL(ImplicitConfig):
     """Implicit Q-learning with advantage-weighted regression."""
 
     nfe: ClassVar[int] = 1
-    alpha: float = 10.0
+    alpha: NonNegative = 10.0
     """Inverse temperature of the weights exp(alpha * advantage): 0.3 to 10 by task, larger is greedier."""
 
     def build(self, *args: Any, **kwargs: Any) -> IQLAgent:
@@ -102,12 +103,12 @@ class IQLAgent(ImplicitAgent):
         return losses, {**metrics, "awr_weight": weight.mean()}
 
 
-def expectile_loss(difference: Float[Tensor, "*b"], expectile: float) -> Float[Tensor, "*b"]:
+def expectile_loss(difference: Float[Tensor, "*b"], expectile: Share) -> Float[Tensor, "*b"]:
     """``|tau - 1(d < 0)| d^2``; in ``d = q - v``, its sum is least where v is the tau-expectile of q."""
     weight = torch.where(difference < 0, 1 - expectile, expectile)
     return weight * difference.square()
 
 
-def awr_weight(advantage: Float[Tensor, "*b"], alpha: float) -> Float[Tensor, "*b"]:
+def awr_weight(advantage: Float[Tensor, "*b"], alpha: NonNegative) -> Float[Tensor, "*b"]:
     """``min(exp(alpha A), 100)``."""
     return (alpha * advantage).exp().clamp(max=LARGEST_WEIGHT)

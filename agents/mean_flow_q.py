@@ -26,6 +26,7 @@ from flowpolicy.agents.fql import q_term
 from flowpolicy.agents.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few, NonNegative, Share
 from flowpolicy.flows.fisher import overflow
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.meanflow import MeanFlow, meanflow
@@ -42,20 +43,20 @@ class MeanFlowQ(ValueConfig):
 
     net: Net = MLP()
     """Trunk of the actor. 'mlp' has its derivative written out; the others cost a forward pass more."""
-    alpha: float = 1.0
+    alpha: NonNegative = 1.0
     """Weight of the MeanFlow loss against the critic; the knob to tune. 0.1 to 10 with ``normalize_q``, without it the
     published 10 to 11000."""
     normalize_q: bool = True
     """Divide the actor's Q term by the mean of abs(Q), so that alpha does not depend on the scale of the rewards."""
-    overflow: float = 1.0
+    overflow: NonNegative = 1.0
     """Weight of the squared distance of the actor's chunks from the box [-1, 1]."""
     pairs: PairLaw = PairLaw()
     """Law of the intervals [s, t] that are trained."""
-    kappa: float = 1.0
+    kappa: Share = 1.0
     """Share of the conditional velocity in the tangent; the rest is the network's own velocity."""
-    candidates: int = 1
+    candidates: Few = 1
     """Chunks generated per decision; the critic chooses. The published code takes 5."""
-    target_candidates: int = 1
+    target_candidates: Few = 1
     """Chunks generated per bootstrap; the target critic chooses. The published code takes half the candidates."""
 
     def __post_init__(self) -> None:
@@ -117,7 +118,7 @@ def map_loss(
     start: Float[Tensor, " b"],
     end: Float[Tensor, " b"],
     pairs: PairLaw,
-    kappa: float = 1.0,
+    kappa: Share = 1.0,
 ) -> MeanFlow:
     """MeanFlow loss of the data: the behaviour as a flow map. ``start`` and ``end`` were drawn by ``pairs``."""
     return meanflow(

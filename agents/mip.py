@@ -17,6 +17,7 @@ from torch import Tensor
 from flowpolicy.agents.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Positive
 from flowpolicy.flows.matching import matching_loss
 from flowpolicy.policy.actor import REFINING, Sampler
 
@@ -26,7 +27,7 @@ class MIP(ImitationConfig):
     """Minimal iterative policy."""
 
     nfe: ClassVar[int] = 2
-    noise: float = 0.1
+    noise: Positive = 0.1
     """Deviation of the noise on the chunk that the second prediction is trained on, after scaling to [-1, 1]."""
 
     def __post_init__(self) -> None:

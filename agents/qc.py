@@ -19,6 +19,7 @@ from flowpolicy.agents.fql import FQL, FQLAgent, flow_loss, flow_sample
 from flowpolicy.agents.value_learning import Transition, ValueAgent
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few, NonNegative
 from flowpolicy.flows.times import uniform
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import best_of
@@ -30,15 +31,15 @@ class QC(FQL):
 
     mode: Literal["best_of_n", "distilled"] = "best_of_n"
     """'best_of_n' chooses among samples of the flow, in targets too; 'distilled' is FQL on chunks (QC-FQL)."""
-    candidates: int = 32
+    candidates: Few = 32
     """N of 'best_of_n' when acting."""
-    target_candidates: int = 32
+    target_candidates: Few = 32
     """N of 'best_of_n' in the targets, which is what an update costs."""
-    alpha: float = 100.0
+    alpha: NonNegative = 100.0
     """Weight of the distillation against the critic, 'distilled' only."""
-    chunk: int = 5
+    chunk: Few = 5
     """Actions per decision; the critic values whole chunks."""
-    execute: int = 5
+    execute: Few = 5
     """Actions of a chunk that are executed before the next decision."""
 
     def __post_init__(self) -> None:

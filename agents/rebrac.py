@@ -18,6 +18,7 @@ from flowpolicy.agents.fql import q_term
 from flowpolicy.agents.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Count, NonNegative
 from flowpolicy.nets.critic import CriticConfig, polyak
 from flowpolicy.policy.actor import Actor, PolicyConfig
 
@@ -29,15 +30,15 @@ class ReBRAC(ValueConfig):
     nfe: ClassVar[int] = 1
     critic: CriticConfig = CriticConfig(aggregate="min")
     """Ensemble of Q networks."""
-    alpha_actor: float = 0.1
+    alpha_actor: NonNegative = 0.1
     """Weight of the squared distance from the data's action in the actor, against Q of mean size 1; 0.003 to 1."""
-    alpha_critic: float = 0.01
+    alpha_critic: NonNegative = 0.01
     """Weight of the squared distance from the data's next action in the target; 0 to 0.01."""
-    target_noise: float = 0.2
+    target_noise: NonNegative = 0.2
     """Deviation of the noise on the next action."""
-    target_noise_limit: float = 0.5
+    target_noise_limit: NonNegative = 0.5
     """Largest noise on the next action."""
-    actor_every: int = 2
+    actor_every: Count = 2
     """Critic updates per update of actor and targets."""
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from flowpolicy.agents.distillation import Lesson, as_kind, method
 from flowpolicy.agents.flow import Flow, FlowAgent
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few, Share
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.distillation import guided_line
 from flowpolicy.policy.actor import Actor
@@ -30,15 +31,15 @@ from flowpolicy.policy.actor import Actor
 class SlimFlow(Flow):
     """Annealing reflow, then guided one-step distillation."""
 
-    nfe: int = 1
+    nfe: Few = 1
     """Network evaluations per chunk; 1."""
-    guided_from: float = 0.6
+    guided_from: Share = 0.6
     """Share of the updates after which the second phase begins."""
     guide: Literal["student", "teacher"] = "student"
     """Who corrects fresh noise: the straightened student, or the teacher, if its paths are straight already."""
-    low: float = 0.2
+    low: Share = 0.2
     """Earliest time at which the guide takes over."""
-    high: float = 0.8
+    high: Share = 0.8
     """Latest time."""
 
     @property

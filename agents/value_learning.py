@@ -22,6 +22,7 @@ from flowpolicy.agents.compiled_loss import CompiledLoss
 from flowpolicy.core import keys
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Count, Decay, Few, Share
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
@@ -48,19 +49,19 @@ class ValueConfig:
     """Optimiser of the actor and of the behaviour flow."""
     critic_optimizer: Adam = Adam()
     """Optimiser of the critic and of the value network."""
-    discount: float = 0.99
+    discount: Share = 0.99
     """Discount per environment step."""
-    tau: float = 0.005
+    tau: Share = 0.005
     """Polyak rate of the target critic, after every update."""
-    n_step: int = 1
+    n_step: Count = 1
     """Rewards that a target sums before it bootstraps; never fewer than a chunk has."""
-    ema: float = 0.0
+    ema: Decay = 0.0
     """Decay of the averaged weights that the policy uses; 0, as in the FQL family, averages nothing."""
-    history: int = 1
+    history: Few = 1
     """Observations per decision."""
-    chunk: int = 1
+    chunk: Few = 1
     """Actions per decision; the critic values whole chunks."""
-    execute: int = 1
+    execute: Few = 1
     """Actions of a chunk that are executed before the next decision."""
 
     def __post_init__(self) -> None:

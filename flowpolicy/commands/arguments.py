@@ -9,11 +9,15 @@ from typing import Any
 import tyro
 
 from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.ranges import checked
 
 
 def call(function: Callable[..., int | None], argv: Sequence[str], command: str) -> int:
-    """Parse ``argv`` by the signature of ``function`` and call it; exit code 2 on unknown flags."""
-    return int(tyro.cli(function, args=list(argv), prog=f"flowpolicy {command}") or 0)
+    """Parse ``argv`` by the signature of ``function`` and call it.
+
+    Unknown flags and numbers out of range end with exit code 2.
+    """
+    return int(tyro.cli(checked(function), args=list(argv), prog=f"flowpolicy {command}") or 0)
 
 
 def pick(argv: Sequence[str], table: dict[str, tuple[str, Any]], command: str, noun: str) -> tuple[str, list[str]]:

@@ -14,6 +14,7 @@ from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.memory import keep_freed_memory
+from flowpolicy.core.ranges import Count, Depth, Few, NonNegative, Positive, Threads, Width
 
 if TYPE_CHECKING:
     from flowpolicy.policy import Policy
@@ -40,11 +41,11 @@ def update(
     peer: Literal["", "fql"] = "",
     peer_path: Path | None = None,
     peer_python: str = "",
-    threads: int = 2,
-    rounds: int = 30,
-    batch_size: int = 256,
-    width: int = 512,
-    depth: int = 4,
+    threads: Threads = 2,
+    rounds: Count = 30,
+    batch_size: Count = 256,
+    width: Width = 512,
+    depth: Depth = 4,
     json: Path | None = None,
 ) -> None:
     """Compiled gradient steps: MeanFlow and flow matching with one MLP of 4 x 512, or a preset against a peer.
@@ -96,11 +97,11 @@ def latency(
     run: Annotated[Path | None, tyro.conf.Positional] = None,
     /,
     engines: tuple[str, ...] = (),
-    batches: tuple[int, ...] = (1,),
-    threads: tuple[int, ...] = (1,),
-    nfe: int | None = None,
-    calls: int = 2000,
-    rounds: int = 10,
+    batches: tuple[Few, ...] = (1,),
+    threads: tuple[Threads, ...] = (1,),
+    nfe: Few | None = None,
+    calls: Count = 2000,
+    rounds: Count = 10,
     peer_python: str = "",
     json: Path | None = None,
     picture: Path | None = None,
@@ -164,7 +165,7 @@ def _untrained(folder: Path) -> Path:
     return folder
 
 
-def data(preset: str = "dm1-lift", chunk: int = 16, threads: int = 2, json: Path | None = None) -> None:
+def data(preset: str = "dm1-lift", chunk: Few = 16, threads: Threads = 2, json: Path | None = None) -> None:
     """Share of an update spent on sampling its batch from a million rows.
 
     Args:
@@ -192,7 +193,7 @@ def data(preset: str = "dm1-lift", chunk: int = 16, threads: int = 2, json: Path
 
 
 def rollout(
-    task: Literal["Lift", "PickPlaceCan"] = "Lift", slots: int = 4, rounds: int = 10, json: Path | None = None
+    task: Literal["Lift", "PickPlaceCan"] = "Lift", slots: Threads = 4, rounds: Count = 10, json: Path | None = None
 ) -> None:
     """Environment steps per second through the vector environment over those of the bare simulator.
 
@@ -211,12 +212,12 @@ def rollout(
 def serve(
     run: Annotated[Path, tyro.conf.Positional],
     /,
-    clients: int = 8,
-    rate_hz: float = 50.0,
-    seconds: float = 60.0,
-    budget_ms: float = 20.0,
+    clients: Threads = 8,
+    rate_hz: Positive = 50.0,
+    seconds: Positive = 60.0,
+    budget_ms: Positive = 20.0,
     engine: str = "auto",
-    threads: int = 1,
+    threads: Threads = 1,
     json: Path | None = None,
 ) -> None:
     """Deadlines that a policy server on this machine misses; server and robots share its cores.
@@ -244,7 +245,9 @@ def serve(
     _show({**result, **_checkpoint(run), "engine": name, "threads": threads}, serve_table, json)
 
 
-def seams(disagreement: float = 0.010, latency: float = 0.100, seconds: float = 20.0, json: Path | None = None) -> None:
+def seams(
+    disagreement: NonNegative = 0.010, latency: NonNegative = 0.100, seconds: Positive = 20.0, json: Path | None = None
+) -> None:
     """Jump at the seams of chunks, per chunk mode; simulated time, the same figures on every machine.
 
     Args:

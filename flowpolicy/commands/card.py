@@ -12,6 +12,7 @@ import tyro
 from flowpolicy.commands.arguments import call
 from flowpolicy.commands.console import console
 from flowpolicy.commands.progress import progress_bar
+from flowpolicy.core.ranges import Count, Natural, NonNegative, Seed, Share
 
 if TYPE_CHECKING:
     from flowpolicy.core.protocols import VecEnv
@@ -27,15 +28,15 @@ def run(argv: Sequence[str]) -> int:
 def card(
     run: Annotated[Path, tyro.conf.Positional],
     /,
-    episodes: int = 50,
-    seed: int = 0,
+    episodes: Count = 50,
+    seed: Seed = 0,
     delay: bool = False,
-    delays_ms: tuple[float, ...] = (0.0, 50.0, 100.0, 200.0),
-    jitter: int = 0,
-    dropped: float = 0.0,
+    delays_ms: tuple[NonNegative, ...] = (0.0, 50.0, 100.0, 200.0),
+    jitter: Natural = 0,
+    dropped: Share = 0.0,
     reuse: bool = False,
-    kappas: tuple[float, ...] = (0.1, 0.3, 1.0),
-    max_skips: int = 5,
+    kappas: tuple[NonNegative, ...] = (0.1, 0.3, 1.0),
+    max_skips: Natural = 5,
 ) -> None:
     """Success against network evaluations against latency: a table and RUN/card/card.png.
 
@@ -104,7 +105,7 @@ def _reuse(
     env: VecEnv,
     plan: EvaluationPlan,
     folder: Path,
-    kappas: tuple[float, ...],
+    kappas: tuple[NonNegative, ...],
     most: int,
     record: dict[str, Any],
 ) -> None:
@@ -136,7 +137,7 @@ def _delay(
     env: VecEnv,
     plan: EvaluationPlan,
     folder: Path,
-    delays_ms: tuple[float, ...],
+    delays_ms: tuple[NonNegative, ...],
     record: dict[str, Any],
 ) -> None:
     """The curve of success against delay."""

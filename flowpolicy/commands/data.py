@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.commands.progress import download_bar, progress_bar
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Count, NonNegative, Seed, Threads
 
 Task = Literal[
     "lift",
@@ -50,10 +50,10 @@ def make(
     task: Annotated[Task, tyro.conf.Positional],
     /,
     out: Path,
-    episodes: int = 200,
-    seed: int = 0,
+    episodes: Count = 200,
+    seed: Seed = 0,
     quality: Literal["expert", "mixed"] = "expert",
-    workers: int | None = None,
+    workers: Threads | None = None,
 ) -> None:
     """Generate data: RoboMimic HDF5 for lift, can and toy, D4RL HDF5 for maze2d, OGBench npz for the others.
 
@@ -96,10 +96,10 @@ def rollouts(
     run: Annotated[Path, tyro.conf.Positional],
     /,
     out: Path,
-    episodes: int = 200,
-    seed: int = 0,
-    noise_scale: tuple[float, float] = (1.0, 1.0),
-    workers: int | None = None,
+    episodes: Count = 200,
+    seed: Seed = 0,
+    noise_scale: tuple[NonNegative, NonNegative] = (1.0, 1.0),
+    workers: Threads | None = None,
 ) -> None:
     """Record what a run does, with simulator states, as RoboMimic HDF5: to train a critic of it, or to make groups.
 
@@ -112,11 +112,6 @@ def rollouts(
         workers: processes; one per core unless given.
 
     """
-    if episodes < 1 or not all(0 <= scale < math.inf for scale in noise_scale):
-        raise ConfigError(
-            f"--episodes {episodes} --noise-scale {noise_scale[0]:g} {noise_scale[1]:g}",
-            expected="at least 1 episode, and finite scales, 0 or more",
-        )
     from flowpolicy.core.checkpoint import resolve
     from flowpolicy.core.spec import load_contract
     from flowpolicy.envs import find_env

@@ -16,6 +16,7 @@ from flowpolicy.commands.compare import compare
 from flowpolicy.commands.console import console
 from flowpolicy.commands.data import make
 from flowpolicy.core.errors import ConfigError, SimulatorError, TrainingError
+from flowpolicy.core.ranges import Count, Natural
 
 METHODS = {"dm1": "dm1-lift", "flow_bc": "flow-bc-lift", "regression": "regression-lift"}
 """Folder under the demo's -> preset."""
@@ -26,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
     return call(demo, argv, "demo")
 
 
-def demo(out: Path = Path("runs/demo"), demonstrations: int = 200, episodes: int = 100, video: int = 3) -> None:
+def demo(out: Path = Path("runs/demo"), demonstrations: Count = 200, episodes: Count = 100, video: Natural = 3) -> None:
     """Generate Lift demonstrations, train DM1, flow BC and regression, evaluate all on one plan, compare.
 
     Finished stages are kept, so a stopped demo goes on where it was.

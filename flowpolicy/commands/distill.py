@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from flowpolicy.commands.arguments import call
+from flowpolicy.core.ranges import Count, Few, Natural, Positive, Seed, Share
 
 if TYPE_CHECKING:
     from flowpolicy.train import Experiment
@@ -38,15 +39,15 @@ def distill(
     run: Annotated[Path, tyro.conf.Positional],
     /,
     method: Method = "reflow",
-    steps: int = 2_500,
-    nfe: int = 1,
-    teacher_nfe: int = 32,
-    width: int = 0,
-    depth: int = 0,
-    lr: float = 1e-3,
-    real: float = 0.0,
+    steps: Count = 2_500,
+    nfe: Few = 1,
+    teacher_nfe: Few = 32,
+    width: Natural = 0,
+    depth: Natural = 0,
+    lr: Positive = 1e-3,
+    real: Share = 0.0,
     inversion: Literal["afp", "midpoint", "exact"] = "afp",
-    seed: int = 0,
+    seed: Seed = 0,
     out: Path | None = None,
 ) -> None:
     """Train a student on the flow of a trained policy: as good in few evaluations, or with a small network.

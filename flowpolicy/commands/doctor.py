@@ -10,6 +10,7 @@ import tyro
 
 from flowpolicy.commands.arguments import call
 from flowpolicy.commands.console import console
+from flowpolicy.core.ranges import Count
 
 
 def run(argv: Sequence[str]) -> int:
@@ -17,7 +18,7 @@ def run(argv: Sequence[str]) -> int:
     return call(doctor, argv, "doctor")
 
 
-def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episodes: int = 10) -> int:
+def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episodes: Count = 10) -> int:
     """Check a dataset file; exit code 1 if it should not be trained on.
 
     Args:

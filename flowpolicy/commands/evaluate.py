@@ -13,6 +13,7 @@ import tyro
 from flowpolicy.commands.arguments import call
 from flowpolicy.commands.console import console
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Seed
 
 
 def run(argv: Sequence[str]) -> int:
@@ -23,12 +24,12 @@ def run(argv: Sequence[str]) -> int:
 def evaluate(
     run: Annotated[Path, tyro.conf.Positional],
     /,
-    episodes: int = 100,
-    seed: int = 0,
+    episodes: Count = 100,
+    seed: Seed = 0,
     plan: Path | None = None,
-    nfe: int | None = None,
-    noise_scale: float = 1.0,
-    video: int = 0,
+    nfe: Few | None = None,
+    noise_scale: NonNegative = 1.0,
+    video: Natural = 0,
     json: Path | None = None,
     overwrite: bool = False,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from flowpolicy.commands.arguments import call
+from flowpolicy.core.ranges import Few, Threads
 
 
 def run(argv: Sequence[str]) -> int:
@@ -22,9 +23,9 @@ def export(
     /,
     to: Literal["onnx", "pt2", "numpy"],
     out: Path,
-    nfe: int | None = None,
-    batches: tuple[int, ...] = (1,),
-    threads: int = 1,
+    nfe: Few | None = None,
+    batches: tuple[Few, ...] = (1,),
+    threads: Threads = 1,
 ) -> None:
     """Write the whole of a policy's act, with its contract, card and hashes, for a computer without the training code.
 

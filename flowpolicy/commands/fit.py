@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from flowpolicy.commands.arguments import call
+from flowpolicy.core.ranges import Count, Few, Seed
 
 
 def run(argv: Sequence[str]) -> int:
@@ -20,10 +21,10 @@ def run(argv: Sequence[str]) -> int:
 def fit(
     run: Annotated[Path, tyro.conf.Positional],
     /,
-    nfe: int = 4,
+    nfe: Few = 4,
     what: Literal["olss", "boss"] = "olss",
-    samples: int = 512,
-    seed: int = 0,
+    samples: Count = 512,
+    seed: Seed = 0,
     out: Path | None = None,
 ) -> None:
     """Fit a solver to the field of a trained policy and write a run that acts by it; the weights stay as they are.

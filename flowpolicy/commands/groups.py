@@ -15,6 +15,7 @@ from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.commands.progress import progress_bar
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Seed, Share, Threads
 
 Source = Literal["critic", "simulator", "returns"]
 
@@ -38,22 +39,22 @@ class Making:
     and the base finishes; report such results apart. Returns: what followed similar states in the data, offline."""
     out: Path
     """File to write."""
-    states: int = 1000
+    states: Count = 1000
     """States of the dataset that get candidates."""
-    span: tuple[float, float] = (0.0, 1.0)
+    span: tuple[Share, Share] = (0.0, 1.0)
     """Part of every episode that the states are taken from, as fractions of its length. Where chunks decide little,
     labels hold little: 0 0.3 for a pick that is decided before the grasp."""
-    candidates: int = 8
+    candidates: Few = 8
     """Chunks per state, the data's among them; at least 4."""
-    seed: int = 0
+    seed: Seed = 0
     """Same seed, same file content, whatever the number of workers."""
-    held_out_share: float = 0.2
+    held_out_share: Share = 0.2
     """Share of the episodes whose states are not trained on; there the result is judged."""
     data: Path | None = None
     """Dataset file; that of the run unless given."""
-    nfe: int | None = None
+    nfe: Few | None = None
     """Network evaluations per candidate; the run's unless given."""
-    candidate_noise: tuple[float, float] = (1.0, 1.0)
+    candidate_noise: tuple[NonNegative, NonNegative] = (1.0, 1.0)
     """Scale of the noise that the base's candidates start from, first to last in even steps: 1 1 samples what the base
     does, 0 1 reaches from the middle of its law to all of it. Where a policy fails by its own chance, 0 1 shows it."""
     critic: Path | None = None
@@ -61,20 +62,20 @@ class Making:
     held_out: Path | None = None
     """Source critic: another such run (other seed, other half of the episodes) that judges; without it the networks
     that the critic itself held out (--agent.critic.held-out)."""
-    caution: float = 1.0
+    caution: NonNegative = 1.0
     """Deviations of the ensemble that are subtracted from its mean."""
-    rollouts: int = 2
+    rollouts: Few = 2
     """Source simulator: completions per candidate."""
-    limit: int = 0
+    limit: Natural = 0
     """Source simulator: steps from the state after which a rollout has failed (0: the horizon's). One that slow
     successes exceed calls them failures."""
-    completion_noise: float | Literal["own"] = 1.0
+    completion_noise: NonNegative | Literal["own"] = 1.0
     """Source simulator: scale of the base's noise while it finishes. At 0 nothing but the candidate differs between the
     rollouts of a group. 'own' goes on at the scale that the candidate started from: where one chunk decides little, it
     then stands for a way to act, and the label says how acting that way ends."""
-    discount: float = 0.99
+    discount: Share = 0.99
     """Source returns: of the rewards to go."""
-    workers: int | None = None
+    workers: Threads | None = None
     """Source simulator: processes; one per core unless given."""
 
 
@@ -158,7 +159,9 @@ def _require_sensible(options: Making) -> None:
         )
 
 
-def picture(run: Annotated[Path, tyro.conf.Positional], /, episodes: int = 0, seed: int = 0, out: str = "") -> None:
+def picture(
+    run: Annotated[Path, tyro.conf.Positional], /, episodes: Natural = 0, seed: Seed = 0, out: str = ""
+) -> None:
     """Draw training reward, corrected score and, with --episodes, true success of a post-training.
 
     Args:

@@ -13,6 +13,7 @@ import tyro
 from flowpolicy.bench.toy_options import Toy
 from flowpolicy.commands.arguments import call
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Count, Few, Natural, Width
 
 USUAL = (
     "flow matching:",
@@ -37,18 +38,18 @@ def run(argv: Sequence[str]) -> int:
 def lab(
     recipes: Annotated[tuple[str, ...], tyro.conf.Positional] = USUAL,
     /,
-    seeds: int = 2,
-    updates: int = 5000,
-    batch: int = 512,
-    width: int = 128,
-    observations: int = 64,
-    samples: int = 192,
+    seeds: Few = 2,
+    updates: Count = 5000,
+    batch: Count = 512,
+    width: Width = 128,
+    observations: Count = 64,
+    samples: Count = 192,
     toy: Toy = TOY,
     distill: tuple[str, ...] = (),
-    student_updates: int = 2500,
-    student_width: int = 0,
-    teacher_nfe: int = 32,
-    workers: int = 0,
+    student_updates: Count = 2500,
+    student_width: Natural = 0,
+    teacher_nfe: Few = 32,
+    workers: Natural = 0,
     out: Path = Path("runs/lab"),
 ) -> None:
     """Train points on the axes on the chunk toy; energy distance at 1, 2, 4, 8 and 64 evaluations, table and picture.
@@ -97,7 +98,7 @@ def lab(
 
 
 def _distil(
-    methods: tuple[str, ...], plan: Any, seeds: int, student: tuple[int, int, int], out: Path, workers: int
+    methods: tuple[str, ...], plan: Any, seeds: Few, student: tuple[int, int, int], out: Path, workers: Natural
 ) -> None:
     """The table of distillation methods."""
     import shlex
@@ -148,7 +149,7 @@ def _run_all(jobs: list[tuple[Any, Any, int]], out: Path, workers: int) -> list[
     return _in_parallel(named, workers)
 
 
-def _in_parallel(jobs: list[tuple[str, Callable[..., Any], tuple[Any, ...]]], workers: int) -> list[Any]:
+def _in_parallel(jobs: list[tuple[str, Callable[..., Any], tuple[Any, ...]]], workers: Natural) -> list[Any]:
     """Results of named calls in their order, several at a time in processes of one thread each."""
     import multiprocessing
     import os

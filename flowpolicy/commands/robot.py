@@ -13,6 +13,7 @@ import tyro
 
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Count, NonNegative, Seed
 from flowpolicy.real_robot.launch import Setup
 
 Task = Literal["reach", "lift"]
@@ -107,10 +108,10 @@ def deploy(
     run: Annotated[str, tyro.conf.Positional],
     /,
     setup: Robot = DEFAULT,
-    episodes: int = 1,
-    seed: int = 0,
+    episodes: Count = 1,
+    seed: Seed = 0,
     out: Path | None = None,
-    patience: float = 60.0,
+    patience: NonNegative = 60.0,
     token_file: Path | None = None,
 ) -> int:
     """Let a policy play episodes through the bridge, recorded like demonstrations.
@@ -127,7 +128,6 @@ def deploy(
     """
     from flowpolicy.commands.robot_session import PolicyAt, check_policy, play, task_of
 
-    _require(episodes, patience)
     policy = PolicyAt(run, token_file)
     _, warnings = check_policy(policy, setup)
     sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
@@ -137,7 +137,12 @@ def deploy(
 
 
 def record(
-    out: Path, task: Task = "reach", setup: Robot = DEFAULT, episodes: int = 40, seed: int = 0, patience: float = 60.0
+    out: Path,
+    task: Task = "reach",
+    setup: Robot = DEFAULT,
+    episodes: Count = 40,
+    seed: Seed = 0,
+    patience: NonNegative = 60.0,
 ) -> int:
     """Record demonstrations of the scripted operator through the bridge; OUT/demos.hdf5 then trains a policy.
 
@@ -152,7 +157,6 @@ def record(
     """
     from flowpolicy.commands.robot_session import play
 
-    _require(episodes, patience)
     outcomes = play(setup, task, out, episodes, seed, None, patience)
     sys.stdout.write(f"demonstrations {out / 'demos.hdf5'}\n")
     return 0 if all(outcome.success for outcome in outcomes) else 1
@@ -215,7 +219,7 @@ def twin(venv: Path = Path(".venv-twin")) -> int:
         return process.wait()
 
 
-def recover(session: str = "default", wait: float = 10.0) -> int:
+def recover(session: str = "default", wait: NonNegative = 10.0) -> int:
     """Clear the fault of a running session. Look at the arm first: what stopped it must be gone.
 
     Args:
@@ -226,7 +230,7 @@ def recover(session: str = "default", wait: float = 10.0) -> int:
     return _tell(session, "recover", wait)
 
 
-def rearm(session: str = "default", wait: float = 2.0) -> int:
+def rearm(session: str = "default", wait: NonNegative = 2.0) -> int:
     """Let the policy of a running session go on after a HOLD for clipping, rejections, leash or late ticks.
 
     Args:
@@ -250,7 +254,7 @@ def stop(session: str = "default") -> None:
     sys.stdout.write(f"told the session '{session}' to stop\n")
 
 
-def _tell(session: str, command: str, wait: float) -> int:
+def _tell(session: str, command: str, wait: NonNegative) -> int:
     """Say a command to a running bridge and print what comes of it; 1 where it refuses or nothing does."""
     import time
 
@@ -271,10 +275,3 @@ def _tell(session: str, command: str, wait: float) -> int:
         time.sleep(0.02)
     sys.stdout.write(f"'{command}' changed nothing within {wait:g} s\n")
     return 1
-
-
-def _require(episodes: int, patience: float) -> None:
-    if episodes < 1:
-        raise ConfigError(f"--episodes {episodes}", expected="at least 1")
-    if not 0.0 <= patience < math.inf:
-        raise ConfigError(f"--patience {patience:g}", expected="0 s or more, and an end")

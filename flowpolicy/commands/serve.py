@@ -11,6 +11,7 @@ import tyro
 
 from flowpolicy.commands.arguments import call
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Few, Threads
 from flowpolicy.serve.config import ServerConfig
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ def serve(
     run: Annotated[Path, tyro.conf.Positional],
     /,
     config: Annotated[ServerConfig, tyro.conf.arg(name="")] = DEFAULTS,
-    nfes: tuple[int, ...] = (),
+    nfes: tuple[Few, ...] = (),
     engine: str = "auto",
-    threads: int = 1,
+    threads: Threads = 1,
     token_file: Path | None = None,
 ) -> None:
     """Serve a policy to robots until SIGTERM or Ctrl-C; SIGHUP, or a newer checkpoint in RUN, reloads.
@@ -73,7 +74,7 @@ def _token(path: Path | None) -> str:
     return token
 
 
-def _loader(run: Path, nfes: tuple[int, ...], engine: str, threads: int, max_batch: int) -> Callable[[], Model]:
+def _loader(run: Path, nfes: tuple[Few, ...], engine: str, threads: Threads, max_batch: int) -> Callable[[], Model]:
     """Loads the newest checkpoint and measures it."""
     batches = [size for size in (1, 2, 4, 8, 16, 32, 64) if size < max_batch] + [max_batch]
 

@@ -22,6 +22,7 @@ from flowpolicy.commands.console import console
 from flowpolicy.commands.progress import progress_bar
 from flowpolicy.configs.suites import SUITES, Suite
 from flowpolicy.core.errors import ConfigError, TrainingError, nearest
+from flowpolicy.core.ranges import Seed, Threads
 
 Name = Annotated[str, tyro.conf.Positional]
 Words = tuple[str, ...]
@@ -61,8 +62,8 @@ def run_suite(
     records: Path | None = None,
     arms: tuple[str, ...] = (),
     tasks: tuple[str, ...] = (),
-    seeds: tuple[int, ...] = (),
-    jobs: int = 1,
+    seeds: tuple[Seed, ...] = (),
+    jobs: Threads = 1,
 ) -> None:
     """Train and evaluate what has no record yet; a stopped suite goes on where it was, runs included.
 

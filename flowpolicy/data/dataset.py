@@ -23,6 +23,7 @@ from torch import Tensor
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.files import sha256, write_json
+from flowpolicy.core.ranges import Finite, Natural
 from flowpolicy.core.spec import Spec
 from flowpolicy.data.d4rl import D4RLRecording
 from flowpolicy.data.hdf5 import EpisodeColumns, Recording, open_hdf5
@@ -47,11 +48,11 @@ class DataConfig:
     e.g. 'task3'. Empty means all, and the default task."""
     obs_keys: tuple[str, ...] = ()
     """Observations to use, in this order; empty means every low-dimensional one."""
-    reward_shift: float = 0.0
+    reward_shift: Finite = 0.0
     """Added to every reward of the file. -1 for D4RL's AntMaze, whose rewards are 0 and 1."""
     short_episodes: Literal["refuse", "pad"] = "refuse"
     """Episodes shorter than a chunk: refuse the file, or repeat their last action (masked out of the loss)."""
-    memory_limit_mb: int = 2048
+    memory_limit_mb: Natural = 2048
     """Datasets larger than this are memory-mapped from a cache folder instead of held in memory."""
 
 

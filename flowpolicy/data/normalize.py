@@ -6,7 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.ranges import Range, require_ranges
 from flowpolicy.data.dataset import Dataset
 
 Scaling = Literal["standard", "minmax", "quantile", "none"]
@@ -36,13 +37,12 @@ class NormalizerConfig:
     act within [-1, 1], so no other scaling would let them say every action of the data."""
     per_key: dict[str, Scaling] = dataclasses.field(default_factory=dict)
     """Observation keys that are scaled otherwise than ``obs`` says, e.g. 'robot0_eef_quat none'."""
-    limit: float = 5.0
+    limit: Annotated[float, Range(0, above=True, infinite=True)] = 5.0
     """Scaled observations are clamped to +- this, so that a dimension that hardly varied in the data, such as the
     tilt of a standing object, does not swamp the network when it does."""
 
     def __post_init__(self) -> None:
-        if not self.limit > 0:
-            raise ConfigError(f"--normalizer.limit is {self.limit}", expected="above 0; inf does not clamp")
+        require_ranges(self, "--normalizer.")
         if self.action not in get_args(ActionScaling):  # what is no Literal here would pass from Python
             raise ConfigError(
                 f"--normalizer.action is '{self.action}', which would leave actions of the data outside [-1, 1]",

@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowpolicy.core.ranges import NonNegative, Positive
+
 _TINY = 1e-12  # Keeps the scale of an all-zero row, and its gradient, finite.
 
 
@@ -31,11 +33,11 @@ class Dispersive:
 
     kind: Literal["l2", "cosine", "hinge", "covariance"] = "l2"
     """InfoNCE on squared distances, InfoNCE on cosines, squared hinge, or VICReg's variances and covariances."""
-    weight: float = 0.5
+    weight: NonNegative = 0.5
     """Factor of the term in the loss; 0 switches it off."""
-    temperature: float = 0.5
+    temperature: Positive = 0.5
     """Temperature of the two InfoNCE kinds."""
-    margin: float = 1.0
+    margin: Positive = 1.0
     """Squared distance from which the hinge is silent; of 'covariance', the deviation from which a feature is."""
     normalise: bool = True
     """Scale each row to unit root mean square first."""

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Depth, Few, Natural, Width
 from flowpolicy.nets.layers import LayerNorm, gelu
 
 Aggregation = Literal["mean", "min"]
@@ -21,13 +22,13 @@ Aggregation = Literal["mean", "min"]
 class CriticConfig:
     """An ensemble of value networks."""
 
-    width: int = 512
+    width: Width = 512
     """Size of every hidden layer."""
-    depth: int = 4
+    depth: Depth = 4
     """Number of hidden layers."""
-    members: int = 2
+    members: Few = 2
     """Networks that enter targets, actor losses and the choice among candidates."""
-    held_out: int = 0
+    held_out: Natural = 0
     """Further networks that learn the same targets and enter nothing: their values are the honest ones."""
     aggregate: Aggregation = "mean"
     """How targets, and the choice among candidates, combine the members: 'mean' or 'min'."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowpolicy.core.ranges import Range
 from flowpolicy.nets.layers import LayerNorm, gelu
 
 
@@ -25,7 +26,7 @@ class EncoderOutput(NamedTuple):
 class StateEncoder:
     """Encoder of low-dimensional observations."""
 
-    width: int = 256
+    width: Annotated[int, Range(0, 2**15)] = 256
     """Size of the hidden layer and of the projection; 0 passes the observations through."""
 
     def build(self, obs: int) -> StateProjection:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flowpolicy.core.ranges import Depth, Width
 from flowpolicy.nets.layers import LayerNorm, gelu, gelu_derivative
 from flowpolicy.nets.trunk import FlowOutput, Trunk
 
@@ -19,9 +20,9 @@ from flowpolicy.nets.trunk import FlowOutput, Trunk
 class MLP:
     """Residual MLP over the flattened chunk: the fastest trunk, for short chunks."""
 
-    width: int = 512
+    width: Width = 512
     """Size of every hidden layer."""
-    depth: int = 4
+    depth: Depth = 4
     """Number of hidden layers."""
 
     def build(self, action: int, chunk: int, cond: int, time: int) -> ResidualMLP:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Depth, Few, Width
 from flowpolicy.nets.layers import LayerNorm, gelu
 from flowpolicy.nets.trunk import FlowOutput, Trunk
 
@@ -18,11 +19,11 @@ from flowpolicy.nets.trunk import FlowOutput, Trunk
 class Transformer:
     """Transformer with one token per step of the chunk (DiT, Peebles and Xie 2023, arXiv 2212.09748)."""
 
-    width: int = 128
+    width: Width = 128
     """Size of the tokens; a multiple of ``heads``."""
-    depth: int = 3
+    depth: Depth = 3
     """Number of blocks."""
-    heads: int = 4
+    heads: Few = 4
     """Attention heads."""
 
     def __post_init__(self) -> None:
@@ -73,7 +74,7 @@ class ChunkTransformer(Trunk):
 class _Block(nn.Module):
     """Attention and a two-layer MLP, both behind an adaptive layer norm and a gate."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: Width, heads: Few) -> None:
         super().__init__()
         self.heads = heads
         self.modulate = nn.Linear(width, 6 * width)

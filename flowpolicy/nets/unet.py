@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Depth, Few, Width
 from flowpolicy.nets.layers import Conv, GroupNorm, gelu
 from flowpolicy.nets.trunk import FlowOutput, Trunk
 
@@ -20,11 +21,11 @@ _GROUPS = 8
 class UNet:
     """U-Net along the chunk, for long chunks (Chi et al. 2023, arXiv 2303.04137, section III-A)."""
 
-    width: int = 64
+    width: Width = 64
     """Channels of the first level; each further level doubles them. A multiple of 8."""
-    levels: int = 3
+    levels: Depth = 3
     """Number of resolutions; each halves the length."""
-    kernel: int = 3
+    kernel: Few = 3
     """Odd size of the convolutions."""
 
     def __post_init__(self) -> None:
@@ -86,7 +87,7 @@ class ChunkUNet(Trunk):
 class _Block(nn.Module):
     """Two convolutions with a residual; the embedding scales and shifts between them (FiLM, arXiv 1709.07871)."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, kernel: int) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int, kernel: Few) -> None:
         super().__init__()
         self.conv1 = Conv(inputs, outputs, kernel)
         self.norm1 = GroupNorm(_GROUPS, outputs)

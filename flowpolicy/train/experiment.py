@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 
 from flowpolicy.core.errors import ConfigError, DataError
+from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.data.dataset import DataConfig, Dataset
 from flowpolicy.data.groups import Groups, GroupSampler
@@ -36,21 +37,21 @@ class Experiment:
     """Scaling of observations and actions, fitted once on the training file."""
     online: OnlineConfig = OnlineConfig()
     """Environment steps between the updates: see ``flowpolicy online``."""
-    steps: int = 10_000
+    steps: Count = 10_000
     """Gradient updates."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Windows per update."""
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the weights, the batches and the noise."""
-    checkpoint_every: int = 2_000
+    checkpoint_every: Count = 2_000
     """Updates between checkpoints; the last update always writes one."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: Natural = 3
     """Newest checkpoints that stay on the disk; 0 keeps all."""
-    log_every: int = 50
+    log_every: Count = 50
     """Updates between two rows of metrics.csv."""
     compile: bool = True
     """Compile loss and gradient into one graph (needs a C++ compiler)."""
-    threads: int = 1
+    threads: Threads = 1
     """CPU threads. Part of the experiment: another number sums in another order. Several threads wait for each
     other in spin loops and stall beside any busy process; one thread per run and several runs do not."""
     device: str = "cpu"
@@ -61,14 +62,12 @@ class Experiment:
     """Weights & Biases project; empty writes nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "log_every", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}", expected="at least 1")
+        require_ranges(self)
         agent = self.agent
-        if not 1 <= agent.execute <= agent.chunk or agent.history < 1:
+        if agent.execute > agent.chunk:
             raise ConfigError(
-                f"--agent.execute {agent.execute}, --agent.chunk {agent.chunk}, --agent.history {agent.history}",
-                expected="1 <= execute <= chunk and history >= 1",
+                f"--agent.execute {agent.execute}, --agent.chunk {agent.chunk}",
+                expected="no more actions executed than a chunk has",
             )
         if not self.online.base and self.online != OnlineConfig():
             raise ConfigError("--online options without a run to continue", fix="flowpolicy online RUN")
@@ -135,7 +134,7 @@ def make_sampler(experiment: Experiment, dataset: Dataset, groups: Groups | None
     return transition_sampler(experiment, dataset, experiment.batch_size)
 
 
-def transition_sampler(experiment: Experiment, dataset: Dataset, batch_size: int) -> TransitionSampler:
+def transition_sampler(experiment: Experiment, dataset: Dataset, batch_size: Count) -> TransitionSampler:
     """Batches of transitions as the experiment's agent wants them."""
     agent, device = experiment.agent, experiment.device
     return TransitionSampler(dataset, agent.history, agent.chunk, batch_size, device, horizon=agent.horizon)

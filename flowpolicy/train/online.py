@@ -13,9 +13,10 @@ import torch
 from tensordict import TensorDict
 
 from flowpolicy.core import keys
-from flowpolicy.core.errors import ConfigError, TrainingError
+from flowpolicy.core.errors import TrainingError
 from flowpolicy.core.files import write_text
 from flowpolicy.core.protocols import Agent, Observation, VecEnv
+from flowpolicy.core.ranges import Count, NonNegative, Share, require_ranges
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.replay import MixedReplay
@@ -34,23 +35,18 @@ class OnlineConfig:
 
     base: str = ""
     """Run or checkpoint that is continued: weights, targets, optimisers, normaliser. Empty trains offline."""
-    ratio: float = 0.5
+    ratio: Share = 0.5
     """Share of every batch that comes from the collected episodes; the rest comes from the file."""
-    updates_per_step: int = 1
+    updates_per_step: Count = 1
     """Gradient updates per environment step."""
-    refresh: int = 50
+    refresh: Count = 50
     """Environment steps after which the acting policy gets the newest weights; every episode begins with them."""
-    noise: float = 0.0
+    noise: NonNegative = 0.0
     """Standard deviation of exploration noise on the action, as a share of its range of [-1, 1]. 0 for stochastic
     policies, about 0.1 for IQL and ReBRAC, whose own policy is deterministic."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio <= 1 or self.updates_per_step < 1 or self.refresh < 1 or self.noise < 0:
-            raise ConfigError(
-                f"--online.ratio {self.ratio}, updates-per-step {self.updates_per_step}, refresh {self.refresh}, "
-                f"noise {self.noise}",
-                expected="a ratio in [0, 1], at least 1 update and 1 step, noise of 0 or more",
-            )
+        require_ranges(self, "--online.")
 
 
 class OnlineSource:
@@ -156,7 +152,7 @@ class _Episode:
     def return_(self) -> float:
         return float(np.sum(self.columns[keys.REWARD]))
 
-    def step(self, env: VecEnv, noise: float) -> bool:
+    def step(self, env: VecEnv, noise: NonNegative) -> bool:
         """Take one step; True where it was the last."""
         current = self.history.newest
         action = self._act(noise)
@@ -178,7 +174,7 @@ class _Episode:
     def _observe(self, obs: Observation) -> None:
         self.history.append({name: value[0] for name, value in obs.items()})
 
-    def _act(self, noise: float) -> np.ndarray:
+    def _act(self, noise: NonNegative) -> np.ndarray:
         policy = self.policy
         if self.queue.empty:
             device = next(policy.parameters()).device

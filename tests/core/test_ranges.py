@@ -1,0 +1,111 @@
+import dataclasses
+import importlib
+import math
+import typing
+
+import pytest
+
+from flowpolicy.cli import main
+from flowpolicy.configs.presets import PRESETS
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Count, Natural, Range, Share, declared_ranges, require_ranges
+
+HUGE, TINY = 10**30, -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    share: Share = 0.5
+    sizes: tuple[Count, ...] = (1,)
+    free: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Inner = Inner()
+    most: Natural | None = None
+    flag: bool = True
+
+
+def test_a_range_holds_what_it_says():
+    assert 1 in Range(1) and 0 not in Range(1) and math.nan not in Range()
+    assert math.inf not in Range() and math.inf in Range(infinite=True)
+    assert 0 not in Range(0, above=True) and 1 not in Range(0, 1, below=True)
+    assert str(Range(0, 1, below=True)) == "at least 0 and below 1"
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (Outer(most=-1), "--most is -1"),
+        (Outer(Inner(share=1.5)), "--inner.share is 1.5"),
+        (Outer(Inner(sizes=(3, 0))), "--inner.sizes is 0"),
+        (Outer(Inner(free=math.nan)), "--inner.free is nan"),
+    ],
+)
+def test_what_is_out_of_range_is_named_by_its_flag(config, named):
+    require_ranges(Outer(most=3))
+    with pytest.raises(ConfigError) as caught:
+        require_ranges(config)
+    assert caught.value.what == named
+
+
+COMMANDS = {
+    "bench": ("update", "latency", "data", "rollout", "serve", "seams"),
+    "data": ("make", "rollouts"),
+    "groups": ("picture",),
+    "robot": ("deploy", "record", "recover", "rearm"),
+    "suite": ("run_suite",),
+    "evaluate": ("evaluate",),
+    **{name: (name,) for name in ("card", "demo", "distill", "doctor", "export", "fit", "lab", "serve")},
+}
+
+
+def holds_number(hint):
+    return hint in (int, float) or any(holds_number(part) for part in typing.get_args(hint))
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module in COMMANDS for name in COMMANDS[module]])
+def test_every_number_of_a_command_has_a_range(module, name):
+    function = getattr(importlib.import_module(f"flowpolicy.commands.{module}"), name)
+    hints, ranges = typing.get_type_hints(function), declared_ranges(function)
+    assert not [p for p, hint in hints.items() if p != "return" and holds_number(hint) and ranges[p] is None]
+
+
+def fields(config, prefix="--"):
+    """(flag, declared range) of every number inside a configuration."""
+    for name, declared in declared_ranges(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{name}", declared
+
+
+# Values of the flow axes and of the Fisher metric state their bounds in words of their own (``__post_init__``), where
+# bounds depend on each other; what is not finite is refused all the same.
+OWN_WORDS = ("--agent.flow.", "--agent.pairs.", "--agent.metric.")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_number_of_a_preset_has_a_range(preset):
+    missing = [flag for flag, declared in fields(PRESETS[preset][1]) if declared is None]
+    assert not [flag for flag in missing if not flag.startswith(OWN_WORDS)]
+
+
+FLAGS = sorted({flag for _, preset in PRESETS.values() for flag, _ in fields(preset)})
+
+
+@pytest.mark.parametrize("value", ["nan", "-1e300"])
+@pytest.mark.parametrize("flag", FLAGS)
+def test_no_option_of_train_takes_nonsense(flag, value, capsys, tmp_path):
+    preset = next(name for name, (_, base) in PRESETS.items() if flag in dict(fields(base)))
+    signed = {"--data.reward_shift", "--agent.pairs.logit_mean"}
+    if value != "nan" and flag in signed:
+        return
+    given = f"{flag.replace('_', '-')}={value}"
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", preset, given, "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    assert flag.replace(".", "_").rpartition("_")[2] in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
