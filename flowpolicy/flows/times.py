@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Positive
 
 
 def uniform(batch: int, generator: torch.Generator) -> Float[Tensor, " b"]:
@@ -51,7 +52,7 @@ class PairLaw:
     """In all other rows: probability that a time is uniform rather than logit-normal."""
     logit_mean: float = 0.4
     """Mean of the logit-normal times, counted with data at 1 (the published -0.4 counts from the data)."""
-    logit_std: float = 1.0
+    logit_std: Positive = 1.0
     """Standard deviation of the logit-normal times before the sigmoid."""
 
     def __post_init__(self) -> None:

@@ -104,7 +104,7 @@ def test_compare_notices_a_single_bit(experiment, env, tmp_path):
         ("steps", 13),
         ("data", {"filter_key": "train", "obs_keys": ("state",)}),
         ("normalizer", {"obs": "minmax"}),
-        ("normalizer", {"action": "standard"}),
+        ("normalizer", {"action": "none"}),
         ("normalizer", {"limit": 0.5}),
     ],
 )
