@@ -83,7 +83,7 @@ def run_suite(
     every = plan_jobs(suite, data, out, home, arms=arms, tasks=tasks, seeds=seeds)
     todo = [job for job in every if not job.record.exists()]
     with _alone(out):
-        _require_current(job for job in every if job.record.exists())
+        require_current(job for job in every if job.record.exists())
         for task in dict.fromkeys(job.task for job in todo):
             _require_data(suite, task, data)
         failed = _run_all(todo, jobs, f"suite {name}")
@@ -162,7 +162,7 @@ def _require_data(suite: Suite, task: str, folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "flowpolicy", *words], check=True)
 
 
-def _require_current(done: Iterable[Job]) -> None:
+def require_current(done: Iterable[Job]) -> None:
     """Refuse a record whose run has gone on, or was trained anew, since it was evaluated."""
     from flowpolicy.core import checkpoint
     from flowpolicy.evaluate.records import identity

@@ -41,8 +41,10 @@ def identity(folder: Path) -> Identity:
 
 def run_of(folder: Path) -> Path:
     """The run folder that a checkpoint folder lies in; itself where it stands alone."""
-    folder = folder.absolute()
-    return folder.parent.parent if folder.parent.name == checkpoint.FOLDER else folder
+    if folder.absolute().parent.name != checkpoint.FOLDER:
+        return folder
+    # Relative paths stay so, except from within a run, where a path has too few parts.
+    return (folder if folder.parent.name else folder.absolute()).parent.parent
 
 
 def record_name(evaluation: Evaluation) -> str:

@@ -6,7 +6,9 @@ import shutil
 import pytest
 
 from flowpolicy.cli import main
+from flowpolicy.commands.suite import Job, require_current
 from flowpolicy.core import checkpoint
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import sha256
 
 from ..conftest import write_demonstrations
@@ -34,6 +36,15 @@ def toy_run(trained, tmp_path):
 
 def records(folder):
     return {path.name: json.loads(path.read_text()) for path in (folder / "eval").glob("*.json")}
+
+
+def test_records_are_found_from_wherever_the_command_is_run(toy_run, monkeypatch, capsys):
+    monkeypatch.chdir(toy_run / "checkpoints")
+    assert run("eval", "step_00000002", "--episodes", 1) == 0
+    monkeypatch.chdir(toy_run.parent)
+    assert run("eval", "run", "--episodes", 1) == run("compare", "run", "run/checkpoints/step_00000002") == 0
+    assert "outcomes run/eval/" in capsys.readouterr().out
+    assert sorted(record["step"] for record in records(toy_run).values()) == [2, 4]
 
 
 def test_no_evaluation_takes_the_place_of_another(toy_run):
@@ -119,6 +130,16 @@ def test_a_card_is_of_one_checkpoint_and_one_plan(toy_run):
     assert sorted(steps) == [2, 4, 4]
     record = json.loads((toy_run / "card" / first / "reuse.json").read_text())
     assert record["checkpoint_sha256"] == checkpoint.fingerprint(toy_run / "checkpoints" / "step_00000004")
+
+
+def test_a_suite_does_not_take_the_record_of_a_run_that_has_gone_on(toy_run):
+    record = toy_run.parent / "debug-seed0.json"
+    job = Job("toy", "debug", 0, toy_run, record, (), ())
+    assert run("eval", toy_run, "--episodes", 1, "--json", record) == 0
+    require_current([job])
+    (toy_run / "checkpoints" / "LATEST").write_text("step_00000002\n")
+    with pytest.raises(ConfigError, match="another checkpoint than step_00000002"):
+        require_current([job])
 
 
 def test_two_rows_of_the_laboratory_have_two_names(tmp_path, capsys):

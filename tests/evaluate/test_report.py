@@ -150,6 +150,16 @@ def test_compare_pairs_episodes_by_the_plan():
     assert "hair" in verdict(compare(evaluation([True] * 5 + [False] * 15), evaluation([False] * 20)))
 
 
+def test_what_is_not_alike_is_told():
+    a, b = evaluation([True] * 4, step=300), evaluation([True] * 4, run="runs/b", step=100, noise_scale=0.5)
+    b = dataclasses.replace(b, versions=b.versions | {"mujoco": "0"}, training={"dataset_sha256": "b" * 64})
+    text = printed(comparison_table(a, b, compare(a, b)))
+    for told in ("A = runs/a at step 300, B = runs/b at step 100", "initial noise times 1 and 0.5", "and 0."):
+        assert told in text
+    assert "Not trained on the same data: files unstated and bbbbbbbbbbbb" in text
+    assert "Not" not in printed(comparison_table(a, a, compare(a, a))).replace("Not resolved", "")
+
+
 def test_tables_show_the_numbers():
     made = evaluation([True] * 19 + [False], run="runs/demo/dm1", step=300, normalized_score=lambda r: r)
     text = printed(evaluation_table(made))
