@@ -14,7 +14,8 @@ from flowpolicy.core.errors import DataError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.data.groups import Groups
-from flowpolicy.flows.groups import Weight, stratified_times, time_weight
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.flows.groups import Weight, importance_times, time_weight
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.actor import Actor
 from flowpolicy.policy.policy import Policy
@@ -97,7 +98,9 @@ class Assessor:
         shape = (len(self.valid), *groups.action.shape[2:])
         generator = torch_generator(seed, "assess")
         self.noise = torch.randn(shape, generator=generator).to(device)
-        self.t = stratified_times(shape[0], DRAWS, generator, high=LATEST_TIME).to(device)
+        self.spread = spread_of(groups, base.normalizer)
+        times = importance_times(shape[0], DRAWS, self.spread, generator, high=LATEST_TIME)
+        self.t, self.density = (value.to(device) for value in times)
         self.draws = torch.randn((shape[0], DRAWS, *shape[1:]), generator=generator).to(device)
         data = groups.action[rows, 0].repeat_interleave(SAMPLES, 0).to(device)
         self.threshold = self.surprise(base.actor, data).quantile(0.95)
@@ -111,7 +114,7 @@ class Assessor:
         normalizer = self.base.normalizer
         chunks, obs = normalizer.action(chunk).unsqueeze(1), normalizer.obs(self.obs)
         error = velocity_errors(actor, obs, chunks, self.valid, self.t, self.draws).squeeze(2)
-        return LATEST_TIME * (time_weight(self.t, weight) * error).mean(1)
+        return (time_weight(self.t, weight) / self.density * error).mean(1)
 
     @torch.no_grad()
     def raw(self, policy: Policy) -> dict[str, float]:
@@ -144,6 +147,15 @@ class Assessor:
             stale=0.0 if improved else before.stale + 1,
         )
         return found, improved
+
+
+def spread_of(groups: Groups, normalizer: Normalizer) -> float:
+    """Deviation of the normalised candidates of a state from their mean, over all groups and numbers."""
+    chunks = normalizer.action(groups.action.to(normalizer.action_scaling.scale.device))
+    valid = groups.valid.to(chunks.device)[:, None, :, None].expand_as(chunks)
+    apart = (chunks - chunks.mean(1, keepdim=True))[valid]
+    count = chunks.shape[1]
+    return max(float((apart.square().mean() * count / max(count - 1, 1)).sqrt()), 0.01)
 
 
 def field(actor: Actor, x: Tensor, t: Float[Tensor, " b"], cond: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -72,6 +72,10 @@ class GDRO(ImitationConfig):
     """Factor of the velocity errors; 0 stands for 1 under 'elbo' and for the calibration under 'uniform'."""
     draws: Few = 4
     """Stratified draws (time, noise) per group, shared by its candidates. At 1 or 2 the policy over-tilts."""
+    times: Literal["uniform", "importance"] = "uniform"
+    """'importance' draws times where the log-ratios of Gaussian candidates vary most, under the weight 'elbo': half the
+    error at equal cost. Not the default: what precise log-ratios teach is learned nearest to the data, and on a
+    Gaussian the policy then moves 0.6 of the way that the closed form says (64 uniform draws: 0.65; 16: 0.9)."""
     path_steps: Few = 8
     """Steps of the trajectories of 'trajectory_balance', in the place of ``draws``, ``weight`` and ``beta``."""
     anchor: NonNegative = 0.1
@@ -164,7 +168,7 @@ class GDROAgent(ImitationAgent):
         (g, k, h, a), m = action.shape, self.config.draws
         place: dict[str, Any] = {"generator": generator, "device": action.device}
         draws = Draws(
-            t=mathematics.stratified_times(g, m, generator),
+            *self.draw_times(g, m, generator),
             noise=torch.randn((g, m, h, a), **place),
             tie=torch.rand((g, k), **place),
             member=torch.rand(g, **place),
@@ -173,6 +177,15 @@ class GDROAgent(ImitationAgent):
             path=torch.randn((g, self.config.path_steps if self.chain else 0, k, h, a), **place),
         )
         return *draws, torch.randn((2 * g, h, a), **place), *self.config.pairs.draw(2 * g, generator)
+
+    def draw_times(self, g: int, m: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Times (g, m) of the velocity errors, and the density that they are drawn with."""
+        config = self.config
+        by_ratios = config.weight == "elbo" and config.objective not in ("regression", "trajectory_balance")
+        if config.times == "importance" and by_ratios:
+            return mathematics.importance_times(g, m, self.assessor.spread, generator)
+        t = mathematics.stratified_times(g, m, generator)
+        return t, torch.ones_like(t)
 
     def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
         """One gradient step, and every ``assess_every`` of them an assessment; its values stand until the next."""
@@ -198,7 +211,7 @@ class GDROAgent(ImitationAgent):
         self, windows: dict[str, Any], group: dict[str, Any], *draws: Tensor
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Group loss, anchor, behaviour cloning and, on a flow map, self-consistency."""
-        config, random = self.config, Draws(*draws[:7])
+        config, random = self.config, Draws(*draws[:8])
         chunks, valid = self.normalizer.action(group[keys.ACTION]), group[keys.VALID]
         scaled = mathematics.advantages(group[keys.SCORE], self.scale)
         gate = mathematics.spread_gate(group[keys.SCORE], self.scale, config.gate)
@@ -216,7 +229,7 @@ class GDROAgent(ImitationAgent):
         if config.sampler == "map":
             chosen = mathematics.tilted_choice(mathematics.softened_targets(scaled, config.temperature), random.member)
             tilted = chunks[torch.arange(len(chunks), device=chunks.device), chosen]
-            terms["map_loss"] = self.map_loss(windows, obs, tilted, valid, *draws[7:])
+            terms["map_loss"] = self.map_loss(windows, obs, tilted, valid, *draws[8:])
             weights["map_loss"] = config.map_weight
         total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         metrics = {name: value.detach() for name, value in terms.items()}

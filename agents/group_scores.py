@@ -24,6 +24,8 @@ class Draws(NamedTuple):
     """Everything random in one update, but what the map needs."""
 
     t: Float[Tensor, "g m"]
+    density: Float[Tensor, "g m"]
+    """That the times are drawn with; 1 where they are uniform."""
     noise: Float[Tensor, "g m h a"]
     tie: Float[Tensor, "g k"]
     member: Float[Tensor, " g"]
@@ -69,7 +71,7 @@ def scored(
 
     """
     error = velocity_errors(actor, obs, chunks, valid, random.t, random.noise)
-    errors = error.mean(1) / (valid.sum(1, keepdim=True) * chunks.shape[3]).clamp(min=1)
+    errors = (error / random.density.unsqueeze(2)).mean(1) / (valid.sum(1, keepdim=True) * chunks.shape[3]).clamp(min=1)
     if chain is not None:
         states = noised_path(chunks, random.path)
         predicted = predicted_chunks(actor, obs, states[:, :-1], chain)
@@ -78,7 +80,7 @@ def scored(
         return Scored(path_log_ratio(states, predicted, known, chain, valid), errors)
     with torch.no_grad():
         known = velocity_errors(reference, obs, chunks, valid, random.t, random.noise)
-    weight = mathematics.time_weight(random.t, config.weight)
+    weight = mathematics.time_weight(random.t, config.weight) / random.density
     return Scored(mathematics.log_ratio(error, known, weight, beta, limit=20.0), errors)
 
 

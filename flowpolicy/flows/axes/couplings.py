@@ -138,7 +138,8 @@ class ConditionalTransport(Coupling):
     weight that serves two dimensions pairs nothing on twenty, which is told. So the weight is found by ``share``
     unless it is given. At the default share, the mean squared distance of the observations that
     exchange their noise is below a third of that of random ones (measured on 1 to 100 independent dimensions). Judge
-    it by the error at many evaluations: it must not rise over that of independent pairs.
+    it by the error at many evaluations: it must not rise over that of independent pairs, as it does on the chunk toy
+    at the default share (docs/lab.md). Lower shares exchange less, and between nearer observations.
     """
 
     weight: float | None = None
