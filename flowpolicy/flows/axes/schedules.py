@@ -173,8 +173,9 @@ class Boss(Schedule):
     def grid(self, steps: int) -> tuple[float, ...]:
         """The fitted grid; ConfigError for another number of steps (R14)."""
         if steps != len(self.nodes) - 1:
+            fitted = f"was fitted for {len(self.nodes) - 1} steps, not {steps}" if self.nodes else "is not fitted"
             raise ConfigError(
-                f"the schedule boss was fitted for {len(self.nodes) - 1} steps, not {steps}",
+                f"the schedule boss {fitted}",
                 fix=f"flowpolicy fit RUN --nfe {steps}",
             )
         return self.nodes

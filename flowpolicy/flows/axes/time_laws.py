@@ -99,8 +99,8 @@ class Shifted(LogitNormal):
     of t is therefore normal with the mean ``-mean - log(shift)``.
     """
 
-    shift: float = 1.0
-    """Above 1 leans to the noise."""
+    shift: float = 3.0
+    """Above 1 leans to the noise; 1 is the law 'logit-normal'."""
     reference: float = 0.0
     """Above 0, the shift is ``sqrt(size / reference)`` within [0.5, 3] instead, with the size of a chunk."""
 

@@ -9,7 +9,7 @@ from scipy import integrate, stats
 import flowpolicy.flows.axes  # noqa: F401, registers the values
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interval_laws import Dyadic, Ends, Grid, Split
-from flowpolicy.flows.axes.registry import VALUES
+from flowpolicy.flows.axes.registry import VALUES, make
 from flowpolicy.flows.axes.time_laws import Beta, LogitNormal, Shifted, UShape
 from flowpolicy.flows.times import PairLaw
 
@@ -77,6 +77,13 @@ def test_the_shift_for_a_size():
     assert Shifted(reference=56.0).for_size(112).shift == pytest.approx(math.sqrt(2))
     assert Shifted(reference=1.0).for_size(1000).shift == 3.0
     assert Shifted(shift=2.0).for_size(14).shift == 2.0
+
+
+def test_no_law_is_another_one_by_default():
+    """'shifted' once was: its shift was 1."""
+    single = ("uniform", "logit-normal", "shifted", "u-shape", "beta", "grid")
+    draws = {name: tuple(make("time", name).draw(50, random()).tolist()) for name in single}
+    assert len(set(draws.values())) == len(draws)
 
 
 def test_grid_draws_left_ends():
