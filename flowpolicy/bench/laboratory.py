@@ -8,6 +8,7 @@ import hashlib
 import json
 import shlex
 import time
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -137,11 +138,9 @@ def parse_recipe(text: str) -> Recipe:
 def _fitting(axis: str, values: dict[str, str], base: FlowSpec, options: dict[str, Any]) -> dict[str, Any]:
     """Options with whole numbers where whole numbers belong, and floats where floats do."""
     cls = VALUES[axis].get(values.get(axis, getattr(base, axis).name))
-    kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)} if cls else {}  # type: ignore[arg-type]
-    return {
-        key: float(value) if type(value) is int and kinds.get(key, "").startswith("float") else value
-        for key, value in options.items()
-    }
+    hints = typing.get_type_hints(cls) if cls else {}
+    floats = {name for name, hint in hints.items() if float in (hint, *typing.get_args(hint))}
+    return {key: float(value) if type(value) is int and key in floats else value for key, value in options.items()}
 
 
 def _literal(text: str) -> Any:

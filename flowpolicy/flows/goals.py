@@ -198,7 +198,8 @@ def _within(
             raise _out_of_reach("its equations and the limits exclude each other")
         return _within(point, matrix, metric, limit, slack=_UNMET)  # a goal on the limits, but for rounding
     rest = torch.as_tensor(system @ pull, dtype=point.dtype, device=point.device)
-    return point - free @ (rest[:-1] / (rest[-1] - 1.0))
+    nearest: Tensor = point - free @ (rest[:-1] / (rest[-1] - 1.0))
+    return nearest
 
 
 def _out_of_reach(why: str) -> ConfigError:
