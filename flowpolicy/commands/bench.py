@@ -47,6 +47,7 @@ def update(
     width: Width = 512,
     depth: Depth = 4,
     json: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Compiled gradient steps: MeanFlow and flow matching with one MLP of 4 x 512, or a preset against a peer.
 
@@ -61,8 +62,10 @@ def update(
         width: size of the hidden layers of all networks against a peer; 512 is the published size.
         depth: number of hidden layers against a peer; 4 is the published size.
         json: where to write the figures.
+        overwrite: replace what stands at --json.
 
     """
+    _require_free(json, overwrite)
     from flowpolicy.bench.peer import peer_table
     from flowpolicy.bench.update import bench_update, update_table
 
@@ -104,6 +107,7 @@ def latency(
     rounds: Count = 10,
     peer_python: str = "",
     json: Path | None = None,
+    overwrite: bool = False,
     picture: Path | None = None,
 ) -> None:
     """Latency of whole decisions, engine x batch x threads, over the bare products of the same weights.
@@ -118,9 +122,11 @@ def latency(
         rounds: alternated rounds.
         peer_python: Python that can import lerobot: its diffusion policy joins the rounds, in 10 and 100 steps.
         json: where to write the figures.
+        overwrite: replace what stands at --json.
         picture: where to draw them; RUN/bench/latency.png unless given.
 
     """
+    _require_free(json, overwrite)
     import tempfile
 
     from flowpolicy.bench.latency import bench_latency
@@ -165,7 +171,9 @@ def _untrained(folder: Path) -> Path:
     return folder
 
 
-def data(preset: str = "dm1-lift", chunk: Few = 16, threads: Threads = 2, json: Path | None = None) -> None:
+def data(
+    preset: str = "dm1-lift", chunk: Few = 16, threads: Threads = 2, json: Path | None = None, overwrite: bool = False
+) -> None:
     """Share of an update spent on sampling its batch from a million rows.
 
     Args:
@@ -173,8 +181,10 @@ def data(preset: str = "dm1-lift", chunk: Few = 16, threads: Threads = 2, json: 
         chunk: actions per window.
         threads: torch threads.
         json: where to write the figures.
+        overwrite: replace what stands at --json.
 
     """
+    _require_free(json, overwrite)
     import dataclasses
 
     import torch
@@ -193,7 +203,11 @@ def data(preset: str = "dm1-lift", chunk: Few = 16, threads: Threads = 2, json: 
 
 
 def rollout(
-    task: Literal["Lift", "PickPlaceCan"] = "Lift", slots: Threads = 4, rounds: Count = 10, json: Path | None = None
+    task: Literal["Lift", "PickPlaceCan"] = "Lift",
+    slots: Threads = 4,
+    rounds: Count = 10,
+    json: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Environment steps per second through the vector environment over those of the bare simulator.
 
@@ -202,8 +216,10 @@ def rollout(
         slots: slots of the vector environment, dealt to one worker process per core.
         rounds: alternated rounds of 20 steps.
         json: where to write the figures.
+        overwrite: replace what stands at --json.
 
     """
+    _require_free(json, overwrite)
     from flowpolicy.bench.rollout import bench_rollout, rollout_table
 
     _show(bench_rollout(task=task, num_envs=slots, rounds=rounds), rollout_table, json)
@@ -219,6 +235,7 @@ def serve(
     engine: str = "auto",
     threads: Threads = 1,
     json: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Deadlines that a policy server on this machine misses; server and robots share its cores.
 
@@ -234,8 +251,10 @@ def serve(
         engine: of the server, see flowpolicy serve.
         threads: of the engine.
         json: where to write the figures.
+        overwrite: replace what stands at --json.
 
     """
+    _require_free(json, overwrite)
     if min(clients, rate_hz, seconds, budget_ms) <= 0:
         raise ConfigError("bench serve: --clients, --rate-hz, --seconds and --budget-ms", expected="above 0")
     from flowpolicy.bench.serve import bench_serve, serve_table, served
@@ -246,7 +265,11 @@ def serve(
 
 
 def seams(
-    disagreement: NonNegative = 0.010, latency: NonNegative = 0.100, seconds: Positive = 20.0, json: Path | None = None
+    disagreement: NonNegative = 0.010,
+    latency: NonNegative = 0.100,
+    seconds: Positive = 20.0,
+    json: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Jump at the seams of chunks, per chunk mode; simulated time, the same figures on every machine.
 
@@ -255,8 +278,10 @@ def seams(
         latency: from observation to chunk, s.
         seconds: simulated time.
         json: where to write the figures.
+        overwrite: replace what stands at --json.
 
     """
+    _require_free(json, overwrite)
     from flowpolicy.bench.seams import bench_seams, seams_table
 
     _show(bench_seams(disagreement=disagreement, latency=latency, seconds=seconds), seams_table, json)
@@ -269,6 +294,14 @@ def _checkpoint(run: Path) -> dict[str, Any]:
 
     measured = identity(resolve(run))
     return {"run": str(run), "step": measured.step, "checkpoint_sha256": measured.sha256}
+
+
+def _require_free(json: Path | None, overwrite: bool) -> None:
+    """Refuse to write over a file, before the minutes of a measurement."""
+    from flowpolicy.core.files import require_free
+
+    if json is not None:
+        require_free(json, overwrite)
 
 
 def _show(result: dict[str, Any], table: Any, json: Path | None) -> None:

@@ -74,6 +74,13 @@ def test_only_a_record_of_the_same_evaluation_is_replaced_unasked(toy_run, capsy
     assert run(*evaluation, note, "--overwrite") == 0 and json.loads(note.read_text())["step"] == 4
 
 
+def test_a_measurement_replaces_no_file(tmp_path, capsys):
+    note = tmp_path / "note.json"
+    note.write_text("mine")
+    assert run("bench", "seams", "--json", note) == 2
+    assert "--overwrite" in capsys.readouterr().err and note.read_text() == "mine"
+
+
 def test_compare_speaks_of_the_newest_checkpoint_or_says_that_it_cannot(toy_run, capsys):
     other = shutil.copytree(toy_run, toy_run.with_name("other"))
     old = toy_run / "checkpoints" / "step_00000002"
