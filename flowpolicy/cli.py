@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 import select
 import sys
@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not _reader_left():
             raise
         sys.exit(128 + 13)  # what a shell says of a program that SIGPIPE ends
+    except KeyboardInterrupt as stop:
+        # Whoever was interrupted knows what it kept; nothing is promised for it here.
+        sys.stderr.write(f"\nstopped{': ' if str(stop) else ''}{stop}\n")
+        sys.exit(128 + 2)
 
 
 def _reader_left() -> bool:
@@ -67,6 +71,9 @@ def _reader_left() -> bool:
 
 
 def _main(arguments: list[str]) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII alone gets '?' for what it cannot show
+            stream.reconfigure(errors="replace")
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(_help())
         return
@@ -77,7 +84,7 @@ def _main(arguments: list[str]) -> None:
 
 
 def _dispatch(command: str, arguments: list[str]) -> int:
-    from flowpolicy.core.errors import ConfigError, FlowPolicyError, nearest
+    from flowpolicy.core.errors import ConfigError, FlowPolicyError, from_system, nearest
 
     try:
         if command not in COMMANDS:
@@ -87,14 +94,14 @@ def _dispatch(command: str, arguments: list[str]) -> int:
     except FlowPolicyError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        refused = from_system(error)
+        if refused is None or isinstance(error, BrokenPipeError):
+            if not isinstance(error, BrokenPipeError):
+                error.add_note("This is a fault of flowpolicy itself: please report it together with the command.")
             raise
-        sys.stderr.write(f"error: no space left on the disk ({error})\n  fix: free some, then: flowpolicy resume RUN\n")
+        sys.stderr.write(f"error: {refused}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; a training run goes on with: flowpolicy resume RUN\n")
-        return 130
 
 
 def _help() -> str:

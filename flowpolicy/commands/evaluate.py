@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import tyro
 
 from flowpolicy.commands.arguments import call
 from flowpolicy.commands.console import console
-from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Seed
 
 
@@ -48,10 +46,6 @@ def evaluate(
         overwrite: replace what stands at --json; an earlier record of this very evaluation is replaced anyway.
 
     """
-    if min(episodes, 1 + video) < 1:
-        raise ConfigError(f"--episodes {episodes} --video {video}", expected="at least 1 episode and 0 videos")
-    if not 0 <= noise_scale < math.inf:
-        raise ConfigError(f"--noise-scale is {noise_scale:g}", expected="finite, 0 or more")
     from flowpolicy.commands.evaluation import evaluate_run
     from flowpolicy.evaluate.tables import evaluation_table
 

@@ -74,7 +74,7 @@ def _token(path: Path | None) -> str:
     return token
 
 
-def _loader(run: Path, nfes: tuple[Few, ...], engine: str, threads: Threads, max_batch: int) -> Callable[[], Model]:
+def _loader(run: Path, nfes: tuple[int, ...], engine: str, threads: int, max_batch: int) -> Callable[[], Model]:
     """Loads the newest checkpoint and measures it."""
     batches = [size for size in (1, 2, 4, 8, 16, 32, 64) if size < max_batch] + [max_batch]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ from flowpolicy.commands.arguments import pick
 from flowpolicy.commands.flow_flags import axes_help, settled, split_flow_flags, with_flow
 from flowpolicy.commands.progress import training_progress
 from flowpolicy.configs.presets import KINDS, PRESETS
-from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.checkpoint import newest
+from flowpolicy.core.errors import ConfigError, FlowPolicyError, from_system, nearest
 from flowpolicy.core.memory import keep_freed_memory
 from flowpolicy.core.protocols import EnvConfig, VecEnv
 from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.policy.actor import NETS
 from flowpolicy.train import Experiment, Trainer
+from flowpolicy.train.loop import Report
 
 VARIANTS: dict[str, dict[str, Any]] = {"agent.net": NETS}
 """Fields whose value is one of several configs: ``--agent.net unet`` picks it with its defaults."""
@@ -72,11 +75,11 @@ def parse(base: Experiment, argv: Sequence[str], name: str, description: str) ->
     for path, variants in VARIANTS.items():
         if f"--{path}" in argv:
             at = argv.index(f"--{path}")
-            name = argv[at + 1] if at + 1 < len(argv) else ""
-            if name not in variants:
-                raise ConfigError(f"--{path} '{name}' does not exist", expected=nearest(name, variants))
+            variant = argv[at + 1] if at + 1 < len(argv) else ""
+            if variant not in variants:
+                raise ConfigError(f"--{path} '{variant}' does not exist", expected=nearest(variant, variants))
             owner, field = path.split(".")
-            values[owner] = dataclasses.replace(values[owner], **{field: variants[name]})
+            values[owner] = dataclasses.replace(values[owner], **{field: variants[variant]})
             del argv[at : at + 2]
     picked, argv = split_flow_flags(argv)
     default: TrainCommand = TrainCommand(**values)
@@ -119,9 +122,9 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
     with _slot(experiment, env) as slot:
         trainer = Trainer(experiment, folder, env.spec(), KINDS, resume=resume, slot=slot)
         with training_progress(trainer, folder) as report:
-            newest = trainer.train(report)
+            last = _trained(trainer, report)
     draw_curves(folder / "metrics.csv", folder / "curves.png")
-    sys.stdout.write(f"checkpoint {newest}\ncurves     {folder / 'curves.png'}\n")
+    sys.stdout.write(f"checkpoint {last}\ncurves     {folder / 'curves.png'}\n")
     if (folder / "episodes.csv").exists():
         draw_curves(folder / "episodes.csv", folder / "online.png", "environment step")
         sys.stdout.write(f"episodes   {folder / 'online.png'}\n")
@@ -130,6 +133,29 @@ def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None
 
         draw_corrected(folder / "metrics.csv", folder / "corrected.png")
         sys.stdout.write(f"corrected  {folder / 'corrected.png'}\n")
+
+
+def _trained(trainer: Trainer, report: Report) -> Path:
+    """Train to the end; whoever has to stop it is told how to go on from what there is."""
+    try:
+        return trainer.train(report)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(trainer)) from None
+    except (OSError, FlowPolicyError) as error:
+        refused = from_system(error if isinstance(error, OSError) else error.__cause__ or error)
+        if refused is None:
+            raise
+        what = error.what if isinstance(error, FlowPolicyError) else refused.what
+        raise FlowPolicyError(what, fix=f"free some space or mend what is said; {_how_to_go_on(trainer)}") from error
+
+
+def _how_to_go_on(trainer: Trainer) -> str:
+    if newest(trainer.run):
+        return f"go on from {newest(trainer.run)} with: flowpolicy resume {shlex.quote(str(trainer.run))}"
+    return (
+        f"there is no checkpoint yet (the first is written after {trainer.experiment.checkpoint_every} updates: "
+        "--checkpoint-every); the same command starts anew"
+    )
 
 
 @contextmanager

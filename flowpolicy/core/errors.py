@@ -7,6 +7,9 @@ message without a traceback and exits with code 2.
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -82,6 +85,55 @@ class MissingExtraError(FlowPolicyError):
             f"the package '{package}' is needed for this and is not installed",
             fix=f"pip install 'flowpolicy[{extra}]'",
         )
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space and run the command again",
+    errno.EDQUOT: "free some space (the quota is used up) and run the command again",
+    errno.EACCES: "name a place where you may read and write, or change its permissions",
+    errno.EPERM: "name a place where you may read and write, or change its permissions",
+    errno.EROFS: "name a folder on a disk that can be written",
+    errno.EISDIR: "name a file; a folder stands there",
+    errno.ENOTDIR: "a file stands where a folder is needed: name another place, or move the file away",
+    errno.EEXIST: "name another place, or move away what stands there",
+    errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "close other programs, or raise the limit: ulimit -n 4096",
+    errno.EADDRINUSE: "choose another --port, or end the program that listens there",
+    errno.EADDRNOTAVAIL: "name an address of this machine, or 127.0.0.1",
+    errno.ECONNREFUSED: "start the server first, or check address and port",
+    errno.ENOMEM: "close other programs, or make the work smaller",
+}
+"""What to do about an error of the operating system."""
+
+
+def from_system(error: BaseException) -> FlowPolicyError | None:
+    """What the operating system refused, as an error with a path, a reason and a remedy; None for any other error.
+
+    Args:
+        error: an ``OSError``, or what Python, PyTorch and HDF5 raise in its place.
+
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(text)):
+        return FlowPolicyError(
+            f"not enough memory{': ' + text.splitlines()[0][:160] if text else ''}",
+            fix="make the work smaller (--batch-size, --agent.net.width, fewer episodes), or close other programs",
+        )
+    if not isinstance(error, OSError):
+        return None
+    hidden = re.search(r"errno = (\d+)", text)  # HDF5 writes the number into its text
+    number = error.errno or (int(hidden[1]) if hidden else 0)
+    if not number or number == errno.EPIPE:
+        return None
+    place = " -> ".join(str(name) for name in (error.filename, error.filename2) if name)
+    reason = os.strerror(number).lower() if number > 0 else text  # getaddrinfo counts downwards
+    return FlowPolicyError(
+        f"{place}: {reason}" if place else text, fix=_REMEDIES.get(number, "check the path, the address and its rights")
+    )
+
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|not enough memory", re.I)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

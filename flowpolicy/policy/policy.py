@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import decode, encode
+from flowpolicy.core.devices import find_device
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.files import digest, read_json, write_json, write_tensors
 from flowpolicy.core.spec import Contract, load_contract, save_contract
@@ -273,9 +274,10 @@ class Policy(nn.Module):
 
         Raises:
             CheckpointError: a file is missing, altered or of another version.
+            ConfigError: this machine has no such device.
 
         """
-        folder = checkpoint.resolve(Path(path))
+        device, folder = find_device(device), checkpoint.resolve(Path(path))
         contract = load_contract(folder / "contract.json")
         config = decode(read_json(folder / "config.json").get("policy"), KINDS, str(folder / "config.json"))
         if not isinstance(config, PolicyConfig):

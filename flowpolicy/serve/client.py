@@ -13,7 +13,7 @@ from flowpolicy.core.errors import MissingExtraError, ServingError
 from flowpolicy.serve.protocol import array_from, pack, unpack
 
 try:
-    from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+    from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
     from websockets.sync.client import connect
 except ModuleNotFoundError as error:
     raise MissingExtraError("websockets", "serve") from error
@@ -107,6 +107,10 @@ class PolicyClient:
             )
         except InvalidStatus as error:
             raise _rejected(error.response.status_code, url) from error
+        except InvalidURI as error:
+            raise ServingError(
+                "address", f"'{url}' is no address of a policy server", expected="ws://HOST:PORT"
+            ) from error
         except (OSError, TimeoutError, InvalidHandshake) as error:
             raise _lost(f"no policy server answers at {url} ({type(error).__name__})") from error
         try:

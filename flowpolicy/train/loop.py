@@ -15,6 +15,7 @@ from tensordict import TensorDict
 
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import Kinds, encode
+from flowpolicy.core.devices import find_device
 from flowpolicy.core.errors import ConfigError, TrainingError
 from flowpolicy.core.files import read_json, read_tensors, write_json, write_tensors, write_text
 from flowpolicy.core.protocols import Agent, Metrics, VecEnv
@@ -81,6 +82,7 @@ class Trainer:
         resume: bool = False,
         slot: VecEnv | None = None,
     ) -> None:
+        find_device(experiment.device)
         torch.set_num_threads(experiment.threads)
         self.experiment, self.run, self.kinds = experiment, run, kinds
         newest = checkpoint.resolve(run) if resume else None

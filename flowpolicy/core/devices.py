@@ -1,0 +1,34 @@
+"""Where tensors live, by the name that a user gives."""
+
+from __future__ import annotations
+
+import torch
+
+from flowpolicy.core.errors import ConfigError
+
+
+def find_device(name: torch.device | str) -> torch.device:
+    """The device called ``name``, which this machine has.
+
+    Raises:
+        ConfigError: no device is called so, or this machine has none; names ``--device``.
+
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device '{name}' does not exist", expected=_known()) from error
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        why = f"sees {torch.cuda.device_count()} CUDA devices" if torch.version.cuda else "is a build without CUDA"
+        raise ConfigError(
+            f"--device {device}: this PyTorch ({torch.__version__}) {why}",
+            expected=_known(),
+            fix="leave --device out, or install a driver and a PyTorch that fit the GPU",
+        )
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise ConfigError(f"--device {device} is not supported", expected=_known())
+    return device
+
+
+def _known() -> str:
+    return ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])
