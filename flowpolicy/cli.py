@@ -6,6 +6,7 @@ import io
 import os
 import select
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -70,7 +71,16 @@ def _reader_left() -> bool:
     return False
 
 
+def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:
+    """Our own warnings are sentences for the user; the place in our code that said them helps nobody."""
+    if category.__module__.startswith("flowpolicy."):
+        sys.stderr.write(f"warning: {message}\n")
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+
+
 def _main(arguments: list[str]) -> None:
+    warnings.showwarning = _show
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII alone gets '?' for what it cannot show
             stream.reconfigure(errors="replace")

@@ -37,6 +37,10 @@ class DataError(FlowPolicyError):
     """A dataset file is unreadable, inconsistent or does not hold what was asked for."""
 
 
+class DataWarning(UserWarning):
+    """Something about a dataset that its user should know and may have meant."""
+
+
 class ContractError(FlowPolicyError):
     """A policy, a dataset, an environment or a robot disagree on what an action or observation is."""
 

@@ -101,7 +101,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.cache
-def declared_ranges(owner: Callable[..., Any]) -> Mapping[str, Range | None]:
+def declared_ranges(owner: Any) -> Mapping[str, Range | None]:
     """Fields of a dataclass, or parameters of a function, and their ranges; None where none is declared."""
     hints = typing.get_type_hints(owner, include_extras=True)
     names = [f.name for f in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else list(hints)

@@ -2,15 +2,14 @@
 
 Flat arrays ``observations``, ``actions``, ``rewards``, ``terminals`` and, in most files, ``timeouts`` and
 ``infos/*``. An episode ends at a terminal or a timeout; a last episode that ends at neither is kept. In a
-file without ``timeouts`` episodes end at terminals only, and a warning says so. ``mask`` = 1 - terminal.
+file without ``timeouts`` episodes end at terminals only, and a remark says so. ``mask`` = 1 - terminal.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, nearest
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
-from flowpolicy.data.hdf5 import EpisodeColumns, open_hdf5, read_array, require_steps
+from flowpolicy.data.hdf5 import EpisodeColumns, open_hdf5, read_array, require_flags, require_numbers, require_steps
 
 STATE = "state"
 """Name of the one observation key."""
@@ -38,6 +37,7 @@ class D4RLRecording:
 
     format = "d4rl"
     provenance = ""
+    unread: ClassVar[dict[str, str]] = {}
 
     def __init__(self, file: h5py.File, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
         if filter_key:
@@ -49,6 +49,7 @@ class D4RLRecording:
                 raise DataError(f"{path}: the observation {key} does not exist", expected=nearest(key, [STATE]))
         self.path, self.file = path, file
         self.starts, self.ends, self.terminals = _split(file, path)
+        self.remarks = _assumptions(file, self.terminals)
         self.lengths = tuple(int(n) for n in self.ends - self.starts)
         self.names = tuple(f"episode_{i}" for i in range(len(self.lengths)))
         self.env_args: dict[str, Any] = {}
@@ -106,21 +107,27 @@ def initial_states(path: Path) -> dict[str, NDArray[Any]]:
 
 def _split(file: h5py.File, path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """First rows (E,), rows after the last (E,) and terminal flags (N,)."""
-    terminals = read_array(file, "terminals", path).astype(bool)
+    terminals = require_flags(read_array(file, "terminals", path), "terminals", path)
     steps = len(file["actions"]) if "actions" in file else len(terminals)
     if steps == 0:
         raise DataError(f"{path}: actions holds no step")
     require_steps(terminals, steps, 1, "terminals", path)
     last = terminals.copy()
     if "timeouts" in file:
-        timeouts = read_array(file, "timeouts", path).astype(bool)
+        timeouts = require_flags(read_array(file, "timeouts", path), "timeouts", path)
         require_steps(timeouts, steps, 1, "timeouts", path)
         last |= timeouts
-    else:
-        warnings.warn(f"{path} has no timeouts: episodes are split at terminals only", stacklevel=2)
     last[-1] = True
     ends = np.flatnonzero(last) + 1
     return np.concatenate([[0], ends[:-1]]), ends, terminals
+
+
+def _assumptions(file: h5py.File, terminals: NDArray[Any]) -> tuple[str, ...]:
+    if "timeouts" in file:
+        return ()
+    if not terminals.any():
+        return (f"has no timeouts and no terminal: all {len(terminals)} steps are read as one episode",)
+    return ("has no timeouts: episodes are split at terminals only",)
 
 
 def _require_shape(file: h5py.File, key: str, steps: int, ndim: int, path: Path) -> None:
@@ -130,3 +137,4 @@ def _require_shape(file: h5py.File, key: str, steps: int, ndim: int, path: Path)
     if node.ndim != ndim or node.shape[0] != steps:
         wanted = f"({steps},)" if ndim == 1 else f"({steps}, size)"
         raise DataError(f"{path}: {key} has shape {node.shape}", expected=f"{wanted}, one row per action")
+    require_numbers(node, key, path)

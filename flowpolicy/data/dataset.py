@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from tensordict import MemoryMappedTensor, TensorDict
 from torch import Tensor
 
 from flowpolicy.core import keys
-from flowpolicy.core.errors import DataError
+from flowpolicy.core.errors import DataError, DataWarning
 from flowpolicy.core.files import sha256, write_json
 from flowpolicy.core.ranges import Finite, Natural
 from flowpolicy.core.spec import Spec
@@ -76,6 +77,10 @@ class Dataset:
     """Hash of the file."""
     filter_key: str
     """Filter key that selected the episodes; empty means all."""
+    unread: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Observations that the file holds and that were not read, and why."""
+    remarks: tuple[str, ...] = ()
+    """What contradicts itself in the file, or had to be assumed to read it."""
 
     @property
     def starts(self) -> Int64[Tensor, " episodes"]:
@@ -91,16 +96,29 @@ class Dataset:
 def load_dataset(config: DataConfig) -> Dataset:
     """Read a dataset file; every value is checked to be finite.
 
+    Warns (:class:`~flowpolicy.core.errors.DataWarning`) of what contradicts itself in the file, and of observations
+    that are not read although no ``obs_keys`` were chosen.
+
     Raises:
         DataError: naming file, key and remedy, when the file is missing, foreign, truncated or inconsistent,
             holds NaN or infinity, or does not have the filter or observation keys asked for.
 
     """
-    return _load(config, check=True)
+    dataset = _load(config, check=True)
+    for remark in dataset.remarks:
+        warnings.warn(f"{dataset.path} {remark}", DataWarning, stacklevel=2)
+    if dataset.unread and not config.obs_keys:
+        listed = "; ".join(f"{name} ({why})" for name, why in dataset.unread.items())
+        warnings.warn(
+            f"{dataset.path}: observations that are not read: {listed}; --data.obs-keys says which to use",
+            DataWarning,
+            stacklevel=2,
+        )
+    return dataset
 
 
 def load_unchecked(config: DataConfig) -> Dataset:
-    """Like :func:`load_dataset`, but lets NaN and infinity through, for the doctor to report."""
+    """Like :func:`load_dataset`, but lets NaN and infinity through and warns of nothing, for the doctor to report."""
     return _load(config, check=False)
 
 
@@ -148,6 +166,8 @@ def _load(config: DataConfig, check: bool) -> Dataset:
             path=path,
             sha256=digest,
             filter_key=config.filter_key,
+            unread=recording.unread,
+            remarks=recording.remarks,
         )
 
 
@@ -170,6 +190,7 @@ def _fill(columns: dict[str, Tensor], recording: Recording, config: DataConfig, 
     path, row = Path(config.path), 0
     for index, steps in enumerate(recording.lengths):
         episode = recording.episode(index)
+        require_layout(episode, recording, index, path)
         if check:
             _require_finite(episode, recording, index, path)
             _require_unshifted(episode, recording, index, config)
@@ -182,6 +203,23 @@ def _fill(columns: dict[str, Tensor], recording: Recording, config: DataConfig, 
         columns[keys.TERMINAL][rows] = torch.arange(steps) == steps - 1
         columns[keys.EPISODE][rows] = index
         row += steps
+
+
+def require_layout(episode: EpisodeColumns, recording: Recording, index: int, path: Path) -> None:
+    """Refuse an episode whose columns are wider or narrower than those of the first one: copying would spread them."""
+    spec, steps = recording.spec, recording.lengths[index]
+    wanted = {(keys.OBS, name): (steps, *each.shape) for name, each in spec.observation.items()}
+    wanted |= {(keys.ACTION, ""): (steps, spec.action.size), (keys.REWARD, ""): (steps,)}
+    found = {(keys.OBS, name): value for name, value in episode.obs.items()}
+    found |= {(keys.ACTION, ""): episode.action, (keys.REWARD, ""): episode.reward}
+    for (column, name), shape in wanted.items():
+        if found[column, name].shape != shape:
+            raise DataError(
+                f"{path}: {recording.key(index, column, name)} of {recording.names[index]} has the shape "
+                f"{found[column, name].shape}",
+                expected=f"{shape}, as in {recording.names[0]}",
+                fix="remove the episode or record it again",
+            )
 
 
 def _require_finite(episode: EpisodeColumns, recording: Recording, index: int, path: Path) -> None:
@@ -203,9 +241,9 @@ def _require_unshifted(episode: EpisodeColumns, recording: Recording, index: int
         wrong = float(episode.reward[~np.isin(episode.reward, (0.0, 1.0))][0])
         raise DataError(
             f"{config.path}: {recording.key(index, keys.REWARD)} holds {wrong:g} in {recording.names[index]}, "
-            "but a reward shift of -1 is asked for",
+            "but a reward shift of -1 is asked for: the file is shifted already, or belongs to another environment",
             expected="rewards of 0 and 1 (AntMaze)",
-            fix="leave --data.reward-shift out if the file is shifted already or belongs to another environment",
+            fix="leave --data.reward-shift out",
         )
 
 
@@ -219,19 +257,40 @@ def _memory_map(
     """
     if not (folder / _COMPLETE).exists():
         temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-        temporary.mkdir(parents=True)
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
         try:
-            created = {
-                name: MemoryMappedTensor.empty(shape, dtype=dtype, filename=str(temporary / f"{name}.bin"))
-                for name, (shape, dtype) in layout.items()
-            }
-            _fill(created, recording, config, check)
+            temporary.mkdir(parents=True)
+            _fill(_reserve(temporary, layout), recording, config, check)
             write_json(temporary / _COMPLETE, {"source": config.path})
             # Another process may have finished the same folder meanwhile; then its equal copy is used.
             if not (folder / _COMPLETE).exists():
                 temporary.rename(folder)
+        except OSError as error:
+            raise DataError(
+                f"{config.path} is memory-mapped from {folder}, which cannot be written: {error.strerror or error}",
+                expected=f"a folder with {size / 1e9:.2g} GB to spare",
+                fix="name one in XDG_CACHE_HOME, or hold the data in memory: "
+                f"--data.memory-limit-mb {math.ceil(size / 2**20)}",
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        warnings.warn(
+            f"{config.path}: {size / 1e9:.2g} GB of columns lie in {folder} from now on; delete it to free them",
+            DataWarning,
+            stacklevel=2,
+        )
+    return _mapped(folder, layout)
+
+
+def _reserve(folder: Path, layout: Layout) -> dict[str, Tensor]:
+    """Columns in files that have their blocks: on a full disk a file with holes ends the process by a signal."""
+    for name, (shape, dtype) in layout.items():
+        with (folder / f"{name}.bin").open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, max(1, math.prod(shape) * dtype.itemsize))
+    return _mapped(folder, layout)
+
+
+def _mapped(folder: Path, layout: Layout) -> dict[str, Tensor]:
     return {
         name: MemoryMappedTensor.from_filename(str(folder / f"{name}.bin"), dtype=dtype, shape=torch.Size(shape))
         for name, (shape, dtype) in layout.items()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core import keys
+from flowpolicy.core.files import sha256
 from flowpolicy.core.spec import ActionSpec
-from flowpolicy.data.dataset import DataConfig, Dataset, load_unchecked, open_recording
+from flowpolicy.data.dataset import DataConfig, Dataset, open_recording, require_layout
 from flowpolicy.data.normalize import moments, near_constant
 from flowpolicy.data.robomimic import success_reward
 
@@ -65,6 +68,10 @@ class Description:
     tool: str
     provenance: str = ""
     """JSON that says where the episodes come from, in files that `flowpolicy data rollouts` wrote."""
+    unread: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Observations that are not read, and why."""
+    remarks: tuple[str, ...] = ()
+    """What contradicts itself in the file, or had to be assumed to read it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,33 +93,45 @@ def describe(path: Path | str) -> Description:
         DataError: the file cannot be read or its structure is inconsistent.
 
     """
-    config = DataConfig(path=str(path))
-    dataset = load_unchecked(config)
+    path, config = Path(path), DataConfig(path=str(path))
+    spans: dict[str, tuple[float, float]] = {}
+    rewards: set[float] = set()
+    succeeded = 0
+    # Episode by episode: describing a file needs neither memory nor a cache of its size.
     with open_recording(config) as recording:
-        layout, filters, provenance = recording.format, recording.filters, recording.provenance
-    spec, lengths = dataset.spec, dataset.lengths
-    return Description(
-        path=dataset.path,
-        format=layout,
-        episodes=len(lengths),
-        steps=int(lengths.sum()),
-        lengths=(int(lengths.min()), int(lengths.median()), int(lengths.max())),
-        env_id=spec.env_id,
-        env_version=spec.env_version,
-        robot=spec.robot,
-        tool=spec.tool,
-        action=spec.action,
-        observations={
-            name: (spec.observation[name].shape, *_span(column)) for name, column in dataset.steps[keys.OBS].items()
-        },
-        action_range=_span(dataset.steps[keys.ACTION]),
-        rewards=tuple(_rewards(dataset)),
-        success=_success(dataset) if dataset.env_args else None,
-        filters=filters,
-        size=dataset.path.stat().st_size,
-        sha256=dataset.sha256,
-        provenance=provenance,
-    )
+        spec, lengths = recording.spec, torch.tensor(recording.lengths)
+        for index in range(len(recording.names)):
+            episode = recording.episode(index)
+            require_layout(episode, recording, index, path)
+            for name, column in {**episode.obs, "": episode.action}.items():
+                low, high = _span(torch.from_numpy(column))
+                before = spans.get(name, (math.nan, math.nan))
+                spans[name] = (float(np.fmin(before[0], low)), float(np.fmax(before[1], high)))
+            finite = episode.reward[np.isfinite(episode.reward)]
+            rewards.update(np.unique(finite).tolist())
+            succeeded += bool(recording.env_args) and bool((finite >= success_reward(recording.env_args)).any())
+        return Description(
+            path=path,
+            format=recording.format,
+            episodes=len(lengths),
+            steps=int(lengths.sum()),
+            lengths=(int(lengths.min()), int(lengths.median()), int(lengths.max())),
+            env_id=spec.env_id,
+            env_version=spec.env_version,
+            robot=spec.robot,
+            tool=spec.tool,
+            action=spec.action,
+            observations={name: (each.shape, *spans[name]) for name, each in spec.observation.items()},
+            action_range=spans[""],
+            rewards=tuple(sorted(rewards)),
+            success=succeeded / len(lengths) if recording.env_args else None,
+            filters=recording.filters,
+            size=path.stat().st_size,
+            sha256=sha256(path),
+            provenance=recording.provenance,
+            unread=recording.unread,
+            remarks=recording.remarks,
+        )
 
 
 def diagnose(dataset: Dataset, replay: Replay | None = None, episodes: int = 10) -> list[Finding]:
@@ -128,6 +147,7 @@ def diagnose(dataset: Dataset, replay: Replay | None = None, episodes: int = 10)
 
     """
     findings = [
+        _check_statements(dataset),
         _check_finite(dataset),
         _check_constant(dataset),
         _check_range(dataset),
@@ -144,6 +164,20 @@ def diagnose(dataset: Dataset, replay: Replay | None = None, episodes: int = 10)
 def failed(findings: Iterable[Finding]) -> bool:
     """Whether a command that shows these findings should exit with an error."""
     return any(finding.level == "error" for finding in findings)
+
+
+def _check_statements(dataset: Dataset) -> Finding:
+    unread = [f"{name} is not read ({why})" for name, why in dataset.unread.items()]
+    if dataset.remarks:
+        return Finding(
+            "warning",
+            "statements",
+            f"the file {'; it '.join(dataset.remarks)}" + "".join(f"; {line}" for line in unread),
+            "correct what the file says of itself; borders of episodes that nothing marks cannot be found again",
+        )
+    if unread:
+        return Finding("note", "statements", "; ".join(unread), "choose observations with --data.obs-keys")
+    return Finding("ok", "statements", "what the file says of itself is so")
 
 
 def _check_finite(dataset: Dataset) -> Finding:
@@ -338,11 +372,6 @@ def _rewards(dataset: Dataset) -> list[float]:
 def _span(column: Float[Tensor, "n d"]) -> tuple[float, float]:
     finite = _finite(column)
     return (float(finite.min()), float(finite.max())) if finite.numel() else (float("nan"), float("nan"))
-
-
-def _success(dataset: Dataset) -> float:
-    reached = dataset.steps[keys.REWARD] >= success_reward(dataset.env_args)
-    return dataset.steps[keys.EPISODE][reached].unique().numel() / len(dataset.lengths)
 
 
 def _robust_z(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

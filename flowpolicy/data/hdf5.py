@@ -42,6 +42,10 @@ class Recording(Protocol):
     filters: dict[str, int]
     provenance: str
     """What the file says of where its episodes come from, JSON; empty where it says nothing."""
+    unread: dict[str, str]
+    """Observations that are in the file and are not read, and why."""
+    remarks: tuple[str, ...]
+    """What contradicts itself in the file, or had to be assumed to read it."""
 
     def episode(self, index: int) -> EpisodeColumns:
         """Columns of the episode ``names[index]``."""
@@ -55,7 +59,11 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Open a file for reading; a missing, foreign or truncated one is a :class:`DataError`."""
     if not path.is_file():
         raise DataError(f"{path} is not a file", fix="check the path, or generate data with `flowpolicy data make`")
-    if not h5py.is_hdf5(path):
+    try:
+        known = h5py.is_hdf5(path)
+    except OSError:  # held by a writer, which opening it tells
+        known = True
+    if not known:
         raise DataError(
             f"{path} is not an HDF5 file ({path.stat().st_size} bytes)",
             expected="a RoboMimic, D4RL or Minari HDF5 file, or an OGBench npz",
@@ -64,6 +72,14 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
+        if "unable to lock" in str(error) or "already open for write" in str(error):
+            raise DataError(
+                f"{path} is open for writing in another program",
+                fix="close that program or let it finish; a file that nobody writes any more, on a disk without locks, "
+                "is read with HDF5_USE_FILE_LOCKING=FALSE",
+            ) from error
+        if isinstance(error, PermissionError):
+            raise DataError(f"{path} may not be read: {error}", fix="change its permissions") from error
         raise DataError(
             f"{path} is truncated or damaged: {error}", fix="copy, download or generate the file again"
         ) from error
@@ -79,12 +95,40 @@ def read_array(group: h5py.Group, name: str, path: Path) -> NDArray[Any]:
     node = group[name]
     if not isinstance(node, h5py.Dataset):
         raise DataError(f"{path}: {key} is a group", expected="an array")
-    if node.dtype.kind not in "fiub":
-        raise DataError(f"{path}: {key} holds {node.dtype}", expected="numbers")
+    require_numbers(node, key, path)
     try:
         return np.asarray(node[()])
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: {key} cannot be read: {error}", fix="copy or generate the file again") from error
+
+
+def require_numbers(node: h5py.Dataset, key: str, path: Path) -> None:
+    """Raise unless an array holds real numbers: no text, no complex ones, no rows of their own lengths."""
+    if node.shape is None or (why := _unreadable(node)):
+        raise DataError(f"{path}: {key} holds {why or 'nothing'} ({node.dtype})", expected="real numbers")
+
+
+def require_flags(array: NDArray[Any], key: str, path: Path) -> NDArray[Any]:
+    """The flags as booleans; anything but 0 and 1 is an error: 255 and NaN would be true in some formats only."""
+    wrong = np.flatnonzero(~np.isin(array, (0, 1)))
+    if wrong.size:
+        raise DataError(
+            f"{path}: {key} holds {array.reshape(-1)[wrong[0]]} in row {wrong[0]}",
+            expected="0 or 1 in every row",
+            fix="write the flags anew; a value that stands for 'ended' must be 1",
+        )
+    return array.astype(bool)
+
+
+def _unreadable(node: h5py.Dataset) -> str:
+    """What an array holds that is no real number; empty where it holds such."""
+    if h5py.check_vlen_dtype(node.dtype) not in (None, str, bytes):
+        return "rows of different lengths"
+    if node.dtype.kind in "SUO":
+        return "text"
+    if node.dtype.kind == "c":
+        return "complex numbers"
+    return "" if node.dtype.kind in "fiub" else "records"
 
 
 def require_group(group: h5py.Group, name: str, path: Path) -> h5py.Group:
@@ -110,7 +154,26 @@ def require_steps(array: NDArray[Any], steps: int, ndim: int, key: str, path: Pa
 
 def low_dim_keys(group: h5py.Group) -> list[str]:
     """Names, in the file's order, of the numeric arrays with at most one dimension per step."""
-    return [k for k, v in group.items() if isinstance(v, h5py.Dataset) and v.ndim in (1, 2) and v.dtype.kind in "fiub"]
+    return [key for key, node in group.items() if not why_unread(node)]
+
+
+def unread_keys(group: h5py.Group) -> dict[str, str]:
+    """The other names, and why they are not read."""
+    return {key: why for key, node in group.items() if (why := why_unread(node))}
+
+
+def why_unread(node: Any) -> str:
+    """Why an observation is not read; empty where it is."""
+    if not isinstance(node, h5py.Dataset):
+        return "a group of keys"
+    if node.shape is None:
+        return "empty"
+    if why := _unreadable(node):
+        return why
+    if node.ndim in (1, 2):
+        return ""
+    kind = "pictures" if node.ndim == 4 and node.dtype == np.uint8 else "more than one dimension per step"
+    return f"{kind}, {node.dtype} (T, {', '.join(map(str, node.shape[1:]))})"
 
 
 def choose_keys(group: h5py.Group, wanted: Sequence[str], path: Path) -> list[str]:
@@ -118,7 +181,7 @@ def choose_keys(group: h5py.Group, wanted: Sequence[str], path: Path) -> list[st
     known = low_dim_keys(group)
     for name in wanted:
         if name not in known:
-            why = "has more than one dimension per step" if name in group else "does not exist"
+            why = f"is not read: {why_unread(group[name])}" if name in group else "does not exist"
             raise DataError(f"{path}: the observation {key_of(group, name)} {why}", expected=nearest(name, known))
     if not known:
         raise DataError(f"{path}: {group.name[1:]} holds no low-dimensional observation")

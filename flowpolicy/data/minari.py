@@ -23,7 +23,15 @@ from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, MissingExtraError
 from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.d4rl import STATE
-from flowpolicy.data.hdf5 import EpisodeColumns, choose_keys, read_array, require_group, require_steps
+from flowpolicy.data.hdf5 import (
+    EpisodeColumns,
+    choose_keys,
+    read_array,
+    require_flags,
+    require_group,
+    require_steps,
+    unread_keys,
+)
 
 PREFIX = "minari:"
 """Begins the names of Minari's data sets, e.g. ``minari:D4RL/door/human-v2``."""
@@ -56,6 +64,8 @@ class MinariRecording:
         for key in obs_keys if not self._grouped else ():
             if key != STATE:
                 raise DataError(f"{path}: the observation {key} does not exist", expected=STATE)
+        self.unread = unread_keys(first["observations"]) if self._grouped else {}
+        self.remarks: tuple[str, ...] = ()
         self.lengths = tuple(self._steps(name) for name in self.names)
         self.env_args: dict[str, Any] = {}
         self.filters: dict[str, int] = {}
@@ -77,7 +87,7 @@ class MinariRecording:
             obs={key: self._observation(group, key, steps) for key in self.obs_keys},
             action=columns["actions"].astype(np.float32),
             reward=columns["rewards"].astype(np.float32),
-            mask=1.0 - columns["terminations"].astype(np.float32),
+            mask=1.0 - require_flags(columns["terminations"], f"{name}/terminations", self.path).astype(np.float32),
         )
 
     def key(self, index: int, column: str, name: str = "") -> str:
@@ -138,7 +148,7 @@ def fetch_minari(name: str) -> Path:
 
 def is_minari(file: h5py.File) -> bool:
     """Whether an HDF5 file holds groups ``episode_<i>``, as Minari's do."""
-    return "episode_0" in file and isinstance(file["episode_0"], h5py.Group)
+    return any(name.startswith("episode_") and isinstance(node, h5py.Group) for name, node in file.items())
 
 
 def _env_id(path: Path) -> str:

@@ -21,7 +21,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from flowpolicy.core.errors import DataError, nearest
 from flowpolicy.core.files import replacing
 from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.d4rl import STATE
-from flowpolicy.data.hdf5 import EpisodeColumns, require_steps
+from flowpolicy.data.hdf5 import EpisodeColumns, require_flags, require_steps
 
 _LABELS = "flowpolicy data label FILE --env NAME --out FILE"
 
@@ -49,6 +49,8 @@ class OGBenchRecording:
 
     format = "ogbench"
     provenance = ""
+    unread: ClassVar[dict[str, str]] = {}
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, file: NpzFile, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
         for key in obs_keys:
@@ -137,6 +139,9 @@ class NpzFile:
 @contextlib.contextmanager
 def open_npz(path: Path) -> Iterator[NpzFile]:
     """Open an npz archive; a truncated one is a :class:`DataError`."""
+    if not is_npz(path):
+        what = "does not exist" if not path.exists() else "is no npz archive"
+        raise DataError(f"{path} {what}", expected="an OGBench file (npz)", fix="check the path")
     try:
         archive = np.load(path, allow_pickle=False)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
@@ -163,8 +168,7 @@ def write_npz(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
 
 def _ends(terminals: NDArray[Any], path: Path) -> NDArray[Any]:
     """Rows after the last one of each trajectory (E,)."""
-    if not np.isin(terminals, (0, 1)).all():
-        raise DataError(f"{path}: terminals holds other values than 0 and 1", expected="1 on the last row of episodes")
+    require_flags(terminals, "terminals", path)
     if not terminals[-1]:
         raise DataError(
             f"{path}: the last row is not marked in terminals, so the file has been cut",
@@ -198,8 +202,7 @@ def _check_labels(rewards: NDArray[Any], masks: NDArray[Any], path: Path) -> Non
             expected="whole numbers: minus the number of unsolved sub-tasks (mazes: -1, and 0 at the goal)",
             fix=f"label the file again: {_LABELS}",
         )
-    if not np.isin(masks, (0, 1)).all():
-        raise DataError(f"{path}: masks holds other values than 0 and 1", expected="0 where the task is solved")
+    require_flags(masks, "masks", path)
     wrong = np.flatnonzero((masks == 0) != (rewards == 0))
     if wrong.size:
         row = int(wrong[0])

@@ -68,6 +68,8 @@ def _rows(description: Description) -> list[tuple[str, str]]:
         ("rewards", _values(description.rewards)),
         ("success", success),
         ("filter keys", filters or "none"),
+        *((f"not read: {name}", why) for name, why in description.unread.items()),
+        *(("mind", f"the file {remark}") for remark in description.remarks),
         *([("where it comes from", description.provenance)] if description.provenance else []),
         ("size", f"{description.size / 1e6:.1f} MB"),
         ("sha256", description.sha256),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,16 @@ from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, nearest
 from flowpolicy.core.files import sha256
 from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
-from flowpolicy.data.hdf5 import EpisodeColumns, choose_keys, open_hdf5, read_array, require_group, require_steps
+from flowpolicy.data.hdf5 import (
+    EpisodeColumns,
+    choose_keys,
+    open_hdf5,
+    read_array,
+    require_flags,
+    require_group,
+    require_steps,
+    unread_keys,
+)
 
 EPISODES_SHA256 = "episodes_sha256"
 """Attribute of an index of episode files: JSON, name of the file beside it -> its hash."""
@@ -49,11 +58,14 @@ class RobomimicRecording:
         self.path = path
         self.data = require_group(file, "data", path)
         _require_linked_files(self.data, path)
-        self.filters = {name: len(file["mask"][name]) for name in file.get("mask", ())}
-        self.names = self._select(file, filter_key)
+        self._masks = _read_masks(file, path)
+        self.filters = {name: len(chosen) for name, chosen in self._masks.items()}
+        self.names = self._select(filter_key)
         first = self._demo(self.names[0])
         self.obs_keys = choose_keys(first["obs"], obs_keys, path)
+        self.unread = unread_keys(first["obs"])
         self.lengths = tuple(self._steps(name) for name in self.names)
+        self.remarks = tuple(self._contradictions())
         self.env_args = json_attribute(self.data, "env_args", path)
         self.success_reward = success_reward(self.env_args)
         self.provenance = str(self.data.attrs.get("provenance", ""))
@@ -78,13 +90,14 @@ class RobomimicRecording:
         reward, done = (read_array(demo, key, self.path) for key in ("rewards", "dones"))
         require_steps(reward, steps, 1, f"{where}/rewards", self.path)
         require_steps(done, steps, 1, f"{where}/dones", self.path)
+        done = require_flags(done, f"{where}/dones", self.path)
         obs = {}
         for key in self.obs_keys:
             value = read_array(demo["obs"], key, self.path)
             value = value[:, None] if value.ndim == 1 else value
             require_steps(value, steps, 2, f"{where}/obs/{key}", self.path)
             obs[key] = value.astype(np.float32)
-        ended = (done == 1) & (reward >= self.success_reward)
+        ended = done & (reward >= self.success_reward)
         return EpisodeColumns(
             obs=obs,
             action=action.astype(np.float32),
@@ -97,15 +110,15 @@ class RobomimicRecording:
         parts = {keys.OBS: f"obs/{name}", keys.ACTION: "actions", keys.REWARD: "rewards"}
         return f"data/{self.names[index]}/{parts[column]}"
 
-    def _select(self, file: h5py.File, filter_key: str) -> tuple[str, ...]:
-        names = [name for name, node in self.data.items() if isinstance(node, h5py.Group)]
+    def _select(self, filter_key: str) -> tuple[str, ...]:
+        names = self._episodes
         if not names:
             raise DataError(f"{self.path}: data holds no episode", expected="groups data/demo_0, data/demo_1, ...")
         if filter_key:
             if filter_key not in self.filters:
                 known = nearest(filter_key, self.filters) if self.filters else "this file has no filter keys"
                 raise DataError(f"{self.path}: the filter key mask/{filter_key} does not exist", expected=known)
-            chosen = [bytes(name).decode() for name in file["mask"][filter_key][()]]
+            chosen = self._masks[filter_key]
             if not chosen:
                 raise DataError(
                     f"{self.path}: the filter key mask/{filter_key} selects no episode",
@@ -114,8 +127,29 @@ class RobomimicRecording:
             for name in chosen:
                 if name not in names:
                     raise DataError(f"{self.path}: mask/{filter_key} names {name}, but data/{name} is missing")
+            if len(set(chosen)) < len(chosen):
+                raise DataError(f"{self.path}: mask/{filter_key} names an episode twice", expected="every one once")
             names = chosen
         return tuple(sorted(names, key=_number))
+
+    @functools.cached_property
+    def _episodes(self) -> list[str]:
+        return [name for name, node in self.data.items() if isinstance(node, h5py.Group)]
+
+    def _contradictions(self) -> Iterator[str]:
+        """What the file says of itself and is not so."""
+        known = set(self._episodes)
+        for name, chosen in self._masks.items():
+            if missing := [episode for episode in chosen if episode not in known]:
+                yield f"mask/{name} names episodes that the file does not hold: {_few(missing)}"
+            if len(set(chosen)) < len(chosen):
+                yield f"mask/{name} names an episode twice"
+        if both := sorted(set(self._masks.get("train", ())) & set(self._masks.get("valid", ())), key=_number):
+            yield f"mask/train and mask/valid share episodes: {_few(both)}"
+        stated = self.data.attrs.get("total")
+        rows = sum(len(self.data[name]["actions"]) for name in known if "actions" in self.data[name])
+        if stated is not None and not np.array_equal(stated, rows):
+            yield f"the attribute total says {stated} steps, and the episodes hold {rows}"
 
     def _demo(self, name: str) -> h5py.Group:
         demo = require_group(self.data, name, self.path)
@@ -136,9 +170,27 @@ class RobomimicRecording:
         if node.ndim != 2 or node.shape[0] == 0 or node.shape[1] != width:
             raise DataError(f"{self.path}: {key} has shape {node.shape}", expected=f"(steps, {width}), steps > 0")
         stated = demo.attrs.get("num_samples", node.shape[0])
-        if stated != node.shape[0]:
+        if not np.array_equal(stated, node.shape[0]):
             raise DataError(f"{self.path}: {key} has {node.shape[0]} rows, but num_samples says {stated}")
         return int(node.shape[0])
+
+
+def _read_masks(file: h5py.File, path: Path) -> dict[str, list[str]]:
+    """Filter key -> names of the episodes that it selects."""
+    masks = file.get("mask")
+    if masks is None:
+        return {}
+    if not isinstance(masks, h5py.Group):
+        raise DataError(f"{path}: mask is no group", expected="arrays of episode names in mask/")
+    found = {}
+    for name, node in masks.items():
+        if not isinstance(node, h5py.Dataset) or node.ndim != 1 or node.dtype.kind not in "SO":
+            raise DataError(f"{path}: mask/{name} is no list of episode names", expected="text, one name each")
+        try:
+            found[name] = [bytes(value).decode() if isinstance(value, bytes) else str(value) for value in node[()]]
+        except (OSError, RuntimeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: mask/{name} cannot be read: {error}", fix="write the mask anew") from error
+    return found
 
 
 def _require_linked_files(data: h5py.Group, path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict
 
-from flowpolicy.core.errors import ConfigError, DataError
+from flowpolicy.core import keys
+from flowpolicy.core.errors import ConfigError, DataError, DataWarning
 from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.data.dataset import DataConfig, Dataset
@@ -98,7 +100,7 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
     # With which arm and tool the task is done, only the recording knows.
     missing = {field: getattr(dataset.spec, field) for field in ("robot", "tool") if getattr(env, field) == UNSTATED}
     spec = dataclasses.replace(spec, **missing)
-    agent = experiment.agent
+    agent, file = experiment.agent, _with_stated_shift(dataset, env)
     contract = Contract(
         spec=spec,
         history=agent.history,
@@ -110,10 +112,20 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
         dataset_filter=dataset.filter_key,
         versions=library_versions(),
     )
-    contract.require(
-        dataset.spec, f"the file {dataset.path}", "train on data of this environment, or name the right --env"
-    )
+    fix = "train on data of this environment, or name the right --env"
+    if file.reward_shift != env.reward_shift:
+        fix = f"--data.reward-shift {env.reward_shift:g}, if this is data of {experiment.env}"
+    contract.require(file, f"the file {dataset.path}", fix)
     return contract
+
+
+def _with_stated_shift(dataset: Dataset, env: Spec) -> Spec:
+    """What the file is, which may have been shifted before: rewards of -1 and 0 have been, by the convention of -1."""
+    rewards = dataset.steps[keys.REWARD]
+    shifted = bool(((rewards == -1) | (rewards == 0)).all() and (rewards == -1).any())
+    if env.reward_shift == -1 and dataset.spec.reward_shift == 0 and shifted:
+        return dataclasses.replace(dataset.spec, reward_shift=-1.0)
+    return dataset.spec
 
 
 class Batches(Protocol):
@@ -131,10 +143,18 @@ def make_sampler(experiment: Experiment, dataset: Dataset, groups: Groups | None
         return GroupSampler(WindowSampler(dataset, *sizes), groups)
     if agent.needs == "windows":
         return WindowSampler(dataset, *sizes, previous=agent.previous)
+    rewards = dataset.steps[keys.REWARD]
+    if bool((rewards == rewards[0]).all()):
+        warnings.warn(
+            f"{dataset.path}: every reward is {float(rewards[0]):g}, so all that {type(agent).__name__} can learn from "
+            "them is when an episode ends; label the file, or train a preset of imitation (flow-bc-*, dm1-*)",
+            DataWarning,
+            stacklevel=2,
+        )
     return transition_sampler(experiment, dataset, experiment.batch_size)
 
 
-def transition_sampler(experiment: Experiment, dataset: Dataset, batch_size: Count) -> TransitionSampler:
+def transition_sampler(experiment: Experiment, dataset: Dataset, batch_size: int) -> TransitionSampler:
     """Batches of transitions as the experiment's agent wants them."""
     agent, device = experiment.agent, experiment.device
     return TransitionSampler(dataset, agent.history, agent.chunk, batch_size, device, horizon=agent.horizon)

@@ -19,7 +19,7 @@ def findings(path, **kwargs):
 
 def test_healthy_file(robomimic_file):
     found = findings(robomimic_file)
-    assert {f.level for f in found.values()} == {"ok"} and len(found) == 9
+    assert {f.level for f in found.values()} == {"ok"} and len(found) == 10
     assert not failed(found.values())
 
 
