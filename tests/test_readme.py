@@ -43,6 +43,8 @@ def parse_only(monkeypatch):
     # `online` reads its options from the run that it continues.
     monkeypatch.setattr("flowpolicy.commands.resume.stored_experiment", lambda run: PRESETS["fql-cube-single"][1])
     monkeypatch.setattr("flowpolicy.core.checkpoint.resolve", lambda run: run)
+    monkeypatch.setattr("flowpolicy.core.spec.load_contract", lambda path: None)
+    monkeypatch.setattr("flowpolicy.train.experiment.require_unchanged", lambda data, stored: None)
 
 
 @pytest.mark.parametrize("command", sorted(set(COMPLETE + MENTIONED)))

@@ -131,8 +131,7 @@ def latency(
 
     from flowpolicy.bench.latency import bench_latency
     from flowpolicy.bench.latency_figure import draw_latency, latency_table
-    from flowpolicy.core.checkpoint import resolve
-    from flowpolicy.evaluate.records import run_of
+    from flowpolicy.core.checkpoint import resolve, run_of
     from flowpolicy.policy.engines import ENGINES
 
     for name in engines:

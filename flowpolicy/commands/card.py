@@ -61,7 +61,7 @@ def card(
     from flowpolicy.evaluate.card import NFES, supported
     from flowpolicy.evaluate.card import card as draw
     from flowpolicy.evaluate.plan import make_plan
-    from flowpolicy.evaluate.records import card_name, make_way, run_of
+    from flowpolicy.evaluate.records import card_name, make_way
 
     with loaded(run) as (policy, env, folder):
         plan = make_plan(env.spec.env_id, episodes, seed)
@@ -74,7 +74,7 @@ def card(
                 move(done, "")
 
             about = acted(folder, policy)
-            home, name = run_of(folder), card_name(about["step"], about["checkpoint_sha256"], plan)
+            home, name = checkpoint.run_of(folder), card_name(about["step"], about["checkpoint_sha256"], plan)
             place = home / "card"
             if checkpoint.newest(home) in ("", folder.name):
                 make_way(place, name)

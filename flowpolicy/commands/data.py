@@ -13,7 +13,8 @@ from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.commands.progress import download_bar, progress_bar
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.ranges import Count, NonNegative, Seed, Threads
+from flowpolicy.core.files import require_free
+from flowpolicy.core.ranges import Count, NonNegative, Seed, Workers
 
 Task = Literal[
     "lift",
@@ -53,7 +54,8 @@ def make(
     episodes: Count = 200,
     seed: Seed = 0,
     quality: Literal["expert", "mixed"] = "expert",
-    workers: Threads | None = None,
+    workers: Workers | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Generate data: RoboMimic HDF5 for lift, can and toy, D4RL HDF5 for maze2d, OGBench npz for the others.
 
@@ -65,8 +67,10 @@ def make(
         quality: lift, can and toy: expert keeps successes only; mixed adds three levels and labelled failures as
             filter keys. The others have one quality.
         workers: processes; one per core unless given.
+        overwrite: replace what stands at --out.
 
     """
+    require_free(out, overwrite)
     from flowpolicy.envs.demonstrators import TASKS, make_demonstrations
     from flowpolicy.envs.maze2d_data import MAZES, make_maze2d
     from flowpolicy.envs.ogbench_data import make_ogbench, validation_episodes
@@ -99,7 +103,8 @@ def rollouts(
     episodes: Count = 200,
     seed: Seed = 0,
     noise_scale: tuple[NonNegative, NonNegative] = (1.0, 1.0),
-    workers: Threads | None = None,
+    workers: Workers | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Record what a run does, with simulator states, as RoboMimic HDF5: to train a critic of it, or to make groups.
 
@@ -110,8 +115,11 @@ def rollouts(
         seed: same seed, same file content, whatever the number of workers.
         noise_scale: of the policy's initial noise, lowest and highest; five even steps, an episode each in turn.
         workers: processes; one per core unless given.
+        overwrite: replace what stands at --out, unless the run was trained on it.
 
     """
+    require_free(out, overwrite)
+    from flowpolicy.commands.resume import stored_experiment
     from flowpolicy.core.checkpoint import resolve
     from flowpolicy.core.spec import load_contract
     from flowpolicy.envs import find_env
@@ -120,6 +128,8 @@ def rollouts(
     from flowpolicy.train.post_training import base_sha256
 
     folder = resolve(run)
+    if out.resolve() == Path(stored_experiment(run).data.path).resolve():
+        raise ConfigError(f"{out} is the file that {run} was trained on", fix="choose another --out")
     contract = load_contract(folder / "contract.json")
     name = contract.spec.env_id
     config = require_restorable(find_env(name), name, fix="record a run of one of these")
@@ -161,15 +171,17 @@ def download(name: Annotated[str, tyro.conf.Positional], /, sha256: str = "", fo
     sys.stdout.write(f"{path}\n")
 
 
-def label(file: Annotated[Path, tyro.conf.Positional], /, env: str, out: Path) -> None:
+def label(file: Annotated[Path, tyro.conf.Positional], /, env: str, out: Path, overwrite: bool = False) -> None:
     """Add the rewards and masks of every task to an OGBench file (the official ones carry none).
 
     Args:
         file: OGBench npz with qpos.
         env: its environment, e.g. cube-single.
-        out: file to write; may be the same.
+        out: file to write; with --overwrite it may be the same.
+        overwrite: replace what stands at --out.
 
     """
+    require_free(out, overwrite)
     from flowpolicy.envs.ogbench import OGBenchConfig
     from flowpolicy.envs.ogbench_data import label_file
 

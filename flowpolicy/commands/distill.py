@@ -76,7 +76,9 @@ def distill(
 
     """
     from flowpolicy.commands.train import train
+    from flowpolicy.core.checkpoint import resolve, run_of
 
+    home = run_of(resolve(run))
     experiment = student(
         run,
         method,
@@ -90,7 +92,7 @@ def distill(
         real=real,
         inversion=inversion,
     )
-    train(experiment, out or run.with_name(f"{run.name}-{method}"))
+    train(experiment, out or home.with_name(f"{home.name}-{method}"))
 
 
 def student(run: Path, method: Method, *, steps: int, seed: int, **order: Any) -> Experiment:
@@ -116,10 +118,12 @@ def student(run: Path, method: Method, *, steps: int, seed: int, **order: Any) -
     from flowpolicy.core.config import decode
     from flowpolicy.core.files import read_json
     from flowpolicy.core.spec import load_contract
+    from flowpolicy.train.experiment import require_unchanged
 
     folder = resolve(run)
     experiment: Experiment = decode(read_json(folder / "config.json")["experiment"], KINDS, str(folder / "config.json"))
     contract = load_contract(folder / "contract.json")
+    require_unchanged(experiment.data, contract)
     agent, _ = student_of(
         folder, experiment.agent, method, Order(**order), lambda: observations(contract, experiment, SAMPLES, seed)
     )

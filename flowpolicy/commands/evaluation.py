@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from flowpolicy.commands.progress import progress_bar
-from flowpolicy.core.checkpoint import MANIFEST, resolve
+from flowpolicy.core.checkpoint import MANIFEST, resolve, run_of
 from flowpolicy.core.files import read_json, require_free
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.envs import find_env, normalized_score
 from flowpolicy.evaluate.plan import EvaluationPlan, load_plan, make_plan
-from flowpolicy.evaluate.records import identity, record_name, repeats, run_of
+from flowpolicy.evaluate.records import identity, record_name, repeats
 from flowpolicy.evaluate.report import Evaluation, make_evaluation, save_evaluation
 from flowpolicy.evaluate.rollout import Episode, rollout
 from flowpolicy.evaluate.video import require_imageio, save_videos

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -26,6 +26,7 @@ def export(
     nfe: Few | None = None,
     batches: tuple[Few, ...] = (1,),
     threads: Threads = 1,
+    overwrite: bool = False,
 ) -> None:
     """Write the whole of a policy's act, with its contract, card and hashes, for a computer without the training code.
 
@@ -35,10 +36,11 @@ def export(
         run: run folder (its newest checkpoint) or checkpoint folder.
         to: 'onnx' for ONNX Runtime; 'pt2' for AOTInductor, native code for this kind of machine that needs torch and is
             run as it is; 'numpy' for policies on MLPs, which then need NumPy and nothing else.
-        out: new folder, or an export that is replaced.
+        out: new folder.
         nfe: network evaluations per chunk; the contract's number unless given.
         batches: batch sizes to write a graph for, onnx and pt2; numpy takes any.
         threads: threads that the code of pt2 is compiled for; the others choose when they load.
+        overwrite: replace another export in --out.
 
     """
     from flowpolicy.core.checkpoint import resolve
@@ -46,5 +48,6 @@ def export(
     from flowpolicy.policy import export as exporting
 
     source = f"{run} ({resolve(run).name})"
-    difference = exporting.export(Policy.load(run), to, out, nfe=nfe, batches=batches, threads=threads, source=source)
+    sizes: dict[str, Any] = {"nfe": nfe, "batches": batches, "threads": threads}
+    difference = exporting.export(Policy.load(run), to, out, **sizes, source=source, overwrite=overwrite)
     sys.stdout.write(f"{out}: {to}, differs from the policy by at most {difference:.1e} of a normalised action\n")

@@ -51,15 +51,16 @@ def fit(
     from flowpolicy.policy.policy import Policy
 
     folder = checkpoint.resolve(run)
+    home = checkpoint.run_of(folder)
+    target = out or home.with_name(f"{home.name}-{what}{nfe}")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is there already", fix="choose another --out folder")
     policy = Policy.load(folder)
     config, state = read_json(folder / "config.json"), read_json(folder / "state.json")
     experiment = decode(config["experiment"], KINDS, str(folder / "config.json"))
     observed = observations(policy.contract, experiment, samples, seed)
     evaluations = sampling_of(policy).guidance.budget(nfe)
     better = fitted(policy, observed, evaluations, what, torch_generator(seed, "fit"))
-    target = out or run.with_name(f"{run.name}-{what}{nfe}")
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} is there already", fix="choose another --out folder")
 
     def write(place: Path) -> None:
         # The raw weights are the averaged ones here: the fit belongs to these alone.
@@ -81,6 +82,8 @@ def observations(contract: Any, experiment: Any, samples: int, seed: int) -> dic
     from flowpolicy.core.seed import torch_generator
     from flowpolicy.data.dataset import load_dataset
     from flowpolicy.data.windows import WindowSampler
+    from flowpolicy.train.experiment import require_unchanged
 
+    require_unchanged(experiment.data, contract)
     sampler = WindowSampler(load_dataset(experiment.data), contract.history, contract.chunk, samples)
     return dict(sampler.draw(torch_generator(seed, "observations"))[OBS].items())

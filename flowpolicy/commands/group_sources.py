@@ -15,7 +15,8 @@ from torch import Tensor
 from flowpolicy.agents.judges import Judge, critic_judges, fit_judge
 from flowpolicy.agents.value_learning import ValueAgent
 from flowpolicy.configs.presets import KINDS
-from flowpolicy.core.checkpoint import FOLDER, resolve
+from flowpolicy.core import keys
+from flowpolicy.core.checkpoint import FOLDER, MANIFEST, resolve
 from flowpolicy.core.config import decode
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import read_json, read_tensors
@@ -38,6 +39,7 @@ from flowpolicy.evaluate.candidates import (
 )
 from flowpolicy.policy import Policy
 from flowpolicy.train import Experiment
+from flowpolicy.train.experiment import require_unchanged
 from flowpolicy.train.post_training import base_sha256, require_flow
 
 
@@ -51,6 +53,9 @@ class Request:
     dataset: Dataset
     rows: Tensor
     held_out: Tensor
+    """(n,) bool: states that judge."""
+    apart: Tensor
+    """(episodes,) bool: the episodes that they come from, and nothing else does."""
     span: tuple[float, float]
     """Part of the episodes that the states come from."""
     candidates: int
@@ -114,13 +119,16 @@ def open_request(
     folder = resolve(run)
     base, experiment = Policy.load(folder), _experiment(folder)
     require_flow(base.config, str(run))
+    if data is None:
+        require_unchanged(experiment.data, base.contract)
     config = dataclasses.replace(experiment.data, path=str(data)) if data else experiment.data
     dataset = load_dataset(config)
     base.contract.require(
         dataset.spec, f"the file {dataset.path}", "make groups on data of the environment that the run is for"
     )
-    rows, held_out = choose_states(dataset, base.contract.chunk, states, seed, share, span)
-    return Request(folder, base, dataset, rows, held_out, span, candidates, seed, nfe, noise_scale)
+    rows, apart = choose_states(dataset, base.contract.chunk, states, seed, share, span)
+    held_out = apart[dataset.steps[keys.EPISODE][rows]]
+    return Request(folder, base, dataset, rows, held_out, apart, span, candidates, seed, nfe, noise_scale)
 
 
 def by_critic(request: Request, critic: Path, held_out: Path | None, caution: float) -> Groups:
@@ -128,6 +136,7 @@ def by_critic(request: Request, critic: Path, held_out: Path | None, caution: fl
     judges = _judges(critic, request.base.contract, caution)
     facts = {"critic": str(critic), "critic_sha256": base_sha256(resolve(critic)), "caution": caution}
     if held_out is not None:
+        _require_another(critic, held_out)
         judges["held_out"] = _judges(held_out, request.base.contract, caution)["train"]
         facts |= {"held_out": str(held_out), "held_out_sha256": base_sha256(resolve(held_out))}
     elif "held_out" not in judges:
@@ -145,7 +154,7 @@ def by_critic(request: Request, critic: Path, held_out: Path | None, caution: fl
 
 def by_returns(request: Request, discount: float, caution: float) -> Groups:
     """Discounted rewards to go of the data at the nearest states."""
-    found = neighbour_candidates(request.base, request.dataset, request.rows, request.candidates)
+    found = neighbour_candidates(request.base, request.dataset, request.rows, request.candidates, request.apart)
     assert found.neighbours is not None
     score = returns_to_go(request.dataset, discount)[found.neighbours]
     groups = request.groups(
@@ -233,6 +242,16 @@ def _experiment(folder: Path) -> Experiment:
     if not isinstance(experiment, Experiment):
         raise ConfigError(f"{path} holds no experiment", fix="name a run folder")
     return experiment
+
+
+def _require_another(critic: Path, judge: Path) -> None:
+    """Refuse a critic as the judge of itself, under whatever name."""
+    weights = [read_json(resolve(run) / MANIFEST)["weights.safetensors"] for run in (critic, judge)]
+    if weights[0] == weights[1]:
+        raise ConfigError(
+            f"--held-out {judge} has the same weights as --critic {critic}: it would judge what it was climbed on",
+            fix="train a second critic with another --seed, on other episodes (--data.filter-key), and name it",
+        )
 
 
 def _judges(run: Path, base: Contract, caution: float) -> dict[str, Judge]:

@@ -15,7 +15,8 @@ from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.commands.progress import progress_bar
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Seed, Share, Threads
+from flowpolicy.core.files import require_free
+from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Seed, Share, Workers
 
 Source = Literal["critic", "simulator", "returns"]
 
@@ -75,8 +76,10 @@ class Making:
     then stands for a way to act, and the label says how acting that way ends."""
     discount: Share = 0.99
     """Source returns: of the rewards to go."""
-    workers: Threads | None = None
+    workers: Workers | None = None
     """Source simulator: processes; one per core unless given."""
+    overwrite: bool = False
+    """Replace what stands at --out."""
 
 
 def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Making, tyro.conf.arg(name="")]) -> None:
@@ -90,6 +93,7 @@ def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Makin
 
     """
     _require_sensible(options)
+    require_free(options.out, options.overwrite)
     from flowpolicy.commands import group_sources
     from flowpolicy.data.groups import describe_groups, read_groups, write_groups
     from flowpolicy.data.report import print_rows

@@ -32,6 +32,8 @@ def run(argv: Sequence[str]) -> int:
     from flowpolicy.commands.resume import stored_experiment
     from flowpolicy.commands.train import parse, train
     from flowpolicy.core.checkpoint import resolve
+    from flowpolicy.core.spec import load_contract
+    from flowpolicy.train.experiment import require_unchanged
 
     base = Path(argv[0])
     stored = stored_experiment(base)
@@ -39,5 +41,7 @@ def run(argv: Sequence[str]) -> int:
     command = parse(dataclasses.replace(stored, online=online), argv[1:], f"online {base}", "Continue a run online.")
     if not command.out:
         raise ConfigError("no folder for the new run is given", expected="--out OUT")
+    if command.data.path == stored.data.path:
+        require_unchanged(stored.data, load_contract(resolve(base) / "contract.json"))
     train(command.experiment, Path(command.out))
     return 0

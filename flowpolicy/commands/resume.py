@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from flowpolicy.commands.arguments import call
+from flowpolicy.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from flowpolicy.train import Experiment  # brings torch, seconds of every --help
@@ -16,19 +18,41 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str]) -> int:
     """Continue a run from its newest checkpoint; the result equals the uninterrupted run bit for bit."""
+    if any(word.partition("=")[0] == "--steps" for word in argv):
+        raise ConfigError(
+            "a run ends where it was planned to: the schedule of its learning rate depends on the number of updates",
+            fix="train a new run with more updates: flowpolicy train PRESET --steps N --out OUT",
+        )
     return call(resume, argv, "resume")
 
 
-def resume(run: Annotated[Path, tyro.conf.Positional], /) -> None:
+def resume(
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    data: Annotated[Path | None, tyro.conf.arg(name="data.path")] = None,
+) -> None:
     """Continue a run from its newest checkpoint; the result equals the uninterrupted run bit for bit.
 
     Args:
         run: run folder.
+        data: where the training file lies now, if it was moved; its content must be the same.
 
     """
     from flowpolicy.commands.train import train
+    from flowpolicy.core.checkpoint import resolve, run_of
+    from flowpolicy.core.spec import load_contract
+    from flowpolicy.train.experiment import require_unchanged
 
-    train(stored_experiment(run), run, resume=True)
+    folder = resolve(run)
+    if folder.resolve() == run.resolve():
+        raise ConfigError(
+            f"{run} is a checkpoint, and a run goes on from its newest one", fix=f"flowpolicy resume {run_of(run)}"
+        )
+    experiment = stored_experiment(run)
+    if data is not None:
+        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path=str(data)))
+    require_unchanged(experiment.data, load_contract(folder / "contract.json"))
+    train(experiment, run, resume=True)
 
 
 def stored_experiment(run: Path) -> Experiment:

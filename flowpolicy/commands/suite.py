@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +19,7 @@ from flowpolicy.commands.console import console
 from flowpolicy.commands.progress import progress_bar
 from flowpolicy.configs.suites import SUITES, Suite
 from flowpolicy.core.errors import ConfigError, TrainingError, nearest
+from flowpolicy.core.files import held_alone
 from flowpolicy.core.ranges import Seed, Threads
 
 Name = Annotated[str, tyro.conf.Positional]
@@ -82,7 +80,7 @@ def run_suite(
     home = records or out / "records"
     every = plan_jobs(suite, data, out, home, arms=arms, tasks=tasks, seeds=seeds)
     todo = [job for job in every if not job.record.exists()]
-    with _alone(out):
+    with held_alone(out, "flowpolicy suite"):
         require_current(job for job in every if job.record.exists())
         for task in dict.fromkeys(job.task for job in todo):
             _require_data(suite, task, data)
@@ -210,22 +208,6 @@ def _run_one(job: Job) -> bool:
 
 def _log(job: Job) -> Path:
     return job.run.with_suffix(".log")
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Refuse to work beside another suite in the same folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out / ".lock", os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ConfigError(
-            f"another flowpolicy suite works in {out}", fix="wait for it, or choose another --out"
-        ) from error
-    finally:
-        os.close(descriptor)
 
 
 def _print_table(name: str, suite: Suite, records: Path, reference: str = "", picture: Path | None = None) -> None:

@@ -18,6 +18,7 @@ from flowpolicy.commands.progress import training_progress
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core.checkpoint import newest
 from flowpolicy.core.errors import ConfigError, FlowPolicyError, from_system, nearest
+from flowpolicy.core.files import held_alone
 from flowpolicy.core.memory import keep_freed_memory
 from flowpolicy.core.protocols import EnvConfig, VecEnv
 from flowpolicy.flows.axes.spec import FlowSpec
@@ -106,12 +107,17 @@ def parse(base: Experiment, argv: Sequence[str], name: str, description: str) ->
 
 
 def train(experiment: Experiment, folder: Path, *, resume: bool = False) -> None:
-    """Train or resume with progress on the console, then draw the learning curves."""
+    """Train or resume with progress on the console, then draw the learning curves. Nobody else may do so meanwhile."""
+    keep_freed_memory()
+    with held_alone(folder, f"flowpolicy {'resume' if resume else 'train'}"):
+        _train(experiment, folder, resume)
+
+
+def _train(experiment: Experiment, folder: Path, resume: bool) -> None:
     from flowpolicy.envs import find_env
     from flowpolicy.evaluate.curves import draw_curves
     from flowpolicy.train.post_training import take_over
 
-    keep_freed_memory()
     experiment = take_over(experiment, KINDS)
     env = find_env(experiment.env)
     if not experiment.data.path:
@@ -182,7 +188,7 @@ def _generate(experiment: Experiment, folder: Path) -> Any:
             fix=f"make one with: flowpolicy data make {experiment.env} --episodes 200 --out FILE",
         )
     path = folder / "toy.hdf5"
-    if not path.exists():
+    if not newest(folder):  # what an earlier attempt left there may be of another seed
         make_demonstrations("toy", path, episodes=50, seed=experiment.seed, quality="expert", workers=1)
     return dataclasses.replace(experiment.data, path=str(path))
 

@@ -80,7 +80,14 @@ def resolve(path: Path) -> Path:
     if (path / MANIFEST).exists() or (path / "contract.json").exists():
         folder = path
     elif (path / FOLDER / LATEST).exists():
-        folder = path / FOLDER / (path / FOLDER / LATEST).read_text(encoding="utf-8").strip()
+        folder = path / FOLDER / newest(path)
+        if folder == path / FOLDER or not folder.is_dir():
+            there = ", ".join(sorted(step.name for step in (path / FOLDER).glob("step_*"))) or "none"
+            raise CheckpointError(
+                f"{path / FOLDER / LATEST} names the checkpoint '{newest(path)}', which is not there",
+                expected=f"one of those in {path / FOLDER}: {there}",
+                fix="restore the folder, or write the name of another one into LATEST",
+            )
     else:
         raise CheckpointError(
             f"{path} holds no checkpoint",
@@ -91,10 +98,18 @@ def resolve(path: Path) -> Path:
     return folder
 
 
+def run_of(folder: Path) -> Path:
+    """The run folder that a checkpoint folder lies in; itself where it stands alone."""
+    if folder.absolute().parent.name != FOLDER:
+        return folder
+    # Relative paths stay so, except from within a run, where a path has too few parts.
+    return (folder if folder.parent.name else folder.absolute()).parent.parent
+
+
 def newest(path: Path) -> str:
     """Name of the checkpoint that :func:`resolve` would take, not verified; empty where there is none."""
     latest = path / FOLDER / LATEST
-    return latest.read_text(encoding="utf-8").strip() if latest.exists() else ""
+    return latest.read_text(encoding="utf-8", errors="replace").strip() if latest.exists() else ""
 
 
 def fingerprint(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -44,6 +45,35 @@ def require_free(path: Path, overwrite: bool = False) -> None:
             expected="a path where nothing stands",
             fix="choose another path, or add --overwrite to replace what is there",
         )
+
+
+@contextlib.contextmanager
+def held_alone(folder: Path, purpose: str) -> Iterator[None]:
+    """Hold a folder while the block runs: a second process that wants to is refused, and told who holds it.
+
+    The operating system frees the lock when its process ends, however it ends.
+
+    Raises:
+        FlowPolicyError: another process holds the folder.
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            raise FlowPolicyError(
+                f"{holder} works in {folder}",
+                expected="one process at a time",
+                fix="wait for it, or choose another --out",
+            ) from error
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{purpose} (process {os.getpid()})".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

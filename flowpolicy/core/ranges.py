@@ -46,7 +46,7 @@ class Range:
         parts = []
         if self.low > -math.inf:
             parts.append(f"{'above' if self.above else 'at least'} {self.low:.10g}")
-        if self.high < math.inf:
+        if self.high < 10**9:  # larger ones guard against overflow, which nobody asks about
             parts.append(f"{'below' if self.below else 'at most'} {self.high:.10g}")
         return " and ".join(parts) or "a finite number"
 
@@ -65,7 +65,9 @@ Seed = Annotated[int, Range(0, 2**63 - 1)]
 Few = Annotated[int, Range(1, 2**14)]
 """Of what one decision takes: actions, candidates, network evaluations."""
 Threads = Annotated[int, Range(1, 512)]
-"""Or processes, or clients: what the machine runs at a time."""
+"""Or clients, or jobs: what the machine runs at a time."""
+Workers = Annotated[int, Range(0, 512)]
+"""Processes; 0 works in this one."""
 Width = Annotated[int, Range(1, 2**15)]
 """Of a layer. Its matrix has the square of it."""
 Depth = Annotated[int, Range(1, 256)]
@@ -124,5 +126,6 @@ def _require(value: Any, declared: Range | None, flag: str) -> None:
         for item in value:
             _require(item, declared, flag)
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and value not in (declared or FINITE):
-        shown = flag.replace("_", "-").replace("--agent.flow.", "--flow.")
-        raise ConfigError(f"{shown} is {value}", expected=str(declared or FINITE))
+        shown, range_ = flag.replace("_", "-").replace("--agent.flow.", "--flow."), declared or FINITE
+        finite = "" if math.isfinite(value) or range_.infinite else "a finite number, "
+        raise ConfigError(f"{shown} is {value}", expected=finite + str(range_) if range_ != FINITE else str(FINITE))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -43,8 +43,8 @@ class Candidates:
 
 def choose_states(
     dataset: Dataset, chunk: int, count: int, seed: int, share: float, span: tuple[float, float] = (0.0, 1.0)
-) -> tuple[Int64[Tensor, " n"], Tensor]:
-    """Rows from which a whole chunk is left in their episode, without replacement, and which are held out.
+) -> tuple[Int64[Tensor, " n"], Bool[Tensor, " episodes"]]:
+    """Rows from which a whole chunk is left in their episode, without replacement, and which episodes are held out.
 
     Whole episodes are held out, ``share`` of them: states of one episode resemble each other.
 
@@ -80,13 +80,15 @@ def choose_states(
     chosen = torch.from_numpy(stream.permutation(len(rows))[:count])
     rows = rows[chosen].sort().values
     lot = stream.permutation(episodes)[: max(1, min(episodes - 1, round(share * episodes)))]
-    held_out = torch.isin(dataset.steps[keys.EPISODE][rows], torch.from_numpy(lot))
+    apart = torch.zeros(episodes, dtype=torch.bool)
+    apart[torch.from_numpy(lot)] = True
+    held_out = apart[dataset.steps[keys.EPISODE][rows]]
     if bool(held_out.all()) or not bool(held_out.any()):
         raise DataError(
             f"{len(rows)} states of {episodes} episodes cannot be split, {share:.0%} of the episodes held out",
             fix="ask for more --states",
         )
-    return rows, held_out
+    return rows, apart
 
 
 def policy_candidates(
@@ -126,17 +128,30 @@ def policy_candidates(
     return Candidates(obs, action, batch[keys.VALID], rows, (noise_scale[1], *scales.tolist()))
 
 
-def neighbour_candidates(policy: Policy, dataset: Dataset, rows: Int64[Tensor, " n"], count: int) -> Candidates:
+def neighbour_candidates(
+    policy: Policy,
+    dataset: Dataset,
+    rows: Int64[Tensor, " n"],
+    count: int,
+    apart: Bool[Tensor, " episodes"] | None = None,
+) -> Candidates:
     """Chunks of the data at the nearest states of ``count`` different episodes, the row's own first.
 
-    Near in what the policy's encoder makes of the (normalised) observations.
+    Near in what the policy's encoder makes of the (normalised) observations. Episodes that are held ``apart`` give
+    candidates to each other's states alone, and take none from the rest: what they judge has not seen them.
     """
+    if apart is None:
+        apart = torch.zeros(len(dataset.lengths), dtype=torch.bool)
     sampler = _windows(policy, dataset)
     known = (_steps_left(dataset) >= policy.contract.chunk).nonzero().flatten()
     counts = torch.bincount(dataset.steps[keys.EPISODE][known], minlength=len(dataset.lengths)).tolist()
-    if count > (usable := sum(rows_left > 0 for rows_left in counts)):
+    long_enough = torch.tensor(counts) > 0
+    sides = [int((long_enough & (apart == side)).sum()) for side in (False, True) if bool((apart == side).any())]
+    if count > min(sides):
         raise ConfigError(
-            f"--candidates {count} from {usable} episodes of a chunk or more", expected="at most one from each episode"
+            f"--candidates {count} from {' and '.join(map(str, sides))} episodes of a chunk or more",
+            expected="at most one from each episode, and those held out for themselves",
+            fix="fewer --candidates, or another --held-out-share",
         )
     features, own = _features(policy, sampler, known), _features(policy, sampler, rows)
     found = []
@@ -144,6 +159,7 @@ def neighbour_candidates(policy: Policy, dataset: Dataset, rows: Int64[Tensor, "
     for block, anchors in zip(own.split(_BLOCK), rows.split(_BLOCK), strict=True):
         least, nearest = _nearest_in_episodes(block, features.split(counts), known.split(counts))
         index, home = torch.arange(len(anchors)), dataset.steps[keys.EPISODE][anchors]
+        least[apart[home].unsqueeze(1) != apart] = torch.inf
         least[index, home], nearest[index, home] = -1.0, anchors
         found.append(nearest.gather(1, least.topk(count, largest=False).indices))
     neighbours = torch.cat(found)

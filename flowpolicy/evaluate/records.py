@@ -39,14 +39,6 @@ def identity(folder: Path) -> Identity:
     return Identity(read_json(folder / "state.json")["step"], checkpoint.fingerprint(folder))
 
 
-def run_of(folder: Path) -> Path:
-    """The run folder that a checkpoint folder lies in; itself where it stands alone."""
-    if folder.absolute().parent.name != checkpoint.FOLDER:
-        return folder
-    # Relative paths stay so, except from within a run, where a path has too few parts.
-    return (folder if folder.parent.name else folder.absolute()).parent.parent
-
-
 def record_name(evaluation: Evaluation) -> str:
     """Name of a record in RUN/eval, without suffix: another checkpoint or another way of acting has another name."""
     parts = [evaluation.plan.digest[:12], f"step{evaluation.step}", evaluation.checkpoint_sha256[:8]]
@@ -97,7 +89,7 @@ def current_records(run: Path) -> list[Evaluation]:
     if run.is_file():
         return [load_evaluation(run)]
     meant = _meant(run)
-    found = _records(run if meant is None else run_of(meant))
+    found = _records(run if meant is None else checkpoint.run_of(meant))
     if not found:
         raise EvaluationError(f"{run} has no evaluations", fix=f"flowpolicy eval {run}")
     if meant is None:  # evaluations alone, without checkpoints: those of the last step

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flowpolicy.core.checkpoint import MANIFEST
 from flowpolicy.core.config import encode
 from flowpolicy.core.errors import ConfigError, FlowPolicyError, MissingExtraError
-from flowpolicy.core.files import flush, sha256, write_json, write_tensors, write_text
+from flowpolicy.core.files import flush, read_json, require_free, sha256, write_json, write_tensors, write_text
 from flowpolicy.core.seed import numpy_generator
 from flowpolicy.core.spec import library_versions, save_contract
 from flowpolicy.nets.layers import whole_operators
@@ -27,7 +27,7 @@ from flowpolicy.policy.actor import KINDS
 from flowpolicy.policy.engines import aotinductor, eager, numpy_mlp, onnx_runtime
 from flowpolicy.policy.engines.engine import TOLERANCE, Program
 from flowpolicy.policy.graph import ActGraph
-from flowpolicy.policy.package import HEADER, SCHEMA, Format, open_package
+from flowpolicy.policy.package import HEADER, SCHEMA, Format, is_package, open_package, read_manifest
 from flowpolicy.policy.policy import Policy
 
 SAMPLES = 16
@@ -43,17 +43,19 @@ def export(
     batches: Sequence[int] = (1,),
     threads: int = 1,
     source: str = "",
+    overwrite: bool = False,
 ) -> float:
     """Write a package of ``policy`` and publish it whole once it has reproduced random decisions.
 
     Args:
         policy: on the CPU.
         to: 'onnx' for ONNX Runtime, 'pt2' for AOTInductor, 'numpy' for the NumPy engine.
-        folder: new, or a package that is replaced.
+        folder: new; or a package, whose files this would write again, or that is to be replaced.
         nfe: network evaluations per chunk; the contract's number unless given.
         batches: batch sizes to write graphs for; the NumPy engine takes any.
         threads: threads that the code of 'pt2' is compiled for.
         source: where the policy comes from, for the card.
+        overwrite: replace another package in ``folder``; files that no export wrote are never touched.
 
     Returns:
         Largest difference from the eager policy, in normalised action units.
@@ -66,8 +68,7 @@ def export(
     nfe, batches = policy.contract.nfe if nfe is None else nfe, tuple(sorted(set(batches)))
     if not batches or batches[0] < 1:
         raise ConfigError(f"batch sizes {batches}", expected="one or more, each at least 1")
-    if folder.exists() and not (folder / HEADER).exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty and no export", fix="name a new folder")
+    _require_own(folder)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     temporary.mkdir(parents=True)
     try:
@@ -81,6 +82,10 @@ def export(
         header["difference"] = difference
         write_text(temporary / "card.md", _card(header, policy))
         _seal(temporary, header)
+        if is_package(folder):
+            if read_json(folder / MANIFEST) == read_json(temporary / MANIFEST):
+                return difference  # the very same files
+            require_free(folder, overwrite)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -88,6 +93,20 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return difference
+
+
+def _require_own(folder: Path) -> None:
+    """Refuse a place that holds what no export wrote: a file, another folder, or a user's files inside a package."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or (not is_package(folder) and any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not empty and no export", fix="name a new folder")
+    written = {MANIFEST, *read_manifest(folder)} if is_package(folder) else set()
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in written):
+        raise ConfigError(
+            f"{folder} is an export that holds files of yours: {', '.join(foreign[:3])}",
+            fix="move them away, or name a new folder",
+        )
 
 
 def _header(

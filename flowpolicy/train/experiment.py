@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from tensordict import TensorDict
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError, DataError, DataWarning
+from flowpolicy.core.files import sha256
 from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.data.dataset import DataConfig, Dataset
@@ -160,13 +162,30 @@ def transition_sampler(experiment: Experiment, dataset: Dataset, batch_size: int
     return TransitionSampler(dataset, agent.history, agent.chunk, batch_size, device, horizon=agent.horizon)
 
 
-def require_same_data(contract: Contract, stored: Contract) -> None:
-    """Refuse to resume on a file other than the one that the run was started on."""
-    if UNSTATED not in (contract.dataset_sha256, stored.dataset_sha256) and (
-        contract.dataset_sha256 != stored.dataset_sha256
-    ):
+def require_same_data(found: str, stored: Contract, path: str) -> None:
+    """Refuse a file other than the one that a run was trained on.
+
+    Args:
+        found: SHA-256 of the file at ``path``.
+        stored: contract of the run.
+        path: named in the error.
+
+    """
+    if UNSTATED not in (found, stored.dataset_sha256) and found != stored.dataset_sha256:
         raise DataError(
-            f"the training file {contract.dataset_id} has changed since the run was started "
-            f"(SHA-256 {contract.dataset_sha256[:12]}..., was {stored.dataset_sha256[:12]}...)",
-            fix="restore the file, or start a new run on the new one",
+            f"the training file {path} has changed since the run was trained "
+            f"(SHA-256 {found[:12]}..., was {stored.dataset_sha256[:12]}...)",
+            fix="restore the file, or train a new run on the new one",
         )
+
+
+def require_unchanged(data: DataConfig, stored: Contract) -> None:
+    """:func:`require_same_data` before a file is read; a missing one is an error that says how to name its place."""
+    path = Path(data.path)
+    if not path.is_file():
+        raise DataError(
+            f"the training file {path} is not there",
+            expected=f"the file with the SHA-256 {stored.dataset_sha256[:12]}...",
+            fix="put it back, or say where it lies now: --data.path FILE (flowpolicy groups make: --data FILE)",
+        )
+    require_same_data(sha256(path), stored, str(path))

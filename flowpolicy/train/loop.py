@@ -95,7 +95,7 @@ class Trainer:
         self.contract, start = load_start(experiment, make_contract(experiment, dataset, env))
         if newest:
             stored = load_contract(newest / "contract.json")
-            require_same_data(self.contract, stored)
+            require_same_data(dataset.sha256, stored, str(dataset.path))
             require_same_start(self.contract, stored)
             self.contract = stored
         if experiment.data.short_episodes == "refuse":

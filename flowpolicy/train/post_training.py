@@ -10,11 +10,11 @@ from flowpolicy.core.checkpoint import fingerprint, resolve
 from flowpolicy.core.config import Kinds, decode
 from flowpolicy.core.errors import ConfigError, DataError
 from flowpolicy.core.files import read_json
-from flowpolicy.core.spec import Contract
+from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.data.groups import read_groups
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import Policy
-from flowpolicy.train.experiment import Experiment
+from flowpolicy.train.experiment import Experiment, require_unchanged
 
 FLOWS = ("map", "euler", "midpoint", "heun")
 """Samplers of the policies that can be post-trained: those with a velocity."""
@@ -53,6 +53,8 @@ def take_over(experiment: Experiment, kinds: Kinds) -> Experiment:
     decided = {**sizes, "net": policy.net, "encoder": policy.encoder, "sampler": policy.sampler}
     _require_same(experiment.agent, decided, "agent.")
     _require_same(experiment, {"normalizer": base.normalizer}, "")
+    if experiment.data.path in ("", base.data.path):
+        require_unchanged(base.data, load_contract(folder / "contract.json"))
     return dataclasses.replace(
         experiment,
         agent=dataclasses.replace(experiment.agent, **decided),

@@ -93,7 +93,7 @@ def test_compare_speaks_of_the_newest_checkpoint_or_says_that_it_cannot(toy_run,
     assert run("compare", toy_run, other) == 0
     assert "run at step 4" in " ".join(capsys.readouterr().out.split())
     assert run("compare", old, other) == 0
-    assert "step_00000002 at step 2" in " ".join(capsys.readouterr().out.replace("\n", "").split())
+    assert "step_00000002atstep2" in "".join(capsys.readouterr().out.split())  # a narrow table breaks words
     # Trained anew in the same folder, to the same step: what is written of the old weights is not about these.
     state = toy_run / "checkpoints" / "step_00000004" / "state.json"
     state.write_text(state.read_text().replace('"step": 4', '"step":  4'))
@@ -110,7 +110,7 @@ def test_the_demo_refuses_what_it_could_not_be_about_before_it_works(toy_run, tm
     for words, message in (
         (("--out", tmp_path / "file"), "is a file"),
         (("--out", tmp_path / "file" / "below"), "is a file"),
-        (("--out", out, "--episodes", 0), "at least 1 demonstration, 1 episode"),
+        (("--out", out, "--episodes", 0), "--episodes is 0"),
         (("--out", out, "--episodes", 2_000_000), "a plan of 2000000 episodes"),
         (("--out", out, "--demonstrations", 50), "holds 3 demonstrations, and --demonstrations says 50"),
     ):

@@ -108,6 +108,7 @@ def test_changed_groups_are_not_resumed_on(trained, home):
 def test_critic_and_returns_are_deterministic(home):
     for source in (["--source", "critic", "--critic", "critic"], ["--source", "returns"]):
         for name in ("a.hdf5", "b.hdf5"):
+            (home / name).unlink(missing_ok=True)
             succeed(*MAKE, *source, "--out", name, cwd=home)
         assert (home / "a.hdf5").read_bytes() == (home / "b.hdf5").read_bytes()
         groups = read_groups(home / "a.hdf5")
@@ -145,7 +146,7 @@ def test_what_the_base_does_becomes_groups_of_states_that_it_meets(home):
     ladder = ("--data", "own.hdf5", "--candidate-noise", 0, 1, "--out", "ladder.hdf5")
     succeed(*MAKE, "--source", "critic", "--critic", "judge", *ladder, cwd=home)
     ways = ("--source", "simulator", "--rollouts", 1, "--completion-noise", "own", "--workers", 0)
-    succeed(*MAKE, *ways, *ladder, cwd=home)
+    succeed(*MAKE, *ways, *ladder, "--overwrite", cwd=home)
     found = read_groups(home / "ladder.hdf5").provenance
     assert (found["candidate_noise"], found["completion_noise"], found["dataset"]) == ([0, 1], "own", "own.hdf5")
 

@@ -169,7 +169,14 @@ def test_a_model_that_computes_something_else_is_never_published(contract, tmp_p
 
 def test_an_export_is_replaced_whole_and_nothing_else_is(package, contract, tmp_path):
     before = sha256(package / "model.safetensors")
-    export(make(contract, "plain"), "numpy", package)
+    with pytest.raises(FlowPolicyError, match="add --overwrite"):
+        export(make(contract, "plain"), "numpy", package)
+    (package / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds files of yours: notes\.txt"):
+        export(make(contract, "plain"), "numpy", package, overwrite=True)
+    (package / "notes.txt").unlink()
+    export(make(contract, "plain"), "numpy", package, overwrite=True)
+    export(make(contract, "plain"), "numpy", package)  # the very same files
     assert sha256(package / "model.safetensors") != before
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
