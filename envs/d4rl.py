@@ -61,6 +61,7 @@ class _Suite:
     holds: str
     maze: str = ""
     reward_shift: float = 0.0
+    start: tuple[float, ...] = ()
 
 
 _MOTORS = "-1 and 1 stand for the ends of each motor's range"
@@ -80,9 +81,12 @@ def _antmaze(name: str, maze: str, horizon: int) -> _Suite:
     return _Suite(env_id, 29, action, horizon, success, (0.0, 1.0), holds, maze, -1.0)
 
 
-def _locomotion(name: str, obs: int, actions: int, rate: float, reference: tuple[float, float]) -> _Suite:
+def _locomotion(
+    name: str, obs: int, actions: int, rate: float, reference: tuple[float, float], height: float
+) -> _Suite:
     action = ActionSpec(actions, "absolute", "joints", _MOTORS, rate_hz=rate)
-    return _Suite(f"gymnasium/{name}-v4", obs, action, 1000, NO_SUCCESS, reference, "joint positions and velocities")
+    holds = "joint positions and velocities"
+    return _Suite(f"gymnasium/{name}-v4", obs, action, 1000, NO_SUCCESS, reference, holds, start=(height,))
 
 
 def _kitchen(variant: str) -> _Suite:
@@ -98,9 +102,9 @@ _KITCHEN = {
 }
 
 SUITE = {
-    "hopper": _locomotion("Hopper", 11, 3, 125.0, (-20.272305, 3234.3)),
-    "halfcheetah": _locomotion("HalfCheetah", 17, 6, 20.0, (-280.178953, 12135.0)),
-    "walker2d": _locomotion("Walker2d", 17, 6, 125.0, (1.629008, 4592.3)),
+    "hopper": _locomotion("Hopper", 11, 3, 125.0, (-20.272305, 3234.3), 1.25),
+    "halfcheetah": _locomotion("HalfCheetah", 17, 6, 20.0, (-280.178953, 12135.0), 0.0),
+    "walker2d": _locomotion("Walker2d", 17, 6, 125.0, (1.629008, 4592.3), 1.25),
     "maze2d-umaze": _maze2d("UMaze", _UMAZE, 300, (23.85, 161.86)),
     "maze2d-medium": _maze2d("Medium", _MEDIUM, 600, (13.13, 277.39)),
     "maze2d-large": _maze2d("Large", _LARGE, 800, (6.7, 273.99)),
@@ -137,6 +141,7 @@ class D4RLConfig:
             horizon=self.horizon or suite.horizon,
             success=suite.success,
             reward_shift=suite.reward_shift,
+            start=suite.start,
         )
 
     def make(self, num_envs: int) -> SerialVecEnv | ProcessVecEnv:

@@ -2,7 +2,7 @@
 
 The controller configuration below is what the adapter *means* by an action; it is handed to the
 simulator, written into generated files as ``env_args``, and read back from them by the same function
-(:func:`flowpolicy.data.robomimic.action_spec`), so that the three cannot disagree.
+(:func:`flowpolicy.data.controllers.action_of`), so that the three cannot disagree.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import numpy as np
 from flowpolicy.core.errors import ConfigError, MissingExtraError, SimulatorError, nearest
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import ObservationSpec, Spec
+from flowpolicy.data.controllers import action_of, robot_of
 from flowpolicy.data.hdf5 import open_hdf5, read_array
-from flowpolicy.data.robomimic import action_spec, read_initial_state
+from flowpolicy.data.robomimic import read_initial_state
 from flowpolicy.envs.rendering import choose_opengl, opengl
 from flowpolicy.envs.replay import replay_episodes, require_recorded_in
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv
@@ -103,11 +104,12 @@ class RobosuiteConfig:
                 raise ConfigError(f"unknown observation key '{key}'", expected=nearest(key, shapes))
         return Spec(
             observation={key: ObservationSpec((shapes[key],), _UNITS[key]) for key in self.obs_keys},
-            action=action_spec(self.env_args(), 7),
+            action=action_of(self.env_args(), 7),
             env_id=f"robosuite/{self.task}",
             env_version=VERSION,
             horizon=self.horizon,
             success=success,
+            robot=robot_of(self.env_args()),
         )
 
     def env_args(self) -> dict[str, Any]:

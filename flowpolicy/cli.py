@@ -80,7 +80,6 @@ def _show(message: Warning | str, category: type[Warning], filename: str, lineno
 
 
 def _main(arguments: list[str]) -> None:
-    warnings.showwarning = _show
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII alone gets '?' for what it cannot show
             stream.reconfigure(errors="replace")
@@ -90,7 +89,9 @@ def _main(arguments: list[str]) -> None:
     if arguments[0] == "--version":
         sys.stdout.write(f"flowpolicy {__version__}\n")
         return
-    sys.exit(_dispatch(arguments[0], arguments[1:]))
+    with warnings.catch_warnings():
+        warnings.showwarning = _show
+        sys.exit(_dispatch(arguments[0], arguments[1:]))
 
 
 def _dispatch(command: str, arguments: list[str]) -> int:

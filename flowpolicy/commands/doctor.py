@@ -22,8 +22,9 @@ def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episod
     """Check a dataset file; exit code 1 if it should not be trained on.
 
     Args:
-        file: RoboMimic or D4RL HDF5.
-        env: environment in which to replay demonstrations open loop, e.g. lift, can, door.
+        file: RoboMimic, D4RL or Minari HDF5, or OGBench npz.
+        env: environment that the file is compared with, and in which its actions are replayed open loop where that is
+            possible, e.g. lift, can, door.
         episodes: how many to replay.
 
     """
@@ -31,11 +32,13 @@ def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episod
     from flowpolicy.data.doctor import diagnose, failed
     from flowpolicy.data.report import print_findings
 
-    replay = None
+    dataset = load_unchecked(DataConfig(path=str(file)))
     if env:
         from flowpolicy.envs import find_env
 
-        replay = find_env(env).replay
-    findings = diagnose(load_unchecked(DataConfig(path=str(file))), replay, episodes)
+        config = find_env(env)
+        findings = diagnose(dataset, config.replay, episodes, config.spec())
+    else:
+        findings = diagnose(dataset)
     print_findings(findings, console())
     return int(failed(findings))

@@ -61,6 +61,8 @@ class ActionSpec:
     """Smallest value that the environment accepts in any dimension."""
     high: float = 1.0
     """Largest value that the environment accepts in any dimension."""
+    controller: str = UNSTATED
+    """What executes the action, and with which gains, e.g. 'OSC_POSE, stiffness kp 150, damping ratio 1'."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,9 @@ class Spec:
     """Added to the reward that the file or simulator gives."""
     robot: str = UNSTATED
     """Which arm acts, e.g. 'Franka FR3'."""
+    start: tuple[float, ...] = ()
+    """How the first observation of every episode begins, to 0.2, where all episodes begin alike. Not compared: it shows
+    data of another environment that is as wide."""
     tool: str = UNSTATED
     """What is mounted on it: which point observations call the tool."""
 
@@ -136,6 +141,8 @@ class Contract:
     """Name of the file of scored candidates that it was post-trained on."""
     groups_sha256: str = ""
     """Hash of that file."""
+    accepted: tuple[str, ...] = ()
+    """In what the file was known to differ from the environment, or did not say; accepted by --data.accept."""
     groups_source: str = ""
     """'critic', 'returns', or 'simulator': then the policy saw labels from the simulator and is no offline result."""
 

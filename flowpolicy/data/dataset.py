@@ -51,6 +51,10 @@ class DataConfig:
     """Observations to use, in this order; empty means every low-dimensional one."""
     reward_shift: Finite = 0.0
     """Added to every reward of the file. -1 for D4RL's AntMaze, whose rewards are 0 and 1."""
+    accept: tuple[Literal["unstated", "env_version", "frame", "controller", "robot"], ...] = ()
+    """Accept a RoboMimic file that does not say how its actions are executed ('unstated'), or that differs from the
+    environment in the simulator's version, the frame of the action, the controller's gains or the robot. The contract
+    records it."""
     short_episodes: Literal["refuse", "pad"] = "refuse"
     """Episodes shorter than a chunk: refuse the file, or repeat their last action (masked out of the loss)."""
     memory_limit_mb: Natural = 2048
@@ -77,6 +81,8 @@ class Dataset:
     """Hash of the file."""
     filter_key: str
     """Filter key that selected the episodes; empty means all."""
+    format: str = ""
+    """'robomimic', 'd4rl', 'minari' or 'ogbench'."""
     unread: dict[str, str] = dataclasses.field(default_factory=dict)
     """Observations that the file holds and that were not read, and why."""
     remarks: tuple[str, ...] = ()
@@ -166,6 +172,7 @@ def _load(config: DataConfig, check: bool) -> Dataset:
             path=path,
             sha256=digest,
             filter_key=config.filter_key,
+            format=recording.format,
             unread=recording.unread,
             remarks=recording.remarks,
         )

@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core import keys
+from flowpolicy.core.errors import DataError
 from flowpolicy.core.files import sha256
-from flowpolicy.core.spec import ActionSpec
+from flowpolicy.core.spec import ActionSpec, Spec
 from flowpolicy.data.dataset import DataConfig, Dataset, open_recording, require_layout
 from flowpolicy.data.normalize import moments, near_constant
 from flowpolicy.data.robomimic import success_reward
@@ -134,13 +135,16 @@ def describe(path: Path | str) -> Description:
         )
 
 
-def diagnose(dataset: Dataset, replay: Replay | None = None, episodes: int = 10) -> list[Finding]:
+def diagnose(
+    dataset: Dataset, replay: Replay | None = None, episodes: int = 10, env: Spec | None = None
+) -> list[Finding]:
     """Check a dataset loaded with :func:`~flowpolicy.data.dataset.load_unchecked`.
 
     Args:
         dataset: what to check.
         replay: replays episodes in the dataset's environment, or None to skip that check.
         episodes: how many to replay.
+        env: spec of the environment that the dataset is said to be of, or None to skip that check.
 
     Returns:
         One finding per check. A file with a finding of level 'error' should not be trained on.
@@ -158,6 +162,7 @@ def diagnose(dataset: Dataset, replay: Replay | None = None, episodes: int = 10)
         _check_gaps(dataset),
         _check_quaternions(dataset),
     ]
+    findings += [_check_environment(dataset, env)] if env else []
     return [*findings, _check_replay(dataset, replay, episodes)] if replay else findings
 
 
@@ -344,8 +349,38 @@ def _unit(rows: Float[Tensor, "n 4"]) -> bool:
     return bool(((rows.norm(dim=1) - 1.0).abs() < _UNIT).all())
 
 
+def doubtful_start(dataset: Dataset, env: Spec) -> str:
+    """Why the first observations are hardly of an environment whose episodes all begin alike; empty if they may be."""
+    first = dataset.steps[keys.OBS][next(iter(dataset.spec.observation))][dataset.starts].median(0).values
+    begins = [round(value, 2) for value in first[: len(env.start)].tolist()]
+    if all(abs(mine - theirs) <= 0.2 for mine, theirs in zip(begins, env.start, strict=False)):
+        return ""
+    return f"episodes begin at {begins}, and those of {env.env_id} at {list(env.start)}: is it of another environment?"
+
+
+def _check_environment(dataset: Dataset, env: Spec) -> Finding:
+    """What the file says, against what the environment is: all that can be compared where nothing can be replayed."""
+    observed = {key: each for key, each in env.observation.items() if key in dataset.spec.observation}
+    lines = dataclasses.replace(env, observation=observed or env.observation).differences(
+        dataclasses.replace(dataset.spec, observation={k: dataset.spec.observation[k] for k in observed})
+    )
+    if doubt := doubtful_start(dataset, env):
+        lines.append(doubt)
+    if not lines:
+        return Finding("ok", "environment", f"what the file says agrees with {env.env_id}")
+    return Finding(
+        "error" if any(line.startswith(("env_id", "observation", "action.size")) for line in lines) else "warning",
+        "environment",
+        f"{env.env_id} against the file: {_list(lines)}",
+        "name the right --env; training refuses what differs, or says what it accepts (--data.accept)",
+    )
+
+
 def _check_replay(dataset: Dataset, replay: Replay, episodes: int) -> Finding:
-    outcomes = replay(dataset, min(episodes, len(dataset.names)))
+    try:
+        outcomes = replay(dataset, min(episodes, len(dataset.names)))
+    except DataError as error:
+        return Finding("note", "replay", f"not possible: {error.what}", error.fix)
     share = sum(outcomes) / len(outcomes)
     message = f"{sum(outcomes)} of {len(outcomes)} episodes succeed when their actions are replayed open-loop"
     if share >= 0.9:

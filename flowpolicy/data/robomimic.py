@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, nearest
 from flowpolicy.core.files import sha256
-from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
+from flowpolicy.core.spec import UNSTATED, ObservationSpec, Spec
+from flowpolicy.data.controllers import action_of, robot_of
 from flowpolicy.data.hdf5 import (
     EpisodeColumns,
     choose_keys,
@@ -73,12 +74,19 @@ class RobomimicRecording:
         shapes = {key: ObservationSpec((_width(first["obs"][key]),), units.get(key, UNSTATED)) for key in self.obs_keys}
         self.spec = Spec(
             observation=shapes,
-            action=action_spec(self.env_args, int(first["actions"].shape[1])),
+            action=self._stated(action_of, int(first["actions"].shape[1])),
             env_id=_env_id(self.env_args),
             env_version=str(self.env_args.get("env_version") or UNSTATED),
-            robot=str(self.env_args.get("robot") or UNSTATED),
+            robot=self._stated(robot_of),
             tool=str(self.env_args.get("tool") or UNSTATED),
         )
+
+    def _stated(self, read: Callable[..., Any], *args: Any) -> Any:
+        """What ``env_args`` say; errors name the file."""
+        try:
+            return read(self.env_args, *args)
+        except DataError as error:
+            raise DataError(f"{self.path}: {error.what}", expected=error.expected, fix=error.fix) from error
 
     def episode(self, index: int) -> EpisodeColumns:
         """Columns of the episode ``names[index]``."""
@@ -241,43 +249,6 @@ def observation_units(env_args: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def action_spec(env_args: dict[str, Any], size: int) -> ActionSpec:
-    """The action convention that ``env_args`` states.
-
-    Reads the arm controller of robosuite from 1.5 on (``controller_configs.body_parts.right``) and before
-    (``controller_configs`` itself, ``control_delta``). What the file does not say stays unstated.
-    """
-    stated = env_args.get("action_spec")
-    if isinstance(stated, dict):  # our own recordings say it in full
-        return ActionSpec(size, **stated)
-    kwargs = env_args.get("env_kwargs") or {}
-    rate = float(kwargs.get("control_freq") or 0.0)
-    configs: Any = kwargs.get("controller_configs") or {}
-    first: dict[str, Any] = configs[0] if isinstance(configs, list) else configs
-    arm = (first.get("body_parts") or {}).get("right", first)
-    if not str(arm.get("type", "")).startswith("OSC_"):
-        return ActionSpec(size, rate_hz=rate)
-    pose = arm["type"] == "OSC_POSE"
-    if "input_type" in arm:
-        convention, frame = str(arm["input_type"]), str(arm.get("input_ref_frame", UNSTATED))
-    elif "control_delta" in arm:
-        # Before 1.5 robosuite had one frame only and therefore no word for it.
-        convention, frame = "delta" if arm["control_delta"] else "absolute", "world"
-    else:
-        convention, frame = UNSTATED, UNSTATED
-    return ActionSpec(
-        size,
-        convention=convention,
-        frame=frame,
-        units=_units(arm) if convention == "delta" else UNSTATED,
-        rotation="axis-angle" if pose else UNSTATED,
-        gripper="last dimension: -1 opens, +1 closes" if size == (7 if pose else 4) else UNSTATED,
-        rate_hz=rate,
-        low=float(np.min(arm.get("input_min", -1.0))),
-        high=float(np.max(arm.get("input_max", 1.0))),
-    )
-
-
 def success_reward(env_args: dict[str, Any]) -> float:
     """Smallest reward that counts as success: robosuite scales every task's best reward to ``reward_scale``."""
     scale = (env_args.get("env_kwargs") or {}).get("reward_scale", 1.0)
@@ -316,14 +287,6 @@ def read_stored_state(path: Path, name: str, step: int) -> StoredState:
         if not 0 <= step < len(states):
             raise DataError(f"{path}: data/{name}/states has {len(states)} rows", expected=f"a row {step}")
         return StoredState(states[step], str(demo.attrs.get("model_file", "")), actions[:step])
-
-
-def _units(arm: dict[str, Any]) -> str:
-    high = np.atleast_1d(np.asarray(arm.get("output_max", []), dtype=float))
-    if high.size < 3:
-        return UNSTATED
-    rotation = f", {high[3]:g} rad" if high.size >= 6 else ""
-    return f"1 stands for {high[0]:g} m{rotation} per step"
 
 
 def _env_id(env_args: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,11 +12,12 @@ import torch
 from tensordict import TensorDict
 
 from flowpolicy.core import keys
-from flowpolicy.core.errors import ConfigError, DataError, DataWarning
+from flowpolicy.core.errors import ConfigError, ContractError, DataError, DataWarning
 from flowpolicy.core.files import sha256
 from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.data.dataset import DataConfig, Dataset
+from flowpolicy.data.doctor import doubtful_start
 from flowpolicy.data.groups import Groups, GroupSampler
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.data.transitions import TransitionSampler
@@ -102,7 +104,7 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
     # With which arm and tool the task is done, only the recording knows.
     missing = {field: getattr(dataset.spec, field) for field in ("robot", "tool") if getattr(env, field) == UNSTATED}
     spec = dataclasses.replace(spec, **missing)
-    agent, file = experiment.agent, _with_stated_shift(dataset, env)
+    agent, (file, accepted) = experiment.agent, _as_accepted(experiment, dataset, env)
     contract = Contract(
         spec=spec,
         history=agent.history,
@@ -113,12 +115,69 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
         dataset_sha256=dataset.sha256,
         dataset_filter=dataset.filter_key,
         versions=library_versions(),
+        accepted=accepted,
     )
     fix = "train on data of this environment, or name the right --env"
     if file.reward_shift != env.reward_shift:
         fix = f"--data.reward-shift {env.reward_shift:g}, if this is data of {experiment.env}"
+    elif words := [word for word, field in _ACCEPTABLE.items() if _differs(field, file, env)]:
+        fix += f"; or, where you know that it makes no difference: --data.accept {' '.join(words)}"
     contract.require(file, f"the file {dataset.path}", fix)
     return contract
+
+
+_ACCEPTABLE = {
+    "env_version": "env_version",
+    "frame": "action.frame",
+    "controller": "action.controller",
+    "robot": "robot",
+}
+"""Word of ``--data.accept`` -> field of a spec."""
+
+
+def _as_accepted(experiment: Experiment, dataset: Dataset, env: Spec) -> tuple[Spec, tuple[str, ...]]:
+    """What the file says, but for what is accepted, and that in lines.
+
+    A simulator of the same minor version is accepted unasked, where all that is said of the action agrees.
+
+    Raises:
+        ContractError: the file says nothing of how its actions are executed.
+
+    """
+    file, accepted = _with_stated_shift(dataset, env), []
+    # Where the environment's action has one meaning, the name of the environment says it.
+    silent = file.action.convention == UNSTATED and file.action.controller == UNSTATED != env.action.controller
+    if silent and "unstated" not in experiment.data.accept:
+        raise ContractError(
+            f"{dataset.path} does not say how its actions are executed (unstated: delta or absolute, frame, "
+            f"controller), so nothing could be compared with the environment '{experiment.env}'",
+            expected=f"{env.action.convention}, {env.action.frame}, {env.action.units}, {env.action.controller}",
+            fix="if you know that they are executed so: --data.accept unstated",
+        )
+    if silent:
+        accepted.append("action: not said by the file")
+    same_minor = file.env_version.split(".")[:2] == env.env_version.split(".")[:2] and not silent
+    for word, field in _ACCEPTABLE.items():
+        if _differs(field, file, env) and (word in experiment.data.accept or (word == "env_version" and same_minor)):
+            accepted.append(f"{field}: {_value(field, env)!r} against {_value(field, file)!r}")
+            part, _, name = field.rpartition(".")
+            inner = dataclasses.replace(file.action, **{name: UNSTATED}) if part else UNSTATED
+            file = dataclasses.replace(file, **{part or name: inner})
+    doubts = [f"accepted although it differs: {line}" for line in accepted]
+    if doubt := doubtful_start(dataset, env):
+        doubts.append(doubt)
+    for doubt in doubts:
+        warnings.warn(f"{dataset.path}: {doubt}", DataWarning, stacklevel=3)
+    return file, tuple(accepted)
+
+
+def _value(field: str, spec: Spec) -> str:
+    return str(functools.reduce(getattr, field.split("."), spec))
+
+
+def _differs(field: str, file: Spec, env: Spec) -> bool:
+    values = {_value(field, file), _value(field, env)} - {UNSTATED}
+    return len(values) > 1
 
 
 def _with_stated_shift(dataset: Dataset, env: Spec) -> Spec:

@@ -69,7 +69,7 @@ def test_what_ctrl_c_advises_can_be_followed(tmp_path, capsys):
     told, code = interrupted(run, *train, "--checkpoint-every", 20, when=(run / "checkpoints" / "LATEST").exists)
     assert code == 130, told  # the same command started anew
     assert told.strip().endswith(f"flowpolicy resume {run}")
-    told, code = interrupted(run, "resume", run, when=lambda: not time.sleep(6))
-    assert code == 130 and "Traceback" not in told
-    told, code = interrupted(run, "eval", run, "--episodes", 100000, when=lambda: not time.sleep(5))
-    assert code == 130 and "train" not in told and "Traceback" not in told, told
+    before = len((run / "metrics.csv").read_text().splitlines())
+    more = lambda: len((run / "metrics.csv").read_text().splitlines()) > before  # noqa: E731
+    told, code = interrupted(run, "resume", run, when=more)
+    assert code == 130 and "Traceback" not in told, told

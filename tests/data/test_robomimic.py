@@ -7,8 +7,9 @@ import torch
 
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.spec import UNSTATED
+from flowpolicy.data.controllers import action_of
 from flowpolicy.data.dataset import DataConfig, load_dataset
-from flowpolicy.data.robomimic import action_spec, read_initial_state
+from flowpolicy.data.robomimic import read_initial_state
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 
 from .conftest import ENV_ARGS
@@ -65,12 +66,12 @@ def test_spec_comes_from_the_file(robomimic_file):
 @pytest.mark.parametrize(("delta", "convention"), [(True, "delta"), (False, "absolute")])
 def test_controller_of_robosuite_before_1_5(delta, convention):
     config = {"type": "OSC_POSE", "control_delta": delta, "input_max": 1, "output_max": [0.05] * 3 + [0.5] * 3}
-    spec = action_spec({"env_kwargs": {"control_freq": 20, "controller_configs": config}}, 7)
+    spec = action_of({"env_kwargs": {"control_freq": 20, "controller_configs": config}}, 7)
     assert (spec.convention, spec.frame, spec.rate_hz) == (convention, "world", 20.0)
 
 
 def test_what_the_file_does_not_say_stays_unstated():
-    spec = action_spec({}, 4)
+    spec = action_of({}, 4)
     assert {spec.convention, spec.frame, spec.units, spec.rotation, spec.gripper} == {UNSTATED}
     assert spec.rate_hz == 0.0
 
