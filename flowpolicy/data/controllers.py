@@ -118,8 +118,8 @@ def _convention(arm: Mapping[str, Any], modern: bool) -> tuple[str, str]:
         )
     if modern and old == "absolute" and new is None:
         raise DataError(
-            "the controller of the file says control_delta false in the layout of robosuite 1.5, which does not read it "
-            "and would execute deltas",
+            "the controller of the file says control_delta false in the layout of robosuite 1.5, "
+            "which does not read that word and would execute deltas",
             expected="input_type 'absolute', or 'delta'",
             fix="find out how the actions were executed, and add input_type to env_args",
         )
