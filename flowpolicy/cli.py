@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TextIO
 
 from flowpolicy import __version__
 
@@ -71,7 +72,14 @@ def _reader_left() -> bool:
     return False
 
 
-def _show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Our own warnings are sentences for the user; the place in our code that said them helps nobody."""
     if category.__module__.startswith("flowpolicy."):
         sys.stderr.write(f"warning: {message}\n")

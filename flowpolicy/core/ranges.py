@@ -81,7 +81,8 @@ def require_ranges(config: Any, prefix: str = "--") -> None:
         prefix: beginning of its flags, such as ``--agent.``.
 
     """
-    for field, declared in declared_ranges(type(config)).items():
+    owner: Any = type(config)
+    for field, declared in declared_ranges(owner).items():
         _require(getattr(config, field), declared, prefix + field)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import h5py
 import numpy as np
@@ -37,7 +37,6 @@ class D4RLRecording:
 
     format = "d4rl"
     provenance = ""
-    unread: ClassVar[dict[str, str]] = {}
 
     def __init__(self, file: h5py.File, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
         if filter_key:
@@ -53,6 +52,7 @@ class D4RLRecording:
         self.lengths = tuple(int(n) for n in self.ends - self.starts)
         self.names = tuple(f"episode_{i}" for i in range(len(self.lengths)))
         self.env_args: dict[str, Any] = {}
+        self.unread: dict[str, str] = {}
         self.filters: dict[str, int] = {}
         steps = int(self.ends[-1])
         for key, ndim in (("observations", 2), ("actions", 2), ("rewards", 1)):

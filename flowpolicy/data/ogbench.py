@@ -21,7 +21,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,6 @@ class OGBenchRecording:
 
     format = "ogbench"
     provenance = ""
-    unread: ClassVar[dict[str, str]] = {}
     remarks: tuple[str, ...] = ()
 
     def __init__(self, file: NpzFile, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
@@ -65,6 +64,7 @@ class OGBenchRecording:
         self.lengths = tuple(int(n) for n in ends - self.starts)
         self.names = tuple(f"episode_{i}" for i in range(len(ends)))
         self.env_args: dict[str, Any] = {}
+        self.unread: dict[str, str] = {}
         labelled = [name.removeprefix("rewards_") for name in file.names if name.startswith("rewards_task")]
         self.filters = dict.fromkeys(sorted(labelled), len(ends))
         self._rewards = _label_name("rewards", filter_key, file)

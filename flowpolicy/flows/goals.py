@@ -12,7 +12,6 @@ import functools
 import re
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -189,15 +188,15 @@ def _within(
     rank = int((sizes > sizes.max().clamp(min=_ROUNDING) * _ROUNDING).sum())
     free = root @ right[rank:].mT
     room = torch.cat([limit + slack - point, limit + slack + point])  # above and below
-    system = torch.cat([torch.cat([-free, free]).mT, -room.unsqueeze(0)]).cpu().numpy()
-    wanted = np.zeros(len(system))
+    system = torch.cat([torch.cat([-free, free]).mT, -room.unsqueeze(0)]).double().cpu()
+    wanted = torch.zeros(len(system), dtype=system.dtype)
     wanted[-1] = 1.0
-    pull, residual = nnls(system, wanted, maxiter=30 * system.shape[1])
+    pull, residual = nnls(system.numpy(), wanted.numpy(), maxiter=30 * system.shape[1])
     if residual < _NO_WAY:
         if slack:
             raise _out_of_reach("its equations and the limits exclude each other")
         return _within(point, matrix, metric, limit, slack=_UNMET)  # a goal on the limits, but for rounding
-    rest = torch.as_tensor(system @ pull, dtype=point.dtype, device=point.device)
+    rest = (system @ torch.from_numpy(pull)).to(point)
     nearest: Tensor = point - free @ (rest[:-1] / (rest[-1] - 1.0))
     return nearest
 

@@ -160,15 +160,20 @@ def _as_accepted(experiment: Experiment, dataset: Dataset, env: Spec) -> tuple[S
     for word, field in _ACCEPTABLE.items():
         if _differs(field, file, env) and (word in experiment.data.accept or (word == "env_version" and same_minor)):
             accepted.append(f"{field}: {_value(field, env)!r} against {_value(field, file)!r}")
-            part, _, name = field.rpartition(".")
-            inner = dataclasses.replace(file.action, **{name: UNSTATED}) if part else UNSTATED
-            file = dataclasses.replace(file, **{part or name: inner})
+            file = _without(field, file)
     doubts = [f"accepted although it differs: {line}" for line in accepted]
     if doubt := doubtful_start(dataset, env):
         doubts.append(doubt)
     for doubt in doubts:
         warnings.warn(f"{dataset.path}: {doubt}", DataWarning, stacklevel=3)
     return file, tuple(accepted)
+
+
+def _without(field: str, spec: Spec) -> Spec:
+    unsaid: dict[str, Any] = {field.removeprefix("action."): UNSTATED}
+    if field.startswith("action."):
+        return dataclasses.replace(spec, action=dataclasses.replace(spec.action, **unsaid))
+    return dataclasses.replace(spec, **unsaid)
 
 
 def _value(field: str, spec: Spec) -> str:
