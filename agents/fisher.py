@@ -149,7 +149,7 @@ class FisherAgent(ValueAgent):
         next_noise, z, noise, *rest = draws
         with torch.no_grad():
             base = self.behave(t.next_obs, next_noise)
-            next_action = (base + self.shift(base, self.actor.encoder(t.next_obs).cond)).clamp(-1, 1)
+            next_action = self.normalizer.within(base + self.shift(base, self.actor.encoder(t.next_obs).cond))
             target = self.bootstrap(t, self.target.value(t.next_obs, next_action))
         critic, metrics = self.critic_loss(t, target)
         if self.config.base == "map":
@@ -170,7 +170,7 @@ class FisherAgent(ValueAgent):
         base = self.behave(t.obs, z)
         shift = self.shift(base, cond)
         chunk = base + shift
-        climb, metrics = q_term(self.critic, t.obs, chunk.clamp(-1, 1), normalize=config.normalize_q)
+        climb, metrics = q_term(self.critic, t.obs, self.normalizer.within(chunk), normalize=config.normalize_q)
         charge = self.charge(t, cond, base, shift, *draws)
         spent, beyond = charge.divergence.mean(), fisher.overflow(chunk)
         loss = climb + dual.log_weight.exp().detach() * spent + config.overflow * beyond
@@ -226,8 +226,8 @@ class FisherAgent(ValueAgent):
     def behave(self, obs: Float[Tensor, "b n"], noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
         """Chunks of the behaviour policy, clamped, without gradients."""
         if self.config.base == "map":
-            return jump_to_action(self.actor, obs, noise)
-        return flow_sample(self.actor, obs, noise, self.config.flow_steps, "euler")
+            return self.normalizer.within(jump_to_action(self.actor, obs, noise))
+        return self.normalizer.within(flow_sample(self.actor, obs, noise, self.config.flow_steps, "euler"))
 
     def shift(self, base: Float[Tensor, "b h a"], cond: Float[Tensor, "b c"]) -> Float[Tensor, "b h a"]:
         """The residual of chunks."""

@@ -82,7 +82,7 @@ class FQLAgent(ValueAgent):
         """Temporal difference, velocity matching, and distillation minus Q."""
         next_noise, z, noise, time = draws
         with torch.no_grad():
-            next_action = one_step(self.actor, t.next_obs, next_noise).clamp(-1, 1)
+            next_action = self.normalizer.within(one_step(self.actor, t.next_obs, next_noise))
             target = self.bootstrap(t, self.target.value(t.next_obs, next_action))
         critic, metrics = self.critic_loss(t, target)
         actor, more = self.actor_loss(t, z)
@@ -94,7 +94,7 @@ class FQLAgent(ValueAgent):
         config = self.config
         chunk = one_step(self.actor, t.obs, z)
         distill = (chunk - flow_sample(self.flow, t.obs, z, config.flow_steps, config.solver)).square().mean()
-        climb, metrics = q_term(self.critic, t.obs, chunk.clamp(-1, 1), normalize=config.normalize_q)
+        climb, metrics = q_term(self.critic, t.obs, self.normalizer.within(chunk), normalize=config.normalize_q)
         return config.alpha * distill + climb, {"distill": distill.detach(), **metrics}
 
 

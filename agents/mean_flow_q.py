@@ -99,12 +99,13 @@ class MeanFlowQAgent(ValueAgent):
         config = self.config
         next_noise, z, noise, start, end = draws
         with torch.no_grad():
-            values = [self.target.value(t.next_obs, jump_to_action(self.actor, t.next_obs, n)) for n in next_noise]
+            chunks = [self.normalizer.within(jump_to_action(self.actor, t.next_obs, n)) for n in next_noise]
+            values = [self.target.value(t.next_obs, chunk) for chunk in chunks]
             target = self.bootstrap(t, torch.stack(values).amax(0))
         critic, metrics = self.critic_loss(t, target)
         flow = map_loss(self.actor, t, noise, start, end, config.pairs, config.kappa)
         chunk = jump_from(self.actor, t.obs, z)
-        climb, more = q_term(self.critic, t.obs, chunk.clamp(-1, 1), normalize=config.normalize_q)
+        climb, more = q_term(self.critic, t.obs, self.normalizer.within(chunk), normalize=config.normalize_q)
         beyond = overflow(chunk)
         actor = config.alpha * flow.loss + climb + config.overflow * beyond
         metrics |= {"meanflow": flow.loss.detach(), "overflow": beyond.detach(), **flow.metrics, **more}

@@ -91,6 +91,6 @@ class QCAgent(ValueAgent):
     def best(self, obs: Float[Tensor, "b n"], noise: Float[Tensor, "bk h a"]) -> Float[Tensor, "b h a"]:
         """Among the k flow samples of each row the one that the critic, not its target, values most."""
         rows = obs.repeat_interleave(noise.shape[0] // obs.shape[0], 0)
-        chunk = flow_sample(self.actor, rows, noise, self.config.flow_steps, self.config.solver)
+        chunk = self.normalizer.within(flow_sample(self.actor, rows, noise, self.config.flow_steps, self.config.solver))
         value = self.critic.value(rows, chunk)
         return best_of(chunk.view(obs.shape[0], -1, *chunk.shape[1:]), value.view(obs.shape[0], -1))

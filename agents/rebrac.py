@@ -96,14 +96,14 @@ class ReBRACAgent(ValueAgent):
         config = self.config
         with torch.no_grad():
             jitter = (config.target_noise * noise).clamp(-config.target_noise_limit, config.target_noise_limit)
-            action = (squashed(self.target_actor, t.next_obs, noise) + jitter).clamp(-1, 1)
+            action = self.normalizer.within(squashed(self.target_actor, t.next_obs, noise) + jitter)
             distance = (action[:, 0] - t.next_action).square().sum(1)
             value = self.target.value(t.next_obs, action) - config.alpha_critic * distance
         return self.bootstrap(t, value)
 
     def actor_loss(self, t: Transition) -> tuple[Float[Tensor, ""], Metrics]:
         """``alpha |pi(s) - a|^2 - Q(s, pi(s)) / mean |Q|``, the distance summed over dimensions."""
-        action = squashed(self.actor, t.obs, t.action)
+        action = self.normalizer.within(squashed(self.actor, t.obs, t.action))
         distance = (action - t.action).square().sum((1, 2)).mean()
         climb, metrics = q_term(self.critic, t.obs, action, normalize=True, aggregate=self.config.critic.aggregate)
         return self.config.alpha_actor * distance + climb, {"distance": distance.detach(), **metrics}

@@ -7,14 +7,16 @@ import torch
 from tensordict import TensorDict
 
 from flowpolicy.agents.adam import Adam
+from flowpolicy.agents.fisher import Fisher
 from flowpolicy.agents.fql import FQL
 from flowpolicy.agents.ifql import IFQL
 from flowpolicy.agents.iql import IQL
+from flowpolicy.agents.mean_flow_q import MeanFlowQ
 from flowpolicy.agents.qc import QC
 from flowpolicy.agents.rebrac import ReBRAC
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.nets.critic import CriticConfig
+from flowpolicy.nets.critic import Critic, CriticConfig
 from flowpolicy.nets.plain import Plain
 
 from .bandit import bandit
@@ -153,3 +155,24 @@ def test_a_foreign_state_is_refused(demonstrations):
 def test_an_impossible_optimiser_is_refused(change):
     with pytest.raises(ConfigError, match=r"expected: a(bove|t least) 0"):
         Adam(**change)
+
+
+@pytest.mark.parametrize("config", [*AGENTS.values(), MeanFlowQ(**SMALL), Fisher(**SMALL, flow_steps=2)])
+def test_critics_are_shown_actions_as_they_are_executed(config, demonstrations):
+    """A dimension that never varied in the data comes back as its constant: a critic never sees another value."""
+    agent, sampler = build(config, demonstrations)
+    agent.normalizer.action_scaling.limit[0] = 0.0
+    batch = sampler.draw(torch_generator(0))
+    inputs = {name: dict(value.items()) if "obs" in name else value for name, value in batch.items()}
+    draws = agent.draw(batch["action"], torch_generator(1))
+    torch.manual_seed(0)
+    before = agent.loss(inputs, *draws, **agent.switches())[0]
+    critics = [module for module in agent.modules() if isinstance(module, Critic)]
+    with torch.no_grad():
+        for critic in critics:
+            weight = critic.layers[0].linear.weight
+            first = agent.actor.obs_size
+            weight[:, first :: agent.normalizer.action_scaling.limit.numel()] += 10.0
+    torch.manual_seed(0)
+    assert critics
+    assert float(agent.loss(inputs, *draws, **agent.switches())[0]) == float(before)
