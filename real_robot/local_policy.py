@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.policy.committed import Committed
+from flowpolicy.policy.inputs import require_numbers
 from flowpolicy.policy.policy import Policy
 
 
@@ -50,6 +51,7 @@ class LocalPolicy:
         if committed is None:
             return None
         contract, length = self.contract, len(committed)
+        require_numbers("the committed actions", committed, (min(length, contract.chunk), contract.spec.action.size))
         action = torch.zeros(1, contract.chunk, contract.spec.action.size)
         action[0, :length] = torch.from_numpy(committed)
         return Committed(action, torch.tensor([length]), torch.tensor([length]))

@@ -146,6 +146,11 @@ class Contract:
     groups_source: str = ""
     """'critic', 'returns', or 'simulator': then the policy saw labels from the simulator and is no offline result."""
 
+    @property
+    def histories(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of what one decision sees: name -> (o, *shape)."""
+        return {key: (self.history, *spec.shape) for key, spec in self.spec.observation.items()}
+
     def require(self, other: Spec, what: str, fix: str) -> None:
         """Raise :class:`ContractError` unless ``other`` offers what the policy was trained for.
 

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.real_time import committed_rows
 
 
@@ -34,13 +33,3 @@ class Committed(NamedTuple):
     def impose(self, chunk: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
         """``chunk`` with the committed rows put in, bit for bit."""
         return torch.where(self.rows.unsqueeze(2), self.action, chunk)
-
-    def require(self, prefix: int) -> None:
-        """Raise ConfigError where more is committed than a policy was trained to continue."""
-        longest = int(self.length.max())
-        if longest > prefix:
-            raise ConfigError(
-                f"{longest} actions are committed and the policy was trained to continue {prefix}",
-                expected=f"at most {prefix}",
-                fix=f"train with --agent.prefix {longest}, or compute faster",
-            )

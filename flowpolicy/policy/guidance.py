@@ -66,7 +66,7 @@ class GuidedPolicy:
         nfe = policy.contract.nfe if nfe is None else nfe
         noise = torch.randn(committed.action.shape, generator=generator, device=committed.action.device)
         with torch.no_grad():
-            cond = policy.condition(obs)
+            cond = policy.condition(policy.observed(obs))
             target = policy.normalizer.action(committed.action)
             weight = soft_mask(committed.length, committed.overlap, noise.shape[1])
             steered = guided(lambda x, t: policy.evaluate(x, t, t, cond), target, weight, self.limit)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.spec import Contract
+from flowpolicy.policy.inputs import require_keys, require_numbers
 
 
 class ObservationHistory:
@@ -21,7 +22,7 @@ class ObservationHistory:
     """
 
     def __init__(self, contract: Contract) -> None:
-        self._keys = tuple(contract.spec.observation)
+        self._shapes = {key: spec.shape for key, spec in contract.spec.observation.items()}
         self._past: deque[dict[str, NDArray[Any]]] = deque(maxlen=contract.history)
 
     def __len__(self) -> int:
@@ -33,13 +34,21 @@ class ObservationHistory:
         return self._past[-1]
 
     def append(self, obs: Mapping[str, NDArray[Any]]) -> None:
-        """Copy one observation, name -> (*shape); keys beside the contract's are ignored."""
-        current = {key: np.array(obs[key]) for key in self._keys}
+        """Copy one observation, name -> (*shape); keys beside the contract's are ignored.
+
+        Raises:
+            ConfigError: a key is missing, or holds no real numbers of its shape.
+
+        """
+        require_keys(obs, self._shapes)
+        for key, shape in self._shapes.items():
+            require_numbers(f"observation '{key}'", obs[key], shape)
+        current = {key: np.array(obs[key]) for key in self._shapes}
         self._past.extend([current] * (1 if self._past else self._past.maxlen or 1))
 
     def stacked(self) -> dict[str, NDArray[Any]]:
         """Name -> (o, *shape), oldest first."""
-        return {key: np.stack([past[key] for past in self._past]) for key in self._keys}
+        return {key: np.stack([past[key] for past in self._past]) for key in self._shapes}
 
     def clear(self) -> None:
         """Forget everything: the next observation begins an episode."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowpolicy.core import checkpoint
@@ -22,7 +24,16 @@ from flowpolicy.policy.actor import KINDS, REFINING, SINGLE, Actor, PolicyConfig
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.engines.engine import Shapes
 from flowpolicy.policy.flow import carry, generate, without_gradients
+from flowpolicy.policy.inputs import (
+    require_committed,
+    require_finite,
+    require_nfe,
+    require_numbers,
+    require_observations,
+)
 from flowpolicy.policy.previous import Previous
+
+Array = TypeVar("Array", Tensor, NDArray[Any])
 
 
 class Policy(nn.Module):
@@ -47,60 +58,107 @@ class Policy(nn.Module):
         self.config, self.contract, self.normalizer = config, contract, normalizer
         self.actor = Actor(config, contract)
         self.evaluations = 0
+        self._histories = contract.histories
 
     @without_gradients
     def act(
         self,
-        obs: dict[str, Tensor],
+        obs: Mapping[str, Array],
         generator: torch.Generator,
         nfe: int | None = None,
         committed: Committed | None = None,
         previous: Previous | None = None,
-    ) -> Float[Tensor, "b h a"]:
-        """One action chunk per row, in environment units.
+    ) -> Array:
+        """One action chunk per row, (b, h, a), in environment units.
 
         Args:
-            obs: name -> (b, o, *shape), as the environment gives them, oldest first.
+            obs: name -> (b, o, *shape), as the environment gives them, oldest first; other keys are ignored. Tensors
+                give a tensor, and NumPy arrays an array.
             generator: source of the initial noise.
             nfe: network evaluations, over all candidates; the contract's number unless given.
             committed: actions that are executed while the policy computes; the chunk begins with them, exactly.
             previous: what was done before, for policies that continue it; None in the first decision of an episode.
 
         Raises:
-            ConfigError: the sampler cannot act in ``nfe`` evaluations, or the policy was not trained for so many
-                committed actions.
+            ConfigError: the observations are not what the contract says or not finite, the sampler cannot act in
+                ``nfe`` evaluations, or the policy was not trained for so many committed actions.
 
         """
-        nfe = self.contract.nfe if nfe is None else nfe
-        first = obs[self.actor.keys[0]]
-        flow = self.config.flow
-        rows = first.shape[0] * (flow.guidance.candidates if flow else self.config.candidates)
+        if not isinstance(generator, torch.Generator):
+            raise ConfigError(
+                f"the generator is of type {type(generator).__name__}",
+                expected="a torch.Generator, such as torch.Generator().manual_seed(0)",
+            )
+        seen, flow = self.observed(obs), self.config.flow
+        rows = len(seen[self.actor.keys[0]]) * (flow.guidance.candidates if flow else self.config.candidates)
         shape = (rows, self.contract.chunk, self.contract.spec.action.size)
         noise = (
             flow.source.sample(shape, generator)
             if flow
-            else torch.randn(shape, generator=generator, device=first.device)
+            else torch.randn(shape, generator=generator, device=generator.device)
         )
-        return self.act_from(obs, self.noise_scale * noise, nfe, committed, generator, previous)
+        nfe = self.contract.nfe if nfe is None else nfe
+        return self._like(obs, self._act(seen, self.noise_scale * noise, nfe, committed, generator, previous))
 
     @without_gradients
     def act_from(
         self,
-        obs: dict[str, Tensor],
-        noise: Float[Tensor, "bk h a"],
+        obs: Mapping[str, Array],
+        noise: Tensor | NDArray[Any],
         nfe: int,
         committed: Committed | None = None,
         generator: torch.Generator | None = None,
         previous: Previous | None = None,
-    ) -> Float[Tensor, "b h a"]:
-        """:meth:`act` with the initial noise passed in: deterministic. The k candidates of a row follow each other.
+    ) -> Array:
+        """:meth:`act` with the initial noise (b k, h, a) passed in: deterministic.
 
-        ``generator`` serves solvers that draw noise on the way, and sources that draw more than noise.
+        The k candidates of a row follow each other. ``generator`` serves solvers that draw noise on the way, and
+        sources that draw more than noise.
         """
+        return self._like(obs, self._act(self.observed(obs), noise, nfe, committed, generator, previous))
+
+    def observed(self, obs: Mapping[str, Tensor] | Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+        """Observations as tensors where the policy computes, checked; see :meth:`act` for what is refused."""
+        require_observations(obs, self._histories)
+        seen = {key: self._placed(obs[key]) for key in self._histories}
+        for key, value in seen.items():
+            require_finite(f"observation '{key}'", value)
+        return seen
+
+    def _placed(self, value: Tensor | NDArray[Any]) -> Tensor:
+        """A tensor of the type and on the device of the policy's own."""
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value, np.float32))
+        return tensor.to(self.normalizer.action_scaling.offset)
+
+    def _like(self, obs: Mapping[str, Array], chunk: Tensor) -> Array:
+        """A chunk as an array, if observations are arrays."""
+        as_tensor = isinstance(obs[self.actor.keys[0]], Tensor)
+        return cast(Array, chunk if as_tensor else chunk.cpu().numpy())
+
+    def _act(
+        self,
+        seen: dict[str, Tensor],
+        noise: Tensor | NDArray[Any],
+        nfe: int,
+        committed: Committed | None,
+        generator: torch.Generator | None,
+        previous: Previous | None,
+    ) -> Tensor:
+        """Chunks for checked observations."""
+        require_nfe(nfe)
+        rows = len(seen[self.actor.keys[0]])
+        each = (self.contract.chunk, self.contract.spec.action.size)
+        chooses = self.config.flow is not None or self.config.critic is not None
+        given = (getattr(noise, "shape", None) or (rows,))[0]
+        candidates = max(1, given // rows) if chooses else 1
+        require_numbers("the noise", noise, (rows * candidates, *each))
+        start = self._placed(noise)
+        require_finite("the noise", start)
         if committed is not None:
-            committed.require(self.config.prefix)
-        decided = self.decide(self.normalized(obs), noise, nfe, committed, generator, previous)
-        chunk = self.normalizer.unaction(decided)
+            require_committed(committed.action, committed.length, (rows, *each), self.config.prefix)
+        if previous is not None:
+            previous.require((rows, *each))
+        chunk = self.normalizer.unaction(self.decide(self.normalized(seen), start, nfe, committed, generator, previous))
         return chunk if committed is None else committed.impose(chunk)
 
     def decide(

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flowpolicy.policy.inputs import require_finite, require_numbers
+
 
 class Previous(NamedTuple):
     """Actions before the observation, in environment units, for policies that continue them.
@@ -26,3 +28,11 @@ class Previous(NamedTuple):
     def begun(self) -> Bool[Tensor, " b"]:
         """Which rows have a previous chunk."""
         return self.known[:, -1]
+
+    def require(self, shape: tuple[int, int, int]) -> None:
+        """Raise ConfigError unless these are chunks of ``shape``, finite where they mean something."""
+        require_numbers("the executed actions", self.executed, shape)
+        require_numbers("the mask of executed actions", self.known, shape[:2])
+        require_numbers("the previous chunk", self.planned, shape)
+        require_finite("the executed actions", self.executed[self.known])
+        require_finite("the previous chunk", self.planned)

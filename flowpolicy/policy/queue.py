@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.previous import Previous
 
@@ -21,6 +22,8 @@ class ChunkQueue:
     """
 
     def __init__(self, execute: int) -> None:
+        if execute < 1:
+            raise ConfigError(f"a queue that executes {execute} actions of a chunk", expected="at least 1")
         self.execute = execute
         self._planned: deque[Tensor] = deque()
         self._left = 0
@@ -39,6 +42,10 @@ class ChunkQueue:
             skip: actions executed since. A chunk that is over by then gives its last row, once.
 
         """
+        if chunk.ndim != 2 or not len(chunk) or skip < 0:
+            raise ConfigError(
+                f"a chunk of shape {tuple(chunk.shape)}, {skip} actions late", expected="one chunk (h, a), 0 or more"
+            )
         self._planned = deque(chunk[min(skip, len(chunk) - 1) :])
         self._left = self.execute
 

@@ -47,7 +47,8 @@ class Skipping:
         self, obs: dict[str, Tensor], generator: torch.Generator, nfe: int | None, executed: int
     ) -> Float[Tensor, "1 h a"]:
         """See :class:`Decider`."""
-        similar = self._filter.skip(self._policy.normalized(obs)[0].cpu().numpy(), left=0)
+        seen = self._policy.normalized(self._policy.observed(obs))
+        similar = self._filter.skip(seen[0].cpu().numpy(), left=0)
         if self._chunk is None or not similar:
             self._chunk = self._policy.act(obs, generator, nfe)
         return self._chunk

@@ -77,8 +77,9 @@ class StreamBatch:
             The finished chunk in environment units; None in the first K - 1 ticks.
 
         """
+        cond = self.policy.condition(self.policy.observed(obs))
         self._chunks.append(noise)
-        self._conds.append(self.policy.condition(obs))
+        self._conds.append(cond)
         if self.refresh:
             self._conds = deque([self._conds[-1]] * len(self._conds))
         x, cond = torch.cat(list(self._chunks)), torch.cat(list(self._conds))

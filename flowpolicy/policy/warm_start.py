@@ -95,6 +95,7 @@ class WarmStart:
 
         """
         policy, sampler = self.policy, self.policy.config.sampler
+        obs = policy.observed(obs)
         start = self.start(policy.normalized(obs)[0])
         x = noise
         if previous is None:

@@ -91,9 +91,8 @@ class Model:
         """What a request must look like."""
         engine = self.any_engine
         contract = engine.contract
-        obs = {key: (contract.history, *spec.shape) for key, spec in contract.spec.observation.items()}
         noise = (engine.candidates, contract.chunk, contract.spec.action.size)
-        return InputForm(obs, noise, prefix_of(engine))
+        return InputForm(contract.histories, noise, prefix_of(engine))
 
     def act(self, nfe: int, requests: Sequence[ActRequest]) -> np.ndarray:
         """Chunks (b, h, a) of several requests; each draws its noise from its own seed and number.

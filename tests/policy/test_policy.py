@@ -136,7 +136,7 @@ def test_extra_observations_are_ignored_and_a_missing_one_is_an_error(contract):
     obs = observe(contract)
     extra = policy.act({**obs, "camera": torch.zeros(3, 2, 5)}, torch_generator(0))
     assert torch.equal(extra, policy.act(obs, torch_generator(0)))
-    with pytest.raises(KeyError, match="goal"):
+    with pytest.raises(ConfigError, match="'goal' is missing"):
         policy.act({"state": obs["state"]}, torch_generator(0))
 
 

@@ -1,0 +1,116 @@
+"""What a policy may be asked: one check of observations, noise and actions for everything that acts.
+
+No torch: engines and the robot's side do without it, and what is looked at arrays and tensors have in common.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Range
+
+_EVALUATIONS = Range(1, 2**14)  # as on the command line
+
+
+def require_observations(obs: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The number of rows of a batch of observations. Keys beside those of ``shapes`` are allowed.
+
+    Args:
+        obs: name -> (b, o, *shape).
+        shapes: name -> (o, *shape).
+
+    Raises:
+        ConfigError: a key is missing, or holds no real numbers, or not of its shape and in as many rows as the others.
+
+    """
+    require_keys(obs, shapes)
+    first = getattr(obs[next(iter(shapes))], "shape", ())
+    rows = first[0] if first and first[0] else 1
+    for key, shape in shapes.items():
+        require_numbers(f"observation '{key}'", obs[key], (rows, *shape))
+    return rows
+
+
+def require_keys(obs: Any, wanted: Iterable[str]) -> None:
+    """Raise ConfigError unless observations are a mapping that has the keys ``wanted``."""
+    if not hasattr(obs, "keys"):
+        raise ConfigError(
+            f"observations of type {type(obs).__name__}",
+            expected=f"name -> array or tensor (b, o, *shape), for {', '.join(wanted)}",
+        )
+    found = obs.keys()
+    for key in wanted:
+        if key not in found:
+            raise ConfigError(
+                f"observation '{key}' is missing",
+                expected=", ".join(wanted),
+                fix=f"given were: {', '.join(map(str, found))}",
+            )
+
+
+def require_numbers(what: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Raise ConfigError unless ``value`` is an array or a tensor of real numbers and of exactly this shape."""
+    found, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if found is None or dtype is None:
+        raise ConfigError(f"{what} is of type {type(value).__name__}", expected=f"an array or a tensor {shape}")
+    if found != shape:
+        raise ConfigError(f"{what} has shape {tuple(found)}", expected=f"{shape}; nothing is repeated to fit")
+    if not _real(dtype):
+        raise ConfigError(f"{what} is of {dtype}", expected="real numbers, such as float32")
+
+
+def require_finite(what: str, value: Any) -> None:
+    """Raise ConfigError where an array or a tensor holds NaN or infinity."""
+    if math.isfinite(value.sum()):  # one pass; only where finite numbers have too large a sum it takes another
+        return
+    count = math.prod(value.shape)
+    wrong = count - int((abs(value) < math.inf).sum())
+    if wrong:
+        raise ConfigError(
+            f"{what} holds NaN or infinity, or more than float32 can say ({wrong} of {count} numbers)",
+            expected="finite numbers",
+            fix="look at what measured or computed them: a policy would make an action of them",
+        )
+
+
+def require_committed(action: Any, length: Any, shape: tuple[int, ...], prefix: int) -> None:
+    """Raise ConfigError unless a policy can continue these actions.
+
+    Args:
+        action: actions that are executed while the policy computes; rows from ``length`` on mean nothing.
+        length: how many of each row are committed.
+        shape: of ``action``: (b, h, a).
+        prefix: the most that the policy was trained to continue.
+
+    """
+    require_numbers("the committed actions", action, shape)
+    require_numbers("the number of committed actions", length, shape[:1])
+    shortest, longest = int(length.min()), int(length.max())
+    if longest > prefix:
+        raise ConfigError(
+            f"{longest} actions are committed and the policy was trained to continue {prefix}",
+            expected=f"at most {prefix}",
+            fix=f"train with --agent.prefix {longest}, or compute faster",
+        )
+    if shortest < 0:
+        raise ConfigError(f"{shortest} actions are committed", expected="0 or more")
+    if not math.isfinite(action.sum()):
+        for row, count in enumerate(length):
+            require_finite("the committed actions", action[row, : int(count)])
+
+
+def require_nfe(nfe: Any) -> None:
+    """Raise ConfigError unless ``nfe`` is a number of network evaluations."""
+    if not hasattr(nfe, "__index__") or isinstance(nfe, bool) or nfe not in _EVALUATIONS:
+        raise ConfigError(f"nfe={nfe!r}", expected=f"a whole number, {_EVALUATIONS}")
+
+
+@functools.cache
+def _real(dtype: Any) -> bool:
+    """Whether a dtype of NumPy or torch has real numbers; truth values count as 0 and 1."""
+    kind = getattr(dtype, "kind", None)
+    return kind in "biuf" if kind else not dtype.is_complex
