@@ -41,7 +41,7 @@ def decode(value: Any, kinds: Kinds, where: str = "config") -> Any:
     if TAG not in value:
         return {k: decode(v, kinds, f"{where}.{k}") for k, v in value.items()}
     tag = value[TAG]
-    if tag not in kinds:
+    if not isinstance(tag, str) or tag not in kinds:
         raise ConfigError(f"{where}: unknown kind '{tag}'", expected=nearest(str(tag), kinds))
     cls = kinds[tag]
     fields = {f.name: f for f in dataclasses.fields(cls)}

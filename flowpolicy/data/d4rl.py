@@ -133,7 +133,7 @@ def _assumptions(file: h5py.File, terminals: NDArray[Any]) -> tuple[str, ...]:
 def _require_shape(file: h5py.File, key: str, steps: int, ndim: int, path: Path) -> None:
     node = file.get(key)
     if not isinstance(node, h5py.Dataset):
-        raise DataError(f"{path}: {key} is missing", expected=f"found: {', '.join(file)}")
+        raise DataError(f"{path}: {key} is missing", expected=f"found: {', '.join(map(str, file))}")
     if node.ndim != ndim or node.shape[0] != steps:
         wanted = f"({steps},)" if ndim == 1 else f"({steps}, size)"
         raise DataError(f"{path}: {key} has shape {node.shape}", expected=f"{wanted}, one row per action")

@@ -147,7 +147,7 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
             yield MinariRecording(file, path, config.filter_key, config.obs_keys)
         else:
             raise DataError(
-                f"{path} is in no known layout; it holds {', '.join(file) or 'nothing'}",
+                f"{path} is in no known layout; it holds {', '.join(map(str, file)) or 'nothing'}",
                 expected="RoboMimic (data/demo_0/...), D4RL (observations, actions, ...) or Minari (episode_0/...)",
             )
 

@@ -31,7 +31,7 @@ from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.files import replacing, sha256
 from flowpolicy.core.spec import Contract
-from flowpolicy.data.hdf5 import open_hdf5, read_array, require_group
+from flowpolicy.data.hdf5 import json_attribute, open_hdf5, read_array, require_group
 from flowpolicy.data.windows import WindowSampler
 
 FORMAT = "flowpolicy-groups"
@@ -134,7 +134,7 @@ def read_groups(path: Path | str) -> Groups:
     with open_hdf5(path) as file:
         if file.attrs.get("format") != FORMAT:
             raise DataError(
-                f"{path} is not a group file; it holds {', '.join(file) or 'nothing'}",
+                f"{path} is not a group file; it holds {', '.join(map(str, file)) or 'nothing'}",
                 expected="a file that `flowpolicy groups make` wrote",
                 fix="pass a dataset file as --data.path, and a group file as --groups",
             )
@@ -144,29 +144,37 @@ def read_groups(path: Path | str) -> Groups:
                 expected=str(SCHEMA),
                 fix="make the groups again with this version of flowpolicy",
             )
-        try:
-            provenance = json.loads(file.attrs["provenance"])
-        except (KeyError, json.JSONDecodeError, TypeError) as error:
-            raise DataError(f"{path}: the attribute provenance is missing or no JSON: {error}") from error
+        provenance = json_attribute(file, "provenance", path)
+        if not provenance:
+            raise DataError(f"{path}: the attribute provenance is missing", fix="make the groups again")
         obs = require_group(file, keys.OBS, path)
-        columns = {name: torch.from_numpy(read_array(file, name, path)) for name in _COLUMNS}
-        named = {name: torch.from_numpy(read_array(obs, name, path)) for name in obs}
+        judges, outcomes = (require_group(file, name, path) if name in file else {} for name in ("judges", "outcomes"))
+        columns = {name: _read(file, name, dtype, path) for name, dtype in _COLUMNS.items()}
+        named = {name: _read(obs, name, np.float32, path) for name in obs}
         _check(columns | {f"obs/{name}": value for name, value in named.items()}, path)
         return Groups(
             obs=named,
             **columns,
             provenance=provenance,
-            judges={name: _read_judge(file["judges"][name], path) for name in file.get("judges", ())},
-            outcomes={name: read_array(file["outcomes"], name, path) for name in file.get("outcomes", ())},
+            judges={name: _read_judge(judges, name, path) for name in judges},
+            outcomes={name: read_array(outcomes, name, path) for name in outcomes},
             path=path,
             sha256=sha256(path),
         )
 
 
-_COLUMNS = ("action", "valid", "score", "row", "held_out")
+_COLUMNS = {"action": np.float32, "valid": np.bool_, "score": np.float32, "row": np.int64, "held_out": np.bool_}
 
 
-def _read_judge(node: h5py.Group, path: Path) -> StoredJudge:
+def _read(group: h5py.Group, name: str, dtype: type[np.generic], path: Path) -> Tensor:
+    found = read_array(group, name, path)
+    if found.dtype != dtype:
+        raise DataError(f"{path}: {name} holds {found.dtype}", expected=np.dtype(dtype).name)
+    return torch.from_numpy(found)
+
+
+def _read_judge(judges: h5py.Group, name: str, path: Path) -> StoredJudge:
+    node = require_group(judges, name, path)
     tensors: dict[str, Tensor] = {}
 
     def visit(name: str, child: Any) -> None:  # names of tensors may hold slashes, which are groups in HDF5
@@ -174,7 +182,7 @@ def _read_judge(node: h5py.Group, path: Path) -> StoredJudge:
             tensors[name] = torch.from_numpy(read_array(node, name, path))
 
     node.visititems(visit)
-    return StoredJudge(json.loads(node.attrs["config"]), tensors)
+    return StoredJudge(json_attribute(node, "config", path), tensors)
 
 
 def _check(columns: dict[str, Tensor], path: Path) -> None:
@@ -187,7 +195,7 @@ def _check(columns: dict[str, Tensor], path: Path) -> None:
     n, k, h, _ = action.shape
     wanted = {"valid": (n, h), "score": (n, k), "row": (n,), "held_out": (n,)}
     for name, value in columns.items():
-        found, shape = tuple(value.shape), wanted.get(name, (n, *value.shape[1:]))
+        found, shape = tuple(value.shape), wanted.get(name, (n, *(value.shape[1:] or (1,))))
         if found != shape:
             raise DataError(f"{path}: {name} has shape {found}", expected=str(shape))
         if not bool(torch.isfinite(value).all()):

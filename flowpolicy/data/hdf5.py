@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -84,14 +85,30 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             f"{path} is truncated or damaged: {error}", fix="copy, download or generate the file again"
         ) from error
     with file:
-        yield file
+        try:
+            yield file
+        except Exception as error:
+            if not _from_hdf5(error):
+                raise
+            raise DataError(
+                f"{path} is truncated or damaged: {str(error) or type(error).__name__}",
+                fix="copy, download or generate the file again",
+            ) from error
+
+
+def _from_hdf5(error: BaseException) -> bool:
+    """Whether it was the library that raised: where a file is damaged, any access may, with any kind of error."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and "h5py" in place.tb_frame.f_code.co_filename
 
 
 def read_array(group: h5py.Group, name: str, path: Path) -> NDArray[Any]:
     """All values of a dataset; missing and unreadable ones are errors that name the key."""
     key = key_of(group, name)
     if name not in group:
-        raise DataError(f"{path}: {key} is missing", expected=f"found: {', '.join(group) or 'nothing'}")
+        raise DataError(f"{path}: {key} is missing", expected=f"found: {', '.join(map(str, group)) or 'nothing'}")
     node = group[name]
     if not isinstance(node, h5py.Dataset):
         raise DataError(f"{path}: {key} is a group", expected="an array")
@@ -100,6 +117,21 @@ def read_array(group: h5py.Group, name: str, path: Path) -> NDArray[Any]:
         return np.asarray(node[()])
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: {key} cannot be read: {error}", fix="copy or generate the file again") from error
+
+
+def json_attribute(data: h5py.Group, attribute: str, path: Path) -> dict[str, Any]:
+    """The JSON object in an attribute; empty where there is no such attribute."""
+    if attribute not in data.attrs:
+        return {}
+    try:
+        value = json.loads(data.attrs[attribute])
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise DataError(
+            f"{path}: the attribute {attribute} of {data.name[1:] or 'the file'} is not valid JSON: {error}"
+        ) from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: the attribute {attribute} of {data.name[1:] or 'the file'} is no JSON object")
+    return value
 
 
 def require_numbers(node: h5py.Dataset, key: str, path: Path) -> None:
@@ -136,7 +168,8 @@ def require_group(group: h5py.Group, name: str, path: Path) -> h5py.Group:
     node = group.get(name)
     if not isinstance(node, h5py.Group):
         raise DataError(
-            f"{path}: the group {key_of(group, name)} is missing", expected=f"found: {', '.join(group) or 'nothing'}"
+            f"{path}: the group {key_of(group, name)} is missing",
+            expected=f"found: {', '.join(map(str, group)) or 'nothing'}",
         )
     return node
 

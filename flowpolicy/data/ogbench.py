@@ -144,7 +144,7 @@ def open_npz(path: Path) -> Iterator[NpzFile]:
         raise DataError(f"{path} {what}", expected="an OGBench file (npz)", fix="check the path")
     try:
         archive = np.load(path, allow_pickle=False)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:  # zip "versions" of damaged files
         raise DataError(
             f"{path} is truncated or damaged: {error}", fix="copy, download or generate the file again"
         ) from error

@@ -12,7 +12,6 @@ does not store which. An end without success is a truncation, so ``mask`` is 0 o
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from flowpolicy.data.controllers import action_of, robot_of
 from flowpolicy.data.hdf5 import (
     EpisodeColumns,
     choose_keys,
+    json_attribute,
     open_hdf5,
     read_array,
     require_flags,
@@ -163,7 +163,7 @@ class RobomimicRecording:
         demo = require_group(self.data, name, self.path)
         if not isinstance(demo.get("obs"), h5py.Group):
             raise DataError(
-                f"{self.path}: data/{name} has no observations (data/{name}/obs); it holds {', '.join(demo)}",
+                f"{self.path}: data/{name} has no observations (data/{name}/obs); it holds {', '.join(map(str, demo))}",
                 expected="the RoboMimic layout; a raw robosuite recording stores simulator states only",
                 fix="extract observations with robomimic's scripts/dataset_states_to_obs.py",
             )
@@ -173,7 +173,7 @@ class RobomimicRecording:
         demo, key = self._demo(name), f"data/{name}/actions"
         node = demo.get("actions")
         if not isinstance(node, h5py.Dataset):
-            raise DataError(f"{self.path}: {key} is missing", expected=f"found: {', '.join(demo)}")
+            raise DataError(f"{self.path}: {key} is missing", expected=f"found: {', '.join(map(str, demo))}")
         width = self._demo(self.names[0])["actions"].shape[-1]
         if node.ndim != 2 or node.shape[0] == 0 or node.shape[1] != width:
             raise DataError(f"{self.path}: {key} has shape {node.shape}", expected=f"(steps, {width}), steps > 0")
@@ -294,19 +294,6 @@ def _env_id(env_args: dict[str, Any]) -> str:
     if not name:
         return UNSTATED
     return f"robosuite/{name}" if env_args.get("type", _ROBOSUITE) == _ROBOSUITE else str(name)
-
-
-def json_attribute(data: h5py.Group, attribute: str, path: Path) -> dict[str, Any]:
-    """The JSON object in an attribute; empty where there is no such attribute."""
-    if attribute not in data.attrs:
-        return {}
-    try:
-        value = json.loads(data.attrs[attribute])
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise DataError(f"{path}: the attribute {attribute} of data is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: the attribute {attribute} of data is no JSON object")
-    return value
 
 
 def _width(node: h5py.Dataset) -> int:
