@@ -1,4 +1,4 @@
-"""Whether a post-trained policy is better, or only better liked by its training judge [algorithms 3.7]."""
+"""Whether a post-trained policy is better, or only better liked by its training judge."""
 
 from __future__ import annotations
 

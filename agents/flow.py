@@ -1,4 +1,4 @@
-"""Any point on the axes of the flow laboratory as a behaviour-cloning agent [flow-methods 2].
+"""Any point on the axes of the flow laboratory as a behaviour-cloning agent.
 
 ``FlowSpec()`` is flow behaviour cloning; every published method changes one value. ``as_flow`` says which point the
 agents with a file of their own are.

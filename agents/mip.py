@@ -1,4 +1,4 @@
-"""Minimal iterative policy: two evaluations, both plain regression, with noise between them [algorithms 4.8].
+"""Minimal iterative policy: two evaluations, both plain regression, with noise between them.
 
 The control that says how much of a flow's gain comes from iterating alone (MIP, arXiv 2512.01809). The first prediction
 starts from zeros at time 0; the second sees the chunk with Gaussian noise in training, the first prediction as it is

@@ -1,4 +1,4 @@
-"""Plain regression of the chunk: the control that any generative policy must beat [algorithms 4.8].
+"""Plain regression of the chunk: the control that any generative policy must beat.
 
 Same network as flow behaviour cloning, asked at zero noise and time zero, trained on the mean squared error.
 """

@@ -14,7 +14,7 @@ from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.memory import keep_freed_memory
-from flowpolicy.core.ranges import Count, Depth, Few, NonNegative, Positive, Threads, Width
+from flowpolicy.core.ranges import Count, Depth, Few, NonNegative, Positive, Range, Threads, Width
 
 if TYPE_CHECKING:
     from flowpolicy.policy import Policy
@@ -266,7 +266,7 @@ def serve(
 def seams(
     disagreement: NonNegative = 0.010,
     latency: NonNegative = 0.100,
-    seconds: Positive = 20.0,
+    seconds: Annotated[float, Range(5, 10_000)] = 20.0,
     json: Path | None = None,
     overwrite: bool = False,
 ) -> None:
