@@ -150,7 +150,7 @@ def read_groups(path: Path | str) -> Groups:
         obs = require_group(file, keys.OBS, path)
         judges, outcomes = (require_group(file, name, path) if name in file else {} for name in ("judges", "outcomes"))
         columns = {name: _read(file, name, dtype, path) for name, dtype in _COLUMNS.items()}
-        named = {name: _read(obs, name, np.float32, path) for name in obs}
+        named = {name: _read(obs, name, "float32", path) for name in obs}
         _check(columns | {f"obs/{name}": value for name, value in named.items()}, path)
         return Groups(
             obs=named,
@@ -163,13 +163,13 @@ def read_groups(path: Path | str) -> Groups:
         )
 
 
-_COLUMNS = {"action": np.float32, "valid": np.bool_, "score": np.float32, "row": np.int64, "held_out": np.bool_}
+_COLUMNS = {"action": "float32", "valid": "bool", "score": "float32", "row": "int64", "held_out": "bool"}
 
 
-def _read(group: h5py.Group, name: str, dtype: type[np.generic], path: Path) -> Tensor:
+def _read(group: h5py.Group, name: str, dtype: str, path: Path) -> Tensor:
     found = read_array(group, name, path)
     if found.dtype != dtype:
-        raise DataError(f"{path}: {name} holds {found.dtype}", expected=np.dtype(dtype).name)
+        raise DataError(f"{path}: {name} holds {found.dtype}", expected=dtype)
     return torch.from_numpy(found)
 
 
