@@ -70,14 +70,16 @@ def make(
         overwrite: replace what stands at --out.
 
     """
-    require_free(out, overwrite)
     from flowpolicy.envs.demonstrators import TASKS, make_demonstrations
     from flowpolicy.envs.maze2d_data import MAZES, make_maze2d
-    from flowpolicy.envs.ogbench_data import make_ogbench, validation_episodes
+    from flowpolicy.envs.ogbench_data import make_ogbench, validation_episodes, validation_path
 
     scripted = task in TASKS
     if not scripted and quality != "expert":
         raise ConfigError(f"--quality {quality} does not exist for {task}", fix="leave --quality out")
+    require_free(out, overwrite)
+    if not scripted and task not in MAZES:
+        require_free(validation_path(out), overwrite)
     done = 0
     held_out = 0 if scripted or task in MAZES else validation_episodes(episodes)
     with progress_bar(f"make {task}", episodes + held_out) as move:
@@ -181,11 +183,12 @@ def label(file: Annotated[Path, tyro.conf.Positional], /, env: str, out: Path, o
         overwrite: replace what stands at --out.
 
     """
-    require_free(out, overwrite)
     from flowpolicy.envs.ogbench import OGBenchConfig
     from flowpolicy.envs.ogbench_data import label_file
 
-    label_file(file, OGBenchConfig(env).env, out)
+    config = OGBenchConfig(env)
+    require_free(out, overwrite)
+    label_file(file, config.env, out)
     sys.stdout.write(f"wrote {out}\n")
 
 

@@ -185,7 +185,7 @@ def test_mistakes_exit_with_2_and_a_hint(flowpolicy, tmp_path):
         (["home", "--driver", "franky", "--model", "FER"], "FCI version 10"),
         (["home", "--tool", "nan"], "0 to 0.5 m"),
         (["home", "--session", "../elsewhere"], "letters, digits"),
-        (["run", "run", "--patience", "nan"], "0 s or more"),
+        (["run", "run", "--patience", "nan"], "at least 0"),
     ):
         done = flowpolicy(*words)
         assert done.returncode == 2, done.stderr
