@@ -63,8 +63,8 @@ def _token(path: Path | None) -> str:
         return os.environ.get(TOKEN, "")
     try:
         token = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"--token-file {path} cannot be read: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token-file {path} cannot be read as text: {error}") from error
     if len(token) < 16:
         raise ConfigError(
             f"--token-file {path} holds {len(token)} characters",

@@ -8,7 +8,7 @@ import pytest
 from flowpolicy.cli import main
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.ranges import Count, Natural, Range, Share, declared_ranges, require_ranges
+from flowpolicy.core.ranges import Count, Natural, Range, Share, checked, declared_ranges, require_ranges
 
 HUGE, TINY = 10**30, -1
 
@@ -70,6 +70,22 @@ def test_every_number_of_a_command_has_a_range(module, name):
     function = getattr(importlib.import_module(f"flowpolicy.commands.{module}"), name)
     hints, ranges = typing.get_type_hints(function), declared_ranges(function)
     assert not [p for p, hint in hints.items() if p != "return" and holds_number(hint) and ranges[p] is None]
+
+
+def wrong(hint, declared):
+    """Numbers outside a range, in the shape that a parameter takes."""
+    values = [math.nan, declared.low - 1, *([declared.high * 2 + 1] if declared.high < math.inf else [])]
+    return [(value, value) if "tuple" in str(hint) else value for value in values if not math.isinf(value)]
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module in COMMANDS for name in COMMANDS[module]])
+def test_no_command_takes_nonsense(module, name):
+    function = getattr(importlib.import_module(f"flowpolicy.commands.{module}"), name)
+    hints = typing.get_type_hints(function)
+    for parameter, declared in declared_ranges(function).items():
+        for value in wrong(hints[parameter], declared) if declared else ():
+            with pytest.raises(ConfigError, match=f"--{parameter.replace('_', '-')} is"):
+                checked(function)(**{parameter: value})  # refused before the command is called at all
 
 
 def fields(config, prefix="--"):
