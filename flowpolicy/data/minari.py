@@ -81,6 +81,8 @@ class MinariRecording:
         name, steps = self.names[index], self.lengths[index]
         group = require_group(self.file, name, self.path)
         columns = {key: read_array(group, key, self.path) for key in ("actions", "rewards", "terminations")}
+        if "truncations" in group:
+            require_flags(read_array(group, "truncations", self.path), f"{name}/truncations", self.path)
         for key, value in columns.items():
             require_steps(value, steps, 2 if key == "actions" else 1, f"{name}/{key}", self.path)
         return EpisodeColumns(

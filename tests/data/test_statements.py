@@ -82,11 +82,11 @@ def test_an_episode_of_another_width_is_refused_by_name(case, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [np.nan, 0.5, 255.0, -1.0])
-@pytest.mark.parametrize("flag", ["terminals", "timeouts", "terminations", "dones"])
+@pytest.mark.parametrize("flag", ["terminals", "timeouts", "terminations", "truncations", "dones"])
 def test_flags_other_than_0_and_1_are_refused(flag, wrong, tmp_path):
     path, marks = tmp_path / "file.hdf5", np.zeros(40)
     marks[7] = wrong
-    if flag == "terminations":
+    if flag in ("terminations", "truncations"):
         minari(path, change=lambda f: replace(f["episode_1"], flag, marks[:10]))
     elif flag == "dones":
         robomimic(path, lambda f: replace(f["data/demo_1"], flag, marks[:12]))
