@@ -86,6 +86,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         ) from error
     with file:
         try:
+            require_names(file, path)
             yield file
         except Exception as error:
             if not _from_hdf5(error):
@@ -94,6 +95,15 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
                 f"{path} is truncated or damaged: {str(error) or type(error).__name__}",
                 fix="copy, download or generate the file again",
             ) from error
+
+
+def require_names(group: h5py.Group, path: Path) -> None:
+    """Raise unless every name in a group is text; in a damaged file some are bytes."""
+    if wrong := [name for name in group if not isinstance(name, str)]:
+        raise DataError(
+            f"{path} is damaged: {group.name} holds a name that is no text: {wrong[0]!r}",
+            fix="copy, download or generate the file again",
+        )
 
 
 def _from_hdf5(error: BaseException) -> bool:

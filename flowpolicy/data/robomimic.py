@@ -33,6 +33,7 @@ from flowpolicy.data.hdf5 import (
     read_array,
     require_flags,
     require_group,
+    require_names,
     require_steps,
     unread_keys,
 )
@@ -58,6 +59,7 @@ class RobomimicRecording:
     def __init__(self, file: h5py.File, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
         self.path = path
         self.data = require_group(file, "data", path)
+        require_names(self.data, path)
         _require_linked_files(self.data, path)
         self._masks = _read_masks(file, path)
         self.filters = {name: len(chosen) for name, chosen in self._masks.items()}
