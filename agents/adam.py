@@ -21,7 +21,7 @@ class Adam:
     """Largest gradient norm; 0, as in the FQL family, does not clip."""
 
     def __post_init__(self) -> None:
-        require_ranges(self, "--agent.optimizer.")
+        require_ranges(self, "--agent.*optimizer.")  # an agent has several: optimizer, critic-optimizer, ...
 
 
 class AdamGroup:

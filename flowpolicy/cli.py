@@ -115,8 +115,8 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         return 2
     except Exception as error:
         refused = from_system(error)
-        if refused is None or isinstance(error, BrokenPipeError):
-            if not isinstance(error, BrokenPipeError):
+        if refused is None:
+            if not isinstance(error, BrokenPipeError):  # of a reader who left: main knows it
                 error.add_note("This is a fault of flowpolicy itself: please report it together with the command.")
             raise
         sys.stderr.write(f"error: {refused}\n")

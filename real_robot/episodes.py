@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import DataError
-from flowpolicy.core.files import replacing
+from flowpolicy.core.files import replacing, unchanged_sha256
 from flowpolicy.data.hdf5 import json_attribute, open_hdf5, require_group
-from flowpolicy.data.robomimic import EPISODES_SHA256, unchanged_sha256
+from flowpolicy.data.robomimic import EPISODES_SHA256
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 from flowpolicy.real_robot.chunks import hermite
 from flowpolicy.real_robot.observations import observe_all

@@ -254,8 +254,6 @@ def serve(
 
     """
     _require_free(json, overwrite)
-    if min(clients, rate_hz, seconds, budget_ms) <= 0:
-        raise ConfigError("bench serve: --clients, --rate-hz, --seconds and --budget-ms", expected="above 0")
     from flowpolicy.bench.serve import bench_serve, serve_table, served
 
     with served(run, ["--engine", engine, "--threads", str(threads), "--max-clients", str(clients)]) as (url, name):

@@ -105,7 +105,7 @@ def _reuse(
     env: VecEnv,
     plan: EvaluationPlan,
     folder: Path,
-    kappas: tuple[NonNegative, ...],
+    kappas: tuple[float, ...],
     most: int,
     record: dict[str, Any],
 ) -> None:
@@ -137,7 +137,7 @@ def _delay(
     env: VecEnv,
     plan: EvaluationPlan,
     folder: Path,
-    delays_ms: tuple[NonNegative, ...],
+    delays_ms: tuple[float, ...],
     record: dict[str, Any],
 ) -> None:
     """The curve of success against delay."""

@@ -84,7 +84,7 @@ def _require_this_demo(out: Path, data: Path, demonstrations: int) -> None:
     from flowpolicy.commands.resume import stored_experiment
     from flowpolicy.configs.presets import PRESETS
     from flowpolicy.core import checkpoint
-    from flowpolicy.core.files import sha256
+    from flowpolicy.core.files import unchanged_sha256
     from flowpolicy.core.spec import load_contract
     from flowpolicy.data.dataset import DataConfig, open_recording
 
@@ -110,7 +110,7 @@ def _require_this_demo(out: Path, data: Path, demonstrations: int) -> None:
                     fix=fix,
                 )
         contract = load_contract(checkpoint.resolve(out / name) / "contract.json")
-        if not data.exists() or contract.dataset_sha256 != sha256(data):
+        if not data.exists() or contract.dataset_sha256 != unchanged_sha256(data):
             raise ConfigError(f"{out / name} was trained on other data than {data}", fix=fix)
 
 

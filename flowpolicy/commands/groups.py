@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -135,18 +134,10 @@ def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Makin
 
 
 def _require_sensible(options: Making) -> None:
-    if options.candidates < 4 or options.states < 2 or options.rollouts < 1 or options.limit < 0:
+    if options.candidates < 4 or options.states < 2:
         raise ConfigError(
-            f"--candidates {options.candidates} --states {options.states} --rollouts {options.rollouts} "
-            f"--limit {options.limit}",
-            expected="at least 4 candidates (pairs collapse), 2 states, 1 rollout, no negative limit",
-        )
-    own = options.completion_noise == "own"
-    scales = (*options.candidate_noise, 1.0 if own else float(options.completion_noise))
-    if not all(0 <= scale < math.inf for scale in scales):
-        raise ConfigError(
-            f"--candidate-noise and --completion-noise are {', '.join(f'{scale:g}' for scale in scales)}",
-            expected="finite scales, 0 or more",
+            f"--candidates {options.candidates} --states {options.states}",
+            expected="at least 4 candidates (pairs collapse) and 2 states",
         )
     if options.source == "returns" and options.candidate_noise != (1.0, 1.0):
         raise ConfigError("--candidate-noise has no meaning: the candidates of returns come from the data")

@@ -98,7 +98,7 @@ def lab(
 
 
 def _distil(
-    methods: tuple[str, ...], plan: Any, seeds: Few, student: tuple[int, int, int], out: Path, workers: Natural
+    methods: tuple[str, ...], plan: Any, seeds: int, student: tuple[int, int, int], out: Path, workers: int
 ) -> None:
     """The table of distillation methods."""
     import shlex
@@ -149,7 +149,7 @@ def _run_all(jobs: list[tuple[Any, Any, int]], out: Path, workers: int) -> list[
     return _in_parallel(named, workers)
 
 
-def _in_parallel(jobs: list[tuple[str, Callable[..., Any], tuple[Any, ...]]], workers: Natural) -> list[Any]:
+def _in_parallel(jobs: list[tuple[str, Callable[..., Any], tuple[Any, ...]]], workers: int) -> list[Any]:
     """Results of named calls in their order, several at a time in processes of one thread each."""
     import multiprocessing
     import os

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -150,6 +151,17 @@ def sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def unchanged_sha256(path: Path) -> str:
+    """:func:`sha256`, computed once in a process for as long as the file is neither written to nor replaced."""
+    stat = path.stat()
+    return _sha256_of(path, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
+
+
+@functools.lru_cache(4096)
+def _sha256_of(path: Path, *version: int) -> str:
+    return sha256(path)
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, DataWarning
-from flowpolicy.core.files import sha256, write_json
+from flowpolicy.core.files import unchanged_sha256, write_json
 from flowpolicy.core.ranges import Finite, Natural
 from flowpolicy.core.spec import Spec
 from flowpolicy.data.d4rl import D4RLRecording
@@ -155,7 +155,7 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
 def _load(config: DataConfig, check: bool) -> Dataset:
     with open_recording(config) as recording:
         path = Path(config.path)
-        digest = sha256(path)
+        digest = unchanged_sha256(path)
         layout = _layout(recording)
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
         if size <= config.memory_limit_mb << 20:

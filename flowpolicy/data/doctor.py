@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
-from flowpolicy.core.files import sha256
+from flowpolicy.core.files import unchanged_sha256
 from flowpolicy.core.spec import ActionSpec, Spec
 from flowpolicy.data.dataset import DataConfig, Dataset, open_recording, require_layout
 from flowpolicy.data.normalize import moments, near_constant
@@ -128,7 +128,7 @@ def describe(path: Path | str) -> Description:
             success=succeeded / len(lengths) if recording.env_args else None,
             filters=recording.filters,
             size=path.stat().st_size,
-            sha256=sha256(path),
+            sha256=unchanged_sha256(path),
             provenance=recording.provenance,
             unread=recording.unread,
             remarks=recording.remarks,

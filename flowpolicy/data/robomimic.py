@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, nearest
-from flowpolicy.core.files import sha256
+from flowpolicy.core.files import unchanged_sha256
 from flowpolicy.core.spec import UNSTATED, ObservationSpec, Spec
 from flowpolicy.data.controllers import action_of, robot_of
 from flowpolicy.data.hdf5 import (
@@ -227,17 +227,6 @@ def _require_linked_files(data: h5py.Group, path: Path) -> None:
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def unchanged_sha256(path: Path) -> str:
-    """Hash of a file, computed once for as long as it is not written to."""
-    stat = path.stat()
-    return _hash_of(path, stat.st_mtime_ns, stat.st_size)
-
-
-@functools.lru_cache(4096)
-def _hash_of(path: Path, written: int, size: int) -> str:
-    return sha256(path)
 
 
 def observation_units(env_args: dict[str, Any]) -> dict[str, str]:

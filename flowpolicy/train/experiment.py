@@ -13,7 +13,7 @@ from tensordict import TensorDict
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError, ContractError, DataError, DataWarning
-from flowpolicy.core.files import sha256
+from flowpolicy.core.files import unchanged_sha256
 from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.data.dataset import DataConfig, Dataset
@@ -252,4 +252,4 @@ def require_unchanged(data: DataConfig, stored: Contract) -> None:
             expected=f"the file with the SHA-256 {stored.dataset_sha256[:12]}...",
             fix="put it back, or say where it lies now: --data.path FILE (flowpolicy groups make: --data FILE)",
         )
-    require_same_data(sha256(path), stored, str(path))
+    require_same_data(unchanged_sha256(path), stored, str(path))
