@@ -22,7 +22,7 @@ from flowpolicy.core.keys import ACTION, OBS
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, Share
 from flowpolicy.flows.axes.registry import make
-from flowpolicy.flows.axes.segments import Curve, Segment
+from flowpolicy.flows.axes.targets import Curve, Segment
 from flowpolicy.flows.interpolant import interpolate, rows
 from flowpolicy.flows.matching import matching_loss
 

@@ -27,13 +27,13 @@ from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.consistency import ImprovedMeanFlow, MeanFlow, Problem
 from flowpolicy.flows.axes.couplings import Table
 from flowpolicy.flows.axes.guidance import Situation
-from flowpolicy.flows.axes.interval_laws import Ends
 from flowpolicy.flows.axes.losses import Adaptive, Squared
 from flowpolicy.flows.axes.refusals import Setting, validate
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.solvers import MapJumps
 from flowpolicy.flows.axes.sources import Mixed
 from flowpolicy.flows.axes.spec import FlowSpec
+from flowpolicy.flows.axes.time_laws import Ends
 from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
 from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.flow_nets import MapNet

@@ -20,9 +20,9 @@ from flowpolicy.agents.flow import Flow, FlowAgent
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.flows.axes.correctors import Plan
 from flowpolicy.flows.axes.refusals import Setting
 from flowpolicy.flows.axes.registry import make
+from flowpolicy.flows.axes.solvers import Plan
 from flowpolicy.flows.interpolant import rows
 from flowpolicy.flows.matching import matching_loss
 from flowpolicy.nets.ema import EMA

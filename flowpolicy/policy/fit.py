@@ -14,9 +14,8 @@ from flowpolicy.core.files import digest
 from flowpolicy.flows.axes.guidance import Situation
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.schedules import Boss, UniformSteps
-from flowpolicy.flows.axes.solvers import Euler, Solver
+from flowpolicy.flows.axes.solvers import Euler, Fitted, Solver
 from flowpolicy.flows.axes.spec import Sampling
-from flowpolicy.flows.axes.subspace import Fitted
 from flowpolicy.flows.fitting import Trajectories, bellman, fit_subspace, step_costs, trajectories
 from flowpolicy.policy.flow import dynamics
 from flowpolicy.policy.policy import Policy

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.guidance import Situation
-from flowpolicy.flows.axes.inversion import Afp
-from flowpolicy.flows.axes.solvers import Dynamics, MapJumps, Midpoint, Solver
+from flowpolicy.flows.axes.solvers import Afp, Dynamics, MapJumps, Midpoint, Solver
 from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.policy.fit import sampling_of
 from flowpolicy.policy.flow import dynamics

@@ -19,8 +19,8 @@ from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.registry import make
-from flowpolicy.flows.axes.segments import Curve
 from flowpolicy.flows.axes.spec import FlowSpec
+from flowpolicy.flows.axes.targets import Curve
 from flowpolicy.policy import Policy
 
 from ..taught import CONTRACT, SMALL, exact_teacher, noise_of, observed

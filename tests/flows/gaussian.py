@@ -38,3 +38,7 @@ class GaussianFlow:
         noise = torch.randn(2, count, len(self.mean), generator=torch.Generator().manual_seed(seed), dtype=F64)
         action = self.mean + noise[0] @ torch.linalg.cholesky(self.covariance).T
         return (1 - t) * noise[1] + t * action, torch.full((count,), t, dtype=F64)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed))

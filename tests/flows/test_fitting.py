@@ -7,8 +7,7 @@ import torch
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import Linear
-from flowpolicy.flows.axes.solvers import AdamsBashforth, Dynamics, Euler
-from flowpolicy.flows.axes.subspace import Fitted
+from flowpolicy.flows.axes.solvers import AdamsBashforth, Dynamics, Euler, Fitted
 from flowpolicy.flows.fitting import bellman, fit_subspace, step_costs, trajectories
 
 F64 = torch.float64

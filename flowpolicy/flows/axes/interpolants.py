@@ -1,4 +1,4 @@
-"""Axis 1, the path from noise (t = 0) to data (t = 1), and what a velocity on it says about both.
+"""The interpolant axis: the path from noise (t = 0) to data (t = 1), and what a velocity on it says about both.
 
 ``x_t = alpha noise + beta data + gamma z`` with alpha(0) = beta(1) = 1 and alpha(1) = beta(0) = gamma(0) = gamma(1)
 = 0; z is a standard Gaussian that is drawn anew. Where the noise is a standard Gaussian too, noise and z act as one
@@ -265,6 +265,45 @@ class EncodeDecode(Interpolant):
                 f"{self.flag} with {other.flag}",
                 "before t = 1/2 the path holds no data, so that nothing but the velocity is determined",
                 "--flow.target velocity and --flow.solver euler, or --flow.interpolant latent",
+            )
+
+
+@register("interpolant", "bridge", STOCHASTIC_INTERPOLANTS)
+@dataclasses.dataclass(frozen=True)
+class Bridge(Latent):
+    """From the actions that were executed last to the chunk: a two-sided interpolant (arXiv 2303.08797).
+
+    At t = 0 stand the h actions before the chunk with Gaussian noise of the deviation ``spread``; a latent Gaussian
+    widens the way. Actions that would lie before the episode stand in the middle of the action range, in training and
+    in acting, so that the first chunk of an episode starts from ``N(0, spread^2)`` after scaling.
+    """
+
+    spread: float = 0.1
+    """Deviation at the start; with 0 the policy is deterministic."""
+    continues: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.spread < 0:
+            raise ConfigError(f"{self.flag} with the deviation {self.spread}", expected="at least 0")
+
+    def begin(self, noise: Float[Tensor, "b h a"], past: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+        """See :class:`flowpolicy.flows.axes.interpolants.Interpolant`."""
+        return past + self.spread * noise
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """R9 and R17: what takes the start for a standard Gaussian, or pairs it anew."""
+        wrong = {
+            spec.target.flag: spec.target.converts,
+            spec.solver.flag: spec.solver.converts or spec.solver.needs_score,
+            spec.guidance.flag: spec.guidance.converts,
+            spec.source.flag: spec.source.name != "normal",
+            spec.coupling.flag: spec.coupling.name != "independent",
+        }
+        for flag in (flag for flag, is_wrong in wrong.items() if is_wrong):
+            yield Conflict(
+                f"{self.flag} with {flag}",
+                "the flow starts from the previous chunk, not from noise",
+                "--flow.target velocity, --flow.solver euler, --flow.source normal and --flow.coupling independent",
             )
 
 

@@ -1,4 +1,4 @@
-"""Axis 6, the shape of the loss. Errors are errors of a velocity, (b, h, a), with False for steps past the episode.
+"""The loss axis: the shape of the loss. Errors are errors of a velocity, (b, h, a); steps past the episode are invalid.
 
 A loss whose weight depends on the error itself estimates a mode where the target is random, and flow matching needs
 the mean: on action chunks that multiplied the error of the samples by 3 to 9 (measured). Such losses declare

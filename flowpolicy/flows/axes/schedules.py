@@ -1,4 +1,4 @@
-"""Axis 8b, where a solver puts its steps: grids from 0 to 1, rising, with exact ends."""
+"""The schedule axis: where a solver puts its steps, as rising grids from exactly 0 to exactly 1."""
 
 from __future__ import annotations
 

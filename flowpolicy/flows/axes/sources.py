@@ -1,4 +1,4 @@
-"""Axis 2, the law of the noise that a chunk starts from."""
+"""The source axis: the law of the noise that a chunk starts from."""
 
 from __future__ import annotations
 
@@ -146,6 +146,61 @@ class Mixed(Source):
                 f"{self.flag} with {spec.coupling.flag}",
                 "the coupling would pair noise before the source has shaped it",
                 "--flow.coupling independent, or --flow.source normal",
+            )
+
+
+@register(
+    "source",
+    "warm-start",
+    Reference("StreamDiffusionV2: A Streaming System for Dynamic and Interactive Video Generation", "2511.07399"),
+)
+@dataclasses.dataclass(frozen=True)
+class WarmStart(Source):
+    """The flow starts on its way, from the previous chunk with noise (StreamDiffusionV2, motion-aware controller).
+
+    ``x = path(noise, previous chunk, start)``, and the evaluations are spent on the rest. A fast change of the
+    observation starts earlier: ``start = most (1 - min(1, change / motion))``. Training is as from plain noise, and
+    so is the first decision of an episode.
+    """
+
+    most: float = 0.6
+    """Time of the start where nothing moves; 0 is plain noise."""
+    motion: float = 0.0
+    """Change (root mean square) of the scaled observation in one step at which the start is plain noise; 0 does not
+    look. Needs a history of two observations."""
+    continues: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.most < 1 or self.motion < 0:
+            raise ConfigError(
+                f"{self.flag} at most at {self.most} with the motion {self.motion}",
+                expected="0 <= most < 1, a motion of at least 0",
+            )
+
+    def begin(self, history: Float[Tensor, "b o n"]) -> Float[Tensor, " b"]:
+        """Time of the start of every row, for scaled observation histories."""
+        if not self.motion:
+            return torch.full_like(history[:, 0, 0], self.most)
+        if history.shape[1] < 2:
+            raise ConfigError(f"{self.flag} that looks at the motion sees one observation", fix="--agent.history 2")
+        change = (history[:, -1] - history[:, -2]).square().mean(1).sqrt()
+        return self.most * (1 - (change / self.motion).clamp(max=1))
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """What needs the whole way from noise: R9, R14 and R17 among them."""
+        wrong = {
+            spec.interpolant.flag: spec.interpolant.latent,
+            spec.target.flag: bool(spec.target.start),
+            spec.solver.flag: spec.solver.converts or spec.solver.needs_score or bool(spec.solver.belongs_to),
+            spec.schedule.flag: bool(spec.schedule.belongs_to),
+            spec.guidance.flag: spec.guidance.intermediate,
+            spec.coupling.flag: spec.coupling.name == "table",
+        }
+        for flag in (flag for flag, is_wrong in wrong.items() if is_wrong):
+            yield Conflict(
+                f"{self.flag} with {flag}",
+                "the flow starts on its way, at a time that differs from row to row",
+                "--flow.source normal, or --flow.solver euler",
             )
 
 

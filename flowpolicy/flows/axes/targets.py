@@ -1,17 +1,21 @@
-"""Axis 5, what the network predicts. Errors are weighted so that they are errors of the velocity."""
+"""The target axis: what the network predicts. Errors are weighted to be errors of the velocity."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import PRINCIPLES, Interpolant
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
+from flowpolicy.flows.interpolant import rows
 
+ARCFLOW = Reference("ArcFlow: 2-Step Text-to-Image Generation via High-Precision Non-Linear Flow Distillation")
 _SAMPLING_FLOOR = 1e-3
 
 
@@ -195,3 +199,121 @@ def _needs_separable(target: Target, spec: Any) -> Iterator[Conflict]:
             "the network of a flow map predicts a mean velocity over an interval",
             "--flow.target velocity",
         )
+
+
+class Curve(NamedTuple):
+    """Velocity of a segment, ``sum_k weight_k mode_k exp(rate_k tau)`` at tau behind its start."""
+
+    weight: Float[Tensor, "b h k 1"]
+    mode: Float[Tensor, "b h k a"]
+    rate: Float[Tensor, "b h k 1"]
+
+    def mean(self, since: Float[Tensor, " b"], length: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
+        """Mean velocity over ``since`` to ``since + length`` behind the start, in closed form; length 0 is a point."""
+        growth = (self.rate * rows(since, self.rate)).exp() * _phi(self.rate * rows(length, self.rate))
+        return (self.weight * growth * self.mode).sum(2)
+
+    def without(self, dropped: Bool[Tensor, "b k"]) -> Curve:
+        """The curve without some modes, the others with larger weights; a row that would lose all keeps them."""
+        kept = ~dropped | dropped.all(1, keepdim=True)
+        weight = self.weight * kept[:, None, :, None]
+        return self._replace(weight=weight / weight.sum(2, keepdim=True))
+
+
+def _phi(z: Tensor) -> Tensor:
+    """``(exp(z) - 1) / z``, and its series near 0."""
+    small = z.abs() < 1e-3
+    safe = torch.where(small, torch.ones_like(z), z)
+    return torch.where(small, 1 + z / 2 + z.square() / 6, torch.expm1(safe) / safe)
+
+
+@register("target", "segment", ARCFLOW)
+@dataclasses.dataclass(frozen=True)
+class Segment(Velocity):
+    """Modes whose momentum decays or grows: one evaluation gives the velocity of a whole segment (ArcFlow).
+
+    Every step of the chunk has K modes, K weights that sum to 1 and K rates of which the first is 0. At the start of a
+    segment the velocity is that of flow matching. Behind it, the curve follows the network's own velocity, without
+    gradient, at the point that it leads to itself: ArcFlow's distillation with the network as its own teacher.
+    """
+
+    modes: int = 4
+    """The K; 1 is a constant velocity."""
+    limit: float = 8.0
+    """Largest rate."""
+    window: float = 3 / 128
+    """Length over which the curve is averaged where it is compared (ArcFlow)."""
+    clamp: float = 3.0
+    """Points that the curve leads to are kept within this before the velocity there is asked for."""
+    integrates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.modes < 1 or self.limit < 0 or not 0 < self.window < 1 or not self.clamp > 0:
+            raise ConfigError(
+                f"{self.flag} with {self.modes} modes, limit {self.limit}, window {self.window}, clamp {self.clamp}",
+                expected="at least 1 mode, a limit of at least 0, a window in (0, 1), a clamp above 0",
+            )
+
+    def outputs(self, action: int) -> int:
+        """See :class:`flowpolicy.flows.axes.targets.Target`."""
+        return self.modes * action + 2 * self.modes - 1
+
+    def curve(self, prediction: Float[Tensor, "b h o"]) -> Curve:
+        """What the network says about a segment.
+
+        Rates are told apart from the start, 0, 2, -2, 4, ... plus what is learned: modes that are equal would stay so.
+        """
+        k = self.modes
+        index = torch.arange(k - 1, device=prediction.device)
+        apart = 2 * (index // 2 + 1) * (1 - 2 * (index % 2))
+        mode, logit, raw = prediction.tensor_split([prediction.shape[2] - 2 * k + 1, prediction.shape[2] - k + 1], 2)
+        rate = torch.cat(
+            [torch.zeros_like(logit[..., :1]), self.limit * (raw + apart / max(self.limit, 1e-6)).tanh()], dim=2
+        )
+        return Curve(logit.softmax(2).unsqueeze(3), mode.unflatten(2, (k, -1)), rate.unsqueeze(3))
+
+    def velocity(
+        self, prediction: Float[Tensor, "b h o"], x: Float[Tensor, "b h a"], t: Float[Tensor, " b"], path: Interpolant
+    ) -> Float[Tensor, "b h a"]:
+        """Velocity at the start of the segment."""
+        return self.curve(prediction).mean(torch.zeros_like(t), torch.zeros_like(t))
+
+    def mean(
+        self, prediction: Float[Tensor, "b h o"], s: Float[Tensor, " b"], t: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b h a"]:
+        """See :class:`flowpolicy.flows.axes.targets.Target`."""
+        return self.curve(prediction).mean(torch.zeros_like(s), t - s)
+
+    def errors(
+        self,
+        predict: Callable[[Tensor, Tensor], Tensor],
+        x: Float[Tensor, "b h a"],
+        velocity: Float[Tensor, "b h a"],
+        s: Float[Tensor, " b"],
+        t: Float[Tensor, " b"],
+    ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
+        """See :class:`flowpolicy.flows.axes.targets.Target`."""
+        curve = self.curve(predict(x, s))
+        zero, window = torch.zeros_like(s), torch.full_like(s, self.window)
+        ahead = (t.clamp(max=1 - self.window) - s).clamp(min=0)
+        with torch.no_grad():
+            point = (x + rows(ahead, x) * curve.mean(zero, ahead)).clamp(-self.clamp, self.clamp)
+            teacher = self.curve(predict(point, s + ahead)).mean(zero, zero)
+        return curve.mean(zero, zero) - velocity, curve.mean(ahead, window) - teacher
+
+    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
+        """R13: it integrates itself."""
+        if spec.solver.name != "self":
+            yield Conflict(f"{self.flag} with {spec.solver.flag}", "it integrates itself", "--flow.solver self")
+        if spec.consistency.two_time:
+            yield Conflict(
+                f"{self.flag} with {spec.consistency.flag}",
+                "its curve is a flow map already, trained by following its own velocity",
+                "--flow.consistency none",
+            )
+        if spec.guidance.null or spec.guidance.hides:
+            yield Conflict(
+                f"{self.flag} with {spec.guidance.flag}",
+                "curves of several conditions do not add up to that of their mixture",
+                "--flow.guidance none, or --flow.target velocity",
+            )

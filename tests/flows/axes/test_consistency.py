@@ -7,13 +7,22 @@ import torch
 
 import flowpolicy.flows.axes  # noqa: F401, registers the values
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.flows.axes.consistency import CentralDifference, ImprovedMeanFlow, MeanFlow, Problem
+from flowpolicy.flows.axes.consistency import (
+    CentralDifference,
+    Eulerian,
+    ImprovedMeanFlow,
+    Lagrangian,
+    MeanFlow,
+    Problem,
+    Progressive,
+    Shortcut,
+    Trajectory,
+    two_jumps,
+)
 from flowpolicy.flows.axes.interpolants import Linear
-from flowpolicy.flows.axes.interval_laws import Dyadic
 from flowpolicy.flows.axes.losses import Balanced, Squared
 from flowpolicy.flows.axes.registry import VALUES
-from flowpolicy.flows.axes.self_distillation import Eulerian, Lagrangian, Progressive, Shortcut, Trajectory, two_jumps
-from flowpolicy.flows.axes.time_laws import Uniform
+from flowpolicy.flows.axes.time_laws import Dyadic, Uniform
 from flowpolicy.nets.trunk import FlowOutput
 
 F64, SQUARED = torch.float64, Squared()

@@ -9,7 +9,9 @@ import flowpolicy.flows.axes  # noqa: F401, registers the values
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows import interpolant as straight
 from flowpolicy.flows.axes.interpolants import Latent, Linear, VariancePreserving
-from flowpolicy.flows.axes.registry import VALUES
+from flowpolicy.flows.axes.registry import VALUES, make
+
+from ..gaussian import F64, normal
 
 M, S = 0.7, 0.4
 PATHS = {name: cls() for name, cls in VALUES["interpolant"].items()}
@@ -90,3 +92,16 @@ def test_times_stay_where_derivatives_are_finite():
 def test_impossible_options_are_refused():
     with pytest.raises(ConfigError):
         VariancePreserving(low=0.0)
+
+
+def test_the_bridge_has_the_law_that_it_states():
+    path = make("interpolant", "bridge", spread=0.3, scale=0.8)
+    past = torch.tensor([0.5, -0.2], dtype=F64).expand(50_000, 1, 2)
+    begin = path.begin(normal(50_000, 1, 2), past)
+    data, z = 0.9 + 0.1 * normal(50_000, 1, 2, seed=1), normal(50_000, 1, 2, seed=2)
+    for t in (0.0, 0.4, 1.0):
+        x = path.point(begin, data, torch.full((50_000,), t, dtype=F64), z)
+        variance = (1 - t) ** 2 * 0.3**2 + t**2 * 0.1**2 + (0.8 * t * (1 - t)) ** 2
+        mean = (1 - t) * past[0] + t * 0.9
+        torch.testing.assert_close(x.mean(0), mean, atol=0.01, rtol=0)
+        torch.testing.assert_close(x.var(0), torch.full((1, 2), variance, dtype=F64), atol=0, rtol=0.04)

@@ -148,3 +148,28 @@ def test_most_single_values_are_fine_alone():
         "solver olss",
         "schedule boss",
     }
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"interpolant": "bridge", "target": "data"},
+        {"interpolant": "bridge", "solver": "ddim"},
+        {"interpolant": "bridge", "solver": "sde"},
+        {"interpolant": "bridge", "source": "student-t"},
+        {"interpolant": "bridge", "coupling": "c2ot"},
+        {"interpolant": "bridge", "guidance": "gradient"},
+        {"interpolant": "bridge", "consistency": "meanflow"},
+        {"interpolant": "bridge", "coupling": "table"},  # R17
+        {"source": "warm-start", "coupling": "table"},  # R17
+        {"source": "warm-start", "solver": "sde"},
+        {"source": "warm-start", "solver": "ddim"},
+        {"source": "warm-start", "interpolant": "latent"},
+        {"source": "warm-start", "guidance": "gradient"},
+        {"source": "warm-start", "target": "noise"},
+    ],
+)
+def test_what_needs_plain_noise_is_refused(values):
+    spec = FlowSpec(**{axis: make(axis, name) for axis, name in values.items()})
+    with pytest.raises(IncompatibleSpecError, match=r"bridge|warm-start"):
+        validate(spec, Setting(teacher=True))

@@ -9,16 +9,28 @@ import torch
 
 import flowpolicy.flows.axes  # noqa: F401, registers the values
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.flows.axes.correctors import Heun, Plan, PseudoCorrector
 from flowpolicy.flows.axes.interpolants import Linear, Trigonometric, VariancePreserving
-from flowpolicy.flows.axes.inversion import Afp
-from flowpolicy.flows.axes.registry import VALUES
+from flowpolicy.flows.axes.registry import VALUES, make
 from flowpolicy.flows.axes.schedules import Cosine, UniformSteps
-from flowpolicy.flows.axes.solvers import AdamsBashforth, Ddim, Dynamics, Euler, FixedNoise, MapJumps, Midpoint
-from flowpolicy.flows.axes.stochastic import Stochastic
-from flowpolicy.flows.axes.subspace import Fitted
+from flowpolicy.flows.axes.solvers import (
+    AdamsBashforth,
+    Afp,
+    Ddim,
+    Dynamics,
+    Euler,
+    Fitted,
+    FixedNoise,
+    Heun,
+    MapJumps,
+    Midpoint,
+    Plan,
+    PseudoCorrector,
+    Stochastic,
+)
 
-F64, LINEAR, UNIFORM = torch.float64, Linear(), UniformSteps()
+from ..gaussian import F64, GaussianFlow, normal
+
+LINEAR, UNIFORM = Linear(), UniformSteps()
 PLAIN = ["euler", "midpoint", "heun", "pseudo-corrector", "ab2", "ddim", "afp"]
 
 
@@ -242,3 +254,43 @@ def test_a_fitted_solver_holds_every_multistep_method():
     torch.testing.assert_close(euler.solve(flow, START, (), 3, None), expected, atol=1e-12, rtol=0)
     with pytest.raises(ConfigError, match="fit"):
         euler.steps(4)
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun", "ab2", "euler"])
+def test_the_rest_of_a_flow_ends_where_the_whole_does(solver):
+    """From x_t on the exact flow of a Gaussian, for rows that stand at different times."""
+    flow = GaussianFlow.random(3, 0)
+
+    def field(x, t):
+        rows = [flow.field(row.flatten(1), time).view_as(row) for row, time in zip(x.split(1), t.split(1), strict=True)]
+        return torch.cat(rows)
+
+    noise = normal(4, 1, 3)
+    start = torch.tensor([0.0, 0.3, 0.6, 0.9], dtype=F64)
+    fine = make("solver", "midpoint")
+    whole = Dynamics(field, make("interpolant", "linear"))
+    grid = tuple(k / 50 for k in range(51))
+    end = fine.solve(whole, noise, grid, 100, None)
+    # Each row carried to its own time by the flow before it.
+    states = torch.cat(
+        [
+            fine.solve(whole, noise[k : k + 1], tuple(s * t for t in grid), 100, None)
+            for k, s in enumerate(start.tolist())
+        ]
+    )
+    chosen = make("solver", solver)
+    evaluations = 200 if solver != "euler" else 2000
+    steps = chosen.steps(evaluations)
+    found = chosen.solve(whole.after(start), states, tuple(k / steps for k in range(steps + 1)), evaluations, None)
+    torch.testing.assert_close(found, end, atol=4e-3 if solver == "euler" else 5e-4, rtol=0)
+
+
+def test_a_flow_map_jumps_over_the_rest():
+    exact = lambda x, s, t: (s + t).reshape(-1, 1, 1).expand_as(x) / 2  # noqa: E731, the mean of v = t
+    flow = Dynamics(lambda x, t: t.reshape(-1, 1, 1).expand_as(x), make("interpolant", "linear"), exact)
+    start = torch.tensor([0.0, 0.5], dtype=F64)
+    x = torch.zeros(2, 1, 1, dtype=F64)
+    for steps in (1, 3):
+        grid = tuple(k / steps for k in range(steps + 1))
+        end = make("solver", "map").solve(flow.after(start), x, grid, steps, None)
+        torch.testing.assert_close(end.flatten(), (1 - start.square()) / 2, atol=1e-12, rtol=0)

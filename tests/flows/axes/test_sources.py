@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.sources import Mixed, Normal, StudentT, divergence, mix
 
 
@@ -72,3 +73,18 @@ def test_shares_while_acting():
     assert stats.kstest(training.numpy(), "uniform").pvalue > 0.01
     assert torch.equal(Mixed(acting="uniform").shares(2000, random(), acting=True), training)
     assert Normal().shares(5, random(), acting=True) is None
+
+
+def test_the_start_is_late_where_nothing_moves():
+    source = make("source", "warm-start", most=0.6, motion=0.5)
+    history = torch.zeros(4, 2, 3)
+    history[1:, 1] = torch.tensor([0.1, 0.5, 9.0]).unsqueeze(1)
+    torch.testing.assert_close(source.begin(history), torch.tensor([0.6, 0.48, 0.0, 0.0]))
+    assert make("source", "warm-start", most=0.2).begin(history).tolist() == pytest.approx([0.2] * 4)
+    with pytest.raises(ConfigError, match="history 2"):
+        source.begin(history[:, :1])
+    for options in ({"most": 1.0}, {"motion": -1.0}):
+        with pytest.raises(ConfigError, match="warm-start"):
+            make("source", "warm-start", **options)
+    with pytest.raises(ConfigError, match="bridge"):
+        make("interpolant", "bridge", spread=-0.1)

@@ -8,9 +8,8 @@ from scipy import integrate, stats
 
 import flowpolicy.flows.axes  # noqa: F401, registers the values
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.flows.axes.interval_laws import Dyadic, Ends, Grid, Split
 from flowpolicy.flows.axes.registry import VALUES, make
-from flowpolicy.flows.axes.time_laws import Beta, LogitNormal, Shifted, UShape
+from flowpolicy.flows.axes.time_laws import Beta, Dyadic, Ends, Grid, LogitNormal, Shifted, Split, UShape
 from flowpolicy.flows.times import PairLaw
 
 LAWS = {name: cls() for name, cls in VALUES["time"].items()}

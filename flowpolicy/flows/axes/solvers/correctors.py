@@ -1,4 +1,4 @@
-"""Axis 8a, continued: predictor-corrector solvers, and plans that mix kinds of steps."""
+"""Predictor-corrector solvers, and plans that mix kinds of steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Conflict, Reference, register
-from flowpolicy.flows.axes.solvers import Dynamics, Solver, Times, midpoint_step
+from flowpolicy.flows.axes.solvers.explicit import midpoint_step
+from flowpolicy.flows.axes.solvers.solver import Dynamics, Solver, Times
 
 _COST = {"E": 1, "M": 2, "H": 2, "P": 1, "R": 2}
 _FEW = 4

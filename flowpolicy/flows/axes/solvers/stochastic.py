@@ -1,4 +1,4 @@
-"""Axis 8a, continued: sampling with noise on the way."""
+"""Sampling by a stochastic differential equation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Reference, register
-from flowpolicy.flows.axes.solvers import Dynamics, Solver, Times
+from flowpolicy.flows.axes.solvers.solver import Dynamics, Solver, Times
 
 
 @register(

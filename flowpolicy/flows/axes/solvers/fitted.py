@@ -1,4 +1,4 @@
-"""Axis 8a, continued: the solver whose coefficients are fitted to one field."""
+"""The solver whose coefficients are fitted to one velocity field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Conflict, Reference, register
-from flowpolicy.flows.axes.solvers import Dynamics, Solver, Times
+from flowpolicy.flows.axes.solvers.solver import Dynamics, Solver, Times
 
 
 @register(

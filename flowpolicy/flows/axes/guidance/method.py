@@ -1,4 +1,4 @@
-"""Axis 9, how the velocity or the chunk is steered while acting: what guidance is, and classifier-free guidance."""
+"""What a guidance method is, and what it may know of a decision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import Interpolant, Linear
-from flowpolicy.flows.axes.registry import Reference, Value, register
+from flowpolicy.flows.axes.registry import Value, register
 from flowpolicy.flows.goals import AT_REST, Goal, read_goal
 from flowpolicy.flows.solvers import Field, MeanField
 
@@ -154,66 +154,3 @@ class Aimed(Guidance):
 @dataclasses.dataclass(frozen=True)
 class NoGuidance(Guidance):
     """The velocity as it is."""
-
-
-@register("guidance", "cfg", Reference("Classifier-Free Diffusion Guidance", "2207.12598"))
-@dataclasses.dataclass(frozen=True)
-class ClassifierFree(Guidance):
-    """``u + scale (v - u)`` with u the velocity without the observation: two evaluations (arXiv 2207.12598)."""
-
-    scale: float = 1.5
-    """1 is no guidance; above, chunks are more typical of the observation and less diverse."""
-    dropout: float = 0.1
-    """Share of the rows that are trained without their observation."""
-    null: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.dropout < 1:  # R16
-            raise ConfigError(
-                f"{self.flag} with the dropout {self.dropout}",
-                expected="above 0 and below 1: without dropout there is no velocity without the observation",
-                fix="--flow.guidance.dropout 0.1",
-            )
-
-    @property
-    def drop(self) -> float:
-        """See :class:`Guidance`."""
-        return self.dropout
-
-    def total(self, evaluations: int) -> int:
-        """See :class:`Guidance`."""
-        return 2 * evaluations
-
-    def field(self, fields: Fields, at: Situation) -> Field:
-        """See :class:`Guidance`."""
-
-        def guided(x: Tensor, t: Tensor) -> Tensor:
-            plain = fields.null(x, t)
-            return plain + self.scale * (fields.full(x, t) - plain)
-
-        return guided
-
-
-@register(
-    "guidance",
-    "rcfg",
-    Reference("StreamDiffusion: A Pipeline-level Solution for Real-time Interactive Generation", "2312.12491"),
-)
-@dataclasses.dataclass(frozen=True)
-class ResidualClassifierFree(ClassifierFree):
-    """Classifier-free guidance that asks without the observation once, at the noise (StreamDiffusion, "initialize")."""
-
-    def total(self, evaluations: int) -> int:
-        """See :class:`Guidance`."""
-        return evaluations + 1
-
-    def field(self, fields: Fields, at: Situation) -> Field:
-        """See :class:`Guidance`."""
-        first: list[Tensor] = []
-
-        def guided(x: Tensor, t: Tensor) -> Tensor:
-            if not first:
-                first.append(fields.null(x, t))
-            return first[0] + self.scale * (fields.full(x, t) - first[0])
-
-        return guided

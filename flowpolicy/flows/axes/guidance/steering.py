@@ -1,9 +1,9 @@
-"""Axis 9, continued: guidance that changes the velocity on the way from noise to chunk."""
+"""Guidance that changes the velocity on the way from noise to chunk."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.flows.axes.guidance import Aimed, Fields, Guidance, Situation
-from flowpolicy.flows.axes.registry import Conflict, Reference, register
+from flowpolicy.flows.axes.guidance.method import Aimed, Fields, Guidance, Situation
+from flowpolicy.flows.axes.registry import Reference, register
 from flowpolicy.flows.interpolant import rows
 from flowpolicy.flows.real_time import GUIDANCE_LIMIT
 from flowpolicy.flows.solvers import Field, MeanField
@@ -161,90 +161,3 @@ class TrajectoryBlend(Steering):
         cosine = torch.nn.functional.cosine_similarity(v.flatten(1), straight.flatten(1), dim=1)
         freedom = self.mask(x.shape[1]).to(x).unsqueeze(1) * rows((1 - max(0.0, 1 - step[1]) ** self.power) * cosine, x)
         return torch.where(at.begun.reshape(-1, 1, 1), straight + freedom * (v - straight), v)
-
-
-@register(
-    "guidance",
-    "compose",
-    Reference("SplitFlow: Flow Decomposition for Inversion-Free Text-to-Image Editing"),
-    Reference("Compositional Visual Generation with Composable Diffusion Models", "2206.01714"),
-)
-@dataclasses.dataclass(frozen=True)
-class Compose(Guidance):
-    """One velocity per named observation, composed: K of them cost K + 1 evaluations.
-
-    Each velocity v_i is given one of the named observations and all that are not named. 'split' (SplitFlow) takes from
-    v_i what opposes the full velocity v, weighs by ``softmax(cos(v_i, v) / temperature)`` and mixes ``share`` of the
-    sum into v. 'product' multiplies the densities: ``v_0 + scale sum (v_i - v_0)``, v_0 without any of them
-    (arXiv 2206.01714). Hidden observations read 0 after scaling.
-    """
-
-    keys: tuple[str, ...] = ()
-    """Observations that are conditions of their own, by key."""
-    how: Literal["split", "product"] = "split"
-    """Kind of composition."""
-    share: float = 0.5
-    """Of the composition in 'split'; 0 is no guidance."""
-    temperature: float = 0.2
-    """Of the weights in 'split'."""
-    scale: float = 1.0
-    """Of every part in 'product'."""
-    dropout: float = 0.2
-    """Share of the rows that are trained without all, or all but one, of the named observations."""
-
-    def __post_init__(self) -> None:
-        if not (0 < self.dropout < 1 and 0 <= self.share <= 1 and self.temperature > 0):
-            raise ConfigError(
-                f"{self.flag} with the dropout {self.dropout}, share {self.share}, temperature {self.temperature}",
-                expected="0 < dropout < 1, share in [0, 1], temperature above 0",
-            )
-
-    @property
-    def hides(self) -> tuple[str, ...]:
-        """See :class:`Guidance`."""
-        return self.keys
-
-    @property
-    def hidden_share(self) -> float:
-        """See :class:`Guidance`."""
-        return self.dropout
-
-    def total(self, evaluations: int) -> int:
-        """See :class:`Guidance`."""
-        return (1 + len(self.keys)) * evaluations
-
-    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R16, and nothing to compose."""
-        if not self.keys or len(set(self.keys)) < len(self.keys):
-            yield Conflict(
-                f"{self.flag} of {'no' if not self.keys else 'repeated'} observations",
-                "every named observation is a condition of its own",
-                "--flow.guidance.keys KEY KEY, with keys of the training file",
-            )
-        if spec.solver.two_time:
-            yield Conflict(
-                f"{self.flag} with {spec.solver.flag}",
-                "mean velocities of several conditions do not add up to that of their composition",
-                "--flow.solver euler",
-            )
-
-    def field(self, fields: Fields, at: Situation) -> Field:
-        """See :class:`Guidance`."""
-
-        def guided(x: Tensor, t: Tensor) -> Tensor:
-            base = (fields.full if self.how == "split" else fields.null)(x, t)
-            parts = torch.stack([part(x, t) for part in fields.parts])
-            if self.how == "product":
-                return base + self.scale * (parts - base).sum(0)
-            return (1 - self.share) * base + self.share * self.aggregate(base, parts)
-
-        return guided
-
-    def aggregate(self, full: Float[Tensor, "b *d"], parts: Float[Tensor, "k b *d"]) -> Float[Tensor, "b *d"]:
-        """The weighted sum of velocities that do not oppose the full one."""
-        v, each = full.flatten(1), parts.flatten(2)
-        along = (each * v).sum(2, keepdim=True) / v.square().sum(1, keepdim=True).clamp(min=1e-12)
-        each = each - along.clamp(max=0) * v
-        cosine = torch.nn.functional.cosine_similarity(each, v.unsqueeze(0), dim=2)
-        weights = (cosine / self.temperature).softmax(0).unsqueeze(2)
-        return (weights * each).sum(0).view_as(full)
