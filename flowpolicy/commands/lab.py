@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from flowpolicy.bench.toy_options import Toy
 from flowpolicy.commands.arguments import call
-from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.ranges import Count, Few, Natural, Width
+from flowpolicy.core.ranges import Count, Few, Natural
+from flowpolicy.lab.lab_plan import LabPlan
 
 USUAL = (
     "flow matching:",
@@ -27,7 +26,22 @@ USUAL = (
 )
 
 
-TOY = Toy()
+@dataclasses.dataclass(frozen=True)
+class Students:
+    """Students of one teacher instead of recipes."""
+
+    distill: tuple[str, ...] = ()
+    """'all', or distillation methods with their options, such as reflow 'improved-reflow real=0.5': compares students
+    of one teacher, plain flow matching, instead of recipes."""
+    student_updates: Count = 2500
+    """Gradient updates of a student."""
+    student_width: Natural = 0
+    """Width of its network (of 'refiner', that of the small one); 0 is the teacher's."""
+    teacher_nfe: Few = 32
+    """Evaluations of the teacher per chunk that it makes."""
+
+
+STUDENTS, PLAN = Students(), LabPlan()
 
 
 def run(argv: Sequence[str]) -> int:
@@ -38,17 +52,9 @@ def run(argv: Sequence[str]) -> int:
 def lab(
     recipes: Annotated[tuple[str, ...], tyro.conf.Positional] = USUAL,
     /,
+    plan: Annotated[LabPlan, tyro.conf.arg(name="")] = PLAN,
+    students: Annotated[Students, tyro.conf.arg(name="")] = STUDENTS,
     seeds: Few = 2,
-    updates: Count = 5000,
-    batch: Count = 512,
-    width: Width = 128,
-    observations: Count = 64,
-    samples: Count = 192,
-    toy: Toy = TOY,
-    distill: tuple[str, ...] = (),
-    student_updates: Count = 2500,
-    student_width: Natural = 0,
-    teacher_nfe: Few = 32,
     workers: Natural = 0,
     out: Path = Path("runs/lab"),
 ) -> None:
@@ -62,109 +68,33 @@ def lab(
 
     Args:
         recipes: points on the axes.
+        plan: how each is trained and measured.
+        students: students of one teacher instead of recipes.
         seeds: runs of each recipe.
-        updates: gradient updates of a run.
-        batch: chunks per update.
-        width: width of the three hidden layers of plain flow matching; all rows have as many parameters.
-        observations: observations that were not trained on, for the measure.
-        samples: chunks drawn for each of them.
-        toy: the task.
-        distill: 'all', or distillation methods with their options, such as reflow 'improved-reflow real=0.5': compares
-            students of one teacher, plain flow matching, instead of recipes.
-        student_updates: gradient updates of a student.
-        student_width: width of its network (of 'refiner', that of the small one); 0 is the teacher's.
-        teacher_nfe: evaluations of the teacher per chunk that it makes.
         workers: runs at a time; 0 is one per core.
         out: folder of records, table and picture.
 
     """
-    from flowpolicy.bench.chunk_toy import ChunkToy
-    from flowpolicy.bench.lab_report import write_report
-    from flowpolicy.bench.laboratory import Plan, check, parse_recipe, sized
-
-    task = ChunkToy(**dataclasses.asdict(toy))
-    plan = Plan(toy=task, updates=updates, batch=batch, width=width, observations=observations, samples=samples)
-    if distill:
-        _distil(distill, plan, seeds, (student_updates, student_width, teacher_nfe), out, workers)
-        return
-    chosen = [parse_recipe(text) for text in recipes]
-    _require_names([recipe.name for recipe in chosen])
-    check(chosen, plan)
-    sizes = [(recipe, sized(recipe, plan)) for recipe in chosen]
-    records = _run_all([(r, equal, seed) for r, equal in sizes for seed in range(seeds)], out, workers)
-    write_report(records, out, note="All rows have the parameters of plain flow matching, give or take 5 %.")
-    sys.stdout.write((out / "lab.md").read_text(encoding="utf-8"))
-    sys.stdout.write(f"table   {out / 'lab.md'}\npicture {out / 'lab.png'}\n")
-
-
-def _distil(
-    methods: tuple[str, ...], plan: Any, seeds: int, student: tuple[int, int, int], out: Path, workers: int
-) -> None:
-    """The table of distillation methods."""
-    import shlex
-
-    from flowpolicy.agents.distillation import METHODS, Order
-    from flowpolicy.bench.distillation import NFES, TEACHER, Course, parse_course, run_course, teacher_of
-    from flowpolicy.bench.lab_report import write_report
-    from flowpolicy.evaluate.report import git_commit
-
-    updates, width, teacher_nfe = student
-    plan = dataclasses.replace(plan, nfes=NFES)
-    order = Order(teacher_nfe=teacher_nfe, width=width)
-    chosen = [parse_course(text, order) for text in (METHODS if methods == ("all",) else methods)]
-    origin = {"command": shlex.join(["flowpolicy", *sys.argv[1:]]), "commit": git_commit()}
-    _require_names([course.name for course in chosen])
-    # The teachers first: their students must not train them side by side.
-    _in_parallel([(f"teacher, seed {seed}", teacher_of, (plan, seed, out)) for seed in range(seeds)], workers)
-    jobs = [
-        (f"{course.name}, seed {seed}", run_course, (course, plan, updates, seed, out, origin))
-        for course in [Course(TEACHER, TEACHER, order), *chosen]
-        for seed in range(seeds)
-    ]
-    note = (
-        f"Students: {updates} updates of {plan.batch} on the same teacher (row 1, Euler, {teacher_nfe} evaluations per "
-        f"chunk that it makes), network {plan.depth} x {width or plan.width}; seconds are those of one student."
-    )
-    write_report(_in_parallel(jobs, workers), out, "distill", note)
-    sys.stdout.write((out / "distill.md").read_text(encoding="utf-8"))
-    sys.stdout.write(f"table   {out / 'distill.md'}\npicture {out / 'distill.png'}\n")
-
-
-def _require_names(names: Sequence[str]) -> None:
-    """Refuse two rows of one name: they would be averaged into one."""
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ConfigError(
-            f"two rows are named '{twice[0]}'", expected="a name for each", fix="name them: 'NAME: axis=value ...'"
-        )
-
-
-def _run_all(jobs: list[tuple[Any, Any, int]], out: Path, workers: int) -> list[dict[str, Any]]:
-    """The records of all recipes in their order."""
-    from flowpolicy.bench.laboratory import run_once
-
-    named = [
-        (f"{recipe.name}, seed {seed}", run_once, (recipe, plan, seed, out, sys.argv[1:]))
-        for recipe, plan, seed in jobs
-    ]
-    return _in_parallel(named, workers)
-
-
-def _in_parallel(jobs: list[tuple[str, Callable[..., Any], tuple[Any, ...]]], workers: int) -> list[Any]:
-    """Results of named calls in their order, several at a time in processes of one thread each."""
-    import multiprocessing
-    import os
-    from concurrent.futures import ProcessPoolExecutor
-
+    from flowpolicy.agents.distillation import Order
     from flowpolicy.commands.progress import progress_bar
+    from flowpolicy.lab.comparison import compare_recipes, compare_students
 
-    count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
-    with (
-        progress_bar("lab", len(jobs)) as move,
-        ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool,
-    ):
-        waiting = [pool.submit(function, *arguments) for _, function, arguments in jobs]
-        results = []
-        for done, ((name, _, _), future) in enumerate(zip(jobs, waiting, strict=True), 1):
-            results.append(future.result())
-            move(done, name)
-        return results
+    if students.distill:
+        name, order = "distill", Order(teacher_nfe=students.teacher_nfe, width=students.student_width)
+        updates, command = students.student_updates, sys.argv[1:]
+        compare_students(
+            students.distill,
+            plan,
+            seeds,
+            out,
+            updates=updates,
+            order=order,
+            workers=workers,
+            command=command,
+            bar=progress_bar,
+        )
+    else:
+        name = "lab"
+        compare_recipes(recipes, plan, seeds, out, workers=workers, command=sys.argv[1:], bar=progress_bar)
+    sys.stdout.write((out / f"{name}.md").read_text(encoding="utf-8"))
+    sys.stdout.write(f"table   {out / f'{name}.md'}\npicture {out / f'{name}.png'}\n")

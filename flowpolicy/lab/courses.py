@@ -14,22 +14,15 @@ import torch
 import flowpolicy.configs.presets  # noqa: F401, registers the methods
 from flowpolicy.agents.distillation import METHODS, Order, student_of
 from flowpolicy.agents.flow import Flow
-from flowpolicy.bench.laboratory import (
-    KINDS_OF_RECORDS,
-    Plan,
-    Recipe,
-    agent_on,
-    build,
-    measure,
-    observations,
-    train,
-)
 from flowpolicy.configs.presets import KINDS
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.config import encode
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import read_json, write_json
 from flowpolicy.core.spec import library_versions
+from flowpolicy.lab.lab_plan import LabPlan
+from flowpolicy.lab.measure import agent_on, measure, observations, train
+from flowpolicy.lab.recipes import KINDS_OF_RECORDS, Recipe, build
 
 NFES = (1, 2, 4)
 TEACHER = "teacher"
@@ -67,7 +60,7 @@ def parse_course(text: str, order: Order) -> Course:
     return Course(" ".join(text.split()), method, order)
 
 
-def teacher_of(plan: Plan, seed: int, folder: Path) -> Path:
+def teacher_of(plan: LabPlan, seed: int, folder: Path) -> Path:
     """The run of the teacher, plain flow matching; trained where it is not there yet."""
     text = json.dumps(encode(plan, KINDS_OF_RECORDS))
     run = folder / f"teacher-{hashlib.sha256(text.encode()).hexdigest()[:8]}-seed{seed}"
@@ -80,7 +73,7 @@ def teacher_of(plan: Plan, seed: int, folder: Path) -> Path:
     return run
 
 
-def students(run: Path, course: Course, plan: Plan, seed: int) -> list[tuple[Flow, tuple[int, ...]]]:
+def students(run: Path, course: Course, plan: LabPlan, seed: int) -> list[tuple[Flow, tuple[int, ...]]]:
     """The students of a row, and the evaluations that each of them is measured at.
 
     Where the number of evaluations changes nothing else, one student is measured at all of them.
@@ -110,7 +103,7 @@ def students(run: Path, course: Course, plan: Plan, seed: int) -> list[tuple[Flo
 
 
 def run_course(
-    course: Course, plan: Plan, updates: int, seed: int, folder: Path, origin: dict[str, str]
+    course: Course, plan: LabPlan, updates: int, seed: int, folder: Path, origin: dict[str, str]
 ) -> dict[str, Any]:
     """The record of a row, from its file where there is one.
 
@@ -155,7 +148,7 @@ def run_course(
     return record
 
 
-def _trained(found: Sequence[tuple[Flow, tuple[int, ...]]], plan: Plan, updates: int, seed: int) -> dict[str, Any]:
+def _trained(found: Sequence[tuple[Flow, tuple[int, ...]]], plan: LabPlan, updates: int, seed: int) -> dict[str, Any]:
     """Errors by evaluations, mean seconds per student, and what each student was."""
     error: dict[str, list[float]] = {}
     told: list[dict[str, Any]] = []

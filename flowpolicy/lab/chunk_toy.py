@@ -1,26 +1,51 @@
-"""A toy policy task whose every conditional law can be sampled: action chunks with several modes [flow-methods 0.4].
+"""A toy policy task whose every conditional law can be sampled: action chunks with several modes.
 
 An observation in [-1, 1]^n has one mode, or several where its first number is low. Every mode is a smooth function of
 the observation; around it the dimensions are alternately narrow and wide. Size, modes and deviations are parameters:
-a ranking of methods should hold on another toy too.
+a ranking of methods should hold on another toy too. Imports no torch: the command line reads the options.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from flowpolicy.core.ranges import Count, Positive, Range, Seed, Share, require_ranges
 
-from flowpolicy.bench.toy_options import Toy
-from flowpolicy.core.seed import torch_generator
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
-class ChunkToy(Toy):
-    """The toy's laws."""
+class ChunkToy:
+    """Which toy, and its laws."""
+
+    steps: Count = 4
+    """Steps of a chunk."""
+    action: Count = 2
+    """Numbers of a step; a chunk has steps times action of them."""
+    obs: Count = 2
+    """Numbers of an observation."""
+    modes: Count = 2
+    """Modes of an observation that has several."""
+    share: Share = 0.65
+    """Share of the observations that have several."""
+    first: Annotated[float, Range(0, 1, above=True)] = 0.7
+    """Probability of the first mode there; the others share the rest."""
+    narrow: Positive = 0.02
+    """Deviation of the even numbers of a chunk."""
+    wide: Positive = 0.2
+    """Deviation of the odd ones."""
+    size: Count = 20_000
+    """Training chunks."""
+    seed: Seed = 0
+    """Which functions of the observation the modes are."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self, "--toy.")
 
     @property
     def dimensions(self) -> int:
@@ -29,10 +54,14 @@ class ChunkToy(Toy):
 
     def observe(self, count: int, generator: torch.Generator) -> Float[Tensor, "n o"]:
         """Observations, uniform in the cube."""
+        import torch
+
         return 2 * torch.rand(count, self.obs, generator=generator) - 1
 
     def weights(self, obs: Float[Tensor, "n o"]) -> Float[Tensor, "n k"]:
         """Probabilities of the modes."""
+        import torch
+
         several = torch.full((self.modes,), (1 - self.first) / max(self.modes - 1, 1))
         several[0] = self.first if self.modes > 1 else 1.0
         one = torch.zeros(self.modes)
@@ -41,6 +70,10 @@ class ChunkToy(Toy):
 
     def centres(self, obs: Float[Tensor, "n o"]) -> Float[Tensor, "n k d"]:
         """Middle of every mode: waves of the observation that differ by an equal part of a turn."""
+        import torch
+
+        from flowpolicy.core.seed import torch_generator
+
         random = torch_generator(self.seed, "toy")
         slopes = 1.5 * torch.randn(self.obs, self.dimensions, generator=random)
         phases = 2 * math.pi * torch.rand(self.dimensions, generator=random)
@@ -49,15 +82,10 @@ class ChunkToy(Toy):
 
     def chunks(self, obs: Float[Tensor, "n o"], generator: torch.Generator) -> Float[Tensor, "n h a"]:
         """One chunk per observation, clamped to [-1, 1] as actions are."""
+        import torch
+
         mode = torch.multinomial(self.weights(obs), 1, generator=generator)
         centre = self.centres(obs).gather(1, mode.unsqueeze(2).expand(-1, 1, self.dimensions)).squeeze(1)
         deviation = torch.tensor([self.narrow, self.wide]).repeat((self.dimensions + 1) // 2)[: self.dimensions]
         noise = torch.randn(centre.shape, generator=generator)
         return (centre + deviation * noise).clamp(-1, 1).reshape(-1, self.steps, self.action)
-
-
-def energy_distance(x: Float[Tensor, "n s d"], y: Float[Tensor, "n s d"]) -> Float[Tensor, " n"]:
-    """``2 E|x - y| - E|x - x'| - E|y - y'|`` of every row's two samples, unbiased: 0 on average where they agree."""
-    within = x.shape[1] * (x.shape[1] - 1)
-    between = torch.cdist(x, y).mean((1, 2))
-    return 2 * between - (torch.cdist(x, x).sum((1, 2)) + torch.cdist(y, y).sum((1, 2))) / within

@@ -1,4 +1,4 @@
-"""Train points on the axes on the chunk toy and measure their samples at several numbers of evaluations."""
+"""Recipes: points on the axes, written as words, and the record of training and measuring each on the chunk toy."""
 
 from __future__ import annotations
 
@@ -7,41 +7,35 @@ import dataclasses
 import hashlib
 import json
 import shlex
-import time
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from tensordict import TensorDict
 
 from flowpolicy.agents.dm1 import DM1
 from flowpolicy.agents.flow import Flow, as_flow
 from flowpolicy.agents.imitation import ImitationAgent, Optimizer
 from flowpolicy.agents.mip import MIP
 from flowpolicy.agents.regression import Regression
-from flowpolicy.bench.chunk_toy import ChunkToy, energy_distance
 from flowpolicy.core.config import encode
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import read_json, write_json
-from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec, library_versions
-from flowpolicy.data.normalize import Normalizer
+from flowpolicy.core.spec import library_versions
 from flowpolicy.evaluate.report import git_commit
 from flowpolicy.flows.axes.registry import AXES, VALUES, make
 from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.flows.times import PairLaw
+from flowpolicy.lab.chunk_toy import ChunkToy
+from flowpolicy.lab.lab_plan import LabPlan
+from flowpolicy.lab.measure import agent_on, measure, observations, train
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.actor import KINDS
 from flowpolicy.policy.fit import fitted
-from flowpolicy.policy.policy import Policy
 
-NFES = (1, 2, 4, 8, 64)
-SCALE = 1000.0
-"""Energy distances are given in thousandths."""
 CONTROLS: dict[str, Any] = {"regression": Regression, "mip": MIP}
 """Agents without a flow, by what a recipe calls them."""
 BASES = ("dm1", "encoder", *CONTROLS)
@@ -59,36 +53,14 @@ class Recipe:
     """The point."""
     lr: float = 1e-3
     """Peak learning rate."""
-    base: Literal["", "dm1", "encoder", "regression", "mip"] = ""
-    """'dm1' starts from DM1 with its own law of intervals, its encoder and its regulariser, 'encoder' from plain flow
-    matching behind that encoder; the others are controls beside the axes."""
+    base: str = ""
+    """One of :data:`BASES`, or none: 'dm1' starts from DM1 with its own law of intervals, its encoder and its
+    regulariser, 'encoder' from plain flow matching behind that encoder; the others are controls beside the axes."""
     fit: bool = False
     """Measure the solver that is fitted to the trained field as well."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How recipes are trained and measured; the same for all of a table."""
-
-    toy: ChunkToy = ChunkToy()
-    """Task."""
-    updates: int = 5000
-    """Gradient updates."""
-    batch: int = 512
-    """Chunks per update."""
-    width: int = 128
-    """Width of the network; see :func:`sized` for what needs another one."""
-    depth: int = 3
-    """Its hidden layers."""
-    observations: int = 64
-    """Observations that were not trained on, for the measure."""
-    samples: int = 192
-    """Chunks per observation."""
-    nfes: tuple[int, ...] = NFES
-    """Evaluations per chunk; a recipe is measured where it can act."""
-
-
-KINDS_OF_RECORDS: dict[str, type] = {"recipe": Recipe, "lab_plan": Plan, "toy": ChunkToy, "pairs": PairLaw}
+KINDS_OF_RECORDS: dict[str, type] = {"recipe": Recipe, "lab_plan": LabPlan, "toy": ChunkToy, "pairs": PairLaw}
 
 
 def parse_recipe(text: str) -> Recipe:
@@ -130,7 +102,7 @@ def parse_recipe(text: str) -> Recipe:
         name=name.strip() if colon else " ".join(text.split()) or "flow matching",
         flow=dataclasses.replace(base, **changes),
         lr=float(rest.get("lr", 1e-3)),
-        base=control,  # type: ignore[arg-type]
+        base=control,
         fit="fit" in rest,
     )
 
@@ -150,7 +122,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-def build(recipe: Recipe, plan: Plan, seed: int) -> ImitationAgent:
+def build(recipe: Recipe, plan: LabPlan, seed: int) -> ImitationAgent:
     """The agent of a recipe."""
     dm1 = recipe.base == "dm1"
     config: Any = CONTROLS[recipe.base]() if recipe.base in CONTROLS else as_flow(DM1()) if dm1 else Flow()
@@ -168,12 +140,12 @@ def build(recipe: Recipe, plan: Plan, seed: int) -> ImitationAgent:
     return agent_on(plan, config, plan.updates, seed)
 
 
-def parameters(recipe: Recipe, plan: Plan) -> int:
+def parameters(recipe: Recipe, plan: LabPlan) -> int:
     """How many numbers the networks of a recipe have, encoder included."""
     return sum(value.numel() for value in build(recipe, plan, 0).actor.parameters())
 
 
-def sized(recipe: Recipe, plan: Plan) -> Plan:
+def sized(recipe: Recipe, plan: LabPlan) -> LabPlan:
     """The plan with the width at which the recipe has the parameters of plain flow matching at the plan's width.
 
     That is the plan's own width where the two differ by at most ``TOLERANCE``, and otherwise the nearest one.
@@ -194,44 +166,7 @@ def sized(recipe: Recipe, plan: Plan) -> Plan:
     return dataclasses.replace(plan, width=min((low, high), key=lambda width: abs(excess(width))))
 
 
-def agent_on(plan: Plan, config: Any, updates: int, seed: int) -> ImitationAgent:
-    """An agent for the toy of the plan."""
-    toy = plan.toy
-    spec = Spec({"state": ObservationSpec((toy.obs,))}, ActionSpec(toy.action))
-    contract = Contract(spec, 1, toy.steps, toy.steps, config.nfe)
-    normalizer = Normalizer({"state": toy.obs}, toy.action)
-    agent: ImitationAgent = config.build(contract, normalizer, steps=updates, seed=seed, compile=False)
-    return agent
-
-
-def train(agent: ImitationAgent, plan: Plan, updates: int, seed: int) -> dict[str, Any]:
-    """Train on the toy's chunks; the last loss (None where it is not finite), seconds, and seconds of the processor."""
-    toy, data = plan.toy, torch_generator(plan.toy.seed, "data")
-    obs = toy.observe(toy.size, data)
-    chunks = toy.chunks(obs, data)
-    rows, noise = torch_generator(seed, "rows"), torch_generator(seed, "noise")
-    valid = torch.ones(plan.batch, toy.steps, dtype=torch.bool)
-    start, used = time.perf_counter(), time.process_time()
-    loss = float("nan")
-    for _ in range(updates):
-        picked = torch.randint(toy.size, (plan.batch,), generator=rows)
-        batch = {OBS: {"state": obs[picked].unsqueeze(1)}, ACTION: chunks[picked], VALID: valid}
-        loss = float(agent.update(TensorDict(batch, [plan.batch]), noise)["loss"])
-    seconds, used = time.perf_counter() - start, time.process_time() - used
-    return {
-        "loss": loss if loss == loss and abs(loss) != float("inf") else None,
-        "seconds": round(seconds, 2),
-        "cpu_seconds": round(used, 2),
-    }
-
-
-def observations(plan: Plan, count: int = 512) -> dict[str, torch.Tensor]:
-    """Observations that are trained on, name -> (n, 1, o), for whatever is fitted to a policy."""
-    obs = plan.toy.observe(plan.toy.size, torch_generator(plan.toy.seed, "data"))
-    return {"state": obs[:count].unsqueeze(1)}
-
-
-def run(recipe: Recipe, plan: Plan, seed: int, command: Sequence[str] = ()) -> dict[str, Any]:
+def run(recipe: Recipe, plan: LabPlan, seed: int, command: Sequence[str] = ()) -> dict[str, Any]:
     """Train and measure; the record of the run as JSON values. ``command``: words of the command line it is part of."""
     torch.set_num_threads(1)
     agent = build(recipe, plan, seed)
@@ -259,31 +194,14 @@ def run(recipe: Recipe, plan: Plan, seed: int, command: Sequence[str] = ()) -> d
     return record
 
 
-def measure(policy: Policy, plan: Plan, seed: int) -> dict[str, list[float]]:
-    """Energy distance, in thousandths, at every observation that was not trained on, by number of evaluations."""
-    toy, held_out = plan.toy, torch_generator(plan.toy.seed, "held out")
-    obs = toy.observe(plan.observations, held_out)
-    many = obs.repeat_interleave(plan.samples, 0)
-    truth = toy.chunks(many, held_out).reshape(plan.observations, plan.samples, -1)
-    errors = {}
-    for nfe in plan.nfes:
-        try:
-            drawn = policy.act({"state": many.unsqueeze(1)}, torch_generator(seed, "measure", nfe), nfe)
-        except ConfigError:
-            continue  # this solver cannot spend so many
-        value = SCALE * energy_distance(drawn.reshape(truth.shape), truth)
-        errors[str(nfe)] = [round(float(v), 3) if bool(torch.isfinite(v)) else float("nan") for v in value]
-    return {nfe: values for nfe, values in errors.items() if all(v == v for v in values)}
-
-
-def record_path(folder: Path, recipe: Recipe, plan: Plan, seed: int) -> Path:
+def record_path(folder: Path, recipe: Recipe, plan: LabPlan, seed: int) -> Path:
     """Where the record of a run stands: named by recipe, plan and seed, so that it is made once."""
     text = json.dumps([encode(recipe, {**KINDS_OF_RECORDS, **KINDS}), encode(plan, KINDS_OF_RECORDS)])
     name = "".join(c if c.isalnum() else "-" for c in recipe.name)[:60].strip("-")
     return folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}-seed{seed}.json"
 
 
-def run_once(recipe: Recipe, plan: Plan, seed: int, folder: Path, command: Sequence[str] = ()) -> dict[str, Any]:
+def run_once(recipe: Recipe, plan: LabPlan, seed: int, folder: Path, command: Sequence[str] = ()) -> dict[str, Any]:
     """The record of a run, from its file where there is one."""
     path = record_path(folder, recipe, plan, seed)
     if not path.exists():
@@ -294,7 +212,7 @@ def run_once(recipe: Recipe, plan: Plan, seed: int, folder: Path, command: Seque
     return record
 
 
-def check(recipes: Sequence[Recipe], plan: Plan) -> None:
+def check(recipes: Sequence[Recipe], plan: LabPlan) -> None:
     """Refuse wrong recipes before any is trained."""
     for recipe in recipes:
         build(recipe, dataclasses.replace(plan, width=8, depth=1), 0)

@@ -6,8 +6,9 @@ import json
 import pytest
 
 from flowpolicy.agents.distillation import Order
-from flowpolicy.bench.chunk_toy import ChunkToy
-from flowpolicy.bench.distillation import (
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.lab.chunk_toy import ChunkToy
+from flowpolicy.lab.courses import (
     NFES,
     TEACHER,
     Course,
@@ -16,11 +17,10 @@ from flowpolicy.bench.distillation import (
     students,
     teacher_of,
 )
-from flowpolicy.bench.lab_report import write_report
-from flowpolicy.bench.laboratory import Plan
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.lab.lab_plan import LabPlan
+from flowpolicy.lab.lab_report import write_report
 
-TINY = Plan(toy=ChunkToy(size=200), updates=6, batch=16, width=16, depth=2, observations=4, samples=8, nfes=NFES)
+TINY = LabPlan(toy=ChunkToy(size=200), updates=6, batch=16, width=16, depth=2, observations=4, samples=8, nfes=NFES)
 ORDER = Order(teacher_nfe=4)
 
 
