@@ -36,7 +36,7 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 # The robot's twin lives apart: it pins numpy 1.26 and mujoco below 3.3.
 twin: .venv-twin/.done
 
-.venv-twin/.done: real_robot/twin-constraints.txt
+.venv-twin/.done: real_robot/twin/twin-constraints.txt
 	$(PYTHON) -m venv .venv-twin
 	.venv-twin/bin/pip --disable-pip-version-check install -q -c $< franka-sim
 	touch $@

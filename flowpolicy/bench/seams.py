@@ -8,11 +8,11 @@ import numpy as np
 from rich.table import Table
 
 from flowpolicy.core.seed import numpy_generator
-from flowpolicy.real_robot.chunks import Mode, Scheduler, freeze
-from flowpolicy.real_robot.envelope import Envelope
-from flowpolicy.real_robot.follower import LOOKAHEAD, Follower
-from flowpolicy.real_robot.limits import FR3, HOME, policy_limits
-from flowpolicy.real_robot.protocols import ActionChunk
+from flowpolicy.real_robot.arm.envelope import Envelope
+from flowpolicy.real_robot.arm.follower import LOOKAHEAD, Follower
+from flowpolicy.real_robot.arm.limits import FR3, HOME, policy_limits
+from flowpolicy.real_robot.bridge.chunks import Mode, Scheduler, freeze
+from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk
 
 MODES: tuple[Mode, ...] = ("latest", "crossfade", "rtc", "ensemble")
 _TICK, _DT, _ROWS, _EVERY = 0.004, 0.05, 16, 0.2

@@ -14,7 +14,7 @@ import tyro
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.ranges import Count, NonNegative, Seed
-from flowpolicy.real_robot.launch import Setup
+from flowpolicy.real_robot.session.launch import Setup
 
 Task = Literal["reach", "lift"]
 Robot = Annotated[Setup, tyro.conf.arg(name="")]
@@ -60,10 +60,10 @@ def check(
 
     """
     from flowpolicy.commands.robot_session import PolicyAt, check_policy
-    from flowpolicy.real_robot.launch import start_session
-    from flowpolicy.real_robot.policy_process import is_address
-    from flowpolicy.real_robot.priority import real_time_kernel
-    from flowpolicy.real_robot.protocols import RobotError
+    from flowpolicy.real_robot.bridge.priority import real_time_kernel
+    from flowpolicy.real_robot.drivers.driver_protocols import RobotError
+    from flowpolicy.real_robot.session.launch import start_session
+    from flowpolicy.real_robot.session.policy_process import is_address
 
     lines, warnings = check_policy(PolicyAt(run, token_file), setup)
     if not is_address(run):  # a server has no data
@@ -95,8 +95,8 @@ def home(setup: Robot = DEFAULT) -> int:
         setup: the robot.
 
     """
-    from flowpolicy.real_robot.launch import start_session
-    from flowpolicy.real_robot.states import State
+    from flowpolicy.real_robot.bridge.states import State
+    from flowpolicy.real_robot.session.launch import start_session
 
     with start_session(setup) as running:
         state = running.ask("home", State.IDLE, State.FAULT, State.LOCKED, seconds=25.0)
@@ -183,8 +183,8 @@ def salvage(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
         folder: of the recordings.
 
     """
-    from flowpolicy.real_robot.episodes import INDEX, told_gaps
-    from flowpolicy.real_robot.recorder import salvage as finish
+    from flowpolicy.real_robot.session.episodes import INDEX, told_gaps
+    from flowpolicy.real_robot.session.recorder import salvage as finish
 
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder", expected="the folder that `flowpolicy robot record --out` wrote to")
@@ -209,7 +209,7 @@ def twin(venv: Path = Path(".venv-twin")) -> int:
         venv: its environment.
 
     """
-    from flowpolicy.real_robot.twin import start_twin
+    from flowpolicy.real_robot.twin.twin import start_twin
 
     # Started in the background a process ignores SIGINT; SIGTERM must not leave the server behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -248,7 +248,7 @@ def stop(session: str = "default") -> None:
         session: its name.
 
     """
-    from flowpolicy.real_robot.records import Session
+    from flowpolicy.real_robot.bridge.ring_records import Session
 
     Session(session).command("quit")
     sys.stdout.write(f"told the session '{session}' to stop\n")
@@ -258,7 +258,7 @@ def _tell(session: str, command: str, wait: NonNegative) -> int:
     """Say a command to a running bridge and print what comes of it; 1 where it refuses or nothing does."""
     import time
 
-    from flowpolicy.real_robot.records import Session
+    from flowpolicy.real_robot.bridge.ring_records import Session
 
     if not 0.0 <= wait < math.inf:
         raise ConfigError(f"--wait {wait:g}", expected="0 s or more, and an end")

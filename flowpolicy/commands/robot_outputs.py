@@ -16,9 +16,9 @@ from flowpolicy.core.files import read_json
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.data.dataset import Dataset, load_dataset
 from flowpolicy.policy.policy import Policy
-from flowpolicy.real_robot.braking import Motion
-from flowpolicy.real_robot.envelope import Envelope
-from flowpolicy.real_robot.limits import EnvelopeLimits
+from flowpolicy.real_robot.arm.braking import Motion
+from flowpolicy.real_robot.arm.envelope import Envelope
+from flowpolicy.real_robot.arm.limits import EnvelopeLimits
 from flowpolicy.train.experiment import Experiment
 
 JOINTS = "robot0_joint_pos"

@@ -17,20 +17,20 @@ from flowpolicy.core.seed import numpy_generator
 from flowpolicy.core.spec import UNSTATED, Contract, load_contract, read_contract
 from flowpolicy.envs import find_env
 from flowpolicy.envs.franka import FrankaConfig
-from flowpolicy.real_robot.camera_process import size_path
-from flowpolicy.real_robot.cameras import parse_camera, recorded_levels
-from flowpolicy.real_robot.check import check_contract, speed_warnings, unstated_warnings
-from flowpolicy.real_robot.console import ConsoleView
-from flowpolicy.real_robot.episodes import INDEX, read_env_args, require_same_robot, told_gaps
-from flowpolicy.real_robot.keys import reading_keys
-from flowpolicy.real_robot.launch import RunningSession, Setup, start_session
-from flowpolicy.real_robot.lift_servo import ServoConfig
-from flowpolicy.real_robot.metrics import ServiceLevels, service_levels
-from flowpolicy.real_robot.operate import PERIOD, Operator, Outcome, play_episode, wait_for_recovery
-from flowpolicy.real_robot.policy_process import is_address, read_token
-from flowpolicy.real_robot.protocols import ArmStoppedError
-from flowpolicy.real_robot.tasks import Lift, Plan, Reach, Task, Waypoint
-from flowpolicy.real_robot.twin import TwinLink
+from flowpolicy.real_robot.cameras.cameras import parse_camera, recorded_levels
+from flowpolicy.real_robot.drivers.driver_protocols import ArmStoppedError
+from flowpolicy.real_robot.session.camera_process import size_path
+from flowpolicy.real_robot.session.check import check_contract, speed_warnings, unstated_warnings
+from flowpolicy.real_robot.session.episodes import INDEX, read_env_args, require_same_robot, told_gaps
+from flowpolicy.real_robot.session.launch import RunningSession, Setup, start_session
+from flowpolicy.real_robot.session.operate import PERIOD, Operator, Outcome, play_episode, wait_for_recovery
+from flowpolicy.real_robot.session.operator_keys import reading_keys
+from flowpolicy.real_robot.session.policy_process import is_address, read_token
+from flowpolicy.real_robot.session.service_levels import ServiceLevels, service_levels
+from flowpolicy.real_robot.session.session_console import ConsoleView
+from flowpolicy.real_robot.tasks.lift_servo import ServoConfig
+from flowpolicy.real_robot.tasks.tasks import Lift, Plan, Reach, Task, Waypoint
+from flowpolicy.real_robot.twin.twin import TwinLink
 
 _RATE = 250.0
 

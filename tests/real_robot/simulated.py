@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from flowpolicy.real_robot.accelerated import Done
-from flowpolicy.real_robot.bridge import Bridge
-from flowpolicy.real_robot.fake import Clock, FakeArm
-from flowpolicy.real_robot.limits import FR3, HOME, policy_limits
-from flowpolicy.real_robot.protocols import ActionChunk
-from flowpolicy.real_robot.records import Session, pack_chunk
-from flowpolicy.real_robot.states import State
-from flowpolicy.real_robot.supervisor import BridgeConfig
+from flowpolicy.real_robot.arm.limits import FR3, HOME, policy_limits
+from flowpolicy.real_robot.bridge.bridge import Bridge
+from flowpolicy.real_robot.bridge.ring_records import Session, pack_chunk
+from flowpolicy.real_robot.bridge.states import State
+from flowpolicy.real_robot.bridge.supervisor import BridgeConfig
+from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk
+from flowpolicy.real_robot.drivers.fake import Clock, FakeArm
+from flowpolicy.real_robot.session.accelerated import Done
 
 DT = 0.004
 LIMITS = policy_limits(FR3, table=0.0, tool=0.1034)

@@ -1,0 +1,172 @@
+"""What the processes of a session tell each other: record types, and the rings they travel in."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.real_robot.bridge.shared_ring import Records, Ring
+from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk
+
+ROWS = 64
+"""Largest number of rows in a chunk."""
+TASK = 16
+"""Numbers that describe what an episode is about, e.g. the goal."""
+WORDS, NAME = 240, 24
+
+TICK = np.dtype(
+    [
+        ("t_mono", "f8"),
+        ("t_wall", "f8"),
+        ("t_robot", "f8"),
+        ("q", "f8", 7),
+        ("dq", "f8", 7),
+        ("tau", "f8", 7),
+        ("tau_ext", "f8", 7),
+        ("q_ref", "f8", 7),
+        ("q_cmd", "f8", 7),
+        ("dq_cmd", "f8", 7),
+        ("width", "f8"),
+        ("width_ref", "f8"),
+        ("grasped", "f8"),
+        ("task", "f8", TASK),
+        ("state", "i8"),
+        ("episode", "i8"),
+        ("chunk", "i8"),
+        ("t_obs", "f8"),
+        ("rows_left", "i8"),
+        ("success_rate", "f8"),
+        ("speed", "f8"),
+        ("lateness", "f8"),
+        ("compute", "f8"),
+        ("disagreement", "f8"),
+        *((name, "i8") for name in ("starved", "clipped", "refused", "rejected", "late", "missed", "chunks")),
+    ]
+)
+"""One tick of the bridge. Times in s, joints in rad, openings in m. ``chunk`` is the decision that is followed and
+``t_obs`` its observation's time; ``disagreement`` is how far, in rad, the chunks ask to be from where the arm is held
+(shadow runs). The last row counts since the start of the session: ticks without a chunk, references clipped to the
+workspace, steps that the guard refused, chunks rejected, late ticks, decisions of the policy that missed their period,
+and chunks accepted."""
+
+CHUNK = np.dtype(
+    [
+        ("seq", "i8"),
+        ("t_obs", "f8"),
+        ("t_infer", "f8"),
+        ("t0", "f8"),
+        ("dt", "f8"),
+        ("frozen", "i8"),
+        ("missed", "i8"),
+        ("rows", "i8"),
+        ("q", "f8", (ROWS, 7)),
+        ("gripper", "f8", ROWS),
+        ("inputs", "f8", 64),
+    ]
+)
+"""One decision; ``inputs`` is the newest observation that it was made on, flat. ``rows`` 0 is a bare sign of life."""
+
+COMMAND = np.dtype([("name", f"S{NAME}"), ("number", "i8"), ("value", "f8", TASK)])
+"""A wish of the operator: home, start, stop, recover, rearm, open (the gripper), quit; begin (``number`` of the
+episode, ``value`` what it is about), task (new ``value``), end (``number`` 1 for success)."""
+
+EVENT = np.dtype([("t_mono", "f8"), ("t_wall", "f8"), ("kind", f"S{NAME}"), ("text", f"S{WORDS}")])
+"""Something worth keeping: a transition, a rejection, a fault."""
+
+RECORDER = np.dtype([("t_mono", "f8"), ("rows", "i8"), ("lost", "i8"), ("episodes", "i8"), ("failed", f"S{WORDS}")])
+"""How the recorder fares: ticks written and lost, whole episodes, and what failed, empty if nothing did."""
+
+FRAMES = 32
+"""Pictures that the ring of a camera keeps."""
+
+
+def frame_type(height: int, width: int) -> np.dtype[Any]:
+    """Record of one picture: number, when it was exposed (bridge's and camera's clock), when it was seen, s; pixels."""
+    return np.dtype(
+        [("seq", "i8"), ("t_mono", "f8"), ("t_device", "f8"), ("t_seen", "f8"), ("rgb", "u1", (height, width, 3))]
+    )
+
+
+_RINGS: dict[str, tuple[np.dtype[Any], int]] = {
+    "ticks": (TICK, 4096),
+    "chunks": (CHUNK, 64),
+    "commands": (COMMAND, 64),
+    "events": (EVENT, 512),
+    "recorder": (RECORDER, 16),
+}
+
+
+class Session:
+    """The rings of one robot session, in a folder of /dev/shm.
+
+    Args:
+        name: of the session; one robot, one session.
+        create: make the rings, as the process that starts the session does.
+        now: the bridge's clock.
+
+    """
+
+    def __init__(self, name: str, *, create: bool = False, now: Callable[[], float] = time.monotonic) -> None:
+        self.name, self.folder, self._now = name, session_folder(name), now
+        made = {key: Ring(self.folder / key, dtype, size, create=create) for key, (dtype, size) in _RINGS.items()}
+        self.recorder, self.ticks, self.chunks = made["recorder"], made["ticks"], made["chunks"]
+        self.commands, self.events = made["commands"], made["events"]
+
+    def command(self, name: str, number: int = 0, value: Any = ()) -> None:
+        """Tell the bridge."""
+        record = np.zeros((), COMMAND)
+        record["name"], record["number"] = name.encode(), number
+        record["value"][: len(value)] = value
+        self.commands.write(record)
+
+    def event(self, kind: str, text: str) -> None:
+        """Keep a line; the bridge only."""
+        record = np.zeros((), EVENT)
+        record["t_mono"], record["t_wall"] = self._now(), time.time()
+        record["kind"], record["text"] = kind.encode(), text.encode()[:WORDS]
+        self.events.write(record)
+
+
+def session_folder(name: str) -> Path:
+    """Where the rings of a session are.
+
+    Raises:
+        ConfigError: ``name`` is none; the folder of a session is deleted when it ends.
+
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(f"the session name '{name}'", expected="letters, digits, '.', '_' and '-'")
+    return Path(os.environ.get("FLOWPOLICY_SHM", "/dev/shm")) / f"flowpolicy-robot-{name}"  # noqa: S108
+
+
+def pack_chunk(chunk: ActionChunk, *, inputs: Any = (), t_infer: float = 0.0, missed: int = 0) -> Records:
+    """A chunk as a record."""
+    record = np.zeros((), CHUNK)
+    rows = len(chunk.q)
+    for name in ("seq", "t_obs", "t0", "dt", "frozen"):
+        record[name] = getattr(chunk, name)
+    record["rows"], record["t_infer"], record["missed"] = rows, t_infer, missed
+    record["q"][:rows], record["gripper"][:rows] = chunk.q, chunk.gripper
+    record["inputs"][: len(inputs)] = inputs
+    return record
+
+
+def unpack_chunk(record: Records) -> ActionChunk:
+    """Inverse of :func:`pack_chunk`."""
+    rows = int(record["rows"])
+    return ActionChunk(
+        seq=int(record["seq"]),
+        t_obs=float(record["t_obs"]),
+        t0=float(record["t0"]),
+        dt=float(record["dt"]),
+        q=record["q"][:rows].copy(),
+        gripper=record["gripper"][:rows].copy(),
+        frozen=int(record["frozen"]),
+    )

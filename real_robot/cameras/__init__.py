@@ -1,0 +1,1 @@
+"""Cameras: replayed, of the twin, RealSense."""

@@ -1,0 +1,1 @@
+"""What moves an arm: the protocols that the bridge knows, an arm in NumPy, the client of the Franka arms."""

@@ -1,0 +1,1 @@
+"""The processes of a session and their owner: launch, bridge, policy, recorder, cameras, console, checks."""

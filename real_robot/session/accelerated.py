@@ -1,0 +1,128 @@
+"""A whole session in one process and in simulated time, on the twin's MuJoCo scene: what takes a minute takes seconds.
+
+Bridge, policy and recorder are the ones of a real session; only the processes, the robot's protocol and real time are
+missing. Nothing is ever late here: a policy decides in no time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.core.errors import FlowPolicyError
+from flowpolicy.real_robot.bridge.bridge import Bridge
+from flowpolicy.real_robot.bridge.gripper_worker import Gripper
+from flowpolicy.real_robot.bridge.ring_records import Session
+from flowpolicy.real_robot.bridge.states import State
+from flowpolicy.real_robot.bridge.supervisor import BridgeConfig, attempt
+from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, RobotError
+from flowpolicy.real_robot.drivers.fake import Clock
+from flowpolicy.real_robot.session.launch import RunningSession, Setup
+from flowpolicy.real_robot.session.recorder import Recorder
+from flowpolicy.real_robot.twin.scene import Scene, SceneArm, SceneGripper
+
+_DRAIN = 0.1  # s between two looks of the recorder
+
+
+class Done:
+    """A background task that was done on the spot.
+
+    Args:
+        work: what to do; what it raises is kept.
+
+    """
+
+    done = True
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.error: FlowPolicyError | None = attempt(work)
+
+
+def scene_body(clock: Clock) -> tuple[ArmDriver, Gripper]:
+    """Arm and gripper of a new scene."""
+    scene = Scene(clock)
+    return SceneArm(scene), SceneGripper(scene)
+
+
+class AcceleratedSession(RunningSession):
+    """Like a running session; time passes while its owner sleeps.
+
+    Args:
+        setup: the robot.
+        body: makes arm and gripper for a clock; the scene's unless given.
+
+    """
+
+    def __init__(self, setup: Setup, body: Callable[[Clock], tuple[ArmDriver, Gripper]] | None = None) -> None:
+        self._t = 1000.0
+        session = Session(f"{setup.session}-{os.getpid()}", create=True, now=lambda: self._t)
+        super().__init__(setup, session)
+        self.clock = Clock(lambda: self._t, self._pass)
+        config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow, direct=setup.direct)
+        self.arm, self.gripper = (body or scene_body)(self.clock)
+        self.bridge = Bridge(config, self.arm, self.gripper, session, self.clock, Done)
+        self._period, self._drained = 1.0 / config.rate_hz, 0.0
+        self._recorder: Recorder | None = None
+        self._policy: Callable[[float], float] | None = None
+        self._due = 0.0
+
+    def start(self, module: str, options: dict[str, Any], name: str = "") -> None:
+        """Make the recorder or the policy part of this process."""
+        if module == "recorder_process":
+            self._recorder = Recorder(self.session, Path(options["folder"]), options["meta"])
+            self._recorder.drain()
+            return
+        from flowpolicy.real_robot.session.policy_process import PolicyLoop, source_of
+
+        loop = PolicyLoop(source_of(options), self.session, self.setup.tool, self.setup.mode, self.clock.now)
+        self._policy = loop.step
+        self._pass(0.1)
+
+    def require_alive(self) -> None:
+        """It is, as long as this process is."""
+
+    def close(self) -> None:
+        """Bring the arm to rest and finish what is recorded."""
+        self.session.command("quit")
+        while not self.bridge.supervisor.finished:
+            self._pass(0.02)
+        self.bridge.close()
+        if self._recorder is not None:
+            self._recorder.close()
+        shutil.rmtree(self.session.folder, ignore_errors=True)
+
+    def _pass(self, seconds: float) -> None:
+        for _ in range(max(1, round(seconds / self._period))):
+            self._t += self._period
+            self.bridge.tick(self._t)
+            if self._policy is not None and self._t >= self._due - 1e-9:
+                self._decide(self._policy)
+            if self._recorder is not None and self._t - self._drained >= _DRAIN:
+                self._drained = self._t
+                self._recorder.drain()
+
+    def _decide(self, policy: Callable[[float], float]) -> None:
+        def step() -> None:
+            # The times that it asks for are kept, whatever the length of a tick.
+            self._due = max(self._due, self._t - self._period) + policy(self._t) - self._t
+
+        if (error := attempt(step)) is not None:
+            self._policy = None  # as its process would have ended
+            raise RobotError(f"the policy has ended: {error}") from error
+
+
+@contextlib.contextmanager
+def accelerated_session(
+    setup: Setup, body: Callable[[Clock], tuple[ArmDriver, Gripper]] | None = None
+) -> Iterator[AcceleratedSession]:
+    """A session in simulated time; all of it ends with the block."""
+    running = AcceleratedSession(setup, body)
+    try:
+        running.wait(State.IDLE, seconds=5.0)
+        yield running
+    finally:
+        running.close()

@@ -1,0 +1,181 @@
+"""The policy as a process: reads the bridge's ticks, writes chunks.
+
+``python -m flowpolicy.real_robot.session.policy_process OPTIONS``. What decides is a policy in this process, or the
+client of a policy server on another host; then no torch is imported here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.core.spec import Contract
+from flowpolicy.policy.history import ObservationHistory
+from flowpolicy.real_robot.bridge.chunks import Mode, freeze, hermite
+from flowpolicy.real_robot.bridge.ring_records import CHUNK, Session, pack_chunk
+from flowpolicy.real_robot.bridge.shared_ring import Records
+from flowpolicy.real_robot.bridge.states import State
+from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk
+from flowpolicy.real_robot.session.launch import orphaned, read_options
+from flowpolicy.real_robot.session.observations import observe
+
+_ALIVE = 0.05  # s between two signs of life
+
+
+class ChunkSource(Protocol):
+    """What decides."""
+
+    @property
+    def contract(self) -> Contract:
+        """What it was trained for."""
+
+    def reset(self, episode: int) -> None:
+        """Begin an episode: its random stream depends on the number alone."""
+
+    @property
+    def prefix(self) -> int:
+        """Most committed actions that it was trained to continue; 0 for none."""
+
+    def chunk(
+        self, obs: dict[str, NDArray[np.float32]], committed: NDArray[np.float64] | None
+    ) -> NDArray[np.float64] | None:
+        """(h, 8) actions, steps of the joints in rad and opening in m; None where there are none in time.
+
+        Args:
+            obs: observation histories, name -> (o, d).
+            committed: (n, 8) actions that the chunk must begin with, n at most :attr:`prefix`; None for none.
+
+        """
+
+
+def source_of(options: dict[str, Any], note: Callable[[str], None] = lambda text: None) -> ChunkSource:
+    """The policy that the options of the process name: a run, or the address of a server."""
+    if is_address(options["run"]):
+        from flowpolicy.real_robot.session.remote_policy import RemotePolicy
+
+        return RemotePolicy(options["run"], read_token(options.get("token_file")), options["seed"], note)
+    from flowpolicy.real_robot.session.local_policy import LocalPolicy
+
+    return LocalPolicy(options["run"], options["seed"])
+
+
+def is_address(run: str) -> bool:
+    """Whether a policy is named by the address of its server."""
+    return run.startswith(("ws://", "wss://"))
+
+
+def read_token(path: str | None) -> str:
+    """What a policy server wants to see: content of a file, else of FLOWPOLICY_TOKEN, else nothing."""
+    return os.environ.get("FLOWPOLICY_TOKEN", "") if path is None else Path(path).read_text(encoding="utf-8").strip()
+
+
+class PolicyLoop:
+    """Decides once per ``execute`` rows while the arm is ready or running.
+
+    Args:
+        source: the policy.
+        session: rings.
+        tool: distance from flange to tool point, m.
+        mode: 'rtc' commits rows before they are due.
+        now: the bridge's clock.
+
+    """
+
+    def __init__(
+        self, source: ChunkSource, session: Session, tool: float, mode: Mode, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        contract = source.contract
+        self.source, self.session, self.tool, self.mode, self._now = source, session, tool, mode, now
+        self.dt = 1.0 / contract.spec.action.rate_hz
+        self._keys, self._execute = tuple(contract.spec.observation), contract.execute
+        self._history = ObservationHistory(contract)
+        self._seen: dict[str, NDArray[np.float32]] = {}  # one row earlier
+        self._previous: ActionChunk | None = None
+        self._episode = self._seq = self._steps = 0
+        self._latency = 0.0
+
+    def step(self, now: float) -> float:
+        """Look at the robot at ``now`` s, decide if it is time; returns when to look again, s."""
+        tick = self.session.ticks.latest()
+        active = tick is not None and State(int(tick["state"])) in (State.READY, State.RUNNING, State.HOLD)
+        if tick is None or not active or not tick["episode"]:
+            self._episode = 0
+            self.session.chunks.write(np.zeros((), CHUNK))
+            return now + _ALIVE
+        if int(tick["episode"]) != self._episode:
+            self._begin(int(tick["episode"]))
+        current = {key: observe(tick, key, self.tool, self._seen.get(key)).astype(np.float32) for key in self._keys}
+        self._seen = current
+        self._history.append(current)
+        if self._steps % self._execute == 0:
+            self._decide(tick, current)
+        else:
+            self.session.chunks.write(np.zeros((), CHUNK))
+        self._steps += 1
+        return now + self.dt
+
+    def _begin(self, episode: int) -> None:
+        self._episode, self._steps, self._previous = episode, 0, None
+        self._history.clear()
+        self._seen = {}
+        self.source.reset(episode)
+
+    def _decide(self, tick: Records, current: dict[str, NDArray[np.float32]]) -> None:
+        t_obs = float(tick["t_mono"])
+        committed = self._committed(tick)
+        rows = self.source.chunk(self._history.stacked(), committed)
+        done = self._now()
+        if rows is None:  # the bridge goes on with what it has, and holds when that ends
+            self.session.chunks.write(np.zeros((), CHUNK))
+            return
+        # A slow mean of the latency: freezing one row too many costs less than one too few.
+        self._latency = max(done - t_obs, 0.9 * self._latency)
+        self._seq += 1
+        q = tick["q_cmd"] + rows[:, :7].cumsum(0)
+        frozen = 0 if committed is None else len(committed)
+        chunk = ActionChunk(self._seq, t_obs, t_obs + self.dt, self.dt, q, rows[:, 7], frozen)
+        if self.mode == "rtc" and not self.source.prefix:
+            chunk = freeze(chunk, self._previous, self._latency)
+        self._previous = chunk
+        missed = math.floor((done - t_obs) / (self._execute * self.dt))
+        inputs = np.concatenate([current[key] for key in self._keys])
+        self.session.chunks.write(pack_chunk(chunk, inputs=inputs, t_infer=done, missed=missed))
+
+    def _committed(self, tick: Records) -> NDArray[np.float64] | None:
+        """(n, 8) actions of the previous chunk that fall due before the next one can arrive (real-time chunking)."""
+        previous = self._previous
+        if self.mode != "rtc" or not self.source.prefix or previous is None:
+            return None
+        t_obs = float(tick["t_mono"])
+        due = t_obs + self.dt * np.arange(1, 1 + min(math.ceil(self._latency / self.dt), self.source.prefix))
+        due = due[due <= previous.end]
+        if not len(due):
+            return None
+        q = np.stack([tick["q_cmd"], *(hermite(previous, t)[0] for t in due)])
+        at = np.clip(np.rint((due - previous.t0) / previous.dt).astype(int), 0, len(previous.gripper) - 1)
+        return np.concatenate([np.diff(q, axis=0), previous.gripper[at][:, None]], axis=1)
+
+
+def main() -> None:
+    """Decide until SIGTERM."""
+    setup, options = read_options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    source = source_of(options, lambda text: print(text, flush=True))  # noqa: T201 - the log of this process
+    loop = PolicyLoop(source, Session(setup.session), setup.tool, setup.mode)
+    due = time.monotonic()
+    while not orphaned():
+        due = max(loop.step(time.monotonic()), due)
+        time.sleep(max(0.0, due - time.monotonic()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the scripted operator demonstrates, and when a task is done."""
