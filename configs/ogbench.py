@@ -11,16 +11,16 @@ import dataclasses
 from dataclasses import replace
 from typing import Any
 
-from flowpolicy.agents.fisher import Fisher
-from flowpolicy.agents.flow_bc import FlowBC
-from flowpolicy.agents.fql import FQL
-from flowpolicy.agents.ifql import IFQL
-from flowpolicy.agents.imitation import Optimizer
-from flowpolicy.agents.iql import IQL
-from flowpolicy.agents.mean_flow_q import MeanFlowQ
-from flowpolicy.agents.qc import QC
-from flowpolicy.agents.rebrac import ReBRAC
-from flowpolicy.agents.value_learning import ValueConfig
+from flowpolicy.agents.base.imitation import Optimizer
+from flowpolicy.agents.base.value_learning import ValueConfig
+from flowpolicy.agents.cloning.flow_bc import FlowBC
+from flowpolicy.agents.offline.fisher import Fisher
+from flowpolicy.agents.offline.fql import FQL
+from flowpolicy.agents.offline.ifql import IFQL
+from flowpolicy.agents.offline.iql import IQL
+from flowpolicy.agents.offline.mean_flow_q import MeanFlowQ
+from flowpolicy.agents.offline.qc import QC
+from flowpolicy.agents.offline.rebrac import ReBRAC
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.flows.fisher import Metric

@@ -65,7 +65,7 @@ def test_the_unpacked_wheel_is_importable_on_its_own(wheel, tmp_path):
     # Without site-packages' import hook of an editable installation, which would find the checkout instead.
     code = (
         "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
-        "import flowpolicy.agents.dm1 as a, flowpolicy.envs as e, flowpolicy.configs.presets as c\n"
+        "import flowpolicy.agents.cloning.dm1 as a, flowpolicy.envs as e, flowpolicy.configs.presets as c\n"
         "print(*(m.__file__ for m in (a, e, c)), sep='\\n')"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -22,7 +22,7 @@ import torch
 from rich.table import Table
 from tensordict import TensorDict
 
-from flowpolicy.agents.fql import FQL
+from flowpolicy.agents.offline.fql import FQL
 from flowpolicy.bench.measure import spread
 from flowpolicy.bench.update import make_agent
 from flowpolicy.core.errors import ConfigError, TrainingError

@@ -15,9 +15,9 @@ from rich.table import Table
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from flowpolicy.agents.dm1 import DM1
-from flowpolicy.agents.flow_bc import FlowBC
-from flowpolicy.agents.imitation import ImitationAgent
+from flowpolicy.agents.base.imitation import ImitationAgent
+from flowpolicy.agents.cloning.dm1 import DM1
+from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.bench.measure import alternate, spread
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.seed import torch_generator

@@ -162,7 +162,7 @@ def latency(
 
 
 def _untrained(folder: Path) -> Path:
-    from flowpolicy.agents.dm1 import DM1
+    from flowpolicy.agents.cloning.dm1 import DM1
     from flowpolicy.bench.update import make_agent
 
     policy: Policy = make_agent(DM1(), obs=19, action=7).policy()

@@ -43,8 +43,8 @@ def citations(agent: Any, policy: Any) -> list[str]:
     """Lines: what is used, and where it was published."""
     import re
 
-    from flowpolicy.agents.flow import Flow
-    from flowpolicy.agents.gdro import GDRO
+    from flowpolicy.agents.cloning.flow import Flow
+    from flowpolicy.agents.groups.gdro import GDRO
 
     module = sys.modules[type(agent).__module__].__doc__ or ""
     lines = [f"agent {type(agent).__name__}: {module.splitlines()[0]}"]

@@ -103,7 +103,7 @@ def student(run: Path, method: Method, *, steps: int, seed: int, **order: Any) -
         method: what the student is trained on.
         steps: gradient updates.
         seed: seeds weights, batches and noise.
-        order: fields of :class:`flowpolicy.agents.distillation.Order`.
+        order: fields of :class:`flowpolicy.agents.students.distillation.Order`.
 
     Raises:
         ConfigError: the teacher does not fit the method, or the order does not.
@@ -111,7 +111,7 @@ def student(run: Path, method: Method, *, steps: int, seed: int, **order: Any) -
     """
     import dataclasses
 
-    from flowpolicy.agents.distillation import Order, student_of
+    from flowpolicy.agents.students.distillation import Order, student_of
     from flowpolicy.commands.fit import observations
     from flowpolicy.configs.presets import KINDS
     from flowpolicy.core.checkpoint import resolve

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from flowpolicy.agents.dm1 import DM1
-from flowpolicy.agents.flow import Flow, as_flow
-from flowpolicy.agents.flow_bc import FlowBC
+from flowpolicy.agents.cloning.dm1 import DM1
+from flowpolicy.agents.cloning.flow import Flow, as_flow
+from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.flows.axes.registry import AXES, VALUES, make
 

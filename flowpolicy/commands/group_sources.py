@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from flowpolicy.agents.judges import Judge, critic_judges, fit_judge
-from flowpolicy.agents.value_learning import ValueAgent
+from flowpolicy.agents.base.value_learning import ValueAgent
+from flowpolicy.agents.groups.judges import Judge, critic_judges, fit_judge
 from flowpolicy.configs.presets import KINDS
 from flowpolicy.core import keys
 from flowpolicy.core.checkpoint import FOLDER, MANIFEST, resolve

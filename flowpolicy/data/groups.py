@@ -40,7 +40,7 @@ SOURCES = ("critic", "simulator", "returns")
 
 
 class StoredJudge(NamedTuple):
-    """A model that scores chunks, as a file holds it; :mod:`flowpolicy.agents.judges` makes one of it."""
+    """A model that scores chunks, as a file holds it; :mod:`flowpolicy.agents.groups.judges` makes one of it."""
 
     config: dict[str, Any]
     """JSON values."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import flowpolicy.configs.presets  # noqa: F401, registers the methods
-from flowpolicy.agents.distillation import METHODS, Order, student_of
-from flowpolicy.agents.flow import Flow
+from flowpolicy.agents.cloning.flow import Flow
+from flowpolicy.agents.students.distillation import METHODS, Order, student_of
 from flowpolicy.configs.presets import KINDS
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.config import encode

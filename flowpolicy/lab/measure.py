@@ -10,7 +10,7 @@ from jaxtyping import Float
 from tensordict import TensorDict
 from torch import Tensor
 
-from flowpolicy.agents.imitation import ImitationAgent
+from flowpolicy.agents.base.imitation import ImitationAgent
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.seed import torch_generator

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from flowpolicy.agents.dm1 import DM1
-from flowpolicy.agents.flow import Flow, as_flow
-from flowpolicy.agents.imitation import ImitationAgent, Optimizer
-from flowpolicy.agents.mip import MIP
-from flowpolicy.agents.regression import Regression
+from flowpolicy.agents.base.imitation import ImitationAgent, Optimizer
+from flowpolicy.agents.cloning.dm1 import DM1
+from flowpolicy.agents.cloning.flow import Flow, as_flow
+from flowpolicy.agents.cloning.mip import MIP
+from flowpolicy.agents.cloning.regression import Regression
 from flowpolicy.core.config import encode
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import read_json, write_json

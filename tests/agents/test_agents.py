@@ -6,10 +6,10 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from flowpolicy.agents.dm1 import DM1
-from flowpolicy.agents.flow_bc import FlowBC
-from flowpolicy.agents.imitation import Optimizer
-from flowpolicy.agents.regression import Regression
+from flowpolicy.agents.base.imitation import Optimizer
+from flowpolicy.agents.cloning.dm1 import DM1
+from flowpolicy.agents.cloning.flow_bc import FlowBC
+from flowpolicy.agents.cloning.regression import Regression
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.seed import torch_generator

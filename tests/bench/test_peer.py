@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from flowpolicy.agents.fql import FQL
-from flowpolicy.agents.iql import IQL
+from flowpolicy.agents.offline.fql import FQL
+from flowpolicy.agents.offline.iql import IQL
 from flowpolicy.bench import peer
 from flowpolicy.core.errors import ConfigError, TrainingError
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec

@@ -4,7 +4,7 @@ import typing
 
 import pytest
 
-from flowpolicy.agents.distillation import METHODS
+from flowpolicy.agents.students.distillation import METHODS
 from flowpolicy.commands import distill
 from flowpolicy.commands.train import KINDS
 from flowpolicy.core.checkpoint import resolve

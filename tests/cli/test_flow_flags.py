@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from flowpolicy.agents.flow import Flow
+from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.cli import main
 from flowpolicy.commands import train
 from flowpolicy.commands.flow_flags import split_flow_flags

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowpolicy.agents.flow import Flow
+from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.cli import COMMANDS
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.flows.axes.registry import AXES, VALUES, make

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowpolicy.agents.flow_bc import FlowBC
+from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.core.errors import ConfigError, DataError
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.dataset import DataConfig, load_dataset

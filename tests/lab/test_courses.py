@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from flowpolicy.agents.distillation import Order
+from flowpolicy.agents.students.distillation import Order
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.lab.chunk_toy import ChunkToy
 from flowpolicy.lab.courses import (

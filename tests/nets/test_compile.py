@@ -1,7 +1,7 @@
 """Every trunk under torch.compile, in a process without the type-checking import hook.
 
 Tracing and differentiation are enough here (``aot_eager``): that is where layers fail under ``torch.func.jvp``.
-tests/agents/test_compiled.py goes through the code generator.
+tests/agents/base/test_compiled.py goes through the code generator.
 """
 
 import subprocess

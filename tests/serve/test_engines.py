@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flowpolicy.agents.dm1 import DM1
+from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core.errors import ConfigError, FlowPolicyError
 from flowpolicy.data.dataset import DataConfig

@@ -9,8 +9,8 @@ import types
 import pytest
 import torch
 
-from flowpolicy.agents.dm1 import DM1
-from flowpolicy.agents.fql import FQL
+from flowpolicy.agents.cloning.dm1 import DM1
+from flowpolicy.agents.offline.fql import FQL
 from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import decode

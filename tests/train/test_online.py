@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 
-from flowpolicy.agents.dm1 import DM1
-from flowpolicy.agents.fql import FQL
-from flowpolicy.agents.qc import QC
+from flowpolicy.agents.cloning.dm1 import DM1
+from flowpolicy.agents.offline.fql import FQL
+from flowpolicy.agents.offline.qc import QC
 from flowpolicy.configs.presets import KINDS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ConfigError

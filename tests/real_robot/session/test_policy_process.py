@@ -121,7 +121,7 @@ def test_more_is_never_committed_than_the_policy_was_trained_for(sim):
 def test_a_trained_prefix_reaches_the_network(tmp_path):
     import torch
 
-    from flowpolicy.agents.dm1 import DM1
+    from flowpolicy.agents.cloning.dm1 import DM1
     from flowpolicy.data.normalize import Normalizer
     from flowpolicy.policy.actor import PolicyConfig
     from flowpolicy.policy.policy import Policy

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from flowpolicy.agents.dm1 import DM1
+from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.cli import main
 from flowpolicy.commands.robot_outputs import compare_outputs, compare_workspace
 from flowpolicy.core.errors import ContractError, DataError

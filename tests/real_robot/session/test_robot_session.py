@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from flowpolicy.agents.dm1 import DM1
+from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.core.errors import ContractError
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer

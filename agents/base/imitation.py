@@ -1,0 +1,234 @@
+"""What behaviour-cloning agents share: the actor, the optimiser and the shape of one update.
+
+An algorithm adds two methods: ``draw`` (everything random, from the given generator) and ``loss``
+(pure and compiled).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from flowpolicy.agents.base.compiled_loss import CompiledLoss
+from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.core.keys import ACTION, OBS, VALID
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Decay, Few, Natural, NonNegative, Positive, require_ranges
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.spec import Contract
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.flows.real_time import committed_rows
+from flowpolicy.nets.ema import EMA
+from flowpolicy.nets.encoder import StateEncoder
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.policy.actor import Actor, Net, PolicyConfig, Sampler
+from flowpolicy.policy.policy import Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warm-up, cosine decay, clipped gradients and averaged weights."""
+
+    lr: Positive = 1e-3
+    """Peak learning rate."""
+    weight_decay: NonNegative = 1e-6
+    """Decoupled weight decay."""
+    warmup: Natural = 200
+    """Updates of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: cosine decay to zero over the planned steps, or constant."""
+    clip: Positive = 10.0
+    """Largest gradient norm."""
+    ema: Decay = 0.999
+    """Decay of the averaged weights that the policy uses."""
+    scaling: Literal["none", "sqrt"] = "none"
+    """'sqrt' multiplies ``lr`` by the root of the batch size over 256: how far Adam bears more (arXiv 2006.09092)."""
+
+    def __post_init__(self) -> None:
+        require_ranges(self, "--agent.optimizer.")
+
+    def scale(self, batch: int) -> float:
+        """Factor of the learning rate for batches of this size."""
+        return math.sqrt(batch / 256) if self.scaling == "sqrt" else 1.0
+
+    def lr_at(self, update: int, steps: int) -> float:
+        """Learning rate of the update with this number, of ``steps`` planned."""
+        warm = min(1.0, (update + 1) / max(1, self.warmup))
+        if self.schedule == "constant":
+            return self.lr * warm
+        progress = min(1.0, max(0, update - self.warmup) / max(1, steps - self.warmup))
+        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImitationConfig:
+    """Options of every behaviour-cloning agent."""
+
+    needs: ClassVar[str] = "windows"
+    previous: ClassVar[bool] = False
+    """Whether batches must hold the actions before their windows."""
+    net: Net = MLP()
+    """Trunk over the chunk: mlp, unet or transformer."""
+    encoder: StateEncoder = StateEncoder()
+    """Encoder of the observation history."""
+    optimizer: Optimizer = Optimizer()
+    """Optimiser and averaging."""
+    history: Few = 1
+    """Observations per decision."""
+    chunk: Few = 8
+    """Actions predicted per decision."""
+    execute: Few = 8
+    """Actions of a chunk that are executed before the next decision."""
+    prefix: Natural = 0
+    """Real-time chunking: the most actions that may be committed while the policy computes, or 0. The policy is
+    trained to continue 0 to this many given actions; at least the largest delay times the control rate."""
+
+    def __post_init__(self) -> None:
+        if self.prefix and not 0 < self.prefix <= self.chunk - self.execute:
+            raise ConfigError(
+                f"--agent.prefix {self.prefix}, --agent.chunk {self.chunk}, --agent.execute {self.execute}",
+                expected="prefix + execute <= chunk: what is executed must lie after what was committed",
+                fix=f"--agent.chunk {max(self.prefix, 0) + self.execute} or more",
+            )
+
+
+class ImitationAgent(nn.Module):
+    """Base of the behaviour-cloning agents. One that sets ``takes_prefix`` appends :meth:`draw_committed` to its draws.
+
+    Args:
+        config: options.
+        contract: sizes and conventions; ``history``, ``chunk``, ``execute`` and ``nfe`` come from ``config``.
+        normalizer: fitted on the training data; actions in [-1, 1].
+        steps: planned number of updates, for the learning-rate schedule.
+        seed: seeds the initial weights.
+        compile: compile the loss and its gradient into one graph.
+
+    """
+
+    takes_prefix: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        config: ImitationConfig,
+        contract: Contract,
+        normalizer: Normalizer,
+        *,
+        steps: int,
+        seed: int,
+        compile: bool,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        if config.prefix and not self.takes_prefix:
+            raise ConfigError(
+                f"{type(config).__name__} cannot be trained with --agent.prefix", expected="--agent.prefix 0"
+            )
+        self.config, self.contract, self.steps = config, contract, steps
+        self.policy_config = self.describe_policy()
+        # torch initialises layers from its global generator only, so the fork keeps the caller's state.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_generator(seed, "weights").initial_seed())
+            self.actor = Actor(self.policy_config, contract).to(device)
+        self.normalizer = normalizer.to(device)
+        self.ema = EMA(self.actor, config.optimizer.ema)
+        self.optimizer = torch.optim.AdamW(
+            self.actor.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True
+        )
+        self.updates = 0
+        self._loss = CompiledLoss(self.loss, device) if compile else self.loss
+
+    def describe_policy(self) -> PolicyConfig:
+        """What rebuilds the policy. The networks of ``Actor`` are made from it."""
+        config = self.config
+        return PolicyConfig(config.net, config.encoder, self.sampler, prefix=config.prefix)
+
+    @property
+    def sampler(self) -> Sampler:
+        """How the trained policy generates a chunk."""
+        raise NotImplementedError
+
+    def draws(self, batch: TensorDict, generator: torch.Generator) -> tuple[Any, ...]:
+        """Everything random in one update, where that depends on more than the chunks."""
+        return self.draw(batch[ACTION], generator)
+
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Everything random in one update."""
+        raise NotImplementedError
+
+    def draw_committed(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Committed rows (b, h) of a simulated delay, uniform on 0 to ``prefix`` actions; nothing where that is 0."""
+        if not self.config.prefix:
+            return ()
+        high, rows = self.config.prefix + 1, action.shape[:1]
+        length = torch.randint(high, rows, generator=generator, device=generator.device).to(action.device)
+        return (committed_rows(length, action.shape[1]),)
+
+    def loss(
+        self,
+        obs: dict[str, Tensor],
+        action: Float[Tensor, "b h a"],
+        valid: Bool[Tensor, "b h"],
+        *draws: Tensor,
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """Scalar loss and metrics of one batch in environment units."""
+        raise NotImplementedError
+
+    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
+        """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
+        options = self.config.optimizer
+        draws = self.draws(batch, generator)
+        loss, metrics = self._loss(dict(batch[OBS].items()), batch[ACTION], batch[VALID], *draws)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.actor.parameters(), options.clip, foreach=True)
+        lr = options.lr_at(self.updates, self.steps) * options.scale(len(batch))
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        self.ema.update(self.actor, self.updates)
+        self.updates += 1
+        return {"loss": loss.detach(), "grad_norm": norm, "lr": torch.tensor(lr), **metrics}
+
+    def policy(self) -> Policy:
+        """The policy with the averaged weights; shares nothing with the agent."""
+        policy = Policy(self.policy_config, self.contract, self.normalizer)
+        policy.actor.load_state_dict(self.ema.state_dict())
+        return policy.eval().requires_grad_(False)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
+        """Files of a checkpoint: ``weights``, ``ema``, ``optim`` and ``normalizer``."""
+        optim = {"updates": torch.tensor(self.updates)}
+        for name, parameter in self.actor.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                optim[f"{key}/{name}"] = value
+        return {
+            "weights": self.actor.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optim": optim,
+            "normalizer": self.normalizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:  # type: ignore[override]
+        """Inverse of :meth:`state_dict`; strict."""
+        try:
+            self.actor.load_state_dict(state["weights"])
+            self.normalizer.load_state_dict(state["normalizer"])
+            self.updates = int(state["optim"]["updates"])
+            self.ema.load_state_dict(state["ema"])
+            for name, parameter in self.actor.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                self.optimizer.state[parameter] = {
+                    key: state["optim"][f"{key}/{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit the agent of its config: {error}",
+                fix="resume with the flowpolicy version that wrote it",
+            ) from error

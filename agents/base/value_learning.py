@@ -1,0 +1,279 @@
+"""What value-learning agents share: critic and target, the temporal-difference loss, and the shape of one update.
+
+An algorithm adds ``draw`` (everything random, from the given generator) and ``losses`` (pure and compiled: a
+dictionary of losses, each of which reaches the networks of one optimiser). Networks that only training needs are
+made in ``build_networks``; ``groups`` says which optimiser trains which networks. `agents/offline/fql.py`
+is the shortest complete example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from flowpolicy.agents.base.adam import Adam, AdamGroup
+from flowpolicy.agents.base.compiled_loss import CompiledLoss
+from flowpolicy.core import keys
+from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Count, Decay, Few, Share
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.spec import Contract
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.nets.critic import Critic, CriticConfig, polyak
+from flowpolicy.nets.ema import EMA
+from flowpolicy.nets.encoder import StateEncoder
+from flowpolicy.nets.plain import Plain
+from flowpolicy.policy.actor import Actor, Net, PolicyConfig
+from flowpolicy.policy.policy import Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueConfig:
+    """Options of every value-learning agent."""
+
+    needs: ClassVar[str] = "transitions"
+    net: Net = Plain()
+    """Trunk of the actor and of the behaviour flow."""
+    encoder: StateEncoder = StateEncoder(width=0)
+    """Encoder of the observation history in front of actor and flow; width 0, as in the FQL family, is none."""
+    critic: CriticConfig = CriticConfig()
+    """Ensemble of Q networks."""
+    actor_optimizer: Adam = Adam()
+    """Optimiser of the actor and of the behaviour flow."""
+    critic_optimizer: Adam = Adam()
+    """Optimiser of the critic and of the value network."""
+    discount: Share = 0.99
+    """Discount per environment step."""
+    tau: Share = 0.005
+    """Polyak rate of the target critic, after every update."""
+    n_step: Count = 1
+    """Rewards that a target sums before it bootstraps; never fewer than a chunk has."""
+    ema: Decay = 0.0
+    """Decay of the averaged weights that the policy uses; 0, as in the FQL family, averages nothing."""
+    history: Few = 1
+    """Observations per decision."""
+    chunk: Few = 1
+    """Actions per decision; the critic values whole chunks."""
+    execute: Few = 1
+    """Actions of a chunk that are executed before the next decision."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.discount <= 1 and 0 < self.tau <= 1 and 0 <= self.ema < 1 and self.n_step >= 1):
+            raise ConfigError(
+                f"discount {self.discount}, tau {self.tau}, ema {self.ema}, n_step {self.n_step}",
+                expected="0 <= discount <= 1, 0 < tau <= 1, 0 <= ema < 1, n_step >= 1",
+            )
+
+    @property
+    def horizon(self) -> int:
+        """Rewards that a target sums: the chunk, or ``n_step`` where that is more."""
+        return max(self.chunk, self.n_step)
+
+
+class Transition(NamedTuple):
+    """A batch as the losses see it: normalised and flat."""
+
+    obs: Float[Tensor, "b n"]
+    """Observation history."""
+    action: Float[Tensor, "b h a"]
+    """Chunk of the data, in [-1, 1]."""
+    valid: Bool[Tensor, "b h"]
+    """False for actions past the episode's end."""
+    returns: Float[Tensor, " b"]
+    """Discounted sum of the rewards before the bootstrap."""
+    discount: Float[Tensor, " b"]
+    """``gamma^n mask``, the factor of the bootstrap value."""
+    next_obs: Float[Tensor, "b n"]
+    """Observation history where the return bootstraps."""
+    next_action: Float[Tensor, "b a"]
+    """Action of the data there; meaningless where ``discount`` is 0."""
+    exact: Float[Tensor, " b"]
+    """0 where the episode was cut off inside the chunk: fewer of its actions count than the critic is shown."""
+
+
+class ValueAgent(nn.Module):
+    """Base of the value-learning agents.
+
+    Args:
+        config: options.
+        contract: sizes and conventions; ``history``, ``chunk``, ``execute`` and ``nfe`` come from ``config``.
+        normalizer: fitted on the training data; actions in [-1, 1].
+        steps: planned number of updates.
+        seed: seeds the initial weights.
+        compile: compile the losses and their gradient into one graph.
+
+    """
+
+    def __init__(
+        self,
+        config: ValueConfig,
+        contract: Contract,
+        normalizer: Normalizer,
+        *,
+        steps: int,
+        seed: int,
+        compile: bool,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.config, self.contract, self.steps = config, contract, steps
+        self.policy_config = self.describe_policy()
+        # torch initialises layers from its global generator only, so the fork keeps the caller's state.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_generator(seed, "weights").initial_seed())
+            self.actor = Actor(self.policy_config, contract)
+            action = contract.chunk * contract.spec.action.size
+            self.critic: Critic = self.actor.critic or config.critic.build(self.actor.obs_size, action)
+            self.build_networks()
+        self.to(device)
+        self.target = self.critic.target()
+        self.normalizer = normalizer.to(device)
+        self.ema = EMA(self.actor, config.ema) if config.ema else None
+        self.optimizers = {
+            name: AdamGroup(options, {module: self.get_submodule(module) for module in modules})
+            for name, (options, modules) in self.groups().items()
+        }
+        self.updates = 0
+        self._loss = CompiledLoss(self.loss, device) if compile else self.loss
+
+    def describe_policy(self) -> PolicyConfig:
+        """What rebuilds the policy: network, sampler, candidates. The networks of ``Actor`` are made from it."""
+        raise NotImplementedError
+
+    def build_networks(self) -> None:
+        """Add the networks that only training needs, as attributes."""
+
+    def groups(self) -> dict[str, tuple[Adam, tuple[str, ...]]]:
+        """Name of each optimiser -> (options, names of the submodules that it trains)."""
+        config = self.config
+        return {
+            "critic": (config.critic_optimizer, ("critic",)),
+            "actor": (config.actor_optimizer, ("actor.encoder", "actor.net")),
+        }
+
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Everything random in one update."""
+        raise NotImplementedError
+
+    def switches(self) -> dict[str, bool]:
+        """Keyword arguments of ``losses`` that differ between updates; every combination is compiled once."""
+        return {}
+
+    def losses(self, t: Transition, *draws: Tensor, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
+        """Losses by name, to be summed, and further metrics. Each loss reaches the networks of one optimiser."""
+        raise NotImplementedError
+
+    def loss(self, batch: dict[str, Any], *draws: Tensor, **switches: bool) -> tuple[Tensor, Metrics]:
+        """Sum of the losses, and the metrics, of one batch in environment units."""
+        losses, metrics = self.losses(self.transition(batch), *draws, **switches)
+        total = torch.stack(list(losses.values())).sum()
+        named = {f"{name}_loss": value.detach() for name, value in losses.items()}
+        return total, {"loss": total.detach(), **named, **metrics}
+
+    def transition(self, batch: dict[str, Any]) -> Transition:
+        """Normalise a batch; sum its rewards, discounted."""
+        config, flatten, obs = self.config, self.actor.flatten, self.normalizer.obs
+        reward, mask, steps = batch[keys.REWARD], batch[keys.MASK], batch[keys.STEPS]
+        powers = config.discount ** torch.arange(reward.shape[1], device=reward.device, dtype=reward.dtype)
+        return Transition(
+            obs=flatten(obs(batch[keys.OBS])),
+            action=self.normalizer.action(batch[keys.ACTION]).clamp(-1, 1),
+            valid=batch[keys.VALID],
+            returns=(reward * powers).sum(1),
+            discount=config.discount**steps * mask,
+            next_obs=flatten(obs(batch[keys.NEXT_OBS])),
+            next_action=self.normalizer.action(batch[keys.NEXT_ACTION]).clamp(-1, 1),
+            exact=torch.maximum((steps >= config.chunk).to(mask.dtype), 1 - mask),
+        )
+
+    def critic_loss(self, t: Transition, target: Float[Tensor, " b"]) -> tuple[Float[Tensor, ""], Metrics]:
+        """Mean squared error of every member, and of those held out, against the returns ``target``.
+
+        The mean over rows and members, as in the FQL family; rows whose chunk was cut off do not count.
+        """
+        members = self.config.critic.members
+        values = self.critic(t.obs, t.action)
+        error = ((values - target).square() * t.exact).sum(1) / t.exact.sum().clamp(min=1)
+        metrics = {"q_mean": values[:members].mean().detach(), "target_mean": target.mean()}
+        if self.config.critic.held_out:
+            metrics["q_held_out"] = values[members:].mean().detach()
+        return error.sum() / members, metrics
+
+    def bootstrap(self, t: Transition, value: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """``returns + gamma^n mask value``: what the critic learns. Each row depends on that row alone."""
+        return (t.returns + t.discount * value).detach()
+
+    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
+        """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
+        inputs = batch.to_dict()  # the compiled loss takes plain dictionaries
+        loss, metrics = self._loss(inputs, *self.draw(batch[keys.ACTION], generator), **self.switches())
+        loss.backward()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        self.follow()
+        if self.ema:
+            self.ema.update(self.actor, self.updates)
+        self.updates += 1
+        return metrics
+
+    def follow(self) -> None:
+        """Move the targets towards the updated networks."""
+        polyak(self.target, self.critic, self.config.tau)
+
+    def policy(self) -> Policy:
+        """The policy with the averaged weights; shares nothing with the agent."""
+        policy = Policy(self.policy_config, self.contract, self.normalizer)
+        policy.actor.load_state_dict(self._averaged())
+        return policy.eval().requires_grad_(False)
+
+    def _averaged(self) -> dict[str, Tensor]:
+        return self.ema.state_dict() if self.ema else self.actor.state_dict()
+
+    def _training(self) -> dict[str, Tensor]:
+        """Weights and buffers that are in no other file: critic, target, behaviour flow."""
+        skip = ("actor.", "normalizer.", "critic.") if self.actor.critic else ("actor.", "normalizer.")
+        return {name: value for name, value in super().state_dict().items() if not name.startswith(skip)}
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
+        """Files of a checkpoint: ``weights``, ``ema``, ``normalizer`` (the policy), ``optim`` and ``training``."""
+        optim = {"updates": torch.tensor(self.updates)}
+        for name, optimizer in self.optimizers.items():
+            optim |= {f"{name}/{key}": value for key, value in optimizer.state_dict().items()}
+        return {
+            "weights": self.actor.state_dict(),
+            "ema": self._averaged(),
+            "optim": optim,
+            "normalizer": self.normalizer.state_dict(),
+            "training": self._training(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:  # type: ignore[override]
+        """Inverse of :meth:`state_dict`; strict."""
+        try:
+            self.actor.load_state_dict(state["weights"])
+            self.normalizer.load_state_dict(state["normalizer"])
+            self.updates = int(state["optim"]["updates"])
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
+            own = self._training()
+            if wrong := own.keys() ^ state["training"].keys():
+                raise KeyError(f"missing or unknown in the training state: {', '.join(sorted(wrong))}")
+            for name, value in own.items():
+                value.copy_(state["training"][name])
+            for name, optimizer in self.optimizers.items():
+                prefix = f"{name}/"
+                optimizer.load_state_dict(
+                    {key.removeprefix(prefix): v for key, v in state["optim"].items() if key.startswith(prefix)}
+                )
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit the agent of its config: {error}",
+                fix="resume with the flowpolicy version that wrote it",
+            ) from error

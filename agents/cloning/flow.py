@@ -1,0 +1,299 @@
+"""Any point on the axes of the flow laboratory as a behaviour-cloning agent.
+
+``FlowSpec()`` is flow behaviour cloning; every published method changes one value. ``as_flow`` says which point the
+agents with a file of their own are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from tensordict import TensorDict
+from torch import Tensor
+
+from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
+from flowpolicy.agents.cloning.dm1 import DM1
+from flowpolicy.agents.cloning.flow_bc import FlowBC
+from flowpolicy.agents.students.teaching import load_teacher, pairs, start_from
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few
+from flowpolicy.core.spec import Contract
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.flows.axes.consistency import ImprovedMeanFlow, MeanFlow, Problem
+from flowpolicy.flows.axes.couplings import Table
+from flowpolicy.flows.axes.guidance import Situation
+from flowpolicy.flows.axes.losses import Adaptive, Squared
+from flowpolicy.flows.axes.refusals import Setting, validate
+from flowpolicy.flows.axes.registry import make
+from flowpolicy.flows.axes.solvers import MapJumps
+from flowpolicy.flows.axes.sources import Mixed
+from flowpolicy.flows.axes.spec import FlowSpec
+from flowpolicy.flows.axes.time_laws import Ends
+from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
+from flowpolicy.nets.ema import EMA
+from flowpolicy.nets.flow_nets import MapNet
+from flowpolicy.policy.actor import PolicyConfig, Sampler
+from flowpolicy.policy.flow import seen, shaped
+from flowpolicy.policy.teacher import Teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow(ImitationConfig):
+    """A point on the axes of the flow laboratory."""
+
+    flow: FlowSpec = FlowSpec()
+    """One value per axis."""
+    nfe: Few = 10
+    """Network evaluations per chunk."""
+    dispersive: Dispersive = Dispersive(weight=0.0)
+    """Regulariser on the encoder's output; off by default."""
+    teacher: str = ""
+    """Run whose policy makes the pairs of the coupling 'table'."""
+    teacher_weights: str = ""
+    """Hash of the teacher's weights; another teacher at the same place is refused."""
+    teacher_nfe: Few = 32
+    """Evaluations of the teacher per pair."""
+    from_teacher: bool = False
+    """Start from the teacher's weights; the networks must be the same."""
+
+    @property
+    def previous(self) -> bool:  # type: ignore[override]
+        """See :class:`ImitationConfig`."""
+        return self.flow.interpolant.continues
+
+    def setting(self, action: int) -> Setting:
+        """What decides about the spec besides its axes, for actions of so many dimensions."""
+        return Setting(
+            size=self.chunk * action,
+            nfe=self.nfe,
+            teacher=bool(self.teacher),
+            network="map" if self.flow.consistency.two_time else "velocity",
+            chunk=self.chunk,
+            execute=self.execute,
+        )
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether the trained network has a velocity at all times, and not only where its own steps begin."""
+        return self.flow.time.name != "grid"
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a teacher takes part in the training."""
+        return isinstance(self.flow.coupling, Table)
+
+    def check(self, action: int) -> None:
+        """Refuse wrong combinations (:class:`flowpolicy.flows.axes.refusals.IncompatibleSpecError`)."""
+        validate(self.flow, self.setting(action))
+        if self.asks_teacher and not self.teacher:
+            raise ConfigError(f"{type(self).__name__} without a teacher", fix="flowpolicy distill RUN")
+        if self.teacher and not self.asks_teacher:
+            raise ConfigError(
+                f"a teacher with {self.flow.coupling.flag}, which does not ask it", fix="--flow.coupling table"
+            )
+
+    def build(self, *args: Any, **kwargs: Any) -> FlowAgent:
+        """The agent in training; arguments of :class:`ImitationAgent`."""
+        return FlowAgent(self, *args, **kwargs)
+
+
+class FlowAgent(ImitationAgent):
+    """Draws noise, times and pairs as the spec says, and regresses what it says."""
+
+    config: Flow
+
+    def __init__(
+        self, config: Flow, contract: Contract, normalizer: Normalizer, *, compile: bool, **options: Any
+    ) -> None:
+        config.check(contract.spec.action.size)
+        self.spec = dataclasses.replace(
+            config.flow, time=config.flow.time.for_size(contract.chunk * contract.spec.action.size)
+        )
+        self.sampling = self.spec.sampling()
+        # A gradient through a forward derivative is not tried in compiled graphs: those objectives run uncompiled.
+        differentiable = self.spec.consistency.forward_mode and self.spec.consistency.differentiated
+        super().__init__(config, contract, normalizer, compile=compile and not differentiable, **options)
+        scaling, like = normalizer.action_scaling, torch.zeros(1, config.chunk, contract.spec.action.size)
+        self.spec.guidance.check(Situation(scale=scaling.scale.cpu(), offset=scaling.offset.cpu()), like)
+        # In a list: the teacher is no part of this module, nor of its state.
+        self._teacher = [load_teacher(config, normalizer, options.get("device", "cpu"))] if config.teacher else []
+        if config.from_teacher:
+            start_from(self.actor, self.teacher.policy, config.teacher)
+            self.ema = EMA(self.actor, config.optimizer.ema)
+
+    def describe_policy(self) -> PolicyConfig:
+        """The sampling side of the spec goes into the checkpoint."""
+        return PolicyConfig(self.config.net, self.config.encoder, self.sampler, flow=self.sampling)
+
+    @property
+    def sampler(self) -> Sampler:
+        """What the spec says."""
+        return "flow"
+
+    @torch.no_grad()
+    def draws(self, batch: TensorDict, generator: torch.Generator) -> tuple[dict[str, Tensor]]:
+        """Noise, times, and whatever else the values of the axes draw."""
+        spec, rows, progress = self.spec, len(batch[ACTION]), self.updates / max(self.steps, 1)
+        data = self.normalizer.action(batch[ACTION])
+        cond = self.actor.flatten(self.normalizer.obs(dict(batch[OBS].items())))
+        shape = tuple(data.shape)
+        pairing = spec.coupling.pair(lambda: spec.source.sample(shape, generator), data, cond, progress)
+        drawn = {"noise": self._begin(pairing.noise, batch), **self._times(rows, progress, generator)}
+        extra = {
+            "weight": pairing.weight,
+            "share": spec.source.shares(rows, generator, acting=False),
+        }
+        drawn |= {name: value for name, value in extra.items() if value is not None}
+        if spec.interpolant.latent:
+            drawn["z"] = torch.randn(shape, generator=generator, device=data.device)
+        if spec.guidance.drop:
+            drawn["drop"] = torch.rand(rows, generator=generator, device=data.device) < spec.guidance.drop
+        if spec.guidance.hides:
+            drawn["visible"] = self._visible(rows, generator)
+        if self._teacher:
+            drawn |= self.taught(dict(batch[OBS].items()), data, drawn, progress, generator)
+        return (drawn,)
+
+    def _begin(self, noise: Tensor, batch: TensorDict) -> Tensor:
+        """Where the path starts: at the noise, or at the actions before the window."""
+        if not self.spec.interpolant.continues:
+            return noise
+        if PREVIOUS not in batch.keys():  # noqa: SIM118, a TensorDict iterates over rows
+            raise ConfigError(
+                f"batches without the actions before the window for {self.spec.interpolant.flag}",
+                expected="windows of episodes: flowpolicy train",
+            )
+        past = self.normalizer.action(batch[PREVIOUS])
+        return self.spec.interpolant.begin(noise, past.masked_fill(~batch[KNOWN].unsqueeze(2), 0.0))
+
+    def _visible(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Factors (b, n) of flat observations: a share of the rows sees none, or one, of the hidden observations."""
+        guidance, device = self.spec.guidance, generator.device
+        hidings = self.actor.hidings(guidance.hides).to(device)
+        dropped = torch.rand(rows, generator=generator, device=device) < guidance.hidden_share
+        which = torch.randint(len(hidings), (rows,), generator=generator, device=device)
+        return torch.where(dropped.unsqueeze(1), hidings[which], 1.0)
+
+    def taught(
+        self,
+        obs: dict[str, Tensor],
+        data: Float[Tensor, "b h a"],
+        drawn: dict[str, Tensor],
+        progress: float,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """What the teacher puts in the place of draws: here the pairs of the coupling 'table'.
+
+        Args:
+            obs: observations in environment units.
+            data: normalised chunks of the batch.
+            drawn: what is drawn already; ``noise`` (b, h, a), ``s`` (b,) and more.
+            progress: share of the planned updates that is done.
+            generator: source of whatever else is drawn.
+
+        Returns:
+            Draws to add or to replace. ``data`` are the chunks to train on, and ``made`` (b,) says which of them are
+            the teacher's: all their steps count, whereas real chunks may reach past their episode.
+
+        """
+        coupling, nfe = cast(Table, self.spec.coupling), self.config.teacher_nfe
+        return pairs(self.teacher, coupling, nfe, obs, data, drawn["noise"], progress, generator)
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher that ``config.teacher`` names."""
+        return self._teacher[0]
+
+    def _times(self, rows: int, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
+        spec = self.spec
+        if not spec.consistency.two_time and not spec.target.integrates:
+            return {"s": spec.interpolant.inside(spec.time.draw(rows, generator))}
+        (s, t), _ = spec.consistency.pairs(spec.time, rows, progress, generator)
+        s = spec.interpolant.inside(s)
+        ends = {"s": s, "t": torch.maximum(s, t)}
+        if spec.consistency.cuts:
+            ends["fraction"] = torch.rand(rows, generator=generator, device=s.device)
+        return ends
+
+    def loss(
+        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Any
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """What the spec says, and the two regularisers where they are on."""
+        d, actor, spec = draws[0], self.actor, self.spec
+        data = d["data"] if "data" in d else self.normalizer.action(action)
+        valid = valid | d["made"].unsqueeze(1) if "made" in d else valid
+        flat = actor.flatten(self.normalizer.obs(obs))
+        cond, feature = actor.encoder(flat * d["visible"] if "visible" in d else flat)
+        noise, divergence = shaped(actor, d["noise"], cond, d.get("share"))
+        if "drop" in d:
+            cond = torch.where(d["drop"].unsqueeze(1), cast(Tensor, actor.null), cond)
+        loss, metrics = self._matching(noise, data, seen(self.sampling, cond, d.get("share")), valid, d)
+        if divergence is not None:
+            loss = loss + cast(Mixed, spec.source).beta * divergence
+            metrics["divergence"] = divergence.detach()
+        if self.config.dispersive.weight:
+            repulsion = dispersive_loss(feature, self.config.dispersive)
+            loss = loss + self.config.dispersive.weight * repulsion
+            metrics |= {"dispersive": repulsion.detach(), **spread(feature)}
+        return loss, metrics
+
+    def _matching(
+        self, noise: Tensor, data: Tensor, cond: Tensor, valid: Tensor, d: dict[str, Tensor]
+    ) -> tuple[Tensor, Metrics]:
+        spec, path, s, z = self.spec, self.spec.interpolant, d["s"], d.get("z")
+        x = path.point(noise, data, s, z)
+        if spec.target.integrates:
+            predict = lambda x, s: self.actor.net(x, s, cond).value  # noqa: E731
+            errors = spec.target.errors(predict, x, path.velocity(noise, data, s, z), s, d["t"])
+            start, curve = (spec.loss.reduce(error, valid, s, path, d.get("weight")) for error in errors)
+            return start + curve, {"on_diagonal": start.detach(), "off_diagonal": curve.detach()}
+        if not spec.consistency.two_time:
+            error = spec.target.error(self.actor.net(x, s, cond).value, noise, data, z, s, path)
+            return spec.loss.reduce(error, valid, s, path, d.get("weight")), {}
+        problem = Problem(
+            cast(MapNet, self.actor.net),
+            x,
+            path.velocity(noise, data, s, z),
+            s,
+            d["t"],
+            cond,
+            spec.consistency.leading(spec.time, len(x)),
+            d.get("fraction"),
+        )
+        return spec.consistency.loss(problem, valid, spec.loss, path)
+
+
+def as_flow(config: Any) -> Flow:
+    """The point on the axes that an agent is.
+
+    Raises:
+        ConfigError: it is none.
+
+    """
+    if isinstance(config, Flow):
+        return config
+    if isinstance(config, FlowBC):
+        return Flow(**_shared(config), flow=FlowSpec(solver=make("solver", config.solver)), nfe=config.nfe)
+    if isinstance(config, DM1) and config.kappa in (0.0, 1.0):
+        spec = FlowSpec(
+            time=Ends(config.pairs),
+            loss=Adaptive(config.adaptive_power) if config.adaptive_power else Squared(),
+            consistency=MeanFlow() if config.kappa else ImprovedMeanFlow(),
+            solver=MapJumps(),
+        )
+        return Flow(**_shared(config), flow=spec, nfe=config.nfe, dispersive=config.dispersive)
+    raise ConfigError(
+        f"--flow flags with a preset of the agent {type(config).__name__}",
+        expected="a preset of Flow BC or DM1, which are points on the axes",
+        fix="flowpolicy train debug --flow.coupling c2ot",
+    )
+
+
+def _shared(config: ImitationConfig) -> dict[str, Any]:
+    """Options that every behaviour-cloning agent has."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(ImitationConfig)}

@@ -1,0 +1,56 @@
+"""Plain regression of the chunk: the control that any generative policy must beat.
+
+Same network as flow behaviour cloning, asked at zero noise and time zero, trained on the mean squared error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.flows.matching import matching_loss
+from flowpolicy.flows.real_time import hold
+from flowpolicy.policy.actor import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression(ImitationConfig):
+    """Plain regression."""
+
+    nfe: ClassVar[int] = 1
+
+    def build(self, *args: Any, **kwargs: Any) -> RegressionAgent:
+        """The agent in training; arguments of :class:`ImitationAgent`."""
+        return RegressionAgent(self, *args, **kwargs)
+
+
+class RegressionAgent(ImitationAgent):
+    """Mean squared error between predicted and demonstrated chunk."""
+
+    config: Regression
+    takes_prefix = True
+
+    @property
+    def sampler(self) -> Sampler:
+        """One evaluation, no noise."""
+        return "direct"
+
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Committed rows (b, h) where the policy is to take a prefix; else nothing is random."""
+        return self.draw_committed(action, generator)
+
+    def loss(
+        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Tensor
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """Mean squared error in normalised units."""
+        data = self.normalizer.action(action)
+        cond, _ = self.actor.condition(self.normalizer.obs(obs))
+        held = hold(torch.zeros_like(data), data, data, valid, cond, *draws)
+        output = self.actor.net(held.x, data.new_zeros(data.shape[0]), held.cond)
+        return matching_loss(output.value, held.velocity, held.valid), {}

@@ -1,0 +1,1 @@
+"""Post-training from groups of scored chunks."""

@@ -1,0 +1,1 @@
+"""Offline reinforcement learning: a policy that climbs a critic learned from the data."""

@@ -1,0 +1,249 @@
+"""The Fisher Decorator: a behaviour flow, and a small residual that climbs the critic within a budget of nats.
+
+Fisher Decorator (arXiv 2604.17919) on DeFlow (arXiv 2601.10471); written from [algorithms 2]. The policy plays
+``b + shift(s, b)``, b from the behaviour flow, the shift trained on Q minus a weight times what it costs
+(:mod:`flowpolicy.flows.fisher`). The weight is adapted until the mean cost is the budget. What differs from the
+released code [algorithms 7.2]:
+
+- the true score, the curvature, or the KL to second order instead of a proxy, and no normalisation, so that the
+  budget is in nats per dimension and one grid serves every task (``metric`` keeps the released form);
+- the shift starts at exactly zero, so that early targets come from the behaviour and not from a random residual;
+- optimisers of their own for critic, flow, shift and weight; the weight's logarithm is limited;
+- what leaves the box is charged;
+- the base may be a flow map (MeanFlow) whose diagonal gives the score: acting then costs two evaluations, not eleven.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from flowpolicy.agents.base.adam import Adam
+from flowpolicy.agents.base.bricks import flow_loss, flow_sample, jump_to_action, map_loss, q_term
+from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few, NonNegative, Positive
+from flowpolicy.flows import fisher
+from flowpolicy.flows.fisher import Metric
+from flowpolicy.flows.interpolant import interpolate
+from flowpolicy.flows.solvers import Field
+from flowpolicy.flows.times import PairLaw, uniform
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.policy.actor import Net, PolicyConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Fisher(ValueConfig):
+    """Fisher Decorator."""
+
+    net: Net = MLP()
+    """Trunk of the behaviour and of the shift."""
+    base: Literal["map", "euler"] = "map"
+    """Behaviour policy: 'map' is a MeanFlow map, one evaluation; 'euler' a velocity, ``flow_steps`` of them."""
+    flow_steps: Few = 10
+    """Euler steps per sample of the base 'euler'."""
+    metric: Metric = Metric()
+    """How a shift is charged."""
+    budget: Positive = 0.01
+    """Mean charge per dimension that is spent. In nats (``metric.normalise`` none): try 0.01, 0.05, 0.2, 0.5. As a mean
+    square in action units ('iso' and normalised metrics): 0.001 to 0.01."""
+    initial_weight: Positive = 10.0
+    """Weight of the charge before it is adapted."""
+    normalize_q: bool = True
+    """Divide the Q term by the mean of abs(Q), so that the weight does not depend on the scale of the rewards."""
+    overflow: NonNegative = 1.0
+    """Weight of the squared distance of the decorated chunks from the box [-1, 1]."""
+    pairs: PairLaw = PairLaw()
+    """Law of the intervals [s, t] that the base 'map' is trained on."""
+    candidates: Few = 1
+    """Chunks generated and decorated per decision; the critic chooses."""
+    decorator_optimizer: Adam = Adam(clip=1.0)
+    """Optimiser of the shift."""
+    dual_optimizer: Adam = Adam(lr=1e-3)
+    """Optimiser of the logarithm of the weight, which moves by about ``lr`` per update."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flow_steps < 1 or self.candidates < 1 or self.budget <= 0 or self.initial_weight <= 0:
+            raise ConfigError(
+                f"flow_steps {self.flow_steps}, candidates {self.candidates}, budget {self.budget}, "
+                f"initial_weight {self.initial_weight}",
+                expected="at least one step and one candidate, a positive budget and weight",
+            )
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per decision: for each candidate those of the base, and one of the shift."""
+        return self.candidates * ((1 if self.base == "map" else self.flow_steps) + 1)
+
+    def build(self, *args: Any, **kwargs: Any) -> FisherAgent:
+        """The agent in training; arguments of :class:`ValueAgent`."""
+        return FisherAgent(self, *args, **kwargs)
+
+
+class Dual(nn.Module):
+    """Weight of the charge, and the running mean precision for ``metric.normalise`` 'global'."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.log_weight = nn.Parameter(torch.tensor(math.log(weight)))
+        self.register_buffer("precision", torch.ones(()))
+        self.precision: Tensor
+
+
+class FisherAgent(ValueAgent):
+    """Critic, behaviour, shift and weight in one backward pass; no gradient of one reaches another."""
+
+    config: Fisher
+    dual: Dual
+
+    def describe_policy(self) -> PolicyConfig:
+        """The base's evaluations and one of the shift."""
+        config = self.config
+        critic = config.critic if config.candidates > 1 else None
+        return PolicyConfig(config.net, config.encoder, config.base, config.candidates, critic, decorated=True)
+
+    def build_networks(self) -> None:
+        """The dual variable."""
+        self.dual = Dual(self.config.initial_weight)
+
+    def groups(self) -> dict[str, Any]:
+        """One optimiser each: a large gradient of one does not scale down the others."""
+        config = self.config
+        return super().groups() | {
+            "decorator": (config.decorator_optimizer, ("actor.decorator",)),
+            "dual": (config.dual_optimizer, ("dual",)),
+        }
+
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Noise of next action, base and flow (b, h, a); the flow's times, (b,) or two of them; the metric's draws."""
+        config, metric = self.config, self.config.metric
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, device=action.device)
+
+        batch, *size = action.shape
+        noises = normal(3, batch, *size).unbind(0)
+        times = config.pairs.draw(batch, generator) if config.base == "map" else (uniform(batch, generator),)
+        draws: tuple[Tensor, ...] = ()
+        if metric.mode in ("curv", "kl2"):
+            draws += (normal(batch, *size),)
+        if metric.mode == "kl2":
+            shape = (2, batch, math.prod(size))
+            draws += (2.0 * torch.randint(0, 2, shape, generator=generator, device=action.device) - 1,)
+        elif metric.mode != "iso":
+            draws += (normal(batch * max(1, self._drawn), *size),)
+            draws += (normal(batch * self._drawn, *size),) if self._drawn else ()
+        return *noises, *times, *draws
+
+    def losses(self, t: Transition, *draws: Tensor, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
+        """Temporal difference, behaviour, shift and weight."""
+        next_noise, z, noise, *rest = draws
+        with torch.no_grad():
+            base = self.behave(t.next_obs, next_noise)
+            next_action = self.normalizer.within(base + self.shift(base, self.actor.encoder(t.next_obs).cond))
+            target = self.bootstrap(t, self.target.value(t.next_obs, next_action))
+        critic, metrics = self.critic_loss(t, target)
+        if self.config.base == "map":
+            start, end, *rest = rest
+            flow = map_loss(self.actor, t, noise, start, end, self.config.pairs).loss
+        else:
+            time, *rest = rest
+            flow = flow_loss(self.actor, t, noise, time)
+        decorator, dual, more = self.decorator_losses(t, z, *rest)
+        return {"critic": critic, "flow": flow, "decorator": decorator, "dual": dual}, metrics | more
+
+    def decorator_losses(
+        self, t: Transition, z: Float[Tensor, "b h a"], *draws: Tensor
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """``-Q(s, b + shift) + weight * charge + overflow``, which reaches the shift alone, and the weight's loss."""
+        config, dual = self.config, self.dual
+        cond = self.actor.encoder(t.obs).cond.detach()
+        base = self.behave(t.obs, z)
+        shift = self.shift(base, cond)
+        chunk = base + shift
+        climb, metrics = q_term(self.critic, t.obs, self.normalizer.within(chunk), normalize=config.normalize_q)
+        charge = self.charge(t, cond, base, shift, *draws)
+        spent, beyond = charge.divergence.mean(), fisher.overflow(chunk)
+        loss = climb + dual.log_weight.exp().detach() * spent + config.overflow * beyond
+        metrics |= {
+            "charge": spent.detach(),
+            "weight": dual.log_weight.exp().detach(),
+            "overflow": beyond.detach(),
+            "shift_rms": shift.detach().square().mean().sqrt(),
+            "precision": charge.scale.detach(),
+        }
+        return loss, fisher.dual_loss(dual.log_weight, spent, config.budget), metrics
+
+    def charge(self, t: Transition, cond: Tensor, base: Tensor, shift: Tensor, *draws: Tensor) -> fisher.Charge:
+        """What the shifts (b, h, a) of the base chunks cost, per row; the gradient reaches the shift alone."""
+        metric, flat = self.config.metric, shift.flatten(1)
+        if metric.mode == "iso":
+            return fisher.charge(metric, flat)
+        if metric.sampled:
+            return fisher.charge(metric, flat, self.scores(t, cond, *draws), self.dual.precision)
+        blur, *rest = draws
+        time = base.new_full(base.shape[:1], metric.time)
+        x, one = interpolate(blur, base, time), flat.new_ones(())
+        field = self.field(cond)
+        if metric.mode == "curv":
+            tangent = fisher.derivative(field, x, time, shift.detach()).flatten(1)
+            return fisher.Charge(fisher.charge_curvature(metric, flat, tangent, self.scores(t, cond, *rest)), one)
+        with torch.no_grad():
+            score = fisher.action_score(x, field(x, time), time).flatten(1)
+        # The blurred density is that of x / t, so shift and divergence are taken there, not at the base chunk.
+        moved, divergences = fisher.shift_and_divergence(
+            lambda a: self.shift(a.view(shift.shape), cond).flatten(1), (x / metric.time).flatten(1), rest[0]
+        )
+        return fisher.Charge(fisher.charge_kl(metric, moved, score, divergences), one)
+
+    @torch.no_grad()
+    def scores(self, t: Transition, cond: Tensor, blur: Tensor, *noise: Tensor) -> Float[Tensor, "b k d"]:
+        """Scores, or what the released code takes for them, of k behaviour actions per state."""
+        metric, count = self.config.metric, max(1, self._drawn)
+        action = self.behave(t.obs.repeat_interleave(count, 0), noise[0]) if noise else t.action
+        time = action.new_full(action.shape[:1], metric.time)
+        x = interpolate(blur, action, time)
+        v = self.field(cond.repeat_interleave(count, 0))(x, time)
+        score = fisher.proxy_score(v, time) if metric.mode == "proxy" else fisher.action_score(x, v, time)
+        return score.view(len(t.obs), count, -1)
+
+    def field(self, cond: Float[Tensor, "b c"]) -> Field:
+        """Velocity of the behaviour; of a flow map, its diagonal."""
+        net = self.actor.net
+        if self.config.base == "map":
+            return fisher.diagonal(lambda x, s, t: net(x, s, t, cond).value)
+        return lambda x, t: net(x, t, cond).value
+
+    def behave(self, obs: Float[Tensor, "b n"], noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+        """Chunks of the behaviour policy, clamped, without gradients."""
+        if self.config.base == "map":
+            return self.normalizer.within(jump_to_action(self.actor, obs, noise))
+        return self.normalizer.within(flow_sample(self.actor, obs, noise, self.config.flow_steps, "euler"))
+
+    def shift(self, base: Float[Tensor, "b h a"], cond: Float[Tensor, "b c"]) -> Float[Tensor, "b h a"]:
+        """The residual of chunks."""
+        assert self.actor.decorator is not None
+        chunk: Tensor = self.actor.decorator(base, cond).value
+        return chunk
+
+    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
+        """One gradient step; then the weight's limits and the running precision."""
+        metrics = super().update(batch, generator)
+        with torch.no_grad():
+            self.dual.log_weight.clamp_(-fisher.LOG_WEIGHT_LIMIT, fisher.LOG_WEIGHT_LIMIT)
+            self.dual.precision.lerp_(metrics["precision"], max(0.01, 1 / self.updates))
+        return metrics
+
+    @property
+    def _drawn(self) -> int:
+        """Behaviour samples per state that the metric asks for."""
+        metric = self.config.metric
+        return metric.samples if metric.sampled else 0

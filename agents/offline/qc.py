@@ -1,0 +1,97 @@
+"""QC: the critic values whole action chunks; the policy is the best of N flow chunks, or a distilled one-step policy.
+
+Li, Zhou and Levine 2025, Reinforcement learning with action chunking (arXiv 2507.07969); written from
+[algorithms 4.7]. A chunk is executed open-loop, so its h rewards are an unbiased h-step return. Chunks that the end
+of their episode cuts off teach the flow what they hold, averaged over those entries [algorithms 7.4, Q7], and the
+critic only if the episode truly terminated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowpolicy.agents.base.bricks import flow_loss, flow_sample
+from flowpolicy.agents.base.value_learning import Transition, ValueAgent
+from flowpolicy.agents.offline.fql import FQL, FQLAgent
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few, NonNegative
+from flowpolicy.flows.times import uniform
+from flowpolicy.policy.actor import PolicyConfig
+from flowpolicy.policy.policy import best_of
+
+
+@dataclasses.dataclass(frozen=True)
+class QC(FQL):
+    """Q-learning on action chunks."""
+
+    mode: Literal["best_of_n", "distilled"] = "best_of_n"
+    """'best_of_n' chooses among samples of the flow, in targets too; 'distilled' is FQL on chunks (QC-FQL)."""
+    candidates: Few = 32
+    """N of 'best_of_n' when acting."""
+    target_candidates: Few = 32
+    """N of 'best_of_n' in the targets, which is what an update costs."""
+    alpha: NonNegative = 100.0
+    """Weight of the distillation against the critic, 'distilled' only."""
+    chunk: Few = 5
+    """Actions per decision; the critic values whole chunks."""
+    execute: Few = 5
+    """Actions of a chunk that are executed before the next decision."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.candidates, self.target_candidates) < 1:
+            raise ConfigError(
+                f"QC with {self.candidates} candidates and {self.target_candidates} in targets", expected="at least 1"
+            )
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per chunk: those of every candidate count."""
+        return self.flow_steps * self.candidates if self.mode == "best_of_n" else 1
+
+    def build(self, *args: Any, **kwargs: Any) -> ValueAgent:
+        """The agent in training; arguments of :class:`ValueAgent`."""
+        agent = QCAgent if self.mode == "best_of_n" else FQLAgent
+        return agent(self, *args, **kwargs)
+
+
+class QCAgent(ValueAgent):
+    """Acts by the flow chunk that the critic values most; so do the targets."""
+
+    config: QC
+
+    def describe_policy(self) -> PolicyConfig:
+        """The flow, and the critic that chooses."""
+        config = self.config
+        critic = config.critic if config.candidates > 1 else None
+        return PolicyConfig(config.net, config.encoder, config.solver, config.candidates, critic)
+
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Noise of the next candidates (b k, h, a), of the flow (b, h, a), and times (b,)."""
+        rows, *shape = action.shape
+        candidates = rows * self.config.target_candidates
+        noise = torch.randn((candidates + rows, *shape), generator=generator, device=action.device)
+        return *noise.split([candidates, rows]), uniform(rows, generator)
+
+    def losses(self, t: Transition, *draws: Tensor, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
+        """Temporal difference of chunks, and velocity matching."""
+        next_noise, noise, time = draws
+        with torch.no_grad():
+            chunk = self.best(t.next_obs, next_noise)
+            target = self.bootstrap(t, self.target.value(t.next_obs, chunk))
+        critic, metrics = self.critic_loss(t, target)
+        return {"critic": critic, "flow": flow_loss(self.actor, t, noise, time)}, metrics
+
+    @torch.no_grad()
+    def best(self, obs: Float[Tensor, "b n"], noise: Float[Tensor, "bk h a"]) -> Float[Tensor, "b h a"]:
+        """Among the k flow samples of each row the one that the critic, not its target, values most."""
+        rows = obs.repeat_interleave(noise.shape[0] // obs.shape[0], 0)
+        chunk = self.normalizer.within(flow_sample(self.actor, rows, noise, self.config.flow_steps, self.config.solver))
+        value = self.critic.value(rows, chunk)
+        return best_of(chunk.view(obs.shape[0], -1, *chunk.shape[1:]), value.view(obs.shape[0], -1))

@@ -1,0 +1,229 @@
+"""On-policy distillation of a flow map by backward simulation: AnyFlow carried from videos to action chunks.
+
+First the map learns the teacher's velocity and its integral, at points of the data. Then, beside that, its own samples
+are judged: a number of steps and one of them are picked, the map jumps to that step, takes it, and jumps to the end.
+The sample is pushed towards the teacher's law by the difference of two velocities, the teacher's and that of a second
+network that follows the samples (distribution matching, arXiv 2311.18828). Any number of steps improves, for the price
+of two. Written from [flow-methods 29].
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from tensordict import TensorDict
+from torch import Tensor
+
+from flowpolicy.agents.cloning.flow import Flow, FlowAgent
+from flowpolicy.agents.students.distillation import Lesson, as_kind, method
+from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.core.keys import OBS
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few, NonNegative, Positive, Share
+from flowpolicy.flows.axes.guidance import NoGuidance, Situation
+from flowpolicy.flows.axes.registry import make
+from flowpolicy.flows.distillation import (
+    Rollout,
+    backward_simulation,
+    last_steps,
+    line_through,
+    matching_gradient,
+    step_of,
+)
+from flowpolicy.flows.interpolant import interpolate
+from flowpolicy.flows.times import logit_normal, uniform
+from flowpolicy.nets.flow_nets import MapNet
+from flowpolicy.policy.flow import dynamics
+
+_LATEST = 0.98  # denoised samples of later times hardly differ from the samples
+
+
+@dataclasses.dataclass(frozen=True)
+class BackwardSimulation(Flow):
+    """A flow map of the teacher, improved on its own samples."""
+
+    on_policy_from: Share = 0.5
+    """Share of the updates after which the map's own samples are judged too."""
+    on_policy_weight: NonNegative = 0.1
+    """Weight of that judgement."""
+    budgets: tuple[Few, ...] = (1, 2, 4, 8)
+    """Numbers of steps that the policy may take; one is picked for every row."""
+    fake_lr: Positive = 1e-3
+    """Learning rate of the network that follows the samples."""
+
+    @property
+    def asks_teacher(self) -> bool:
+        """See :class:`Flow`."""
+        return True
+
+    def check(self, action: int) -> None:
+        """See :class:`Flow`; a flow map on straight paths from normal noise."""
+        super().check(action)
+        flow = self.flow
+        if not flow.consistency.two_time or flow.interpolant.name != "linear" or not flow.source.standard:
+            raise ConfigError(
+                f"backward simulation with {flow.consistency.flag}, {flow.interpolant.flag} and {flow.source.flag}",
+                expected="a flow map, straight paths and normal noise: velocities differ there as scores do",
+            )
+        if not 0 <= self.on_policy_from <= 1 or not self.budgets or min(self.budgets) < 1:
+            raise ConfigError(
+                f"on policy from {self.on_policy_from} of the updates in {self.budgets} steps",
+                expected="a share in [0, 1], and numbers of steps of at least 1",
+            )
+
+    def build(self, *args: Any, **kwargs: Any) -> BackwardSimulationAgent:
+        """See :class:`Flow`."""
+        return BackwardSimulationAgent(self, *args, **kwargs)
+
+
+class BackwardSimulationAgent(FlowAgent):
+    """A flow map, and the network that follows its samples."""
+
+    config: BackwardSimulation
+
+    def __init__(self, config: BackwardSimulation, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        # In lists: neither is a part of this module.
+        self._fake = [copy.deepcopy(self.teacher.policy.actor).requires_grad_(True)]
+        self._fake_sampling = dataclasses.replace(self.teacher.sampling, guidance=NoGuidance())
+        parameters = [p for _, p in self._trained_fake()]
+        self._fake_optimizer = torch.optim.AdamW(parameters, lr=config.fake_lr, fused=True)
+
+    def _trained_fake(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, p) for name, p in self._fake[0].named_parameters() if name != "null"]
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the next update judges the map's own samples."""
+        return self.updates >= self.config.on_policy_from * self.steps
+
+    def taught(
+        self,
+        obs: dict[str, Tensor],
+        data: Float[Tensor, "b h a"],
+        drawn: dict[str, Tensor],
+        progress: float,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """See :class:`FlowAgent`: lines with the teacher's velocity through points of the data, and a judged sample."""
+        x = interpolate(drawn["noise"], data, drawn["s"])
+        line = line_through(x, drawn["s"], self.teacher.velocity(obs, x, drawn["s"]))
+        found = {"noise": line.noise, "data": line.data}
+        if not self.on_policy:
+            return found
+        s, t, rollout = self.rollout(obs, tuple(data.shape), generator)
+        noise = torch.randn(data.shape, generator=generator, device=data.device)
+        push = matching_gradient(
+            rollout.data,
+            noise,
+            _LATEST * uniform(len(data), generator),
+            lambda x, t: self.fake_velocity(obs, x, t),
+            lambda x, t: self.teacher.velocity(obs, x, t),
+        )
+        return found | {"start": rollout.start, "from": s, "to": t, "push": push}
+
+    @torch.no_grad()
+    def rollout(
+        self, obs: dict[str, Tensor], shape: tuple[int, ...], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Rollout]:
+        """Ends of a random step of a random number of steps, and the trajectory through it."""
+        place: dict[str, Any] = {"generator": generator, "device": generator.device}
+        budgets = torch.tensor(self.config.budgets, device=generator.device)
+        count = budgets[torch.randint(len(budgets), shape[:1], **place)]
+        s, t = step_of(count, torch.rand(shape[:1], **place))
+        noise = self.spec.source.sample(shape, generator)
+        return s, t, backward_simulation(self.mean(self.normalizer.obs(obs)), noise, s, t)
+
+    def mean(self, obs: dict[str, Tensor]) -> Any:
+        """The map's mean velocity for normalised observations."""
+        cond, network = self.actor.condition(obs).cond, cast(MapNet, self.actor.net)
+        return lambda x, s, t: network(x, s, t, cond).value
+
+    def fake_velocity(self, obs: dict[str, Tensor], x: Tensor, t: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
+        """Velocity of the network that follows the samples."""
+        fake = self._fake[0]
+        flat = fake.flatten(self.normalizer.obs(obs))
+        network = lambda *args: fake.net(*args).value  # noqa: E731, as the teacher's
+        at = Situation(path=self._fake_sampling.interpolant)
+        field = dynamics(fake, self._fake_sampling, network, flat, fake.encoder(flat).cond, None, at)
+        value: Tensor = field.velocity(x, t)
+        return value
+
+    def loss(
+        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Any
+    ) -> tuple[Float[Tensor, ""], Metrics]:
+        """The flow map's loss; on policy the judged sample too."""
+        loss, metrics = super().loss(obs, action, valid, *draws)
+        d = draws[0]
+        if "push" not in d:
+            return loss, metrics
+        mean = self.mean(self.normalizer.obs(obs))
+        data = last_steps(mean, d["start"], d["from"], d["to"], torch.ones_like(d["to"]))
+        # Its gradient in the sample is ``push``.
+        judged = 0.5 * (data - (data - d["push"]).detach()).square().sum() / data.numel()
+        return loss + self.config.on_policy_weight * judged, metrics | {"push": judged.detach()}
+
+    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
+        """One gradient step of the map and, on policy, one of the network that follows its samples."""
+        judged = self.on_policy
+        metrics = super().update(batch, generator)
+        return metrics | self._follow(dict(batch[OBS].items()), len(batch), generator) if judged else metrics
+
+    def _follow(self, obs: dict[str, Tensor], count: int, generator: torch.Generator) -> Metrics:
+        shape = (count, self.contract.chunk, self.contract.spec.action.size)
+        data = self.rollout(obs, shape, generator)[2].data
+        noise, t = self.spec.source.sample(shape, generator), logit_normal(count, generator, 0.0, 1.0)
+        error = self.fake_velocity(obs, interpolate(noise, data, t), t) - (data - noise)
+        loss = error.square().mean()
+        self._fake_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._fake_optimizer.step()
+        return {"fake_loss": loss.detach()}
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
+        """Files of a checkpoint; ``training`` holds the network that follows the samples, and its optimiser."""
+        training = {f"fake.{name}": value for name, value in self._fake[0].state_dict().items()}
+        for name, parameter in self._trained_fake():
+            for key, value in self._fake_optimizer.state[parameter].items():
+                training[f"{key}.{name}"] = value
+        return {**super().state_dict(), "training": training}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:  # type: ignore[override]
+        """Inverse of :meth:`state_dict`; strict."""
+        super().load_state_dict(state)
+        parts: dict[str, dict[str, Tensor]] = {"fake": {}, "step": {}, "exp_avg": {}, "exp_avg_sq": {}}
+        try:
+            for name, value in state["training"].items():
+                part, _, rest = name.partition(".")
+                parts[part][rest] = value
+            self._fake[0].load_state_dict(parts["fake"])
+            self._fake_optimizer.state.clear()
+            for name, parameter in self._trained_fake():
+                moments = {key: parts[key][name].clone() for key in ("step", "exp_avg", "exp_avg_sq") if parts[key]}
+                if moments:
+                    self._fake_optimizer.state[parameter] = moments
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit the agent of its config: {error}",
+                fix="resume with the flowpolicy version that wrote it",
+            ) from error
+
+
+@method("backward-simulation")
+def backward(lesson: Lesson) -> Flow:
+    """A flow map that learns the teacher's velocity, then from its own samples."""
+    same = lesson.trained.flow.consistency.two_time and lesson.trained.net == lesson.student.net
+    flow = dataclasses.replace(
+        lesson.student.flow,
+        coupling=make("coupling", "independent"),
+        time=make("time", "split", share_diagonal=0.25, share_endpoint=0.25),
+        consistency=make("consistency", "meanflow"),
+        solver=make("solver", "map"),
+    )
+    from_teacher = same and not lesson.trained.flow.guidance.null
+    return as_kind(BackwardSimulation, lesson.student, flow=flow, from_teacher=from_teacher, fake_lr=lesson.order.lr)

@@ -1,0 +1,147 @@
+"""SlimFlow: a small one-step student of a flow policy (arXiv 2407.12718).
+
+Two phases of one training. First annealing reflow: the student learns the teacher's pairs, on noise that at first is
+another one and turns into theirs. Then guided distillation at t = 0 alone: half of the rows are the teacher's pairs,
+the other half start from fresh noise and are corrected half-way by a guide, the straightened student of the first
+phase, which costs one evaluation instead of a trajectory of the teacher.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowpolicy.agents.cloning.flow import Flow, FlowAgent
+from flowpolicy.agents.students.distillation import Lesson, as_kind, method
+from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.ranges import Few, Share
+from flowpolicy.flows.axes.registry import make
+from flowpolicy.flows.distillation import guided_line
+from flowpolicy.policy.actor import Actor
+
+
+@dataclasses.dataclass(frozen=True)
+class SlimFlow(Flow):
+    """Annealing reflow, then guided one-step distillation."""
+
+    nfe: Few = 1
+    """Network evaluations per chunk; 1."""
+    guided_from: Share = 0.6
+    """Share of the updates after which the second phase begins."""
+    guide: Literal["student", "teacher"] = "student"
+    """Who corrects fresh noise: the straightened student, or the teacher, if its paths are straight already."""
+    low: Share = 0.2
+    """Earliest time at which the guide takes over."""
+    high: Share = 0.8
+    """Latest time."""
+
+    @property
+    def everywhere(self) -> bool:
+        """See :class:`Flow`."""
+        return False
+
+    def check(self, action: int) -> None:
+        """See :class:`Flow`; one evaluation, straight paths."""
+        super().check(action)
+        if self.nfe != 1 or self.flow.interpolant.name != "linear" or self.flow.target.name != "velocity":
+            raise ConfigError(
+                f"slimflow with {self.nfe} evaluations on {self.flow.interpolant.flag} with {self.flow.target.flag}",
+                expected="one evaluation, a velocity and straight paths: the last phase trains at t = 0 alone",
+                fix="--nfe 1, or --method annealed-reflow",
+            )
+        if not 0 < self.guided_from < 1 or not 0 < self.low < self.high < 1:
+            raise ConfigError(
+                f"guided from {self.guided_from} of the updates at times {self.low} to {self.high}",
+                expected="shares and times inside (0, 1), rising",
+            )
+
+    def build(self, *args: Any, **kwargs: Any) -> SlimFlowAgent:
+        """See :class:`Flow`."""
+        return SlimFlowAgent(self, *args, **kwargs)
+
+
+class SlimFlowAgent(FlowAgent):
+    """A student that is its own guide from the second phase on."""
+
+    config: SlimFlow
+
+    def __init__(self, config: SlimFlow, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        # In a list: the guide is no part of this module.
+        self._guide = [copy.deepcopy(self.actor).requires_grad_(False)]
+
+    def taught(
+        self,
+        obs: dict[str, Tensor],
+        data: Float[Tensor, "b h a"],
+        drawn: dict[str, Tensor],
+        progress: float,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """See :class:`FlowAgent`."""
+        if progress < self.config.guided_from:
+            return super().taught(obs, data, drawn, progress, generator)
+        half = len(data) // 2
+        first = {name: value[:half] for name, value in obs.items()}
+        pairs = super().taught(first, data[:half], {"noise": drawn["noise"][:half]}, progress, generator)
+        fresh = {name: value[half:] for name, value in obs.items()}
+        noise, u = drawn["noise"][half:], drawn["s"][half:]
+        t = self.config.low + (self.config.high - self.config.low) * u
+        own = velocity_of(self.actor, self.normalizer.obs(fresh), noise, torch.zeros_like(t))
+        line = guided_line(noise, own, lambda x, t: self.corrected(fresh, x, t), t)
+        return {
+            "data": torch.cat([pairs["data"], line.data]),
+            "noise": torch.cat([pairs["noise"], noise]),
+            "s": torch.zeros_like(drawn["s"]),
+            "made": torch.ones_like(drawn["s"], dtype=torch.bool),
+        }
+
+    def corrected(self, obs: dict[str, Tensor], x: Tensor, t: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
+        """The guide's velocity."""
+        if self.config.guide == "teacher":
+            return self.teacher.velocity(obs, x, t)
+        return velocity_of(self._guide[0], self.normalizer.obs(obs), x, t)
+
+    def update(self, batch: Any, generator: torch.Generator) -> Metrics:
+        """One gradient step; before the first one of the second phase the averaged student becomes the guide."""
+        before, now = ((self.updates + k) / max(self.steps, 1) for k in (-1, 0))
+        if before < self.config.guided_from <= now:
+            self._guide[0].load_state_dict(self.ema.state_dict())
+            self.actor.load_state_dict(self.ema.state_dict())
+        return super().update(batch, generator)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
+        """Files of a checkpoint; ``training`` holds the guide."""
+        guide = {f"guide.{name}": value for name, value in self._guide[0].state_dict().items()}
+        return {**super().state_dict(), "training": guide}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:  # type: ignore[override]
+        """Inverse of :meth:`state_dict`; strict."""
+        super().load_state_dict(state)
+        try:
+            self._guide[0].load_state_dict({k.removeprefix("guide."): v for k, v in state["training"].items()})
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit the agent of its config: {error}",
+                fix="resume with the flowpolicy version that wrote it",
+            ) from error
+
+
+def velocity_of(actor: Actor, obs: dict[str, Tensor], x: Tensor, t: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
+    """Velocity of a network of one time for normalised observations."""
+    value: Tensor = actor.net(x, t, actor.condition(obs).cond).value
+    return value
+
+
+@method("slimflow")
+def slimflow(lesson: Lesson) -> Flow:
+    """Annealing reflow for most of the updates, then guided distillation."""
+    flow = dataclasses.replace(lesson.student.flow, coupling=make("coupling", "table", anneal=0.36))
+    return as_kind(SlimFlow, lesson.student, flow=flow)
