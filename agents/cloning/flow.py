@@ -72,9 +72,6 @@ class Flow(ImitationConfig):
             size=self.chunk * action,
             nfe=self.nfe,
             teacher=bool(self.teacher),
-            network="map" if self.flow.consistency.two_time else "velocity",
-            chunk=self.chunk,
-            execute=self.execute,
         )
 
     @property

@@ -37,7 +37,7 @@ def load_teacher(config: Any, normalizer: Normalizer, device: torch.device | str
             f"the teacher {config.teacher} has other weights now than when the run was started",
             fix="restore them, or start a new run",
         )
-    if digest(policy.normalizer.state_dict()) != digest(normalizer.state_dict()):  # R21
+    if digest(policy.normalizer.state_dict()) != digest(normalizer.state_dict()):
         raise ConfigError(
             f"the teacher {config.teacher} scales observations and actions otherwise than this run",
             fix="distil on the training file of the teacher",

@@ -87,27 +87,27 @@ def test_dm1_presets_keep_their_objective():
 @pytest.mark.parametrize(
     ("flags", "suggestion"),
     [
-        ("--flow.coupling ot", "c2ot"),  # R1
-        ("--flow.coupling knn --flow.coupling.until 1", "until 0.3"),  # R2
-        ("--flow.loss pseudo-huber", "reflow"),  # R3
-        ("--flow.solver map", "--flow.consistency lsd"),  # R5
-        ("--flow.interpolant latent --flow.consistency meanflow", "--flow.consistency lsd"),  # R6
-        ("--flow.guidance gradient --flow.consistency lsd --flow.solver map", "noise-opt"),  # R8
-        ("--flow.source student-t --flow.solver sde", "--flow.source normal"),  # R9
-        ("--flow.target data --flow.target.floor 0", "floor 0.05"),  # R12
-        ("--flow.target noise --agent.nfe 1", "--agent.nfe 4"),  # R12
-        ("--flow.target segment --flow.solver ddim", "--flow.solver self"),  # R13
-        ("--flow.solver olss", "flowpolicy fit"),  # R14
-        ("--flow.guidance cfg --flow.consistency meanflow --flow.solver map", "--flow.guidance none"),  # R16
-        ("--flow.guidance cfg --flow.guidance.dropout 0", "--flow.guidance.dropout 0.1"),  # R16
-        ("--flow.source warm-start --flow.coupling table", "--flow.source normal"),  # R17
-        ("--agent.prefix 6 --flow.coupling c2ot", "--agent.chunk 14"),  # R18
-        ("--flow.source student-t --flow.source.dof 2", "--flow.source.dof 32"),  # R19
-        ("--flow.time shifted --flow.time.shift 0", "above 0"),  # R19
-        ("--flow.time shifted --flow.time.reference 4096", "reference 56"),  # R22
-        ("--flow.solver heun --flow.solver.last corrector --agent.nfe 2", "safe"),  # R23
-        ("--flow.source mixed --flow.source.acting one", "zero or uniform"),  # R24
-        ("--flow.consistency lsd --flow.consistency.clamp 0", "clamp 3"),  # R25
+        ("--flow.coupling c2ot --flow.coupling.weight 0", "weight 10"),
+        ("--flow.coupling knn --flow.coupling.until 1", "until 0.3"),
+        ("--flow.loss pseudo-huber", "reflow"),
+        ("--flow.solver map", "--flow.consistency lsd"),
+        ("--flow.interpolant latent --flow.consistency meanflow", "--flow.consistency lsd"),
+        ("--flow.guidance gradient --flow.consistency lsd --flow.solver map", "noise-opt"),
+        ("--flow.source student-t --flow.solver sde", "--flow.source normal"),
+        ("--flow.target data --flow.target.floor 0", "floor 0.05"),
+        ("--flow.target noise --agent.nfe 1", "--agent.nfe 4"),
+        ("--flow.target segment --flow.solver ddim", "--flow.solver self"),
+        ("--flow.solver olss", "flowpolicy fit"),
+        ("--flow.guidance cfg --flow.consistency meanflow --flow.solver map", "--flow.guidance none"),
+        ("--flow.guidance cfg --flow.guidance.dropout 0", "--flow.guidance.dropout 0.1"),
+        ("--flow.source warm-start --flow.coupling table", "--flow.source normal"),
+        ("--agent.prefix 6 --flow.coupling c2ot", "--agent.chunk 14"),
+        ("--flow.source student-t --flow.source.dof 2", "--flow.source.dof 32"),
+        ("--flow.time shifted --flow.time.shift 0", "above 0"),
+        ("--flow.time shifted --flow.time.reference 4096", "reference 56"),
+        ("--flow.solver heun --flow.solver.last corrector --agent.nfe 2", "safe"),
+        ("--flow.source mixed --flow.source.acting one", "zero or uniform"),
+        ("--flow.consistency lsd --flow.consistency.clamp 0", "clamp 3"),
         ("--flow.guidance projection --flow.guidance.goal a[99]=0", "8 actions"),
         ("--flow.guidance projection --flow.guidance.goal a[0]=99", "range can meet"),
     ],
@@ -136,7 +136,7 @@ def test_agents_beside_the_axes_refuse_the_flags():
     with pytest.raises(ConfigError, match="points on the axes"):
         parse("fql-toy", ["--flow.coupling", "c2ot"])
     with pytest.raises(IncompatibleSpecError, match="conditional"):
-        parse("debug", ["--flow.coupling", "ot"])
+        parse("debug", ["--flow.coupling", "c2ot", "--flow.coupling.weight", "0"])
 
 
 def test_help_names_every_axis_and_value(capsys):

@@ -86,7 +86,7 @@ def test_rows_have_equal_parameters(text):
 
 def test_combinations_are_refused_before_any_run():
     with pytest.raises(ConfigError, match="conditional"):
-        check([parse_recipe("coupling=ot")], TINY)
+        check([parse_recipe("coupling=c2ot coupling.weight=0")], TINY)
 
 
 @pytest.mark.parametrize(("base", "nfe"), [("regression", "1"), ("mip", "2")])

@@ -221,7 +221,7 @@ class SelfDistillation(Consistency):
     own_tangent: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.anneal <= 1:  # R19: a window inside the training
+        if not 0 <= self.anneal <= 1:
             raise ConfigError(f"the window is annealed over {self.anneal} of the updates", expected="in [0, 1]")
 
     def pairs(self, law: TimeLaw, batch: int, progress: float, generator: torch.Generator) -> tuple[TimePair, int]:
@@ -261,7 +261,7 @@ class Lagrangian(SelfDistillation):
         return mean + length * slope - teacher
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R25."""
+        """A teacher that follows the map out of the data teaches nonsense."""
         if self.clamp <= 0:
             yield Conflict(
                 f"{self.flag} --flow.consistency.clamp {self.clamp:g}",

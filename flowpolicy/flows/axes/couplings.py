@@ -94,7 +94,7 @@ class Nearest(Coupling):
     """Share of the updates with pairing; 1 never stops."""
 
     def __post_init__(self) -> None:
-        if self.candidates < 1 or not 0 <= self.until <= 1:  # R19: a window inside the training
+        if self.candidates < 1 or not 0 <= self.until <= 1:
             raise ConfigError(
                 f"the coupling knn has {self.candidates} candidates until {self.until}",
                 expected="at least one candidate, until a share of the updates in [0, 1]",
@@ -110,7 +110,7 @@ class Nearest(Coupling):
         return Pairing(noise[nearest, torch.arange(len(data), device=data.device)])
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R2: many candidates or few dimensions, for the whole training."""
+        """Many candidates, or few dimensions, for the whole training skew the noise for good."""
         small = setting.size is not None and setting.size < _LARGE
         if self.until == 1 and self.candidates > 1 and (self.candidates > _FEW_CANDIDATES or small):
             where = f" of size {setting.size}" if small else ""
@@ -143,7 +143,7 @@ class ConditionalTransport(Coupling):
     """
 
     weight: float | None = None
-    """Price of exchanging noise between observations; None finds it by ``share``. 0 is plain transport."""
+    """Price of exchanging noise between observations, above 0; None finds it by ``share``."""
     share: float = 0.15
     """The weight is found such that this share of all exchanges costs less than the pair as drawn."""
     block: int = 128
@@ -186,27 +186,13 @@ class ConditionalTransport(Coupling):
         return near + weight * apart
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R1 in disguise."""
-        if self.weight == 0 and setting.conditional:
-            yield _skewed(f"{self.flag} --flow.coupling.weight 0", "--flow.coupling.weight 10, or leave it out")
-
-
-@register(
-    "coupling",
-    "ot",
-    Reference("Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport", "2302.00482"),
-)
-@dataclasses.dataclass(frozen=True)
-class Transport(ConditionalTransport):
-    """Optimal assignment without the observations (arXiv 2302.00482): for flows without a condition only."""
-
-    weight: float | None = 0.0
-    """0: observations do not count."""
-
-    def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R1."""
-        if setting.conditional:
-            yield _skewed(self.flag, "--flow.coupling c2ot, or --flow.source mixed")
+        """Plain optimal transport (arXiv 2302.00482) suits flows without a condition only, and a policy has one."""
+        if self.weight == 0:
+            yield Conflict(
+                f"{self.flag} --flow.coupling.weight 0 with a policy, which is conditional",
+                "pairing by the chunks alone makes the noise depend on the chunk given the observation",
+                "--flow.coupling.weight 10, or leave it out",
+            )
 
 
 @register("coupling", "gibbs", Reference("Weighted Conditional Flow Matching"))
@@ -278,7 +264,7 @@ class Table(Coupling):
     deterministic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.anneal <= 1:  # R19: a window inside the training
+        if not 0 <= self.anneal <= 1:
             raise ConfigError(f"the pairs are annealed over {self.anneal} of the updates", expected="in [0, 1]")
         if not 0 <= self.real <= 1:
             raise ConfigError(f"{self.real} of the pairs are real", expected="a share in [0, 1]")
@@ -303,11 +289,3 @@ class Table(Coupling):
                 "its pairs are made by a trained policy",
                 "flowpolicy distill RUN --method reflow",
             )
-
-
-def _skewed(what: str, instead: str) -> Conflict:
-    return Conflict(
-        f"{what} with a policy, which is conditional",
-        "pairing by the chunks alone makes the noise depend on the chunk given the observation",
-        instead,
-    )

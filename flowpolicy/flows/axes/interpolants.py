@@ -291,7 +291,7 @@ class Bridge(Latent):
         return past + self.spread * noise
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R9 and R17: what takes the start for a standard Gaussian, or pairs it anew."""
+        """What takes the start for a standard Gaussian, or pairs it anew."""
         wrong = {
             spec.target.flag: spec.target.converts,
             spec.solver.flag: spec.solver.converts or spec.solver.needs_score,

@@ -81,7 +81,7 @@ class TimeShift(Schedule):
     """The shift; 1 is uniform."""
 
     def __post_init__(self) -> None:
-        if not self.shift > 0:  # R19
+        if not self.shift > 0:
             raise ConfigError(f"the schedule time-shift has the shift {self.shift}", expected="above 0")
 
     def at(self, u: float) -> float:
@@ -171,7 +171,7 @@ class Boss(Schedule):
         return self.weights
 
     def grid(self, steps: int) -> tuple[float, ...]:
-        """The fitted grid; ConfigError for another number of steps (R14)."""
+        """The fitted grid; ConfigError for another number of steps."""
         if steps != len(self.nodes) - 1:
             fitted = f"was fitted for {len(self.nodes) - 1} steps, not {steps}" if self.nodes else "is not fitted"
             raise ConfigError(
@@ -181,7 +181,7 @@ class Boss(Schedule):
         return self.nodes
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R14: a fit belongs to weights that do not exist yet."""
+        """A fit belongs to weights that do not exist yet."""
         if not self.nodes:
             yield Conflict(
                 f"{self.flag} before there are weights",

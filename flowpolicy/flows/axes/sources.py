@@ -73,7 +73,7 @@ class StudentT(Source):
     standard: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not (self.dof > 2 and self.scale > 0):  # R19
+        if not (self.dof > 2 and self.scale > 0):
             raise ConfigError(
                 f"the source student-t has {self.dof:g} degrees of freedom and the scale {self.scale:g}",
                 expected="more than 2 degrees of freedom (below, the variance is infinite), a scale above 0",
@@ -90,7 +90,7 @@ class StudentT(Source):
         return self.scale * normal / rows((chi / self.dof).sqrt(), normal)
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R19: losses that square squares need a fourth moment."""
+        """Weights that depend on the squared error need a fourth moment."""
         if self.dof <= _SAFE_MOMENTS and spec.loss.robust:
             yield Conflict(
                 f"{self.flag} --flow.source.dof {self.dof:g} with {spec.loss.flag}",
@@ -134,7 +134,7 @@ class Mixed(Source):
         return torch.rand(batch, generator=generator, device=generator.device)
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R24, and what would pair noise that the network has not shaped yet."""
+        """The end w = 1 alone, and couplings, which would pair noise that the network has not shaped yet."""
         if self.acting == "one" and not self.shown:
             yield Conflict(
                 f"{self.flag} --flow.source.acting one",
@@ -187,7 +187,7 @@ class WarmStart(Source):
         return self.most * (1 - (change / self.motion).clamp(max=1))
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """What needs the whole way from noise: R9, R14 and R17 among them."""
+        """What needs the whole way from noise."""
         wrong = {
             spec.interpolant.flag: spec.interpolant.latent,
             spec.target.flag: bool(spec.target.start),

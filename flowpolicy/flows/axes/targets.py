@@ -129,7 +129,7 @@ class Data(Target):
         return (prediction - data) * e.wronskian / e.sigma.clamp(min=self.floor)
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R12: without a floor the weight is infinite at the data."""
+        """Without a floor the weight is infinite at the data."""
         if self.floor <= 0:
             yield Conflict(
                 f"{self.flag} --flow.target.floor {self.floor:g}",
@@ -176,7 +176,7 @@ class Noise(Target):
         return (prediction - whole) * e.wronskian / e.beta.clamp(min=self.floor)
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R12: no clamp, or no second evaluation."""
+        """No floor, or no second evaluation."""
         if not 0 < self.floor < 1:
             yield Conflict(
                 f"{self.flag} --flow.target.floor {self.floor:g}",
@@ -302,7 +302,7 @@ class Segment(Velocity):
         return curve.mean(zero, zero) - velocity, curve.mean(ahead, window) - teacher
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R13: it integrates itself."""
+        """A curve integrates itself."""
         if spec.solver.name != "self":
             yield Conflict(f"{self.flag} with {spec.solver.flag}", "it integrates itself", "--flow.solver self")
         if spec.consistency.two_time:

@@ -106,14 +106,14 @@ class Shifted(LogitNormal):
 
     def __post_init__(self) -> None:
         LogitNormal.__post_init__(self)
-        if not self.shift > 0 or self.reference < 0:  # R19
+        if not self.shift > 0 or self.reference < 0:
             raise ConfigError(
                 f"the law 'shifted' has the shift {self.shift} and the reference {self.reference}",
                 expected="a shift above 0, a reference of at least 0",
             )
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R22: an image constant turns the shift round on chunks."""
+        """With a constant of images the shift would point the other way on chunks."""
         if self.reference >= IMAGE_SIZES:
             yield Conflict(
                 f"{self.flag} --flow.time.reference {self.reference:g}",

@@ -168,7 +168,7 @@ def test_the_array_covers_and_what_it_leaves_is_refused_for_a_reason():
         found = conflicts(chosen, setting(chosen))
         assert found and all(c.what and c.reason and c.instead for c in found)
     # A refused value spoils all its pairs; beyond these the pairs that exclude each other are few.
-    never = {("coupling", "ot"), ("coupling", "table"), ("solver", "olss"), ("schedule", "boss")}
+    never = {("coupling", "table"), ("solver", "olss"), ("schedule", "boss")}
     never |= {("loss", "adaptive"), ("loss", "pseudo-huber")}
     exclusive = [pair for pair in REFUSED if not never & set(pair)]
     assert 20 < len(exclusive) < 120

@@ -14,7 +14,6 @@ from flowpolicy.flows.axes.couplings import (
     Independent,
     Nearest,
     Table,
-    Transport,
 )
 from flowpolicy.flows.transport import assignment, weight_for_share
 
@@ -105,13 +104,6 @@ def test_a_found_weight_leaves_the_asked_share_of_cheaper_exchanges():
 
 def test_assignment_of_a_known_matrix():
     assert assignment(torch.tensor([[4.0, 1.0, 3.0], [2.0, 0.0, 5.0], [3.0, 2.0, 2.0]])).tolist() == [1, 0, 2]
-
-
-def test_plain_transport_ignores_observations():
-    data, cond = batch(12)
-    one = Transport().pair(drawing(data.shape), data, cond, 0.0).noise
-    other = Transport().pair(drawing(data.shape), data, 5 * cond.flip(0), 0.0).noise
-    assert torch.equal(one, other)
 
 
 def test_gibbs_moments_of_two_gaussians():

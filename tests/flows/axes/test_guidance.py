@@ -276,8 +276,8 @@ def test_options_without_meaning_are_refused(name, options):
 @pytest.mark.parametrize(
     ("values", "nfe", "instead"),
     [
-        ({"guidance": "gradient", "solver": "map", "consistency": "lsd"}, 1, "noise-opt or projection"),  # R8
-        ({"guidance": "trajectory-blend", "solver": "map", "consistency": "lsd"}, 1, "--agent.nfe 2"),  # R8
+        ({"guidance": "gradient", "solver": "map", "consistency": "lsd"}, 1, "noise-opt or projection"),
+        ({"guidance": "trajectory-blend", "solver": "map", "consistency": "lsd"}, 1, "--agent.nfe 2"),
         ({"guidance": "compose"}, 10, "KEY KEY"),
         ({"guidance": make("guidance", "compose", keys=("a",)), "solver": "map", "consistency": "lsd"}, 2, "euler"),
         ({"guidance": "noise-opt", "solver": "sde"}, 50, "euler"),

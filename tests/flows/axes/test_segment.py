@@ -99,7 +99,7 @@ def test_one_mode_is_a_constant_velocity():
 @pytest.mark.parametrize(
     ("values", "nfe", "instead"),
     [
-        ({"solver": "euler"}, 10, "--flow.solver self"),  # R13
+        ({"solver": "euler"}, 10, "--flow.solver self"),
         ({"solver": "ddim"}, 10, "--flow.solver self"),
         ({"solver": "map", "consistency": "lsd"}, 1, "--flow.solver self"),
         ({"solver": "self", "consistency": "meanflow"}, 2, "--flow.consistency none"),

@@ -25,7 +25,7 @@ class ClassifierFree(Guidance):
     null: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.dropout < 1:  # R16
+        if not 0 < self.dropout < 1:
             raise ConfigError(
                 f"{self.flag} with the dropout {self.dropout}",
                 expected="above 0 and below 1: without dropout there is no velocity without the observation",

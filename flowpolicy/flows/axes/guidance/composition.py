@@ -67,7 +67,7 @@ class Compose(Guidance):
         return (1 + len(self.keys)) * evaluations
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R16, and nothing to compose."""
+        """Nothing to compose, or mean velocities, which do not compose."""
         if not self.keys or len(set(self.keys)) < len(self.keys):
             yield Conflict(
                 f"{self.flag} of {'no' if not self.keys else 'repeated'} observations",

@@ -29,7 +29,7 @@ class Corrector(Solver):
     order: ClassVar[int] = 2
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R23."""
+        """With few evaluations, the corrector at t = 1 spoils the sample."""
         if self.last == "corrector" and setting.nfe is not None and setting.nfe < _FEW:
             yield Conflict(
                 f"{self.flag} --flow.solver.last corrector in {setting.nfe} evaluations",

@@ -45,7 +45,7 @@ class Fitted(Solver):
         return self.weights
 
     def steps(self, evaluations: int) -> int:
-        """See :class:`Solver`; R14 for any other number than that of the fit."""
+        """The number that it was fitted for; ConfigError for any other."""
         if evaluations != len(self.coefficients):
             raise ConfigError(
                 f"nfe={evaluations} with a solver that was fitted for {len(self.coefficients)}",
@@ -64,7 +64,7 @@ class Fitted(Solver):
         return x
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
-        """R14: a fit belongs to weights that do not exist yet."""
+        """A fit belongs to weights that do not exist yet."""
         if not self.coefficients:
             yield Conflict(
                 f"{self.flag} before there are weights",
