@@ -34,9 +34,6 @@ def card(
     delays_ms: tuple[NonNegative, ...] = (0.0, 50.0, 100.0, 200.0),
     jitter: Natural = 0,
     dropped: Share = 0.0,
-    reuse: bool = False,
-    kappas: tuple[NonNegative, ...] = (0.1, 0.3, 1.0),
-    max_skips: Natural = 5,
 ) -> None:
     """Success against network evaluations against latency: a table and RUN/card/card.png.
 
@@ -50,10 +47,6 @@ def card(
         delays_ms: delays from observation to action.
         jitter: with --delay: up to so many more actions of delay, drawn for every observation.
         dropped: with --delay: share of observations that never arrive.
-        reuse: also success against the network evaluations that reuse saves, RUN/card/reuse.png: the last chunk for
-            similar observations, and for policies of several evaluations warm starts and stream batches.
-        kappas: with --reuse: distances of normalised observations from which on nothing is reused.
-        max_skips: with --reuse: decisions in a row that take the last chunk.
 
     """
     from flowpolicy.commands.evaluation import acted, loaded
@@ -86,9 +79,7 @@ def card(
             record["dataset_sha256"] = training["dataset_sha256"]
         if delay:
             _delay(policy, env, plan, place, delays_ms, {**record, "jitter": jitter, "dropped": dropped})
-        if reuse:
-            _reuse(policy, env, plan, place, kappas, max_skips, record)
-    _show(place, ["card", *(["delay"] if delay else []), *(["reuse"] if reuse else [])])
+    _show(place, ["card", *(["delay"] if delay else [])])
 
 
 def _show(folder: Path, drawn: Sequence[str]) -> None:
@@ -98,38 +89,6 @@ def _show(folder: Path, drawn: Sequence[str]) -> None:
         console().print(Markdown((folder / f"{name}.md").read_text(encoding="utf-8").split("![")[0]))
     for name in reversed(drawn):
         sys.stdout.write(f"picture {folder / f'{name}.png'}\n")
-
-
-def _reuse(
-    policy: Policy,
-    env: VecEnv,
-    plan: EvaluationPlan,
-    folder: Path,
-    kappas: tuple[float, ...],
-    most: int,
-    record: dict[str, Any],
-) -> None:
-    """The points of success against evaluations saved."""
-    from flowpolicy.core.files import write_text
-    from flowpolicy.core.spec import library_versions
-    from flowpolicy.evaluate.card import card_title, supported
-    from flowpolicy.evaluate.report import git_commit
-    from flowpolicy.evaluate.reuse import MULTI_STEP, deciders, draw_reuse, reuse_curve, reuse_markdown, save_reuse
-
-    nfe = max(policy.contract.nfe, *supported(policy, (policy.contract.nfe, MULTI_STEP)))
-    episodes, done = len(plan.indices), 0
-    with progress_bar(f"reuse {record['run']}", episodes * len(deciders(policy, nfe, kappas, most))) as move:
-
-        def progress(_: object) -> None:
-            nonlocal done
-            done += 1
-            move(done, "")
-
-        points = reuse_curve(policy, env, plan, nfe, kappas=kappas, most=most, progress=progress)
-    about = {"commit": git_commit(), "versions": library_versions(), "plan": plan.to_json(), "max_skips": most}
-    save_reuse(points, folder / "reuse.json", **record, **about)
-    write_text(folder / "reuse.md", reuse_markdown(points))
-    draw_reuse(points, card_title(record["run"], record["step"], plan), folder / "reuse.png")
 
 
 def _delay(

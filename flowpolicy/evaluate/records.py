@@ -54,7 +54,7 @@ def card_name(step: int, checkpoint_sha256: str, plan: EvaluationPlan) -> str:
 def make_way(folder: Path, name: str) -> None:
     """Move what stands in RUN/card to a folder of its own there, unless it is of the card ``name``: a card is whole."""
     mark = folder / "card.json"
-    parts = [path for pattern in ("card.*", "nfe_*.json", "delay.*", "reuse.*") for path in folder.glob(pattern)]
+    parts = [path for pattern in ("card.*", "nfe_*.json", "delay.*") for path in folder.glob(pattern)]
     earlier = read_json(mark)["card"] if mark.exists() else "earlier"
     if parts and earlier != name:
         (folder / earlier).mkdir(exist_ok=True)

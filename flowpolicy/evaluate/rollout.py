@@ -19,7 +19,6 @@ from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.history import ObservationHistory
 from flowpolicy.policy.previous import Previous
 from flowpolicy.policy.queue import ChunkQueue
-from flowpolicy.policy.reuse import Decider
 
 
 class ActingPolicy(Protocol):
@@ -93,7 +92,6 @@ def rollout(
     device: torch.device | str = "cpu",
     execution: Execution = "naive",
     most_committed: int | None = None,
-    decider: Callable[[], Decider] | None = None,
 ) -> list[Episode]:
     """Play every episode of ``plan`` and return the outcomes in plan order.
 
@@ -107,8 +105,6 @@ def rollout(
         device: where the policy lives.
         execution: what to do about delayed observations (:mod:`flowpolicy.envs.delay`).
         most_committed: rows that may be committed in real time; all but the last of a chunk unless given.
-        decider: makes what decides in ``policy``'s place for one episode, and may spend fewer evaluations on it; with
-            the execution 'naive'.
 
     Raises:
         ContractError: the environment is not the one of the policy's contract or of the plan.
@@ -123,7 +119,7 @@ def rollout(
             fix="make a plan for this environment",
         )
     most = policy.contract.chunk - 1 if most_committed is None else most_committed
-    task = _Task(policy.contract, plan, frozenset(record), nfe, torch.device(device), execution, most, decider)
+    task = _Task(policy.contract, plan, frozenset(record), nfe, torch.device(device), execution, most)
     finished: dict[int, Episode] = {}
     waiting = iter(range(len(plan.indices)))
     active: dict[int, _Running] = {}
@@ -153,7 +149,6 @@ class _Task:
     device: torch.device
     execution: Execution
     most_committed: int
-    decider: Callable[[], Decider] | None
 
 
 def _fill(active: dict[int, _Running], free: Iterable[int], waiting: Iterator[int], env: VecEnv, task: _Task) -> None:
@@ -198,8 +193,7 @@ class _Running:
         self.history = ObservationHistory(task.contract)
         self.success_step: int | None = None
         self.return_, self.length, self.evaluations = 0.0, 0, 0
-        self.age = self.stale = self.decided_at = 0
-        self.decider = task.decider() if task.decider else None
+        self.age = self.stale = 0
         self.decision_seconds: list[float] = []
         self.frames: list[np.ndarray] = []
 
@@ -224,7 +218,7 @@ class _Running:
         chunk = self._ask(policy, obs)[0].cpu()
         self.decision_seconds.append(time.perf_counter() - start)
         used, promised = policy.evaluations - counted, contract.nfe if nfe is None else nfe
-        if used != promised and self.decider is None:
+        if used != promised:
             raise EvaluationError(
                 f"{self._where()}: the policy used {used} network evaluations for a chunk",
                 expected=f"{promised}, as asked for",
@@ -235,9 +229,6 @@ class _Running:
 
     def _ask(self, policy: ActingPolicy, obs: dict[str, Tensor]) -> Tensor:
         task, options = self.task, self._memory(policy)
-        if self.decider is not None:
-            executed, self.decided_at = self.length - self.decided_at, self.length
-            return self.decider.decide(obs, self.generator, task.nfe, executed)
         if task.execution == "naive":
             return policy.act(obs, self.generator, task.nfe, **options)
         bridged = task.contract.chunk - 1 if task.execution == "aligned" else task.most_committed

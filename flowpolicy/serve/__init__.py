@@ -1,4 +1,4 @@
-"""Policies for robots: the server, the client that needs no torch, the deadline scheduler, streaming and reuse.
+"""Policies for robots: the server, the client that needs no torch, the deadline scheduler.
 
 Transport: MessagePack maps in binary WebSocket frames. ZeroMQ answers in 70 us where this takes a few hundred, but
 WebSocket gives on one port what a server of robots needs and ZeroMQ leaves to us: a token checked before the first

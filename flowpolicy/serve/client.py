@@ -37,7 +37,7 @@ class Reply(NamedTuple):
     id: int
     """Number of the request; with the client's seed it names the noise."""
     nfe: int
-    """Network evaluations that the server chose; 0 where it gave the last chunk again (``--similarity``)."""
+    """Network evaluations that the server chose."""
     checkpoint: str
     """Which weights answered."""
     queue_ms: float
@@ -131,22 +131,6 @@ class PolicyClient:
     def prefix(self) -> int:
         """Most committed actions that the policy continues."""
         return int(self.hello["prefix"])
-
-    def normalized(self, obs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Observations as the policy scales them, flat (n,): what a SimilarityFilter compares.
-
-        Raises:
-            ServingError: the server's engine does not tell its scaling.
-
-        """
-        scaling = self.hello["scaling"]
-        if not scaling:
-            raise ServingError("schema", "the server tells no scaling of observations", fix="serve with another engine")
-        rows = []
-        for name in self.contract["spec"]["observation"]:
-            offset, scale, limit = array_from(scaling[name], name)
-            rows.append(np.clip((obs[name].reshape(-1, len(offset)) - offset) * scale, -limit, limit).ravel())
-        return np.concatenate(rows)
 
     def act(
         self,

@@ -6,7 +6,7 @@ import dataclasses
 import ipaddress
 from typing import Annotated
 
-from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Positive, Range, require_ranges
+from flowpolicy.core.ranges import Count, Few, NonNegative, Positive, Range, require_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,6 @@ class ServerConfig:
     hand-over costs more than a short computation. 0 always uses the thread."""
     max_batch: Few = 8
     """Most robots computed together."""
-    similarity: NonNegative = 0.0
-    """A robot whose normalised observation is within half of this distance of the one that its last chunk was
-    computed for is given that chunk again, at once; 0 computes every one. 'card RUN --reuse' shows what it costs."""
-    max_skips: Natural = 5
-    """Chunks in a row that a robot may be given again."""
     max_clients: Count = 64
     """Connections at a time."""
     max_waiting: Count = 256

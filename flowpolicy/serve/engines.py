@@ -9,12 +9,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import FlowPolicyError
-from flowpolicy.core.spec import Contract
 from flowpolicy.policy import Engine, load_engine
 from flowpolicy.policy.engines import FORMATS, EngineName
 from flowpolicy.policy.policy import Policy
@@ -23,51 +21,9 @@ QUICK: tuple[EngineName, ...] = ("numpy", "eager")
 """Engines that are ready within a second: what 'auto' measures."""
 
 
-class ServedEngine:
-    """One of :mod:`flowpolicy.policy.engines`, and the scaling that a client's similarity filter wants.
-
-    Args:
-        engine: loaded.
-        scaling: name -> offset, scale and limit (3, d).
-
-    """
-
-    def __init__(self, engine: Engine, scaling: dict[str, np.ndarray]) -> None:
-        self._engine, self.scaling = engine, scaling
-
-    @property
-    def name(self) -> str:
-        """Kind of engine."""
-        return self._engine.name
-
-    @property
-    def contract(self) -> Contract:
-        """The policy's."""
-        return self._engine.contract
-
-    @property
-    def nfe(self) -> int:
-        """Network evaluations per chunk."""
-        return self._engine.nfe
-
-    @property
-    def candidates(self) -> int:
-        """Noise chunks per row."""
-        return self._engine.candidates
-
-    @property
-    def prefix(self) -> int:
-        """Most committed actions."""
-        return self._engine.prefix
-
-    def act(self, obs: dict[str, np.ndarray], noise: np.ndarray, *committed: np.ndarray) -> np.ndarray:
-        """Chunks (b, h, a); see :class:`flowpolicy.serve.model.Engine`."""
-        return self._engine.act(obs, noise, *committed)
-
-
 def load_engines(
     path: Path, nfes: tuple[int, ...], threads: int, name: str = "auto", batches: Sequence[int] = (1,)
-) -> tuple[list[ServedEngine], str]:
+) -> tuple[list[Engine], str]:
     """Engines of the newest checkpoint of ``path``, and its name; the contract's evaluations unless ``nfes`` says.
 
     Raises:
@@ -78,9 +34,8 @@ def load_engines(
     folder = resolve(path)
     policy = Policy.load(folder)
     policy.require_plain_noise()
-    scaling = scaling_of(policy)
     loaded = [_load(folder, name, batches, threads, nfe) for nfe in nfes or (policy.contract.nfe,)]
-    return [ServedEngine(engine, scaling) for engine in loaded], folder.name
+    return loaded, folder.name
 
 
 def _load(folder: Path, name: str, batches: Sequence[int], threads: int, nfe: int) -> Engine:
@@ -102,9 +57,3 @@ def _export_apart(folder: Path, form: str, model: Path, batches: Sequence[int], 
         _, complaint = process.communicate()
     if process.returncode:
         raise FlowPolicyError(f"the engine could not be built: {complaint.strip()}", fix="--engine auto")
-
-
-def scaling_of(policy: Policy) -> dict[str, np.ndarray]:
-    """Offset, scale and limit (3, d) of every observation key."""
-    known = {key: policy.normalizer.observation(key) for key in policy.actor.keys}
-    return {key: torch.stack([s.offset, s.scale, s.limit]).numpy() for key, s in known.items()}

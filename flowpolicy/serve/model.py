@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -135,14 +135,6 @@ class Model:
 def prefix_of(engine: Any) -> int:
     """Most committed actions that an engine takes; 0 for one that knows of none."""
     return int(getattr(engine, "prefix", 0))
-
-
-def normalized(engine: Any, obs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Observations (o, *shape) as the policy scales them, flat (n,)."""
-    rows = []
-    for name, (offset, scale, limit) in engine.scaling.items():
-        rows.append(np.clip((obs[name].reshape(-1, len(offset)) - offset) * scale, -limit, limit).ravel())
-    return np.concatenate(rows)
 
 
 def noise_of(request: ActRequest, shape: tuple[int, int, int]) -> np.ndarray:

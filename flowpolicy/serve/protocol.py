@@ -6,9 +6,9 @@ Every message is one MessagePack map with ``schema`` and ``type``. An array is a
 ========  ========  ==================================================================================
 from      type      other entries
 ========  ========  ==================================================================================
-server    hello     contract, checkpoint, engine, nfes, prefix, candidates, scaling {name: array (3, d)}, limits
+server    hello     contract, checkpoint, engine, nfes, prefix, candidates, limits
 client    act       id, budget_ms, obs {name: array (o, *shape)}, seed; optional noise, prefix (n, a)
-server    chunk     id, chunk (h, a), nfe (0 where the last chunk is given again), checkpoint, queue_ms, compute_ms
+server    chunk     id, chunk (h, a), nfe, checkpoint, queue_ms, compute_ms
 server    late      id, late_ms: no chunk, the budget had run out
 server    error     id (or nil), code, what, expected, fix
 ========  ========  ==================================================================================

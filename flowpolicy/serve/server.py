@@ -13,12 +13,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from flowpolicy.core.errors import ConfigError, MissingExtraError, ServingError
-from flowpolicy.policy.similarity import ChunkCache
 from flowpolicy.serve.config import ServerConfig, is_loopback
 from flowpolicy.serve.dispatcher import Dispatcher, error_message
 from flowpolicy.serve.metrics import ServerMetrics
-from flowpolicy.serve.model import Model, normalized, prefix_of
-from flowpolicy.serve.protocol import ActRequest, pack, request_from, unpack
+from flowpolicy.serve.model import Model, prefix_of
+from flowpolicy.serve.protocol import pack, request_from, unpack
 
 try:
     from websockets.asyncio.server import Server, ServerConnection, serve
@@ -42,7 +41,7 @@ class PolicyServer:
         clock: monotonic seconds.
 
     Raises:
-        ConfigError: a reachable address without a token; --similarity with an engine that tells no scaling.
+        ConfigError: a reachable address without a token.
 
     """
 
@@ -62,8 +61,6 @@ class PolicyServer:
             )
         if not (token.isascii() and token.isprintable() and token == token.strip()):
             raise ConfigError("the token holds what an HTTP header cannot", expected="printable ASCII, no space around")
-        if config.similarity and not getattr(model.any_engine, "scaling", None):
-            raise ConfigError("--similarity with an engine that tells no scaling of observations", fix="--similarity 0")
         self.config, self.metrics, self.clock = config, ServerMetrics(), clock
         self._authorization = f"Bearer {token}".encode() if token else b""
         self._load, self._start = load, clock()
@@ -156,7 +153,6 @@ class PolicyServer:
             "nfes": sorted(model.engines),
             "candidates": engine.candidates,
             "prefix": prefix_of(engine),
-            "scaling": getattr(engine, "scaling", {}),
             "latency_ms": model.table.to_json(),
             "limits": {"message_bytes": self.config.limit, "in_flight": self.config.max_in_flight},
         }
@@ -219,8 +215,6 @@ class PolicyServer:
             client.fault(error_message(number, error))
             return
         client.faults = 0
-        if self._reused(client, request):
-            return
         if client.in_flight >= self.config.max_in_flight:
             self.metrics.count("shed")
             refusal = ServingError("overloaded", f"{client.in_flight} requests are unanswered", fix="wait for answers")
@@ -229,21 +223,6 @@ class PolicyServer:
         client.in_flight += 1
         self._dispatcher.submit(request, client, client.answer)
 
-    def _reused(self, client: _Client, request: ActRequest) -> bool:
-        """Answer with the robot's last chunk where its observation has hardly changed."""
-        if client.cache is None or request.noise is not None or request.prefix is not None:
-            return False
-        model = self.model
-        chunk = client.cache.find(request.id, normalized(model.any_engine, request.obs), model.checkpoint)
-        if chunk is None:
-            return False
-        self.metrics.count("reused")
-        times = {"queue_ms": 0.0, "compute_ms": 0.0}
-        client.send(
-            {"type": "chunk", "id": request.id, "chunk": chunk, "nfe": 0, "checkpoint": model.checkpoint, **times}
-        )
-        return True
-
 
 class _Client:
     """One connection: what waits to be written to it, and how it behaves."""
@@ -251,7 +230,6 @@ class _Client:
     def __init__(self, connection: ServerConnection, config: ServerConfig, metrics: ServerMetrics) -> None:
         self.connection, self.config, self.metrics = connection, config, metrics
         self.faults = self.in_flight = 0
-        self.cache = ChunkCache(config.similarity, config.max_skips) if config.similarity else None
         self._outbox: asyncio.Queue[bytes] = asyncio.Queue(4 * config.max_in_flight)
 
     def send(self, message: dict[str, Any]) -> None:
@@ -264,8 +242,6 @@ class _Client:
     def answer(self, message: dict[str, Any]) -> None:
         """Queue the answer of a request."""
         self.in_flight -= 1
-        if self.cache is not None and message["type"] == "chunk":
-            self.cache.keep(message["id"], message["chunk"], message["checkpoint"])
         self.send(message)
 
     def fault(self, message: dict[str, Any]) -> None:

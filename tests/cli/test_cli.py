@@ -129,12 +129,8 @@ def test_train_eval_compare_card_without_a_simulator(debug_run, tmp_path):
     assert "noise" in flowpolicy("compare", "calm.json", "other", cwd=home).stdout
     done = flowpolicy("eval", "run", "--noise-scale", -1, cwd=home)
     assert done.returncode == 2 and "at least 0" in done.stderr
-    done = flowpolicy(
-        "card", "run", "--episodes", 2, "--delay", "--delays-ms", 0, 200, "--reuse", "--kappas", 0.3, cwd=home
-    )
+    done = flowpolicy("card", "run", "--episodes", 2, "--delay", "--delays-ms", 0, 200, cwd=home)
     assert done.returncode == 0, done.stderr
-    assert "Success against evaluations saved" in done.stdout
-    assert (debug_run / "card" / "reuse.png").stat().st_size > 5000
     assert (debug_run / "card" / "card.png").stat().st_size > 5000
     assert (debug_run / "card" / "delay.png").stat().st_size > 5000
     assert "real-time, guided" in done.stdout

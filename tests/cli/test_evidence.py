@@ -125,17 +125,17 @@ def test_a_card_is_of_one_checkpoint_and_one_plan(toy_run):
     def card():
         return json.loads((toy_run / "card" / "card.json").read_text())["card"]
 
-    small = ("--reuse", "--kappas", 0.3)
+    small = ("--delay", "--delays-ms", 200)
     assert run("card", toy_run, "--episodes", 1, *small) == 0
     first = card()
     assert run("card", toy_run / "checkpoints" / "step_00000002", "--episodes", 1) == 0
     assert card() == first and not (toy_run / "checkpoints" / "step_00000002" / "card").exists()
     assert run("card", toy_run, "--episodes", 2) == 0
-    assert card() != first and not (toy_run / "card" / "reuse.png").exists()  # of one episode: not beside a card of two
-    assert (toy_run / "card" / first / "reuse.png").exists()
+    assert card() != first and not (toy_run / "card" / "delay.png").exists()  # of one episode: not beside a card of two
+    assert (toy_run / "card" / first / "delay.png").exists()
     steps = [json.loads(path.read_text())["step"] for path in (toy_run / "card").glob("**/nfe_1.json")]
     assert sorted(steps) == [2, 4, 4]
-    record = json.loads((toy_run / "card" / first / "reuse.json").read_text())
+    record = json.loads((toy_run / "card" / first / "delay.json").read_text())
     assert record["checkpoint_sha256"] == checkpoint.fingerprint(toy_run / "checkpoints" / "step_00000004")
 
 

@@ -177,28 +177,3 @@ def test_a_budget_shorter_than_the_policy_is_late_at_once():
 def test_the_most_evaluations_that_the_budget_allows():
     with serving(costing({1: 1.0, 4: 10.0, 8: 30.0})) as running, running.client() as client:
         assert [client.act(observe(), budget).nfe for budget in (5_000, 20_000, 60_000)] == [1, 4, 8]
-
-
-def test_a_robot_that_hardly_moves_is_given_its_last_chunk_and_no_other_is():
-    engine = SumEngine()
-    engine.scaling = {key: np.tile([[0.0], [1.0], [9.0]], (1, n)) for key, n in (("state", 3), ("goal", 2))}
-    model = make_model(engine)
-    engine.batches = []
-    load = lambda: make_model(engine, checkpoint="step_2")  # noqa: E731, of one line
-    with serving(model, load=load, similarity=1.0, max_skips=2) as running:
-        obs, near = observe(), observe()
-        near["state"] = near["state"] + 0.1
-        with running.client() as client, running.client() as other:
-            first = client.act(obs, 5000)
-            again = [client.act(near, 5000) for _ in range(3)]
-            assert [reply.nfe for reply in (first, *again)] == [1, 0, 0, 1], "two in a row and no more"
-            assert np.array_equal(first.chunk, again[1].chunk)
-            assert not np.array_equal(first.chunk, again[2].chunk)
-            assert other.act(near, 5000).nfe == 1, "each robot has its own"
-            assert client.act(near, 5000, prefix=np.zeros((1, 2), np.float32)).nfe == 1
-            assert client.act(near, 5000).nfe == 0
-            assert running.call(running.made.reload())
-            assert client.act(near, 5000).nfe == 1, "a new checkpoint has not said anything yet"
-        assert running.made.metrics.total("reused") == 3
-    with pytest.raises(ConfigError, match="tells no scaling"):
-        PolicyServer(make_model(), ServerConfig(similarity=1.0))
