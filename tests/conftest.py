@@ -1,10 +1,14 @@
+import contextlib
+import io
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from flowpolicy.cli import main
 from flowpolicy.core.seed import numpy_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
@@ -55,3 +59,14 @@ def demonstrations(tmp_path: Path) -> Path:
 
 def read(path: Path):
     return json.loads(path.read_text())
+
+
+def flowpolicy(*words, cwd: Path) -> subprocess.CompletedProcess:
+    """A command in this process, because every start of torch takes seconds: exit code, output and errors."""
+    words, out, err, code = [*map(str, words)], io.StringIO(), io.StringIO(), 0
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(words)
+        except SystemExit as end:
+            code = end.code or 0
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
