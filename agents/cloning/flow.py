@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.agents.cloning.dm1 import DM1
@@ -62,8 +63,8 @@ class Flow(ImitationConfig):
     """Start from the teacher's weights; the networks must be the same."""
 
     @property
+    @override
     def previous(self) -> bool:  # type: ignore[override]
-        """See :class:`ImitationConfig`."""
         return self.flow.interpolant.continues
 
     def setting(self, action: int) -> Setting:

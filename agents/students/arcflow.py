@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
@@ -43,17 +44,17 @@ class ArcFlow(Flow):
     """Probability that a mode is left out of the curve that is followed."""
 
     @property
+    @override
     def asks_teacher(self) -> bool:
-        """See :class:`Flow`."""
         return True
 
     @property
+    @override
     def everywhere(self) -> bool:
-        """See :class:`Flow`."""
         return False
 
     def check(self, action: int) -> None:
-        """See :class:`Flow`; a segment head on straight paths."""
+        """Refuse anything but a segment head on straight paths."""
         super().check(action)
         if not isinstance(self.flow.target, Segment) or self.flow.interpolant.name != "linear":
             raise ConfigError(
@@ -73,8 +74,8 @@ class ArcFlow(Flow):
                 expected="at least one segment and state, a window in (0, 1], shares in [0, 1], a probability below 1",
             )
 
+    @override
     def build(self, *args: Any, **kwargs: Any) -> ArcFlowAgent:
-        """See :class:`Flow`."""
         return ArcFlowAgent(self, *args, **kwargs)
 
 

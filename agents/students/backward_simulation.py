@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
@@ -57,12 +58,12 @@ class BackwardSimulation(Flow):
     """Learning rate of the network that follows the samples."""
 
     @property
+    @override
     def asks_teacher(self) -> bool:
-        """See :class:`Flow`."""
         return True
 
     def check(self, action: int) -> None:
-        """See :class:`Flow`; a flow map on straight paths from normal noise."""
+        """Refuse anything but a flow map on straight paths from normal noise."""
         super().check(action)
         flow = self.flow
         if not flow.consistency.two_time or flow.interpolant.name != "linear" or not flow.source.standard:
@@ -76,8 +77,8 @@ class BackwardSimulation(Flow):
                 expected="a share in [0, 1], and numbers of steps of at least 1",
             )
 
+    @override
     def build(self, *args: Any, **kwargs: Any) -> BackwardSimulationAgent:
-        """See :class:`Flow`."""
         return BackwardSimulationAgent(self, *args, **kwargs)
 
 
@@ -110,7 +111,7 @@ class BackwardSimulationAgent(FlowAgent):
         progress: float,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """See :class:`FlowAgent`: lines with the teacher's velocity through points of the data, and a judged sample."""
+        """Lines with the teacher's velocity through points of the data, and a judged sample."""
         x = interpolate(drawn["noise"], data, drawn["s"])
         line = line_through(x, drawn["s"], self.teacher.velocity(obs, x, drawn["s"]))
         found = {"noise": line.noise, "data": line.data}

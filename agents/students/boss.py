@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
@@ -28,7 +29,7 @@ class BossSegments(Flow):
     """Velocity matching on the chords of the teacher's trajectories between the nodes of ``flow.schedule``."""
 
     def check(self, action: int) -> None:
-        """See :class:`Flow`; nodes that the teacher's steps meet, straight paths."""
+        """Refuse nodes that the teacher's steps do not meet, and paths that are not straight."""
         super().check(action)
         if not isinstance(self.flow.schedule, Boss) or self.flow.interpolant.name != "linear":
             raise ConfigError(
@@ -49,8 +50,8 @@ class BossSegments(Flow):
             )
         return steps
 
+    @override
     def build(self, *args: Any, **kwargs: Any) -> BossAgent:
-        """See :class:`Flow`."""
         return BossAgent(self, *args, **kwargs)
 
 
@@ -67,7 +68,7 @@ class BossAgent(FlowAgent):
         progress: float,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """See :class:`FlowAgent`: chords, and times inside them."""
+        """Chords, and times inside them."""
         steps = self.config.nodes()
         nodes = torch.tensor(steps, device=data.device) / self.config.teacher_nfe
         place: dict[str, Any] = {"generator": generator, "device": data.device}

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
@@ -41,8 +42,8 @@ class Refiner(Flow):
     """Longest distance in time that it bridges; 0 is the plan's step. FlowTurbo, of many steps, has 0.12."""
 
     @property
+    @override
     def asks_teacher(self) -> bool:
-        """See :class:`Flow`."""
         return True
 
     @property
@@ -50,12 +51,12 @@ class Refiner(Flow):
         """Longest distance in time that the refiner is trained for."""
         return self.reach or 1 / len(cast(Plan, self.flow.solver).letters)
 
+    @override
     def setting(self, action: int) -> Setting:
-        """See :class:`Flow`."""
         return dataclasses.replace(super().setting(action), refiner=True)
 
     def check(self, action: int) -> None:
-        """See :class:`Flow`; a plan with a refined step, a velocity that is not guided."""
+        """Refuse plans without a refined step, and guidance."""
         super().check(action)
         solver = self.flow.solver
         if not isinstance(solver, Plan) or "R" not in solver.letters or self.flow.guidance.name != "none":
@@ -67,8 +68,8 @@ class Refiner(Flow):
         if not 0 < self.distance <= 1:
             raise ConfigError(f"the refiner reaches {self.reach}", expected="a distance in time, in (0, 1]")
 
+    @override
     def build(self, *args: Any, **kwargs: Any) -> RefinerAgent:
-        """See :class:`Flow`."""
         return RefinerAgent(self, *args, **kwargs)
 
 
@@ -87,8 +88,8 @@ class RefinerAgent(FlowAgent):
             parameter.requires_grad_(name.startswith("refiner."))
         self.ema = EMA(self.actor, config.optimizer.ema)
 
+    @override
     def describe_policy(self) -> PolicyConfig:
-        """See :class:`FlowAgent`."""
         return dataclasses.replace(super().describe_policy(), refiner=self.config.refiner)
 
     @torch.no_grad()

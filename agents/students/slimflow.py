@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
@@ -43,12 +44,12 @@ class SlimFlow(Flow):
     """Latest time."""
 
     @property
+    @override
     def everywhere(self) -> bool:
-        """See :class:`Flow`."""
         return False
 
     def check(self, action: int) -> None:
-        """See :class:`Flow`; one evaluation, straight paths."""
+        """Refuse more than one evaluation, and paths that are not straight."""
         super().check(action)
         if self.nfe != 1 or self.flow.interpolant.name != "linear" or self.flow.target.name != "velocity":
             raise ConfigError(
@@ -62,8 +63,8 @@ class SlimFlow(Flow):
                 expected="shares and times inside (0, 1), rising",
             )
 
+    @override
     def build(self, *args: Any, **kwargs: Any) -> SlimFlowAgent:
-        """See :class:`Flow`."""
         return SlimFlowAgent(self, *args, **kwargs)
 
 
@@ -77,6 +78,7 @@ class SlimFlowAgent(FlowAgent):
         # In a list: the guide is no part of this module.
         self._guide = [copy.deepcopy(self.actor).requires_grad_(False)]
 
+    @override
     def taught(
         self,
         obs: dict[str, Tensor],
@@ -85,7 +87,6 @@ class SlimFlowAgent(FlowAgent):
         progress: float,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """See :class:`FlowAgent`."""
         if progress < self.config.guided_from:
             return super().taught(obs, data, drawn, progress, generator)
         half = len(data) // 2

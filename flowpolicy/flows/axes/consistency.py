@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import Interpolant
@@ -140,12 +141,12 @@ class MeanFlow(Consistency):
         if not 0 <= self.share_diagonal <= 1:
             raise ConfigError(f"the share of the diagonal is {self.share_diagonal}", expected="in [0, 1]")
 
+    @override
     def share(self) -> float:
-        """See :class:`Consistency`."""
         return self.share_diagonal
 
+    @override
     def errors(self, problem: Problem) -> Errors:
-        """See :class:`Consistency`."""
         p, k = problem, problem.diagonal
         speed = self.speed(p)
         output, slope = p.network.with_tangent(p.x, p.s, p.t, p.cond, speed, torch.ones_like(p.s), k)
@@ -173,8 +174,8 @@ class ImprovedMeanFlow(MeanFlow):
 
     own_tangent: ClassVar[bool] = True
 
+    @override
     def speed(self, problem: Problem) -> Float[Tensor, "b h a"]:
-        """See :class:`MeanFlow`."""
         p, k = problem, problem.diagonal
         with torch.no_grad():
             own = p.mean(p.x[k:], p.s[k:], p.s[k:], k)
@@ -203,8 +204,8 @@ class CentralDifference(MeanFlow):
         if not self.width > 0:
             raise ConfigError(f"the width of the central difference is {self.width}", expected="above 0")
 
+    @override
     def errors(self, problem: Problem) -> Errors:
-        """See :class:`Consistency`."""
         p, k, e = problem, problem.diagonal, self.width
         with torch.no_grad():
             x, s, t, w = p.x[k:], p.s[k:], p.t[k:], p.velocity[k:]
@@ -224,15 +225,15 @@ class SelfDistillation(Consistency):
         if not 0 <= self.anneal <= 1:
             raise ConfigError(f"the window is annealed over {self.anneal} of the updates", expected="in [0, 1]")
 
+    @override
     def pairs(self, law: TimeLaw, batch: int, progress: float, generator: torch.Generator) -> tuple[TimePair, int]:
-        """See :class:`Consistency`."""
         (s, t), diagonal = Consistency.pairs(self, law, batch, progress, generator)
         if progress < self.anneal:
             t = s + (t - s) * (0.02 + 0.98 * progress / self.anneal)
         return TimePair(s, t), diagonal
 
+    @override
     def errors(self, problem: Problem) -> Errors:
-        """See :class:`Consistency`."""
         p = problem
         return Errors(p.mean(p.x, p.s, p.s) - p.velocity, self.identity(p), 0, separate=True)
 
@@ -251,8 +252,8 @@ class Lagrangian(SelfDistillation):
     forward_mode: ClassVar[bool] = True
     differentiated: ClassVar[bool] = True
 
+    @override
     def identity(self, problem: Problem) -> Float[Tensor, "b h a"]:
-        """See :class:`SelfDistillation`."""
         p = problem
         mean, slope = derivative(lambda t: p.mean(p.x, p.s, t), (p.t,), (torch.ones_like(p.t),))
         length = rows(p.t - p.s, p.x)
@@ -278,8 +279,8 @@ class Eulerian(SelfDistillation):
     forward_mode: ClassVar[bool] = True
     differentiated: ClassVar[bool] = True
 
+    @override
     def identity(self, problem: Problem) -> Float[Tensor, "b h a"]:
-        """See :class:`SelfDistillation`."""
         p = problem
         with torch.no_grad():
             own = p.mean(p.x, p.s, p.s)
@@ -296,8 +297,8 @@ class Progressive(SelfDistillation):
     """Cut every interval in the middle; otherwise anywhere."""
     cuts: ClassVar[bool] = True
 
+    @override
     def identity(self, problem: Problem) -> Float[Tensor, "b h a"]:
-        """See :class:`SelfDistillation`."""
         p = problem
         share = torch.full_like(p.s, 0.5) if self.midpoint or p.fraction is None else p.fraction
         return p.mean(p.x, p.s, p.t) - two_jumps(p, share)
@@ -333,8 +334,8 @@ class Shortcut(Consistency):
         s[:diagonal] = t[:diagonal] = law.draw(batch, generator)[:diagonal]
         return TimePair(s, t), diagonal
 
+    @override
     def errors(self, problem: Problem) -> Errors:
-        """See :class:`Consistency`."""
         p, k = problem, problem.diagonal
         value = p.mean(p.x, p.s, p.t)
         off = Problem(p.network, p.x[k:], p.velocity[k:], p.s[k:], p.t[k:], p.cond[k:], 0)
@@ -363,8 +364,8 @@ class Trajectory(SelfDistillation):
         if not 0 < self.step <= 1:
             raise ConfigError(f"the step of ctm is {self.step}", expected="in (0, 1]")
 
+    @override
     def identity(self, problem: Problem) -> Float[Tensor, "b h a"]:
-        """See :class:`SelfDistillation`."""
         p = problem
         length = p.t - p.s
         with torch.no_grad():

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError, TrainingError
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
@@ -70,8 +71,8 @@ class Independent(Coupling):
 
     independent: ClassVar[bool] = True
 
+    @override
     def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
-        """See :class:`Coupling`."""
         return Pairing(draw())
 
 
@@ -100,8 +101,8 @@ class Nearest(Coupling):
                 expected="at least one candidate, until a share of the updates in [0, 1]",
             )
 
+    @override
     def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
-        """See :class:`Coupling`."""
         first = draw()
         if self.candidates == 1 or progress >= self.until:
             return Pairing(first)
@@ -156,8 +157,8 @@ class ConditionalTransport(Coupling):
                 expected="a weight of at least 0, a share in [0, 1), a block of at least 1",
             )
 
+    @override
     def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
-        """See :class:`Coupling`."""
         noise = draw()
         scaled = (cond - cond.mean(0)) / cond.std(0, correction=0).clamp(min=1e-6)
         moved = [
@@ -213,7 +214,7 @@ class Gibbs(Coupling):
             raise ConfigError(f"the coupling gibbs has the temperature {self.temperature}", expected="above 0")
 
     def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
-        """See :class:`Coupling`.
+        """Fresh noise with the weights of the pairs.
 
         Raises:
             TrainingError: the weights are worth less than half of the batch.

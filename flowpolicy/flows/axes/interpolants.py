@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
@@ -149,8 +150,8 @@ class Interpolant(Value):
 class Linear(Interpolant):
     """Straight line: alpha = 1 - t, beta = t (Rectified Flow, arXiv 2209.03003)."""
 
+    @override
     def coefficients(self, t: Float[Tensor, " b"]) -> Coefficients:
-        """See :class:`Interpolant`."""
         one, zero = torch.ones_like(t), torch.zeros_like(t)
         return Coefficients(1 - t, t, zero, -one, one, zero)
 
@@ -160,8 +161,8 @@ class Linear(Interpolant):
 class Trigonometric(Interpolant):
     """Quarter circle: alpha = cos(pi t / 2), beta = sin(pi t / 2) (Stochastic Interpolants, arXiv 2303.08797)."""
 
+    @override
     def coefficients(self, t: Float[Tensor, " b"]) -> Coefficients:
-        """See :class:`Interpolant`."""
         half, zero = math.pi / 2, torch.zeros_like(t)
         sin, cos = (half * t).sin(), (half * t).cos()
         return Coefficients(cos, sin, zero, -half * sin, half * cos, zero)
@@ -191,8 +192,8 @@ class VariancePreserving(Interpolant):
         if not 0 < self.low <= self.high:
             raise ConfigError(f"the path 'vp' has the rates {self.low} and {self.high}", expected="0 < low <= high")
 
+    @override
     def coefficients(self, t: Float[Tensor, " b"]) -> Coefficients:
-        """See :class:`Interpolant`."""
         back, zero = 1 - t, torch.zeros_like(t)
         kept = torch.exp(-0.25 * back.square() * (self.high - self.low) - 0.5 * back * self.low)
         least = math.exp(-0.25 * (self.high - self.low) - 0.5 * self.low)
@@ -214,8 +215,8 @@ class Latent(Interpolant):
     latent: ClassVar[bool] = True
     bounds: ClassVar[tuple[float, float]] = (0.001, 0.999)
 
+    @override
     def coefficients(self, t: Float[Tensor, " b"]) -> Coefficients:
-        """See :class:`Interpolant`."""
         one, bump = torch.ones_like(t), t * (1 - t)
         if self.gamma == "brownian":
             gamma = bump.sqrt()
@@ -244,8 +245,8 @@ class EncodeDecode(Interpolant):
 
     latent: ClassVar[bool] = True
 
+    @override
     def coefficients(self, t: Float[Tensor, " b"]) -> Coefficients:
-        """See :class:`Interpolant`."""
         early, kept, slope = t < 0.5, (math.pi * t).cos().square(), -math.pi * (2 * math.pi * t).sin()
         zero = torch.zeros_like(t)
         return Coefficients(
@@ -286,8 +287,8 @@ class Bridge(Latent):
         if self.spread < 0:
             raise ConfigError(f"{self.flag} with the deviation {self.spread}", expected="at least 0")
 
+    @override
     def begin(self, noise: Float[Tensor, "b h a"], past: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
-        """See :class:`flowpolicy.flows.axes.interpolants.Interpolant`."""
         return past + self.spread * noise
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:

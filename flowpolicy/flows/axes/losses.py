@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import Interpolant
@@ -97,12 +98,12 @@ class Adaptive(Loss):
             )
 
     @property
+    @override
     def robust(self) -> bool:
-        """See :class:`Loss`."""
         return self.power > 0
 
+    @override
     def shape(self, square: Float[Tensor, " b"], entries: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """See :class:`Loss`."""
         return square * adaptive_weight(square / entries.clamp(min=1), self.power, self.constant)
 
 
@@ -119,12 +120,12 @@ class PseudoHuber(Loss):
             raise ConfigError(f"the loss pseudo-huber has the factor {self.factor}", expected="above 0")
 
     @property
+    @override
     def robust(self) -> bool:
-        """See :class:`Loss`."""
         return True
 
+    @override
     def shape(self, square: Float[Tensor, " b"], entries: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """See :class:`Loss`."""
         c = self.factor * entries.clamp(min=1)
         # The difference of the two roots, written so that small errors do not cancel.
         return square / ((square + c.square()).sqrt() + c)
@@ -145,8 +146,8 @@ class Elbo(Loss):
         if not self.clamp > 0:
             raise ConfigError(f"the loss elbo has the clamp {self.clamp}", expected="above 0")
 
+    @override
     def time_weight(self, t: Float[Tensor, " b"], path: Interpolant) -> Float[Tensor, " b"] | None:
-        """See :class:`Loss`."""
         e = path.effective(t, t)
         weight: Tensor = e.beta / (e.sigma * e.wronskian)
         return weight.nan_to_num(self.clamp, posinf=self.clamp).clamp(0, self.clamp)
@@ -169,6 +170,6 @@ class Balanced(Loss):
                 "--flow.loss squared, or --flow.consistency meanflow",
             )
 
+    @override
     def balance(self, loss: Float[Tensor, ""], diagonal: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """See :class:`Loss`."""
         return loss * (diagonal / (loss + 1e-5)).detach()

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from typing_extensions import override
+
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
 
@@ -36,8 +38,8 @@ class Schedule(Value):
 class UniformSteps(Schedule):
     """Equal steps."""
 
+    @override
     def at(self, u: float) -> float:
-        """See :class:`Schedule`."""
         return u
 
 
@@ -46,8 +48,8 @@ class UniformSteps(Schedule):
 class Cosine(Schedule):
     """``(1 - cos(pi u)) / 2``: short steps at both ends."""
 
+    @override
     def at(self, u: float) -> float:
-        """See :class:`Schedule`."""
         return 0.5 * (1 - math.cos(math.pi * u))
 
 
@@ -63,8 +65,8 @@ class Power(Schedule):
         if not self.exponent > 0:
             raise ConfigError(f"the schedule power has the exponent {self.exponent}", expected="above 0")
 
+    @override
     def at(self, u: float) -> float:
-        """See :class:`Schedule`."""
         return float(u**self.exponent)
 
 
@@ -84,8 +86,8 @@ class TimeShift(Schedule):
         if not self.shift > 0:
             raise ConfigError(f"the schedule time-shift has the shift {self.shift}", expected="above 0")
 
+    @override
     def at(self, u: float) -> float:
-        """See :class:`Schedule`."""
         back = 1 - u
         return 1 - self.shift * back / (1 + (self.shift - 1) * back)
 
@@ -106,8 +108,8 @@ class Edm(Schedule):
         if not (0 < self.smallest < self.largest and self.rho > 0):
             raise ConfigError(f"the schedule edm has the levels {self.smallest} and {self.largest}")
 
+    @override
     def at(self, u: float) -> float:
-        """See :class:`Schedule`."""
         high, low = self.largest ** (1 / self.rho), self.smallest ** (1 / self.rho)
         return float(1 / (1 + (high + u * (low - high)) ** self.rho))
 
@@ -124,8 +126,8 @@ class LogSnr(Schedule):
         if not self.limit > 0:
             raise ConfigError(f"the schedule logsnr has the limit {self.limit}", expected="above 0")
 
+    @override
     def at(self, u: float) -> float:
-        """See :class:`Schedule`."""
         return 1 / (1 + math.exp(-self.limit * (u - 0.5)))
 
 
@@ -143,8 +145,8 @@ class LogitNormalSteps(Schedule):
         if not self.std > 0:
             raise ConfigError(f"the schedule logit-normal has the deviation {self.std}", expected="above 0")
 
+    @override
     def at(self, u: float) -> float:
-        """See :class:`Schedule`."""
         from statistics import NormalDist
 
         return 1 / (1 + math.exp(-NormalDist(self.mean, self.std).inv_cdf(u)))
@@ -166,8 +168,8 @@ class Boss(Schedule):
     """Hash of the weights that it was fitted on."""
 
     @property
+    @override
     def belongs_to(self) -> str:
-        """See :class:`Schedule`."""
         return self.weights
 
     def grid(self, steps: int) -> tuple[float, ...]:

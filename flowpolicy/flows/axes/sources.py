@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
@@ -80,8 +81,8 @@ class StudentT(Source):
                 fix="--flow.source.dof 32",
             )
 
+    @override
     def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "b *d"]:
-        """See :class:`Source`."""
         normal = Source.sample(self, shape, generator)
         if math.isinf(self.dof):
             return self.scale * normal
@@ -123,12 +124,12 @@ class Mixed(Source):
             raise ConfigError(f"the source mixed has the weight {self.beta}", expected="at least 0")
 
     @property
+    @override
     def inputs(self) -> int:  # type: ignore[override]
-        """See :class:`Source`."""
         return int(self.shown)
 
+    @override
     def shares(self, batch: int, generator: torch.Generator, *, acting: bool) -> Float[Tensor, " b"] | None:
-        """See :class:`Source`."""
         if acting and self.acting != "uniform":
             return torch.full((batch,), float(self.acting == "one"), device=generator.device)
         return torch.rand(batch, generator=generator, device=generator.device)

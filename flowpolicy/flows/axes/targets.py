@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import PRINCIPLES, Interpolant
@@ -80,12 +81,13 @@ class Velocity(Target):
 
     converts: ClassVar[bool] = False
 
+    @override
     def velocity(
         self, prediction: Float[Tensor, "b *d"], x: Float[Tensor, "b *d"], t: Float[Tensor, " b"], path: Interpolant
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Target`."""
         return prediction
 
+    @override
     def error(
         self,
         prediction: Float[Tensor, "b *d"],
@@ -95,7 +97,6 @@ class Velocity(Target):
         t: Float[Tensor, " b"],
         path: Interpolant,
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Target`."""
         return prediction - path.velocity(noise, data, t, z)
 
 
@@ -109,12 +110,13 @@ class Data(Target):
     floor: float = 0.05
     """Smallest deviation of the noise that the weight divides by in training: near the data it would explode."""
 
+    @override
     def velocity(
         self, prediction: Float[Tensor, "b *d"], x: Float[Tensor, "b *d"], t: Float[Tensor, " b"], path: Interpolant
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Target`."""
         return path.from_data(x, prediction, t, _SAMPLING_FLOOR)
 
+    @override
     def error(
         self,
         prediction: Float[Tensor, "b *d"],
@@ -124,7 +126,6 @@ class Data(Target):
         t: Float[Tensor, " b"],
         path: Interpolant,
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Target`."""
         e = path.effective(t, data)
         return (prediction - data) * e.wronskian / e.sigma.clamp(min=self.floor)
 
@@ -151,16 +152,17 @@ class Noise(Target):
     """Smallest factor of the data that is divided by in training, and time at which sampling starts."""
 
     @property
+    @override
     def start(self) -> float:
-        """See :class:`Target`."""
         return self.floor
 
+    @override
     def velocity(
         self, prediction: Float[Tensor, "b *d"], x: Float[Tensor, "b *d"], t: Float[Tensor, " b"], path: Interpolant
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Target`."""
         return path.from_noise(x, prediction, t, _SAMPLING_FLOOR)
 
+    @override
     def error(
         self,
         prediction: Float[Tensor, "b *d"],
@@ -170,7 +172,6 @@ class Noise(Target):
         t: Float[Tensor, " b"],
         path: Interpolant,
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Target`."""
         e = path.effective(t, data)
         whole = path.point(noise, 0 * data, t, z) / e.sigma.clamp(min=1e-6) if path.latent else noise
         return (prediction - whole) * e.wronskian / e.beta.clamp(min=self.floor)
@@ -254,8 +255,8 @@ class Segment(Velocity):
                 expected="at least 1 mode, a limit of at least 0, a window in (0, 1), a clamp above 0",
             )
 
+    @override
     def outputs(self, action: int) -> int:
-        """See :class:`flowpolicy.flows.axes.targets.Target`."""
         return self.modes * action + 2 * self.modes - 1
 
     def curve(self, prediction: Float[Tensor, "b h o"]) -> Curve:
@@ -278,12 +279,13 @@ class Segment(Velocity):
         """Velocity at the start of the segment."""
         return self.curve(prediction).mean(torch.zeros_like(t), torch.zeros_like(t))
 
+    @override
     def mean(
         self, prediction: Float[Tensor, "b h o"], s: Float[Tensor, " b"], t: Float[Tensor, " b"]
     ) -> Float[Tensor, "b h a"]:
-        """See :class:`flowpolicy.flows.axes.targets.Target`."""
         return self.curve(prediction).mean(torch.zeros_like(s), t - s)
 
+    @override
     def errors(
         self,
         predict: Callable[[Tensor, Tensor], Tensor],
@@ -292,7 +294,6 @@ class Segment(Velocity):
         s: Float[Tensor, " b"],
         t: Float[Tensor, " b"],
     ) -> tuple[Float[Tensor, "b h a"], Float[Tensor, "b h a"]]:
-        """See :class:`flowpolicy.flows.axes.targets.Target`."""
         curve = self.curve(predict(x, s))
         zero, window = torch.zeros_like(s), torch.full_like(s, self.window)
         ahead = (t.clamp(max=1 - self.window) - s).clamp(min=0)

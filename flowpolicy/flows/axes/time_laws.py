@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
@@ -57,12 +58,12 @@ class TimeLaw(Value):
 class Uniform(TimeLaw):
     """Uniform on [0, 1)."""
 
+    @override
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         return uniform(count, generator)
 
+    @override
     def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         return torch.zeros_like(t)
 
 
@@ -80,12 +81,12 @@ class LogitNormal(TimeLaw):
         if not self.std > 0:
             raise ConfigError(f"the law logit-normal has the deviation {self.std}", expected="above 0")
 
+    @override
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         return logit_normal(count, generator, self.mean, self.std)
 
+    @override
     def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         z = (t.logit() - self.mean) / self.std
         return -0.5 * z.square() - math.log(self.std * math.sqrt(2 * math.pi)) - (t * (1 - t)).log()
 
@@ -127,12 +128,12 @@ class Shifted(LogitNormal):
             return self
         return dataclasses.replace(self, shift=min(3.0, max(0.5, math.sqrt(size / self.reference))), reference=0.0)
 
+    @override
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         return self._turned.draw(count, generator)
 
+    @override
     def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         return self._turned.log_pdf(t)
 
     @property
@@ -155,13 +156,13 @@ class UShape(TimeLaw):
         if not self.steepness > 0:
             raise ConfigError(f"the law u-shape has the steepness {self.steepness}", expected="above 0")
 
+    @override
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         t = (uniform(count, generator) * math.expm1(self.steepness)).log1p() / self.steepness
         return torch.where(uniform(count, generator) < 0.5, t, 1 - t).clamp(1e-5, 1 - 1e-5)
 
+    @override
     def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         a = self.steepness
         return math.log(a / (2 * math.expm1(a))) + torch.logaddexp(a * t, a * (1 - t))
 
@@ -178,12 +179,12 @@ class Beta(TimeLaw):
         if not self.a > 0:
             raise ConfigError(f"the law beta has the parameter {self.a}", expected="above 0")
 
+    @override
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         return 1 - uniform(count, generator).pow(1 / self.a)
 
+    @override
     def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         return math.log(self.a) + (self.a - 1) * (1 - t).log()
 
 
@@ -203,8 +204,8 @@ class Grid(TimeLaw):
         if self.steps < 1:
             raise ConfigError(f"the law grid has {self.steps} steps", expected="at least 1")
 
+    @override
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         picked = torch.randint(self.steps, (count,), generator=generator, device=generator.device)
         return picked.float() / self.steps
 
@@ -298,15 +299,15 @@ class Ends(TimeLaw):
         """Its own share, whatever the objective asks for."""
         return self.law.diagonal_rows(batch)
 
+    @override
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         return dataclasses.replace(self.law, share_diagonal=1.0, share_endpoint=0.0).draw(count, generator).s
 
+    @override
     def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """See :class:`TimeLaw`."""
         share = self.law.share_uniform
         return (share + (1 - share) * LogitNormal(self.law.logit_mean, self.law.logit_std).log_pdf(t).exp()).log()
 
+    @override
     def pairs(self, batch: int, diagonal: int, generator: torch.Generator) -> TimePair:
-        """See :class:`flowpolicy.flows.times.PairLaw`."""
         return self.law.draw(batch, generator)

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.guidance.method import Aimed, Situation
@@ -40,16 +41,16 @@ class Projection(Aimed):
             )
 
     @property
+    @override
     def candidates(self) -> int:
-        """See :class:`Guidance`."""
         return self.samples
 
+    @override
     def check(self, at: Situation, chunk: Float[Tensor, "1 h a"]) -> None:
-        """See :class:`Guidance`."""
         project(chunk, at.goal(self.goal, chunk))
 
+    @override
     def finish(self, chunks: Float[Tensor, "b k h a"], at: Situation) -> Float[Tensor, "b h a"]:
-        """See :class:`Guidance`."""
         chunk = chunks[:, 0]
         return project(chunk, at.goal(self.goal, chunk), self.covariance(chunks) if self.samples > 1 else None)
 
@@ -80,12 +81,12 @@ class BestOfN(Aimed):
             raise ConfigError(f"{self.flag} of {self.n} chunks", expected="at least 1")
 
     @property
+    @override
     def candidates(self) -> int:
-        """See :class:`Guidance`."""
         return self.n
 
+    @override
     def finish(self, chunks: Float[Tensor, "b k h a"], at: Situation) -> Float[Tensor, "b h a"]:
-        """See :class:`Guidance`."""
         every = chunks.flatten(0, 1)
         cost = at.goal(self.goal, every).cost(every).view(chunks.shape[:2])
         return chunks[torch.arange(len(chunks), device=chunks.device), cost.argmin(1)]

@@ -6,6 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.guidance.method import Fields, Guidance, Situation
@@ -33,16 +34,16 @@ class ClassifierFree(Guidance):
             )
 
     @property
+    @override
     def drop(self) -> float:
-        """See :class:`Guidance`."""
         return self.dropout
 
+    @override
     def total(self, evaluations: int) -> int:
-        """See :class:`Guidance`."""
         return 2 * evaluations
 
+    @override
     def field(self, fields: Fields, at: Situation) -> Field:
-        """See :class:`Guidance`."""
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             plain = fields.null(x, t)
@@ -60,12 +61,12 @@ class ClassifierFree(Guidance):
 class ResidualClassifierFree(ClassifierFree):
     """Classifier-free guidance that asks without the observation once, at the noise (StreamDiffusion, "initialize")."""
 
+    @override
     def total(self, evaluations: int) -> int:
-        """See :class:`Guidance`."""
         return evaluations + 1
 
+    @override
     def field(self, fields: Fields, at: Situation) -> Field:
-        """See :class:`Guidance`."""
         first: list[Tensor] = []
 
         def guided(x: Tensor, t: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.guidance.method import Fields, Guidance, Situation
@@ -53,17 +54,17 @@ class Compose(Guidance):
             )
 
     @property
+    @override
     def hides(self) -> tuple[str, ...]:
-        """See :class:`Guidance`."""
         return self.keys
 
     @property
+    @override
     def hidden_share(self) -> float:
-        """See :class:`Guidance`."""
         return self.dropout
 
+    @override
     def total(self, evaluations: int) -> int:
-        """See :class:`Guidance`."""
         return (1 + len(self.keys)) * evaluations
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
@@ -81,8 +82,8 @@ class Compose(Guidance):
                 "--flow.solver euler",
             )
 
+    @override
     def field(self, fields: Fields, at: Situation) -> Field:
-        """See :class:`Guidance`."""
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             base = (fields.full if self.how == "split" else fields.null)(x, t)

@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import Interpolant, Linear
@@ -145,8 +146,8 @@ class Aimed(Guidance):
     goal: str = AT_REST
     """Equations of the chunk a in units of the environment, such as 'a[-1] = 0; sum a[:, 0] = 0.4'."""
 
+    @override
     def check(self, at: Situation, chunk: Float[Tensor, "1 h a"]) -> None:
-        """See :class:`Guidance`."""
         at.goal(self.goal, chunk)
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.guidance.method import Aimed, Situation
@@ -46,19 +47,19 @@ class NoiseOptimisation(Aimed):
             )
 
     @property
+    @override
     def repeats(self) -> int:
-        """See :class:`Guidance`."""
         return self.iterations + 1
 
     @property
+    @override
     def differentiates(self) -> bool:
-        """See :class:`Guidance`."""
         return self.jacobian == "gauss-newton"
 
+    @override
     def start(
         self, noise: Float[Tensor, "b h a"], generate: Callable[[Tensor], Tensor], at: Situation
     ) -> Float[Tensor, "b h a"]:
-        """See :class:`Guidance`."""
         goal, x = at.goal(self.goal, noise), noise
         for _ in range(self.iterations):
             if self.jacobian == "identity":

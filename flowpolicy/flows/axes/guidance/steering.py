@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.guidance.method import Aimed, Fields, Guidance, Situation
@@ -36,8 +37,8 @@ class Steering(Guidance):
         """The velocity to follow at (x, t) in the step from ``step[0]`` to ``step[1]``."""
         raise NotImplementedError
 
+    @override
     def field(self, fields: Fields, at: Situation) -> Field:
-        """See :class:`Guidance`."""
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             def look(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,8 +49,8 @@ class Steering(Guidance):
 
         return guided
 
+    @override
     def mean(self, mean: MeanField, at: Situation) -> MeanField:
-        """See :class:`Guidance`."""
 
         def guided(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
             def look(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,14 +94,14 @@ class Gradient(Aimed, Steering):
             )
 
     @property
+    @override
     def differentiates(self) -> bool:
-        """See :class:`Guidance`."""
         return self.jacobian == "vjp"
 
+    @override
     def steer(
         self, x: Tensor, t: Tensor, step: tuple[float, float], look: Look, at: Situation
     ) -> Float[Tensor, "b h a"]:
-        """See :class:`Steering`."""
         goal = at.goal(self.goal, x)
         if self.jacobian == "skip":
             v, data = look(x)
@@ -150,10 +151,10 @@ class TrajectoryBlend(Steering):
         ramp = (torch.arange(steps) + 1.0 - self.held) / max(steps - self.held, 1)
         return ramp.clamp(0, 1)
 
+    @override
     def steer(
         self, x: Tensor, t: Tensor, step: tuple[float, float], look: Look, at: Situation
     ) -> Float[Tensor, "b h a"]:
-        """See :class:`Steering`."""
         v, _ = look(x)
         if at.planned is None or at.noise is None or at.begun is None:
             return v

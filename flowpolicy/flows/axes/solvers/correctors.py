@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Conflict, Reference, register
@@ -48,18 +49,18 @@ class Heun(Corrector):
     The last step is a midpoint step where the evaluations are even and an Euler step where they are odd.
     """
 
+    @override
     def steps(self, evaluations: int) -> int:
-        """See :class:`Solver`."""
         if self.last == "corrector" and evaluations % 2:
             raise ConfigError(
                 f"nfe={evaluations} with the solver heun and a last corrector", expected="a multiple of 2"
             )
         return (Solver.steps(self, evaluations) + 1) // 2
 
+    @override
     def solve(
         self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times, evaluations: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Solver`."""
         pairs = list(itertools.pairwise(grid))
         for s, t in pairs if self.last == "corrector" else pairs[:-1]:
             slope = flow.at(x, s)
@@ -83,16 +84,16 @@ class PseudoCorrector(Corrector):
     it has; on equal steps that is AB2, since the predicted points move by 3/2 of the new slope less 1/2 of the old.
     """
 
+    @override
     def steps(self, evaluations: int) -> int:
-        """See :class:`Solver`."""
         if self.last == "corrector" and evaluations < 2:
             raise ConfigError(f"nfe={evaluations} with a last corrector", expected="at least 2")
         return Solver.steps(self, evaluations) - int(self.last == "corrector")
 
+    @override
     def solve(
         self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times, evaluations: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Solver`."""
         slope = flow.at(x, grid[0])
         pairs = list(itertools.pairwise(grid))
         for s, t in pairs if self.last == "corrector" else pairs[:-1]:
@@ -135,8 +136,8 @@ class Plan(Solver):
         """What the plan costs."""
         return sum(_COST[letter] for letter in self.letters) - self.letters.endswith("R")
 
+    @override
     def steps(self, evaluations: int) -> int:
-        """See :class:`Solver`."""
         if evaluations != self.usual:
             raise ConfigError(
                 f"nfe={evaluations} with the plan {self.letters}, which costs {self.usual}",
@@ -144,10 +145,10 @@ class Plan(Solver):
             )
         return len(self.letters)
 
+    @override
     def solve(
         self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times, evaluations: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Solver`."""
         slope = last = x  # the slope for P, taken where the step ended, and that for R, taken where it began
         for letter, (s, t) in zip(self.letters, itertools.pairwise(grid), strict=True):
             if letter == "M":

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.flows.axes.registry import Reference, register
 from flowpolicy.flows.axes.solvers.solver import Dynamics, Solver, Times
@@ -29,10 +30,10 @@ class Ddim(Solver):
     converts: ClassVar[bool] = True
     left_ends: ClassVar[bool] = True
 
+    @override
     def solve(
         self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times, evaluations: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Solver`."""
         for s, t in itertools.pairwise(grid):
             data, noise = flow.ends(x, s)
             e = flow.path.effective(x.new_full(x.shape[:1], t), x)
@@ -48,10 +49,10 @@ class FixedNoise(Solver):
     converts: ClassVar[bool] = True
     left_ends: ClassVar[bool] = True
 
+    @override
     def solve(
         self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times, evaluations: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Solver`."""
         noise = x
         for s, t in itertools.pairwise(grid):
             data, _ = flow.ends(x, s)

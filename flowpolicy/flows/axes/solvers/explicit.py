@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Reference, register
@@ -22,10 +23,10 @@ class Euler(Solver):
 
     left_ends: ClassVar[bool] = True
 
+    @override
     def solve(
         self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times, evaluations: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Solver`."""
         for s, t in itertools.pairwise(grid):
             x = x + (t - s) * flow.at(x, s)
         return x
@@ -44,8 +45,8 @@ class Midpoint(Solver):
 
     order: ClassVar[int] = 2
 
+    @override
     def steps(self, evaluations: int) -> int:
-        """See :class:`Solver`."""
         if evaluations < 1 or evaluations % 2:
             raise ConfigError(
                 f"nfe={evaluations} with the solver midpoint, which costs 2 evaluations per step",
@@ -53,10 +54,10 @@ class Midpoint(Solver):
             )
         return evaluations // 2
 
+    @override
     def solve(
         self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times, evaluations: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Solver`."""
         for s, t in itertools.pairwise(grid):
             x = midpoint_step(flow, x, s, t)
         return x
@@ -78,10 +79,10 @@ class AdamsBashforth(Solver):
     order: ClassVar[int] = 2
     left_ends: ClassVar[bool] = True
 
+    @override
     def solve(
         self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times, evaluations: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Solver`."""
         before: Tensor | None = None
         width = 1.0
         for s, t in itertools.pairwise(grid):
@@ -110,7 +111,7 @@ class Afp(Euler):
             raise ConfigError(f"afp with {self.inner} iterations", expected="at least 1")
 
     def invert(self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times) -> Float[Tensor, "b *d"]:
-        """See :class:`Solver`; the first step, which has no velocity to reuse, takes it at x itself."""
+        """Fixed-point steps backwards; the first, which has no velocity to reuse, takes it at x itself."""
         speed = torch.zeros_like(x)
         for s, t in itertools.pairwise(reversed(grid)):
             for _ in range(self.inner):

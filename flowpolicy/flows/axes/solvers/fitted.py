@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Conflict, Reference, register
@@ -40,8 +41,8 @@ class Fitted(Solver):
     """Hash of the weights that it was fitted on."""
 
     @property
+    @override
     def belongs_to(self) -> str:
-        """See :class:`Solver`."""
         return self.weights
 
     def steps(self, evaluations: int) -> int:
@@ -56,7 +57,7 @@ class Fitted(Solver):
     def solve(
         self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times, evaluations: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Solver`; the nodes are its own."""
+        """Combinations at its own nodes; ``grid`` is ignored."""
         noise, slopes = x, []
         for node, (first, *rest) in zip(self.nodes[:-1], self.coefficients, strict=True):
             slopes.append(flow.at(x, node))

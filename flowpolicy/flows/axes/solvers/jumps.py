@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Conflict, Reference, register
@@ -25,10 +26,10 @@ class MapJumps(Solver):
     usual: ClassVar[int] = 1
     two_time: ClassVar[bool] = True
 
+    @override
     def solve(
         self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times, evaluations: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Solver`."""
         if flow.mean is None:
             raise ConfigError("the solver map with a network of one time", fix="--flow.consistency lsd")
         for s, t in itertools.pairwise(grid):

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Reference, register
@@ -36,10 +37,10 @@ class Stochastic(Solver):
         if self.strength < 0:
             raise ConfigError(f"the solver sde has the strength {self.strength}", expected="at least 0")
 
+    @override
     def solve(
         self, flow: Dynamics, x: Float[Tensor, "b *d"], grid: Times, evaluations: int, generator: torch.Generator | None
     ) -> Float[Tensor, "b *d"]:
-        """See :class:`Solver`."""
         if generator is None:
             raise ConfigError("the solver sde without a generator", fix="pass the generator that act was given")
         pairs = list(itertools.pairwise(grid))
