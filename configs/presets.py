@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from dataclasses import replace
 
-from flowpolicy.agents.base.adam import Adam
 from flowpolicy.agents.base.imitation import Optimizer
 from flowpolicy.agents.cloning.dm1 import DM1
-from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.agents.cloning.mip import MIP
 from flowpolicy.agents.cloning.regression import Regression
@@ -20,56 +17,15 @@ from flowpolicy.agents.offline.iql import IQL
 from flowpolicy.agents.offline.mean_flow_q import MeanFlowQ
 from flowpolicy.agents.offline.qc import QC
 from flowpolicy.agents.offline.rebrac import ReBRAC
-from flowpolicy.agents.students.arcflow import ArcFlow
-from flowpolicy.agents.students.backward_simulation import BackwardSimulation
-from flowpolicy.agents.students.boss import BossSegments
-from flowpolicy.agents.students.refiner import Refiner
-from flowpolicy.agents.students.slimflow import SlimFlow
 from flowpolicy.configs.ogbench import OGBENCH
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
-from flowpolicy.flows.dispersive import Dispersive
-from flowpolicy.flows.fisher import Metric
 from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
-from flowpolicy.policy.actor import KINDS as POLICY_KINDS
 from flowpolicy.train.experiment import Experiment
-from flowpolicy.train.online import OnlineConfig
-
-_OWN_KINDS: dict[str, type] = {
-    "experiment": Experiment,
-    "data": DataConfig,
-    "normalizer": NormalizerConfig,
-    "online": OnlineConfig,
-    "optimizer": Optimizer,
-    "adam": Adam,
-    "pairs": PairLaw,
-    "dispersive": Dispersive,
-    "metric": Metric,
-    "dm1": DM1,
-    "flow_bc": FlowBC,
-    "flow": Flow,
-    "slimflow": SlimFlow,
-    "boss_segments": BossSegments,
-    "refiner": Refiner,
-    "backward_simulation": BackwardSimulation,
-    "arcflow": ArcFlow,
-    "regression": Regression,
-    "mip": MIP,
-    "fql": FQL,
-    "ifql": IFQL,
-    "iql": IQL,
-    "qc": QC,
-    "rebrac": ReBRAC,
-    "fisher": Fisher,
-    "mean_flow_q": MeanFlowQ,
-    "gdro": GDRO,
-}
-# Not copied: a method that is registered on an axis later has its tag at once.
-KINDS = ChainMap(_OWN_KINDS, *POLICY_KINDS.maps)
-"""Tags of the config classes in ``config.json``."""
+from flowpolicy.train.kinds import KINDS as KINDS
 
 ARM_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 

@@ -24,19 +24,10 @@ def cite(run: Annotated[Path, tyro.conf.Positional], /) -> None:
         run: run folder.
 
     """
-    from flowpolicy.configs.presets import KINDS
-    from flowpolicy.core.checkpoint import resolve
-    from flowpolicy.core.config import decode
-    from flowpolicy.core.errors import CheckpointError
-    from flowpolicy.core.files import read_json
+    from flowpolicy.train.run import Run
 
-    path = resolve(run) / "config.json"
-    value = read_json(path)
-    experiment = decode(value.get("experiment"), KINDS, str(path))
-    policy = decode(value.get("policy"), KINDS, str(path))
-    if experiment is None or policy is None:
-        raise CheckpointError(f"{path} holds no experiment", fix="use the flowpolicy version that wrote it")
-    sys.stdout.write("\n".join(citations(experiment.agent, policy)) + "\n")
+    cited = Run.load(run)
+    sys.stdout.write("\n".join(citations(cited.experiment.agent, cited.policy_config)) + "\n")
 
 
 def citations(agent: Any, policy: Any) -> list[str]:

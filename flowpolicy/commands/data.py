@@ -121,21 +121,17 @@ def rollouts(
 
     """
     require_free(out, overwrite)
-    from flowpolicy.commands.resume import stored_experiment
-    from flowpolicy.core.checkpoint import resolve
-    from flowpolicy.core.spec import load_contract
     from flowpolicy.envs import find_env
     from flowpolicy.envs.labelling import require_restorable
     from flowpolicy.envs.policy_rollouts import record_rollouts
-    from flowpolicy.train.post_training import base_sha256
+    from flowpolicy.train.run import Run
 
-    folder = resolve(run)
-    if out.resolve() == Path(stored_experiment(run).data.path).resolve():
+    acting = Run.load(run)
+    if out.resolve() == Path(acting.experiment.data.path).resolve():
         raise ConfigError(f"{out} is the file that {run} was trained on", fix="choose another --out")
-    contract = load_contract(folder / "contract.json")
-    name = contract.spec.env_id
+    name, folder = acting.contract.spec.env_id, acting.checkpoint
     config = require_restorable(find_env(name), name, fix="record a run of one of these")
-    facts = {"policy": str(folder), "policy_sha256": base_sha256(folder), "seed": seed, "noise_scale": noise_scale}
+    facts = {"policy": str(folder), "policy_sha256": acting.identity.sha256, "seed": seed, "noise_scale": noise_scale}
     with progress_bar(f"rollouts {name}", episodes) as move:
         successes = record_rollouts(
             config,

@@ -81,12 +81,11 @@ def _require_sensible(out: Path, demonstrations: int, episodes: int, video: int)
 
 def _require_this_demo(out: Path, data: Path, demonstrations: int) -> None:
     """Refuse a folder whose data or runs are not of this demo: its table would not be about them."""
-    from flowpolicy.commands.resume import stored_experiment
     from flowpolicy.configs.presets import PRESETS
     from flowpolicy.core import checkpoint
     from flowpolicy.core.files import unchanged_sha256
-    from flowpolicy.core.spec import load_contract
     from flowpolicy.data.dataset import DataConfig, open_recording
+    from flowpolicy.train.run import Run
 
     fix = "choose another --out folder"
     if data.exists():
@@ -100,17 +99,16 @@ def _require_this_demo(out: Path, data: Path, demonstrations: int) -> None:
     for name, preset in METHODS.items():
         if not checkpoint.newest(out / name):
             continue
-        stored, wanted = stored_experiment(out / name), PRESETS[preset][1]
+        stored, wanted = Run.load(out / name), PRESETS[preset][1]
         for field in dataclasses.fields(wanted):
-            has, should = getattr(stored, field.name), getattr(wanted, field.name)
+            has, should = getattr(stored.experiment, field.name), getattr(wanted, field.name)
             if field.name != "data" and has != should:
                 raise ConfigError(
                     f"{out / name} was trained otherwise than this demo does: {field.name} is {has}",
                     expected=f"{should}, as in the preset {preset}",
                     fix=fix,
                 )
-        contract = load_contract(checkpoint.resolve(out / name) / "contract.json")
-        if not data.exists() or contract.dataset_sha256 != unchanged_sha256(data):
+        if not data.exists() or stored.contract.dataset_sha256 != unchanged_sha256(data):
             raise ConfigError(f"{out / name} was trained on other data than {data}", fix=fix)
 
 

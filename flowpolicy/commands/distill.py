@@ -112,19 +112,12 @@ def student(run: Path, method: Method, *, steps: int, seed: int, **order: Any) -
     import dataclasses
 
     from flowpolicy.agents.students.distillation import Order, student_of
-    from flowpolicy.commands.fit import observations
-    from flowpolicy.configs.presets import KINDS
-    from flowpolicy.core.checkpoint import resolve
-    from flowpolicy.core.config import decode
-    from flowpolicy.core.files import read_json
-    from flowpolicy.core.spec import load_contract
-    from flowpolicy.train.experiment import require_unchanged
+    from flowpolicy.train.run import Run
 
-    folder = resolve(run)
-    experiment: Experiment = decode(read_json(folder / "config.json")["experiment"], KINDS, str(folder / "config.json"))
-    contract = load_contract(folder / "contract.json")
-    require_unchanged(experiment.data, contract)
+    teacher = Run.load(run)
+    experiment = teacher.experiment
+    teacher.data()
     agent, _ = student_of(
-        folder, experiment.agent, method, Order(**order), lambda: observations(contract, experiment, SAMPLES, seed)
+        teacher.checkpoint, experiment.agent, method, Order(**order), lambda: teacher.observations(SAMPLES, seed)
     )
     return dataclasses.replace(experiment, agent=agent, steps=steps, seed=seed)

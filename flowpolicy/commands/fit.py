@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -40,25 +40,24 @@ def fit(
         out: run folder of the result; RUN-WHATNFE unless given.
 
     """
-    from flowpolicy.configs.presets import KINDS
     from flowpolicy.core import checkpoint
-    from flowpolicy.core.config import decode, encode
+    from flowpolicy.core.config import encode
     from flowpolicy.core.errors import ConfigError
     from flowpolicy.core.files import read_json, read_tensors, write_json, write_tensors, write_text
     from flowpolicy.core.seed import torch_generator
     from flowpolicy.core.spec import save_contract
     from flowpolicy.policy.fit import fitted, sampling_of
-    from flowpolicy.policy.policy import Policy
+    from flowpolicy.train.kinds import KINDS
+    from flowpolicy.train.run import Run
 
-    folder = checkpoint.resolve(run)
-    home = checkpoint.run_of(folder)
+    fitted_to = Run.load(run)
+    home, folder = fitted_to.path, fitted_to.checkpoint
     target = out or home.with_name(f"{home.name}-{what}{nfe}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is there already", fix="choose another --out folder")
-    policy = Policy.load(folder)
+    policy = fitted_to.policy()
     config, state = read_json(folder / "config.json"), read_json(folder / "state.json")
-    experiment = decode(config["experiment"], KINDS, str(folder / "config.json"))
-    observed = observations(policy.contract, experiment, samples, seed)
+    observed = fitted_to.observations(samples, seed)
     evaluations = sampling_of(policy).guidance.budget(nfe)
     better = fitted(policy, observed, evaluations, what, torch_generator(seed, "fit"))
 
@@ -74,16 +73,3 @@ def fit(
 
     checkpoint.publish(target, state["step"], write)
     sys.stdout.write(f"fitted {what}, {nfe} evaluations per chunk: {target}\n")
-
-
-def observations(contract: Any, experiment: Any, samples: int, seed: int) -> dict[str, Any]:
-    """Observation histories of the training file, name -> (samples, o, d)."""
-    from flowpolicy.core.keys import OBS
-    from flowpolicy.core.seed import torch_generator
-    from flowpolicy.data.dataset import load_dataset
-    from flowpolicy.data.windows import WindowSampler
-    from flowpolicy.train.experiment import require_unchanged
-
-    require_unchanged(experiment.data, contract)
-    sampler = WindowSampler(load_dataset(experiment.data), contract.history, contract.chunk, samples)
-    return dict(sampler.draw(torch_generator(seed, "observations"))[OBS].items())

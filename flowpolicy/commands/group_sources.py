@@ -14,14 +14,12 @@ from torch import Tensor
 
 from flowpolicy.agents.base.value_learning import ValueAgent
 from flowpolicy.agents.groups.judges import Judge, critic_judges, fit_judge
-from flowpolicy.configs.presets import KINDS
 from flowpolicy.core import keys
-from flowpolicy.core.checkpoint import FOLDER, MANIFEST, resolve
-from flowpolicy.core.config import decode
+from flowpolicy.core.checkpoint import FOLDER, MANIFEST, fingerprint, resolve
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import read_json, read_tensors
 from flowpolicy.core.journal import Journal
-from flowpolicy.core.spec import Contract, load_contract
+from flowpolicy.core.spec import Contract
 from flowpolicy.data.dataset import Dataset, load_dataset
 from flowpolicy.data.groups import Groups
 from flowpolicy.data.normalize import Normalizer
@@ -38,9 +36,8 @@ from flowpolicy.evaluate.candidates import (
     state_calls,
 )
 from flowpolicy.policy import Policy
-from flowpolicy.train import Experiment
-from flowpolicy.train.experiment import require_unchanged
-from flowpolicy.train.post_training import base_sha256, require_flow
+from flowpolicy.train.post_training import require_flow
+from flowpolicy.train.run import Run
 
 
 @dataclasses.dataclass
@@ -75,7 +72,7 @@ class Request:
             "source": source,
             "env_id": self.base.contract.spec.env_id,
             "base": str(self.folder),
-            "base_sha256": base_sha256(self.folder),
+            "base_sha256": fingerprint(self.folder),
             "dataset": self.dataset.path.name,
             "dataset_sha256": self.dataset.sha256,
             "span": list(self.span),
@@ -116,29 +113,28 @@ def open_request(
 ) -> Request:
     """Load the base and the dataset, and choose the states."""
     torch.set_num_threads(1)
-    folder = resolve(run)
-    base, experiment = Policy.load(folder), _experiment(folder)
+    stored = Run.load(run)
+    base = stored.policy()
     require_flow(base.config, str(run))
-    if data is None:
-        require_unchanged(experiment.data, base.contract)
-    config = dataclasses.replace(experiment.data, path=str(data)) if data else experiment.data
+    # Other data than the run's own may be named here, so its content is not compared.
+    config = dataclasses.replace(stored.experiment.data, path=str(data)) if data else stored.data()
     dataset = load_dataset(config)
     base.contract.require(
         dataset.spec, f"the file {dataset.path}", "make groups on data of the environment that the run is for"
     )
     rows, apart = choose_states(dataset, base.contract.chunk, states, seed, share, span)
     held_out = apart[dataset.steps[keys.EPISODE][rows]]
-    return Request(folder, base, dataset, rows, held_out, apart, span, candidates, seed, nfe, noise_scale)
+    return Request(stored.checkpoint, base, dataset, rows, held_out, apart, span, candidates, seed, nfe, noise_scale)
 
 
 def by_critic(request: Request, critic: Path, held_out: Path | None, caution: float) -> Groups:
     """Lower confidence bounds of a trained ensemble."""
     judges = _judges(critic, request.base.contract, caution)
-    facts = {"critic": str(critic), "critic_sha256": base_sha256(resolve(critic)), "caution": caution}
+    facts = {"critic": str(critic), "critic_sha256": fingerprint(resolve(critic)), "caution": caution}
     if held_out is not None:
         _require_another(critic, held_out)
         judges["held_out"] = _judges(held_out, request.base.contract, caution)["train"]
-        facts |= {"held_out": str(held_out), "held_out_sha256": base_sha256(resolve(held_out))}
+        facts |= {"held_out": str(held_out), "held_out_sha256": fingerprint(resolve(held_out))}
     elif "held_out" not in judges:
         raise ConfigError(
             f"{critic} held out no networks that could judge the result",
@@ -236,14 +232,6 @@ def success_along(run: Path, episodes: int, seed: int) -> list[tuple[int, float]
     return found
 
 
-def _experiment(folder: Path) -> Experiment:
-    path = folder / "config.json"
-    experiment = decode(read_json(path).get("experiment"), KINDS, str(path))
-    if not isinstance(experiment, Experiment):
-        raise ConfigError(f"{path} holds no experiment", fix="name a run folder")
-    return experiment
-
-
 def _require_another(critic: Path, judge: Path) -> None:
     """Refuse a critic as the judge of itself, under whatever name."""
     weights = [read_json(resolve(run) / MANIFEST)["weights.safetensors"] for run in (critic, judge)]
@@ -256,8 +244,8 @@ def _require_another(critic: Path, judge: Path) -> None:
 
 def _judges(run: Path, base: Contract, caution: float) -> dict[str, Judge]:
     """The members of a value run's critic, and those that it held out."""
-    folder = resolve(run)
-    experiment, contract = _experiment(folder), load_contract(folder / "contract.json")
+    stored = Run.load(run)
+    experiment, contract = stored.experiment, stored.contract
     shapes = {key: int(torch.Size(spec.shape).numel()) for key, spec in contract.spec.observation.items()}
     size = contract.spec.action.size
     agent = experiment.agent.build(
@@ -271,6 +259,6 @@ def _judges(run: Path, base: Contract, caution: float) -> dict[str, Judge]:
             expected=f"at most {base.chunk} at {base.history} of {', '.join(base.spec.observation)}, as the base has",
             fix=f"train the critic with --agent.chunk {base.chunk} and the base's --data.obs-keys",
         )
-    agent.load_state_dict({path.stem: read_tensors(path) for path in folder.glob("*.safetensors")})
+    agent.load_state_dict({path.stem: read_tensors(path) for path in stored.checkpoint.glob("*.safetensors")})
     sizes = {"history": contract.history, "chunk": contract.chunk, "action": size, "caution": caution}
     return critic_judges(agent.critic, agent.normalizer, shapes, **sizes)

@@ -29,19 +29,16 @@ def run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(USAGE)
         return 0 if argv else 2
-    from flowpolicy.commands.resume import stored_experiment
     from flowpolicy.commands.train import parse, train
-    from flowpolicy.core.checkpoint import resolve
-    from flowpolicy.core.spec import load_contract
-    from flowpolicy.train.experiment import require_unchanged
+    from flowpolicy.train.run import Run
 
-    base = Path(argv[0])
-    stored = stored_experiment(base)
-    online = dataclasses.replace(stored.online, base=str(resolve(base).absolute()))
-    command = parse(dataclasses.replace(stored, online=online), argv[1:], f"online {base}", "Continue a run online.")
+    base = Run.load(argv[0])
+    stored = base.experiment
+    online = dataclasses.replace(stored.online, base=str(base.checkpoint.absolute()))
+    command = parse(dataclasses.replace(stored, online=online), argv[1:], f"online {argv[0]}", "Continue a run online.")
     if not command.out:
         raise ConfigError("no folder for the new run is given", expected="--out OUT")
     if command.data.path == stored.data.path:
-        require_unchanged(stored.data, load_contract(resolve(base) / "contract.json"))
+        base.data()
     train(command.experiment, Path(command.out))
     return 0

@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from flowpolicy.commands.arguments import call
 from flowpolicy.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from flowpolicy.train import Experiment  # brings torch, seconds of every --help
 
 
 def run(argv: Sequence[str]) -> int:
@@ -39,33 +36,8 @@ def resume(
 
     """
     from flowpolicy.commands.train import train
-    from flowpolicy.core.checkpoint import resolve, run_of
-    from flowpolicy.core.spec import load_contract
-    from flowpolicy.train.experiment import require_unchanged
+    from flowpolicy.train.run import Run
 
-    folder = resolve(run)
-    if folder.resolve() == run.resolve():
-        raise ConfigError(
-            f"{run} is a checkpoint, and a run goes on from its newest one", fix=f"flowpolicy resume {run_of(run)}"
-        )
-    experiment = stored_experiment(run)
-    if data is not None:
-        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, path=str(data)))
-    require_unchanged(experiment.data, load_contract(folder / "contract.json"))
-    train(experiment, run, resume=True)
-
-
-def stored_experiment(run: Path) -> Experiment:
-    """The experiment of a run folder's newest checkpoint, or of a checkpoint folder."""
-    from flowpolicy.configs.presets import KINDS
-    from flowpolicy.core.checkpoint import resolve
-    from flowpolicy.core.config import decode
-    from flowpolicy.core.errors import CheckpointError
-    from flowpolicy.core.files import read_json
-    from flowpolicy.train import Experiment
-
-    path = resolve(run) / "config.json"
-    experiment = decode(read_json(path).get("experiment"), KINDS, str(path))
-    if not isinstance(experiment, Experiment):
-        raise CheckpointError(f"{path} holds no experiment", fix="resume with the flowpolicy version that wrote it")
-    return experiment
+    stopped = Run.load(run)
+    stopped.require_resumable()
+    train(dataclasses.replace(stopped.experiment, data=stopped.data(data)), stopped.path, resume=True)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
-from flowpolicy.configs.presets import KINDS
 from flowpolicy.core import keys
-from flowpolicy.core.checkpoint import resolve
-from flowpolicy.core.config import decode
-from flowpolicy.core.errors import DataError
-from flowpolicy.core.files import read_json
+from flowpolicy.core.errors import CheckpointError, DataError
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.data.dataset import Dataset, load_dataset
+from flowpolicy.data.dataset import Dataset
 from flowpolicy.policy.policy import Policy
 from flowpolicy.real_robot.arm.braking import Motion
 from flowpolicy.real_robot.arm.envelope import Envelope
 from flowpolicy.real_robot.arm.limits import EnvelopeLimits
-from flowpolicy.train.experiment import Experiment
+from flowpolicy.train.run import Run
 
 JOINTS = "robot0_joint_pos"
 _ROWS = 200
@@ -31,16 +25,11 @@ _DIMENSIONS = (*((f"a step of joint {joint}", "rad") for joint in range(1, 8)), 
 
 def check_outputs(run: str, limits: EnvelopeLimits) -> tuple[list[str], list[str]]:
     """What was compared, and warnings, of a run whose training file is here, for an arm within ``limits``."""
-    folder = resolve(Path(run))
-    policy = Policy.load(folder)
-    experiment = decode(read_json(folder / "config.json").get("experiment"), KINDS, str(folder / "config.json"))
+    checked = Run.load(run)
+    policy = checked.policy()
     try:
-        if not isinstance(experiment, Experiment):
-            raise DataError("the checkpoint does not say on which file it was trained")
-        dataset = load_dataset(experiment.data)
-        if dataset.sha256 != policy.contract.dataset_sha256:
-            raise DataError(f"{dataset.path} has changed since the training")
-    except DataError as error:
+        dataset = checked.dataset()
+    except (CheckpointError, DataError) as error:
         return [], [f"what the policy asks for was not compared with its data: {error.what}"]
     warnings = compare_outputs(policy, dataset) + compare_workspace(dataset, limits)
     return [] if warnings else ["outputs       on recorded observations within what the data hold"], warnings

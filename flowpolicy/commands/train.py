@@ -15,7 +15,7 @@ import tyro
 from flowpolicy.commands.arguments import pick
 from flowpolicy.commands.flow_flags import axes_help, settled, split_flow_flags, with_flow
 from flowpolicy.commands.progress import training_progress
-from flowpolicy.configs.presets import KINDS, PRESETS
+from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core.checkpoint import newest
 from flowpolicy.core.errors import ConfigError, FlowPolicyError, from_system, nearest
 from flowpolicy.core.files import held_alone
@@ -118,7 +118,7 @@ def _train(experiment: Experiment, folder: Path, resume: bool) -> None:
     from flowpolicy.evaluate.curves import draw_curves
     from flowpolicy.train.post_training import take_over
 
-    experiment = take_over(experiment, KINDS)
+    experiment = take_over(experiment)
     env = find_env(experiment.env)
     if not experiment.data.path:
         experiment = dataclasses.replace(experiment, data=_generate(experiment, folder))
@@ -126,7 +126,7 @@ def _train(experiment: Experiment, folder: Path, resume: bool) -> None:
     data = dataclasses.replace(experiment.data, path=str(Path(experiment.data.path).absolute()))
     experiment = dataclasses.replace(experiment, data=data)
     with _slot(experiment, env) as slot:
-        trainer = Trainer(experiment, folder, env.spec(), KINDS, resume=resume, slot=slot)
+        trainer = Trainer(experiment, folder, env.spec(), resume=resume, slot=slot)
         with training_progress(trainer, folder) as report:
             last = _trained(trainer, report)
     draw_curves(folder / "metrics.csv", folder / "curves.png")

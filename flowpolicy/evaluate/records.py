@@ -79,7 +79,7 @@ def repeats(path: Path, acting: Identity, plan: EvaluationPlan, nfe: int, noise_
     )
 
 
-def current_records(run: Path) -> list[Evaluation]:
+def currentstored_records(run: Path) -> list[Evaluation]:
     """The evaluations of the checkpoint that ``run`` means, newest first; a file is the evaluation in it.
 
     Raises:
@@ -89,7 +89,7 @@ def current_records(run: Path) -> list[Evaluation]:
     if run.is_file():
         return [load_evaluation(run)]
     meant = _meant(run)
-    found = _records(run if meant is None else checkpoint.run_of(meant))
+    found = stored_records(run if meant is None else checkpoint.run_of(meant))
     if not found:
         raise EvaluationError(f"{run} has no evaluations", fix=f"flowpolicy eval {run}")
     if meant is None:  # evaluations alone, without checkpoints: those of the last step
@@ -117,7 +117,7 @@ def _meant(run: Path) -> Path | None:
     return run / checkpoint.FOLDER / name if name else None
 
 
-def _records(run: Path) -> dict[Path, Evaluation]:
-    """Path -> evaluation, newest file first."""
+def stored_records(run: Path) -> dict[Path, Evaluation]:
+    """Path -> evaluation of everything in RUN/eval, newest file first."""
     files = sorted((run / "eval").glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     return {path: load_evaluation(path) for path in files}

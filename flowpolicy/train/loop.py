@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 
 from flowpolicy.core import checkpoint
-from flowpolicy.core.config import Kinds, encode
+from flowpolicy.core.config import encode
 from flowpolicy.core.devices import find_device
 from flowpolicy.core.errors import ConfigError, TrainingError
 from flowpolicy.core.files import read_json, read_tensors, write_json, write_tensors, write_text
@@ -33,6 +33,7 @@ from flowpolicy.train.experiment import (
     require_same_data,
     transition_sampler,
 )
+from flowpolicy.train.kinds import KINDS
 from flowpolicy.train.log import Logger, make_loggers
 from flowpolicy.train.online import OnlineSource
 from flowpolicy.train.post_training import load_start, require_same_start
@@ -66,7 +67,6 @@ class Trainer:
         experiment: what to train.
         run: run folder.
         env: spec of the environment that the policy is meant for.
-        kinds: tags of the config classes, for ``config.json``.
         resume: continue from the newest checkpoint of ``run``.
         slot: one environment to step in, where ``experiment.online`` asks for steps.
 
@@ -77,14 +77,13 @@ class Trainer:
         experiment: Experiment,
         run: Path,
         env: Spec,
-        kinds: Kinds,
         *,
         resume: bool = False,
         slot: VecEnv | None = None,
     ) -> None:
         find_device(experiment.device)
         torch.set_num_threads(experiment.threads)
-        self.experiment, self.run, self.kinds = experiment, run, kinds
+        self.experiment, self.run = experiment, run
         newest = checkpoint.resolve(run) if resume else None
         if not resume and run.exists() and any(run.glob(f"{checkpoint.FOLDER}/step_*")):
             raise ConfigError(
@@ -254,8 +253,8 @@ class Trainer:
     def _config(self) -> dict[str, Any]:
         return {
             "schema": 1,
-            "experiment": encode(self.experiment, self.kinds),
-            "policy": encode(self.agent.policy_config, self.kinds),
+            "experiment": encode(self.experiment, KINDS),
+            "policy": encode(self.agent.policy_config, KINDS),
         }
 
     def _card(self) -> str:

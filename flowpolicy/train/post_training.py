@@ -6,21 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.core.checkpoint import fingerprint, resolve
-from flowpolicy.core.config import Kinds, decode
 from flowpolicy.core.errors import ConfigError, DataError
-from flowpolicy.core.files import read_json
-from flowpolicy.core.spec import Contract, load_contract
+from flowpolicy.core.spec import Contract
 from flowpolicy.data.groups import read_groups
 from flowpolicy.policy.actor import PolicyConfig
-from flowpolicy.policy.policy import Policy
-from flowpolicy.train.experiment import Experiment, require_unchanged
+from flowpolicy.train.experiment import Experiment
+from flowpolicy.train.run import Run
 
 FLOWS = ("map", "euler", "midpoint", "heun")
 """Samplers of the policies that can be post-trained: those with a velocity."""
 
 
-def take_over(experiment: Experiment, kinds: Kinds) -> Experiment:
+def take_over(experiment: Experiment) -> Experiment:
     """The experiment with everything that its base decides: environment, scaling, network and sizes.
 
     The data is the base's too, unless other data is named.
@@ -43,18 +40,15 @@ def take_over(experiment: Experiment, kinds: Kinds) -> Experiment:
             expected="--base RUN --groups FILE",
             fix="flowpolicy groups make RUN --source critic|simulator|returns --out FILE",
         )
-    folder = resolve(Path(experiment.base))
-    stored = read_json(folder / "config.json")
-    base, policy = (decode(stored.get(part), kinds, str(folder / "config.json")) for part in ("experiment", "policy"))
-    if not isinstance(base, Experiment) or not isinstance(policy, PolicyConfig):
-        raise ConfigError(f"{folder / 'config.json'} holds no experiment", fix="name a run folder as --base")
+    run = Run.load(experiment.base)
+    base, policy = run.experiment, run.policy_config
     require_flow(policy, experiment.base)
     sizes = {name: getattr(base.agent, name) for name in ("history", "chunk", "execute", "nfe")}
     decided = {**sizes, "net": policy.net, "encoder": policy.encoder, "sampler": policy.sampler}
     _require_same(experiment.agent, decided, "agent.")
     _require_same(experiment, {"normalizer": base.normalizer}, "")
     if experiment.data.path in ("", base.data.path):
-        require_unchanged(base.data, load_contract(folder / "contract.json"))
+        run.data()
     return dataclasses.replace(
         experiment,
         agent=dataclasses.replace(experiment.agent, **decided),
@@ -62,7 +56,7 @@ def take_over(experiment: Experiment, kinds: Kinds) -> Experiment:
         data=experiment.data if experiment.data.path else base.data,
         normalizer=base.normalizer,
         # Absolute, so that the run can be resumed from another working directory.
-        base=str(folder.absolute()),
+        base=str(run.checkpoint.absolute()),
         groups=str(Path(experiment.groups).absolute()),
     )
 
@@ -85,24 +79,18 @@ def load_start(experiment: Experiment, contract: Contract) -> tuple[Contract, di
         return contract, {}
     if not experiment.base or not experiment.groups:
         raise ConfigError("post-training needs a base and groups", expected="--base RUN --groups FILE")
-    folder = resolve(Path(experiment.base))
-    base, groups = Policy.load(folder, device=experiment.device), read_groups(experiment.groups)
-    digest = base_sha256(folder)
+    run, groups = Run.load(experiment.base), read_groups(experiment.groups)
+    base, digest = run.policy(device=experiment.device), run.identity.sha256
     groups.require_fit(base.contract, digest)
     contract = dataclasses.replace(
         contract,
-        base=str(folder),
+        base=str(run.checkpoint),
         base_sha256=digest,
         groups=groups.path.name,
         groups_sha256=groups.sha256,
         groups_source=str(groups.provenance.get("source")),
     )
     return contract, {"base": base, "groups": groups}
-
-
-def base_sha256(folder: Path) -> str:
-    """Hash of the checkpoint that a run starts from."""
-    return fingerprint(folder)
 
 
 def require_same_start(contract: Contract, stored: Contract) -> None:

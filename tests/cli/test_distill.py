@@ -6,11 +6,11 @@ import pytest
 
 from flowpolicy.agents.students.distillation import METHODS
 from flowpolicy.commands import distill
-from flowpolicy.commands.train import KINDS
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.config import decode
 from flowpolicy.core.files import read_json
 from flowpolicy.envs import find_env
+from flowpolicy.train.kinds import KINDS
 from flowpolicy.train.loop import Clock, Trainer
 
 from .test_flow_flags import QUICK, flowpolicy
@@ -52,7 +52,7 @@ def test_a_distillation_that_was_killed_goes_on_bit_for_bit(trained, tmp_path):
             trained, "backward-simulation", steps=8, seed=3, nfe=1, teacher_nfe=4, width=16, depth=2, lr=1e-3
         )
         run = tmp_path / name
-        trainer = Trainer(experiment, run, find_env("toy").spec(), KINDS)
+        trainer = Trainer(experiment, run, find_env("toy").spec())
         if name == "whole":
             trainer.train()
             continue

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowpolicy.commands.group_sources import open_request
-from flowpolicy.configs.presets import KINDS, PRESETS
+from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.seed import numpy_generator, torch_generator
 from flowpolicy.data.dataset import DataConfig
@@ -84,7 +84,7 @@ def short(name, data):
 def post_training(name, data, folder):
     """A post-training preset with a base of two updates and groups of it."""
     base = short(BASES.get(name, "debug"), data)
-    Trainer(base, folder / "base", find_env(base.env).spec(), KINDS).train()
+    Trainer(base, folder / "base", find_env(base.env).spec()).train()
     request = open_request(folder / "base", data=None, states=8, candidates=4, seed=0, share=0.4, nfe=None)
     found = request.candidate_chunks()
     score = found.action.mean((2, 3))
@@ -92,7 +92,7 @@ def post_training(name, data, folder):
     write_groups(folder / "groups.hdf5", request.groups(found, score, judges, "critic"))
     experiment = dataclasses.replace(short(name, data), data=DataConfig())
     experiment = dataclasses.replace(experiment, base=str(folder / "base"), groups=str(folder / "groups.hdf5"))
-    return take_over(experiment, KINDS)
+    return take_over(experiment)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -102,11 +102,11 @@ def test_preset(name, tmp_path):
     experiment = post_training(name, data, tmp_path) if gdro else short(name, data)
     env = find_env(experiment.env)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    Trainer(experiment, whole, env.spec(), KINDS).train()
+    Trainer(experiment, whole, env.spec()).train()
     shutil.copytree(whole, broken)
     shutil.rmtree(broken / "checkpoints" / "step_00000002")
     (broken / "checkpoints" / "LATEST").write_text("step_00000001\n")
-    Trainer(experiment, broken, env.spec(), KINDS, resume=True).train()
+    Trainer(experiment, broken, env.spec(), resume=True).train()
     compare(checkpoint.resolve(whole), checkpoint.resolve(broken))
 
     policy = Policy.load(whole)
@@ -134,7 +134,7 @@ def test_preset_in_its_environment(name, tmp_path):
         tensorboard=False,
     )
     config = find_env(experiment.env)
-    Trainer(experiment, tmp_path / "run", config.spec(), KINDS).train()
+    Trainer(experiment, tmp_path / "run", config.spec()).train()
     env = config.make(1)
     short = dataclasses.replace(config, horizon=6).make(1) if experiment.env != "door" else env
     try:

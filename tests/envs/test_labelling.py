@@ -147,11 +147,11 @@ def test_each_candidate_is_completed_at_its_own_scale_of_noise(toy_file, debug_b
 def debug_base(tmp_path_factory, toy_file):
     import dataclasses
 
-    from flowpolicy.configs.presets import KINDS, PRESETS
+    from flowpolicy.configs.presets import PRESETS
     from flowpolicy.data.dataset import DataConfig
     from flowpolicy.train import Trainer
 
     experiment = dataclasses.replace(
         PRESETS["debug"][1], data=DataConfig(path=str(toy_file)), steps=2, tensorboard=False
     )
-    return Trainer(experiment, tmp_path_factory.mktemp("base"), ToyConfig().spec(), KINDS).train()
+    return Trainer(experiment, tmp_path_factory.mktemp("base"), ToyConfig().spec()).train()

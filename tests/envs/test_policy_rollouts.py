@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowpolicy.configs.presets import KINDS, PRESETS
+from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core.seed import derive
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.envs.demonstrators import make_demonstrations
@@ -26,7 +26,7 @@ def base(tmp_path_factory):
     make_demonstrations("toy", home / "toy.hdf5", episodes=30, quality="mixed")
     data = DataConfig(path=str(home / "toy.hdf5"))
     experiment = dataclasses.replace(PRESETS["debug"][1], data=data, steps=120, tensorboard=False)
-    return Trainer(experiment, home / "run", ToyConfig().spec(), KINDS).train()
+    return Trainer(experiment, home / "run", ToyConfig().spec()).train()
 
 
 def test_the_file_holds_what_happened(base, tmp_path):

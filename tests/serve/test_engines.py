@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flowpolicy.agents.cloning.dm1 import DM1
-from flowpolicy.configs.presets import KINDS, PRESETS
+from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core.errors import ConfigError, FlowPolicyError
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.envs import find_env
@@ -33,7 +33,7 @@ def runs(tmp_path_factory):
             batch_size=8,
             tensorboard=False,
         )
-        Trainer(experiment, home / name, find_env("toy").spec(), KINDS).train()
+        Trainer(experiment, home / name, find_env("toy").spec()).train()
     return home
 
 

@@ -51,7 +51,7 @@ def env(spec):
 
 
 def test_a_run_leaves_what_the_contract_promises(experiment, env, tmp_path):
-    newest = Trainer(experiment, tmp_path / "run", env, KINDS).train()
+    newest = Trainer(experiment, tmp_path / "run", env).train()
     assert newest.name == "step_00000012"
     names = {path.name for path in newest.iterdir()}
     assert names == {
@@ -70,13 +70,13 @@ def test_a_run_leaves_what_the_contract_promises(experiment, env, tmp_path):
 @pytest.mark.parametrize("killed_at", [5, 10])
 def test_resume_equals_the_uninterrupted_run_bit_for_bit(killed_at, experiment, env, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    Trainer(experiment, whole, env, KINDS).train()
+    Trainer(experiment, whole, env).train()
     shutil.copytree(whole, broken)
     for folder in (broken / "checkpoints").glob("step_*"):
         if int(folder.name.split("_")[1]) > killed_at:
             shutil.rmtree(folder)
     (broken / "checkpoints" / "LATEST").write_text(f"step_{killed_at:08d}\n")
-    Trainer(experiment, broken, env, KINDS, resume=True).train()
+    Trainer(experiment, broken, env, resume=True).train()
     compare(checkpoint.resolve(whole), checkpoint.resolve(broken))
 
     def metrics(run):
@@ -89,9 +89,9 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(killed_at, experiment, 
 
 def test_compare_notices_a_single_bit(experiment, env, tmp_path):
     for name in ("a", "b"):
-        Trainer(experiment, tmp_path / name, env, KINDS).train()
+        Trainer(experiment, tmp_path / name, env).train()
     compare(checkpoint.resolve(tmp_path / "a"), checkpoint.resolve(tmp_path / "b"))
-    Trainer(dataclasses.replace(experiment, seed=1), tmp_path / "c", env, KINDS).train()
+    Trainer(dataclasses.replace(experiment, seed=1), tmp_path / "c", env).train()
     with pytest.raises(TrainingError, match="differs"):
         compare(checkpoint.resolve(tmp_path / "a"), checkpoint.resolve(tmp_path / "c"))
 
@@ -111,22 +111,22 @@ def test_compare_notices_a_single_bit(experiment, env, tmp_path):
 def test_every_field_that_decides_weights_changes_them(field, value, experiment, env, tmp_path):
     if isinstance(value, dict):
         value = dataclasses.replace(getattr(experiment, field), **value)
-    Trainer(experiment, tmp_path / "a", env, KINDS).train()
-    Trainer(dataclasses.replace(experiment, **{field: value}), tmp_path / "b", env, KINDS).train()
+    Trainer(experiment, tmp_path / "a", env).train()
+    Trainer(dataclasses.replace(experiment, **{field: value}), tmp_path / "b", env).train()
     hashes = [read_json(checkpoint.resolve(tmp_path / run) / "manifest.json")["weights.safetensors"] for run in "ab"]
     assert hashes[0] != hashes[1]
 
 
 def test_checkpoint_and_log_intervals_and_keep(experiment, env, tmp_path):
     changed = dataclasses.replace(experiment, checkpoint_every=4, keep_checkpoints=2, log_every=6)
-    Trainer(changed, tmp_path, env, KINDS).train()
+    Trainer(changed, tmp_path, env).train()
     stored = sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*"))
     assert stored == ["step_00000008", "step_00000012"]
     assert (tmp_path / "metrics.csv").read_text().count("\n") == 3
 
 
 def test_tensorboard_events_are_written(experiment, env, tmp_path):
-    Trainer(dataclasses.replace(experiment, tensorboard=True), tmp_path, env, KINDS).train()
+    Trainer(dataclasses.replace(experiment, tensorboard=True), tmp_path, env).train()
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
@@ -137,48 +137,48 @@ def test_wandb_is_sent_what_the_csv_holds_and_its_absence_names_the_extra(experi
         sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: opened.append(options) or run)
     )
     experiment = dataclasses.replace(experiment, wandb="project")
-    Trainer(experiment, tmp_path / "run", env, KINDS).train()
+    Trainer(experiment, tmp_path / "run", env).train()
     assert opened[0]["project"] == "project" and opened[0]["id"] == "run"
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     assert [step for step, _ in sent[:-1]] == [int(row["step"]) for row in rows] and sent[-1] == "end"
     assert set(sent[0][1]) == set(rows[0]) - {"step"}
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingExtraError, match=r"flowpolicy\[wandb\]"):
-        Trainer(experiment, tmp_path / "other", env, KINDS).train()
+        Trainer(experiment, tmp_path / "other", env).train()
 
 
 def test_a_second_run_does_not_overwrite_the_first(experiment, env, tmp_path):
-    Trainer(experiment, tmp_path, env, KINDS).train()
+    Trainer(experiment, tmp_path, env).train()
     with pytest.raises(ConfigError, match="already holds a run"):
-        Trainer(experiment, tmp_path, env, KINDS)
+        Trainer(experiment, tmp_path, env)
 
 
 def test_a_changed_file_is_not_resumed_on(experiment, env, tmp_path, demonstrations):
     from ..conftest import write_demonstrations
 
-    Trainer(experiment, tmp_path / "run", env, KINDS).train()
+    Trainer(experiment, tmp_path / "run", env).train()
     write_demonstrations(demonstrations, seed=3)
     with pytest.raises(DataError, match="has changed since"):
-        Trainer(experiment, tmp_path / "run", env, KINDS, resume=True)
+        Trainer(experiment, tmp_path / "run", env, resume=True)
 
 
 def test_data_of_another_environment_is_refused(experiment, spec, tmp_path):
     with pytest.raises(ContractError, match="env_id: 'test/Point' against 'robosuite/Point'"):
-        Trainer(experiment, tmp_path, spec, KINDS)
+        Trainer(experiment, tmp_path, spec)
 
 
 def test_an_episode_shorter_than_a_chunk_is_refused_unless_it_is_accepted(experiment, env, tmp_path):
     agent = dataclasses.replace(experiment.agent, chunk=8)
     experiment = dataclasses.replace(experiment, agent=agent)
     with pytest.raises(DataError, match=r"demo_2 has 7 actions, fewer than a chunk of 8 \(1 of 3") as caught:
-        Trainer(experiment, tmp_path / "run", env, KINDS)
+        Trainer(experiment, tmp_path / "run", env)
     assert "--data.short-episodes pad" in str(caught.value)
     data = dataclasses.replace(experiment.data, short_episodes="pad")
-    Trainer(dataclasses.replace(experiment, data=data), tmp_path / "run", env, KINDS).train()
+    Trainer(dataclasses.replace(experiment, data=data), tmp_path / "run", env).train()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(experiment, env, tmp_path):
-    trainer = Trainer(experiment, tmp_path, env, KINDS)
+    trainer = Trainer(experiment, tmp_path, env)
     update = trainer.agent.update
     calls = iter(range(1, 100))
 
@@ -200,7 +200,7 @@ def offline(experiment):
 
 def test_a_critic_that_is_not_finite_is_named_with_its_update(offline, env, tmp_path):
     """Noticed when the row of update 12 is written, and named as the ninth."""
-    trainer = Trainer(dataclasses.replace(offline, log_every=6), tmp_path, env, KINDS)
+    trainer = Trainer(dataclasses.replace(offline, log_every=6), tmp_path, env)
     update = trainer.agent.update
 
     def poisoned(batch, generator):
@@ -216,7 +216,7 @@ def test_a_critic_that_is_not_finite_is_named_with_its_update(offline, env, tmp_
 
 
 def test_weights_that_are_not_finite_are_not_stored(offline, env, tmp_path):
-    trainer = Trainer(dataclasses.replace(offline, checkpoint_every=4), tmp_path, env, KINDS)
+    trainer = Trainer(dataclasses.replace(offline, checkpoint_every=4), tmp_path, env)
     follow = trainer.agent.follow
 
     def poisoned():
@@ -234,7 +234,7 @@ def test_weights_that_are_not_finite_are_not_stored(offline, env, tmp_path):
 @pytest.mark.parametrize("killed_at", [5, 10])
 def test_value_learning_resumes_bit_for_bit(killed_at, offline, env, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    Trainer(offline, whole, env, KINDS).train()
+    Trainer(offline, whole, env).train()
     stored = {path.name for path in checkpoint.resolve(whole).glob("*.safetensors")}
     assert stored == {f"{name}.safetensors" for name in ("weights", "ema", "optim", "normalizer", "training")}
     shutil.copytree(whole, broken)
@@ -242,7 +242,7 @@ def test_value_learning_resumes_bit_for_bit(killed_at, offline, env, tmp_path):
         if int(folder.name.split("_")[1]) > killed_at:
             shutil.rmtree(folder)
     (broken / "checkpoints" / "LATEST").write_text(f"step_{killed_at:08d}\n")
-    Trainer(offline, broken, env, KINDS, resume=True).train()
+    Trainer(offline, broken, env, resume=True).train()
     compare(checkpoint.resolve(whole), checkpoint.resolve(broken))
 
 

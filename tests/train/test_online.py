@@ -10,7 +10,6 @@ import torch
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.offline.fql import FQL
 from flowpolicy.agents.offline.qc import QC
-from flowpolicy.configs.presets import KINDS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import read_tensors
@@ -57,7 +56,7 @@ def slot():
 
 
 def train(experiment, run, slot=None, *, resume=False):
-    trainer = Trainer(experiment, run, find_env("toy").spec(), KINDS, resume=resume, slot=slot)
+    trainer = Trainer(experiment, run, find_env("toy").spec(), resume=resume, slot=slot)
     trainer.train()
     return trainer
 
@@ -70,7 +69,7 @@ def test_it_starts_with_everything_of_the_base_and_leaves_it_alone(offline, slot
     train(offline, tmp_path / "base")
     before = checkpoint.resolve(tmp_path / "base")
     trainer = Trainer(
-        online(offline, tmp_path / "base"), tmp_path / "on", find_env("toy").spec(), KINDS, resume=False, slot=slot
+        online(offline, tmp_path / "base"), tmp_path / "on", find_env("toy").spec(), resume=False, slot=slot
     )
     for name, tensors in trainer.agent.state_dict().items():
         stored = read_tensors(before / f"{name}.safetensors")
