@@ -23,7 +23,7 @@ from flowpolicy.core.errors import ConfigError, MissingExtraError, SimulatorErro
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import ObservationSpec, Spec
 from flowpolicy.data.controllers import action_of, robot_of
-from flowpolicy.data.hdf5 import open_hdf5, read_array
+from flowpolicy.data.hdf5 import open_hdf5, read_array, read_attribute
 from flowpolicy.data.robomimic import read_initial_state
 from flowpolicy.envs.rendering import choose_opengl, opengl
 from flowpolicy.envs.replay import replay_episodes, require_recorded_in
@@ -141,7 +141,10 @@ class RobosuiteConfig:
         with contextlib.closing(env), open_hdf5(dataset.path) as file:
             for name in dataset.names[:episodes]:
                 demo = file["data"][name]
-                env.load(str(demo.attrs.get("model_file", "")), read_array(demo, "states", dataset.path)[-1])
+                env.load(
+                    str(read_attribute(demo, "model_file", dataset.path, "")),
+                    read_array(demo, "states", dataset.path)[-1],
+                )
                 found.append(env.success())
         return found
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flowpolicy.core.errors import CheckpointError
-from flowpolicy.core.files import flush, read_json, sha256, write_json, write_text
+from flowpolicy.core.files import flush, read_object, sha256, write_json, write_text
 
 FOLDER = "checkpoints"
 LATEST = "LATEST"
@@ -119,7 +119,7 @@ def fingerprint(folder: Path) -> str:
 
 def verify(folder: Path) -> None:
     """Check every file of a checkpoint against its manifest."""
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_object(folder / MANIFEST)
     for name in dict.fromkeys([*ESSENTIAL, *manifest]):
         path = folder / name
         if not path.exists():

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.errors import ConfigError, FlowPolicyError, nearest
 
 Kinds = Mapping[str, type]
 """Tag in the JSON -> dataclass. A plain dict; a moved class does not break a checkpoint."""
@@ -55,22 +55,32 @@ def decode(value: Any, kinds: Kinds, where: str = "config") -> Any:
             raise ConfigError(f"{where}.{name} is {item!r}", expected=f"a value of type {hints[name]}")
     try:
         return cls(**given)
-    except TypeError as error:
+    except FlowPolicyError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        # Types are looked at one level deep, so that what a class does with its values may fail in any of these ways.
         raise ConfigError(f"{where}: {error}", fix="the file was written by another version of flowpolicy") from error
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Shallow type check: enough to catch a string where a number belongs."""
+    """Type check of decoded JSON, elements of tuples and values of dictionaries included."""
     if hint is Any:
         return True
-    origin = typing.get_origin(hint)
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        return value in typing.get_args(hint)
+        return value in inner
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in typing.get_args(hint))
+        return any(_fits(value, arg) for arg in inner)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     target = origin or hint
-    return not isinstance(target, type) or isinstance(value, target)
+    if isinstance(target, type) and not isinstance(value, target):
+        return False
+    if target is tuple and inner:
+        items = [inner[0]] * len(value) if inner[-1] is ... else list(inner)
+        return len(value) == len(items) and all(map(_fits, value, items))
+    if isinstance(value, Mapping) and inner:
+        return all(_fits(item, inner[1]) for item in value.values())
+    return True

@@ -121,6 +121,14 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} is not valid JSON: {error}", fix="restore the file from a copy") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; anything else is a :class:`CheckpointError` that names it."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object", fix="restore the file from a copy")
+    return value
+
+
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write named tensors to one safetensors file, atomically."""
     from safetensors.torch import save

@@ -31,7 +31,7 @@ from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.files import replacing, sha256
 from flowpolicy.core.spec import Contract
-from flowpolicy.data.hdf5 import json_attribute, open_hdf5, read_array, require_group
+from flowpolicy.data.hdf5 import json_attribute, open_hdf5, read_array, read_attribute, require_group
 from flowpolicy.data.windows import WindowSampler
 
 FORMAT = "flowpolicy-groups"
@@ -119,7 +119,7 @@ def is_groups(path: Path) -> bool:
     if not path.is_file() or not h5py.is_hdf5(path):
         return False
     with open_hdf5(path) as file:
-        return bool(file.attrs.get("format") == FORMAT)
+        return bool(read_attribute(file, "format", path) == FORMAT)
 
 
 def read_groups(path: Path | str) -> Groups:
@@ -132,15 +132,15 @@ def read_groups(path: Path | str) -> Groups:
     """
     path = Path(path)
     with open_hdf5(path) as file:
-        if file.attrs.get("format") != FORMAT:
+        if read_attribute(file, "format", path) != FORMAT:
             raise DataError(
                 f"{path} is not a group file; it holds {', '.join(map(str, file)) or 'nothing'}",
                 expected="a file that `flowpolicy groups make` wrote",
                 fix="pass a dataset file as --data.path, and a group file as --groups",
             )
-        if file.attrs.get("schema") != SCHEMA:
+        if (schema := read_attribute(file, "schema", path)) != SCHEMA:
             raise DataError(
-                f"{path} has the group schema {file.attrs.get('schema')}",
+                f"{path} has the group schema {schema}",
                 expected=str(SCHEMA),
                 fix="make the groups again with this version of flowpolicy",
             )

@@ -129,12 +129,29 @@ def read_array(group: h5py.Group, name: str, path: Path) -> NDArray[Any]:
         raise DataError(f"{path}: {key} cannot be read: {error}", fix="copy or generate the file again") from error
 
 
+def read_attribute(node: h5py.Group, name: str, path: Path, default: Any = None) -> Any:
+    """The text or the numbers of an attribute; ``default`` where there is none.
+
+    Lists of any length and references are refused unread: damaged ones end the process inside the HDF5 library.
+    """
+    if name not in node.attrs:
+        return default
+    dtype = node.attrs.get_id(name).dtype
+    if h5py.check_string_dtype(dtype) is None and dtype.kind not in "fiub":
+        raise DataError(
+            f"{path}: the attribute {name} of {node.name[1:] or 'the file'} holds neither text nor numbers",
+            fix="copy, download or generate the file again",
+        )
+    return node.attrs[name]
+
+
 def json_attribute(data: h5py.Group, attribute: str, path: Path) -> dict[str, Any]:
     """The JSON object in an attribute; empty where there is no such attribute."""
-    if attribute not in data.attrs:
+    stated = read_attribute(data, attribute, path)
+    if stated is None:
         return {}
     try:
-        value = json.loads(data.attrs[attribute])
+        value = json.loads(stated)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
         raise DataError(
             f"{path}: the attribute {attribute} of {data.name[1:] or 'the file'} is not valid JSON: {error}"

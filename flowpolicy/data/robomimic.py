@@ -31,6 +31,7 @@ from flowpolicy.data.hdf5 import (
     json_attribute,
     open_hdf5,
     read_array,
+    read_attribute,
     require_flags,
     require_group,
     require_names,
@@ -71,7 +72,7 @@ class RobomimicRecording:
         self.remarks = tuple(self._contradictions())
         self.env_args = json_attribute(self.data, "env_args", path)
         self.success_reward = success_reward(self.env_args)
-        self.provenance = str(self.data.attrs.get("provenance", ""))
+        self.provenance = str(read_attribute(self.data, "provenance", path, ""))
         units = observation_units(self.env_args)
         shapes = {key: ObservationSpec((_width(first["obs"][key]),), units.get(key, UNSTATED)) for key in self.obs_keys}
         self.spec = Spec(
@@ -156,7 +157,7 @@ class RobomimicRecording:
                 yield f"mask/{name} names an episode twice"
         if both := sorted(set(self._masks.get("train", ())) & set(self._masks.get("valid", ())), key=_number):
             yield f"mask/train and mask/valid share episodes: {_few(both)}"
-        stated = self.data.attrs.get("total")
+        stated = read_attribute(self.data, "total", self.path)
         rows = sum(len(self.data[name]["actions"]) for name in known if "actions" in self.data[name])
         if stated is not None and not np.array_equal(stated, rows):
             yield f"the attribute total says {stated} steps, and the episodes hold {rows}"
@@ -179,7 +180,7 @@ class RobomimicRecording:
         width = self._demo(self.names[0])["actions"].shape[-1]
         if node.ndim != 2 or node.shape[0] == 0 or node.shape[1] != width:
             raise DataError(f"{self.path}: {key} has shape {node.shape}", expected=f"(steps, {width}), steps > 0")
-        stated = demo.attrs.get("num_samples", node.shape[0])
+        stated = read_attribute(demo, "num_samples", self.path, node.shape[0])
         if not np.array_equal(stated, node.shape[0]):
             raise DataError(f"{self.path}: {key} has {node.shape[0]} rows, but num_samples says {stated}")
         return int(node.shape[0])
@@ -194,13 +195,17 @@ def _read_masks(file: h5py.File, path: Path) -> dict[str, list[str]]:
         raise DataError(f"{path}: mask is no group", expected="arrays of episode names in mask/")
     found = {}
     for name, node in masks.items():
-        if not isinstance(node, h5py.Dataset) or node.ndim != 1 or node.dtype.kind not in "SO":
+        if not isinstance(node, h5py.Dataset) or node.ndim != 1 or not _is_text(node):
             raise DataError(f"{path}: mask/{name} is no list of episode names", expected="text, one name each")
         try:
             found[name] = [bytes(value).decode() if isinstance(value, bytes) else str(value) for value in node[()]]
         except (OSError, RuntimeError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: mask/{name} cannot be read: {error}", fix="write the mask anew") from error
     return found
+
+
+def _is_text(node: h5py.Dataset) -> bool:
+    return h5py.check_string_dtype(node.dtype) is not None or node.dtype.kind == "S"
 
 
 def _require_linked_files(data: h5py.Group, path: Path) -> None:
@@ -251,7 +256,7 @@ def read_initial_state(path: Path, name: str) -> tuple[NDArray[Any], str]:
     with open_hdf5(path) as file:
         demo = require_group(require_group(file, "data", path), name, path)
         states = read_array(demo, "states", path)
-        return states[0], str(demo.attrs.get("model_file", ""))
+        return states[0], str(read_attribute(demo, "model_file", path, ""))
 
 
 class StoredState(NamedTuple):
@@ -277,7 +282,7 @@ def read_stored_state(path: Path, name: str, step: int) -> StoredState:
         states, actions = read_array(demo, "states", path), read_array(demo, "actions", path)
         if not 0 <= step < len(states):
             raise DataError(f"{path}: data/{name}/states has {len(states)} rows", expected=f"a row {step}")
-        return StoredState(states[step], str(demo.attrs.get("model_file", "")), actions[:step])
+        return StoredState(states[step], str(read_attribute(demo, "model_file", path, "")), actions[:step])
 
 
 def _env_id(env_args: dict[str, Any]) -> str:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flowpolicy.core.checkpoint import MANIFEST
 from flowpolicy.core.errors import CheckpointError
-from flowpolicy.core.files import read_json
+from flowpolicy.core.files import read_object
 from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.policy.engines.engine import Shapes
 
@@ -68,6 +69,26 @@ def is_package(folder: Path) -> bool:
     return (folder / HEADER).exists()
 
 
+def _count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+
+
+_HEADER: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "format": ("onnx, pt2 or numpy", lambda value: value in get_args(Format)),
+    "nfe": ("a number, at least 1", _count),
+    "candidates": ("a number, at least 1", _count),
+    "prefix": ("a number, at least 0", lambda value: _count(value, 0)),
+    "threads": ("a number, at least 0", lambda value: _count(value, 0)),
+    "batches": ("numbers, at least 1 each", lambda value: isinstance(value, list) and all(map(_count, value))),
+    "files": (
+        "batch size to name of a file",
+        lambda value: isinstance(value, dict) and all(isinstance(name, str) for name in value.values()),
+    ),
+    "policy": ("the policy's configuration", lambda value: isinstance(value, dict)),
+}
+"""Field of ``engine.json`` -> what it holds, in words, and whether a value is that."""
+
+
 def open_package(folder: Path) -> Package:
     """Verify every file of an export folder and read what it says about itself.
 
@@ -78,23 +99,22 @@ def open_package(folder: Path) -> Package:
     manifest = read_manifest(folder)
     for name in dict.fromkeys([HEADER, "contract.json", *manifest]):
         verified(folder, name, manifest)
-    header = read_json(folder / HEADER)
-    if not isinstance(header, dict) or header.pop("schema", None) not in (1, SCHEMA):
+    header = read_object(folder / HEADER)
+    if header.pop("schema", None) not in (1, SCHEMA):
         raise CheckpointError(
             f"{folder / HEADER} has an unknown schema version", fix="export again with this flowpolicy"
         )
-    try:
-        package = Package(
-            folder=folder,
-            contract=load_contract(folder / "contract.json"),
-            batches=tuple(header.pop("batches")),
-            prefix=header.get("prefix", 0),
-            **{field: header[field] for field in ("format", "nfe", "candidates", "threads", "files", "policy")},
-        )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / HEADER} does not describe a model: {error}", fix="export the run again"
-        ) from error
+    header.setdefault("prefix", 0)
+    for field, (what, fits) in _HEADER.items():
+        if field not in header or not fits(header[field]):
+            raise CheckpointError(
+                f"{folder / HEADER} does not describe a model: {field} is {header.get(field, 'missing')}",
+                expected=what,
+                fix="export the run again",
+            )
+    fields = {field: header[field] for field in _HEADER if field != "batches"}
+    contract, batches = load_contract(folder / "contract.json"), tuple(header["batches"])
+    package = Package(folder=folder, contract=contract, batches=batches, **fields)
     for name in package.files.values():
         if name not in manifest:
             raise CheckpointError(f"{folder / HEADER} names {name}, which the manifest does not", fix="export again")
@@ -103,8 +123,8 @@ def open_package(folder: Path) -> Package:
 
 def read_manifest(folder: Path) -> dict[str, str]:
     """File name -> SHA-256."""
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or any(Path(name).name != name for name in manifest):
+    manifest = read_object(folder / MANIFEST)
+    if any(Path(name).name != name or not isinstance(stated, str) for name, stated in manifest.items()):
         raise CheckpointError(f"{folder / MANIFEST} is no manifest of an export", fix="export the run again")
     return manifest
 

@@ -16,7 +16,8 @@ from flowpolicy.core import checkpoint
 from flowpolicy.core.config import decode, encode
 from flowpolicy.core.devices import find_device
 from flowpolicy.core.errors import CheckpointError, ConfigError
-from flowpolicy.core.files import digest, read_json, write_json, write_tensors
+from flowpolicy.core.files import digest, read_object, write_json, write_tensors
+from flowpolicy.core.ranges import require_ranges
 from flowpolicy.core.spec import Contract, load_contract, save_contract
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
@@ -337,9 +338,13 @@ class Policy(nn.Module):
         """
         device, folder = find_device(device), checkpoint.resolve(Path(path))
         contract = load_contract(folder / "contract.json")
-        config = decode(read_json(folder / "config.json").get("policy"), KINDS, str(folder / "config.json"))
+        config = decode(read_object(folder / "config.json").get("policy"), KINDS, str(folder / "config.json"))
         if not isinstance(config, PolicyConfig):
             raise CheckpointError(f"{folder / 'config.json'} holds no policy", fix="use the version that wrote it")
+        try:
+            require_ranges(config, "policy.")
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / 'config.json'}: {error.what}", expected=error.expected) from error
         shapes = {key: int(torch.Size(spec.shape).numel()) for key, spec in contract.spec.observation.items()}
         policy = cls(config, contract, Normalizer(shapes, contract.spec.action.size))
         weights = folder / ("ema.safetensors" if averaged else "weights.safetensors")

@@ -14,7 +14,7 @@ from torch import Tensor
 from flowpolicy.core import checkpoint, keys
 from flowpolicy.core.config import decode
 from flowpolicy.core.errors import CheckpointError, ConfigError
-from flowpolicy.core.files import read_json
+from flowpolicy.core.files import read_json, read_object
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.data.dataset import DataConfig, Dataset, load_dataset
@@ -126,7 +126,7 @@ class Run:
 
     def _config(self, part: str) -> Any:
         path = self.checkpoint / "config.json"
-        return decode(read_json(path).get(part), KINDS, str(path))
+        return decode(read_object(path).get(part), KINDS, str(path))
 
     def policy(self, *, averaged: bool = True, device: torch.device | str = "cpu") -> Policy:
         """The policy, as :meth:`flowpolicy.Policy.load` gives it."""

@@ -115,9 +115,9 @@ def write_index(folder: Path) -> Path:
         for episode in episodes:
             require_same_robot(episode, read_env_args(episode), stated, episodes[0].name)
             with open_hdf5(episode) as one:
-                total += int(one["data"].attrs["total"])
                 masks = {key: {bytes(name).decode() for name in one["mask"][key][()]} for key in one["mask"]}
                 for part in range(len(one["data"])):
+                    total += len(one["data"][f"demo_{part}"]["actions"])
                     for key, names in masks.items():
                         if f"demo_{part}" in names:
                             members.setdefault(key, []).append(f"demo_{number}")

@@ -5,7 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .damage import FORMATS, main
+from .damage import main
+from .formats import FORMATS
 
 parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
 parser.add_argument("format", choices=FORMATS)

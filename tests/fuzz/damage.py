@@ -3,8 +3,8 @@
     python -m tests.fuzz robomimic --mutations 100000 --seed 0
 
 Mutations know the structure: types, shapes, names, attributes, values and links of HDF5; members of an npz; JSON values
-by place; and bytes, flipped or cut off. Batches run in a process of their own, so that a crash or a hang of the HDF5
-library is a finding and not the end.
+by place; header and tensors of safetensors; and bytes, flipped or cut off. Batches run in a process of their own, so
+that a crash or a hang of the HDF5 library is a finding and not the end.
 """
 
 from __future__ import annotations
@@ -14,140 +14,34 @@ import copy
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from flowpolicy.core.errors import FlowPolicyError
-from flowpolicy.core.spec import Contract, Spec, load_contract, save_contract
-from flowpolicy.data.dataset import DataConfig, load_dataset, load_unchecked
-from flowpolicy.data.doctor import describe, diagnose
-from flowpolicy.data.groups import Groups, StoredJudge, read_groups, write_groups
-from flowpolicy.evaluate.plan import load_plan, make_plan, save_plan
-from flowpolicy.evaluate.report import load_evaluation
+from flowpolicy.core.checkpoint import MANIFEST
+from flowpolicy.core.errors import FlowPolicyError, from_system
+
+from .formats import FORMATS, Format, seal
 
 ODD = (None, True, -1, 0, 2**70, 1e308, float("nan"), "", "ä\0", "../x", [], [[]], {}, {"a": [None]}, [1, "x"], "NaN")
 NAMES = ("", "data", "obs", "demo_x", "demo_00001", "episode_", "ünïcode", "a b", "x" * 300, "rewards")
 DTYPES = ("f2", "f8", "i1", "u8", "?", "c8", "S3", "V4", "O")
 
 
-def seed_robomimic(path: Path) -> None:
-    """Three episodes, a filter key and a controller."""
-    from flowpolicy.envs.robosuite import RobosuiteConfig
-
-    stream = np.random.default_rng(0)
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs["env_args"], data.attrs["total"] = json.dumps(RobosuiteConfig("Lift").env_args()), 12
-        for index in range(3):
-            demo, last = data.create_group(f"demo_{index}"), np.eye(1, 4, 3)[0]
-            demo["actions"], demo["rewards"], demo["dones"] = stream.uniform(-1, 1, (4, 7)), last, last.astype(int)
-            demo.attrs["num_samples"] = 4
-            demo["obs/object"], demo["obs/robot0_eef_pos"] = stream.normal(size=(4, 10)), stream.normal(size=(4, 3))
-        file["mask/train"] = np.array([b"demo_0", b"demo_2"])
-
-
-def seed_d4rl(path: Path) -> None:
-    """Two episodes."""
-    stream = np.random.default_rng(0)
-    with h5py.File(path, "w") as file:
-        file["observations"], file["actions"] = stream.normal(size=(12, 4)), stream.uniform(-1, 1, (12, 2))
-        file["rewards"], file["terminals"] = stream.normal(size=12), np.zeros(12, bool)
-        file["timeouts"], file["infos/qpos"] = np.arange(12) % 6 == 5, stream.normal(size=(12, 3))
-
-
-def seed_minari(path: Path) -> None:
-    """Three episodes with a dictionary of observations."""
-    with h5py.File(path, "w") as file:
-        for index in range(3):
-            episode, stream = file.create_group(f"episode_{index}"), np.random.default_rng(index)
-            episode["observations/hand"], episode["observations/goal"] = stream.normal(size=(5, 3)), np.zeros((5, 2))
-            episode["actions"], episode["rewards"] = stream.uniform(-1, 1, (4, 2)), stream.normal(size=4)
-            episode["terminations"], episode["truncations"] = np.zeros(4, bool), np.arange(4) == 3
-            episode.attrs["seed"] = index
-
-
-def seed_ogbench(path: Path) -> None:
-    """Two labelled trajectories."""
-    stream, solved = np.random.default_rng(0), np.arange(8) == 5
-    np.savez(
-        path.open("wb"),
-        observations=stream.normal(size=(8, 4)),
-        actions=stream.uniform(-1, 1, (8, 2)),
-        terminals=np.arange(8) % 4 == 3,
-        rewards=solved - 1.0,
-        masks=1.0 - solved,
-        env_id=np.array("pointmaze-medium-v0"),
-    )
-
-
-def seed_groups(path: Path) -> None:
-    """Scored candidates of six states with a judge."""
-    import torch
-
-    columns = {"obs": {"state": torch.zeros(6, 2, 3)}, "action": torch.randn(6, 4, 3, 2), "row": torch.arange(6)}
-    columns |= {"valid": torch.ones(6, 3, dtype=torch.bool), "score": torch.randn(6, 4)}
-    judge = StoredJudge({"shapes": {"state": 3}}, {"a.weight": torch.ones(2, 3)})
-    provenance = {"source": "critic", "base": "run", "base_sha256": "ab" * 32}
-    groups = Groups(**columns, held_out=torch.arange(6) % 3 == 0, provenance=provenance, judges={"train": judge})
-    groups.outcomes["success"] = np.ones((6, 4, 2), dtype=bool)
-    write_groups(path, groups)
-
-
-def seed_contract(path: Path) -> None:
-    """The contract of a policy of Lift."""
-    from flowpolicy.envs.robosuite import RobosuiteConfig
-
-    spec: Spec = RobosuiteConfig("Lift").spec()
-    save_contract(path, Contract(spec=spec, history=1, chunk=8, execute=8, nfe=1, dataset_id="lift.hdf5"))
-
-
-def seed_plan(path: Path) -> None:
-    """A plan of four episodes."""
-    save_plan(path, make_plan("toy", 4, 0))
-
-
-def seed_record(path: Path) -> None:
-    """A stored evaluation."""
-    record = json.loads((Path(__file__).parents[2] / "docs" / "records" / "dm1-lift.json").read_text())
-    record["episodes"] = record["episodes"][:3]
-    path.write_text(json.dumps(record))
-
-
-def read_dataset(path: Path) -> None:
-    """All that commands do with a dataset file before they train."""
-    for step in (describe, lambda p: load_dataset(DataConfig(path=str(p)))):
-        with contextlib.suppress(FlowPolicyError):
-            step(path)
-    diagnose(load_unchecked(DataConfig(path=str(path))))
-
-
-FORMATS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any], str]] = {
-    "robomimic": (seed_robomimic, read_dataset, "hdf5"),
-    "d4rl": (seed_d4rl, read_dataset, "hdf5"),
-    "minari": (seed_minari, read_dataset, "hdf5"),
-    "ogbench": (seed_ogbench, read_dataset, "npz"),
-    "groups": (seed_groups, read_groups, "hdf5"),
-    "contract": (seed_contract, load_contract, "json"),
-    "plan": (seed_plan, load_plan, "json"),
-    "record": (seed_record, load_evaluation, "json"),
-}
-"""Name -> what writes a good file, what reads it, and how it is damaged."""
-
-
-def damage(path: Path, kind: str, chance: random.Random) -> str:
+def damage(path: Path, chance: random.Random) -> str:
     """Damage a file in one to three places; says how."""
     if chance.random() < 0.15:
         return damage_bytes(path, chance)
-    edit = {"hdf5": damage_hdf5, "npz": damage_npz, "json": damage_json}[kind]
+    edit = EDITS[path.suffix]
     return "; ".join(edit(path, chance) for _ in range(chance.choice((1, 1, 2, 3))))
 
 
@@ -261,6 +155,38 @@ def damage_npz(path: Path, chance: random.Random) -> str:
     return f"{name}: {members[name].dtype if name in members else 'gone'}"
 
 
+def damage_safetensors(path: Path, chance: random.Random) -> str:
+    """Change the header, or one tensor; the rest stays as it is."""
+    from safetensors.numpy import load, save
+
+    content = path.read_bytes()
+    if chance.random() < 0.4:
+        size = int.from_bytes(content[:8], "little")
+        try:
+            header = changed_json(json.loads(content[8 : 8 + size]), chance)
+        except ValueError:  # damaged before
+            return "unreadable"
+        words = json.dumps(header).encode()
+        path.write_bytes(len(words).to_bytes(8, "little") + words + content[8 + size :])
+        return "header"
+    try:
+        tensors = load(content)
+    except Exception:  # damaged before
+        return "unreadable"
+    if not tensors:
+        return "nothing left"
+    name, how = chance.choice(list(tensors)), chance.randrange(4)
+    if how == 0:
+        del tensors[name]
+    elif how == 1:
+        tensors[chance.choice(NAMES)] = tensors.pop(name)
+    else:
+        value = changed_array(tensors[name], chance)
+        tensors[name] = value if value.dtype.kind in "biuf" else np.zeros(value.shape, np.float16)
+    path.write_bytes(save({key: np.ascontiguousarray(value) for key, value in tensors.items()}))
+    return f"{name}: {tensors[name].dtype if name in tensors else 'gone'}"
+
+
 def damage_json(path: Path, chance: random.Random) -> str:
     """Change one value of a JSON file, wherever it stands."""
     try:
@@ -297,35 +223,59 @@ def changed_json(value: Any, chance: random.Random) -> Any:
     return value
 
 
-def outcome(name: str, number: int, seed: int, folder: Path, good: bytes) -> str:
-    """Empty where mutation ``number`` is read or refused in words, else what went wrong."""
-    _, read, kind = FORMATS[name]
-    path = folder / f"damaged.{kind}"
-    path.write_bytes(good)
-    how = damage(path, kind, random.Random(f"{name} {seed} {number}"))
-    before = path.read_bytes()
+EDITS = {".hdf5": damage_hdf5, ".npz": damage_npz, ".json": damage_json, ".safetensors": damage_safetensors}
+"""Ending of a file -> what changes one place of it."""
+
+
+def outcome(form: Format, chance: random.Random, folder: Path, good: dict[str, bytes]) -> str:
+    """Empty where a damaged copy of what is good is read or refused in words, else what went wrong.
+
+    Args:
+        form: what is damaged.
+        chance: decides how.
+        folder: where; holds nothing else.
+        good: content of the files.
+
+    """
+    for name, content in good.items():
+        (folder / name).write_bytes(content)
+    name = chance.choice(form.damaged)
+    how = f"{name}: {damage(folder / name, chance)}"
+    if form.folder and form.sealed and name != MANIFEST:
+        seal(folder)
+    before = {name: (folder / name).read_bytes() for name in good}
     try:
-        read(path)
+        form.read(folder if form.folder else folder / name)
     except FlowPolicyError:
         pass
-    except BaseException:
-        return f"{name} {number} ({how}):\n{traceback.format_exc(limit=-4)}"
-    return "" if path.read_bytes() == before else f"{name} {number} ({how}): the file was changed"
+    except BaseException as error:
+        if from_system(error) is not None:  # which commands say in words
+            return ""
+        return f"({how}):\n{traceback.format_exc(limit=-4)}"
+    changed = [name for name, content in before.items() if (folder / name).read_bytes() != content]
+    return f"({how}): {changed} changed" if changed else ""
+
+
+def good_files(form: Format, folder: Path) -> dict[str, bytes]:
+    """Name -> content of the files of a good one, which is made in a folder of its own."""
+    place = folder / "good"
+    place.mkdir()
+    form.write(place if form.folder else place / form.damaged[0])
+    content = {path.name: path.read_bytes() for path in place.iterdir()}
+    shutil.rmtree(place)
+    return content
 
 
 def findings(
-    name: str, mutations: int, seed: int, folder: Path, first: int = 0, batch: int = 500, limit: float = 60.0
+    name: str, mutations: int, seed: int, folder: Path, batch: int = 500, limit: float = 60.0
 ) -> Iterator[str]:
     """What went wrong in ``mutations`` mutations, batch by batch in forked processes."""
-    good = folder / "good"
-    FORMATS[name][0](good)
-    content = good.read_bytes()
-    for start in range(first, first + mutations, batch):
-        report = folder / "report"
+    good, report = good_files(FORMATS[name], folder), folder / "report"
+    for start in range(0, mutations, batch):
         report.write_text("")
         child = os.fork()
         if child == 0:
-            _run_batch(name, range(start, min(start + batch, first + mutations)), seed, folder, content, limit, report)
+            _run_batch(name, range(start, min(start + batch, mutations)), seed, folder, good, limit, report)
         _, status = os.waitpid(child, 0)
         lines = report.read_text().split("\x1e")
         yield from (line for line in lines[:-1] if not line.startswith("at "))
@@ -333,17 +283,21 @@ def findings(
             yield f"{name} {lines[-2] if len(lines) > 1 else start}: the process ended with {status}"
 
 
-def _run_batch(name: str, numbers: range, seed: int, folder: Path, good: bytes, limit: float, report: Path) -> None:
+def _run_batch(
+    name: str, numbers: range, seed: int, folder: Path, good: dict[str, bytes], limit: float, report: Path
+) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a hang ends the process
     warnings.simplefilter("ignore")
     try:
+        place = folder / "damaged"
+        place.mkdir(exist_ok=True)
         with report.open("a") as stream:
             for number in numbers:
                 signal.setitimer(signal.ITIMER_REAL, limit)
                 stream.write(f"at {number}\x1e")
                 stream.flush()
-                if wrong := outcome(name, number, seed, folder, good):
-                    stream.write(f"{wrong}\x1e")
+                if wrong := outcome(FORMATS[name], random.Random(f"{name} {seed} {number}"), place, good):
+                    stream.write(f"{name} {number} {wrong}\x1e")
         os._exit(0)
     finally:  # never back into the caller's code
         traceback.print_exc()

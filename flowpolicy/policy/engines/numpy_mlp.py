@@ -30,18 +30,19 @@ def build(package: Package, batch: int, threads: int) -> Program:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    if package.policy["net"]["class"] not in TRUNKS:
-        raise ConfigError(
-            f"the NumPy engine cannot run the net '{package.policy['net']['class']}'", expected=" or ".join(TRUNKS)
-        )
     set_blas_threads(threads)
     try:
+        net = package.policy["net"]["class"]
+        if net not in TRUNKS:
+            raise ConfigError(f"the NumPy engine cannot run the net '{net}'", expected=" or ".join(TRUNKS))
         weights = {name: value.astype(np.float64) for name, value in load(package.read("any")).items()}
         weights.setdefault(
             "action.limit", np.full_like(weights["action.scale"], np.inf)
         )  # exports before 0.2 have none
-        return _Layout(package, batch, weights).program()
-    except (SafetensorError, KeyError, ValueError) as error:
+        program = _Layout(package, batch, weights).program()
+        program.run()  # sizes that do not fit show here
+        return program
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{package.folder} holds no model of its own description: {error!r}", fix="export the run again"
         ) from error
@@ -111,6 +112,7 @@ class _Layout:
         if self.encoded:
             first, norm = (f"encoder.project.{index}." for index in (0, 1))
             linear = [_centred(self.weights[first + name]) for name in ("weight", "bias")]
+            _require_inputs(linear[0], self.flat.shape[1])
             hidden = rows.product(self.observed.whole, *linear)
             y = rows.norm(hidden, -GAIN * self.weights[norm + "weight"], -GAIN * self.weights[norm + "bias"])
             rows.gelu(y, self.feature)
@@ -122,6 +124,7 @@ class _Layout:
         inlet, bias = (weights[("inlet." if residual else "layers.0.") + name] for name in ("weight", "bias"))
         inlet, bias = (_centred(inlet), _centred(bias)) if residual else (-GAIN * inlet, -GAIN * bias)
         moving, timed, fixed = np.split(inlet, np.cumsum([self.size, times.shape[1]]), axis=1)
+        _require_inputs(fixed, self.told + self.encoded + self.flat.shape[1])
         fixed, biases = fixed.copy(), times @ timed.T + bias
         fixed[:, self.told : self.told + self.encoded] /= -GAIN
         rest = (_residual if residual else _plain)(self.all, weights)
@@ -227,6 +230,12 @@ def _plain(tape: Tape, weights: Weights) -> Callable[[Rows], Rows]:
         return hidden
 
     return rest
+
+
+def _require_inputs(weight: np.ndarray, inputs: int) -> None:
+    """Matrices are widened with zeros to what they are multiplied with: one of another size would act on the wrong."""
+    if weight.shape[1] != inputs:
+        raise ValueError(f"a layer for {weight.shape[1]} inputs, of which there are {inputs}")
 
 
 def _centred(value: Any) -> np.ndarray:
