@@ -121,12 +121,13 @@ def read_dataset(path: Path) -> None:
 
 def write_checkpoint(folder: Path, agent: str = "debug") -> None:
     """An untrained policy of the toy with 8 hidden units, and the experiment that it would come from."""
-    from flowpolicy.agents.flow import Flow
-    from flowpolicy.configs.presets import KINDS, PRESETS
+    from flowpolicy.agents.cloning.flow import Flow
+    from flowpolicy.configs.presets import PRESETS
     from flowpolicy.data.normalize import Normalizer
     from flowpolicy.envs import find_env
     from flowpolicy.nets.encoder import StateEncoder
     from flowpolicy.nets.mlp import MLP
+    from flowpolicy.train.kinds import KINDS
 
     experiment = PRESETS["debug"][1]
     small: dict[str, Any] = {"net": MLP(width=8, depth=1), "encoder": StateEncoder(width=4), "chunk": 4, "execute": 2}
@@ -172,12 +173,12 @@ def seal(folder: Path) -> None:
 
 def read_checkpoint(folder: Path) -> None:
     """All that commands do with a checkpoint before they train on or act."""
-    from flowpolicy.commands.resume import stored_experiment
-    from flowpolicy.policy import Policy
+    from flowpolicy.train.run import Run
 
+    run = Run.load(folder)
     with contextlib.suppress(FlowPolicyError):
-        stored_experiment(folder)
-    policy = Policy.load(folder)
+        run.experiment  # noqa: B018  read when it is asked for
+    policy = run.policy()
     each = policy.contract.spec.observation.items()
     obs = {name: torch.zeros(1, policy.contract.history, *spec.shape) for name, spec in each}
     policy.act(obs, torch.Generator().manual_seed(0))

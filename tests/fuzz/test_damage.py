@@ -8,6 +8,7 @@ import pytest
 
 from flowpolicy.core.errors import FlowPolicyError
 from flowpolicy.data.groups import read_groups
+from flowpolicy.train.run import Run
 
 from .damage import findings, good_files
 from .formats import FORMATS, PACKAGE, read_dataset, seal
@@ -89,11 +90,9 @@ def test_edits_that_once_went_wrong_are_refused(name, file, edit, said, tmp_path
 
 
 def test_an_edited_experiment_is_refused_by_its_place(tmp_path):
-    from flowpolicy.commands.resume import stored_experiment
-
     folder = edited("config", put("experiment", "agent", value={}), tmp_path, "config.json")
     with pytest.raises(FlowPolicyError, match=r"config\.json: 'dict' object has no attribute"):
-        stored_experiment(folder)
+        Run.load(folder).experiment  # noqa: B018  read when it is asked for
 
 
 def test_tensors_of_other_sizes_than_an_export_says_are_refused(tmp_path):
