@@ -1,9 +1,8 @@
 """DM1: MeanFlow with dispersive regularisation, one network evaluation per action chunk.
 
 Zou et al. 2025 (arXiv 2510.07865) on MeanFlow (Geng et al. 2025, arXiv 2505.13447) and dispersive losses
-(Wang and He 2025, arXiv 2506.09027). Written from [algorithms 1.3, 1.4, 1.8]; none of the defects of the
-published code listed in [algorithms 7.1] is kept. Time runs from noise (0) to data (1), the other way than
-in the papers; :mod:`flowpolicy.flows.meanflow` states the identity with the sign that this needs.
+(Wang and He 2025, arXiv 2506.09027). Time runs from noise (0) to data (1), opposite to the papers, which changes a sign
+in MeanFlow's identity. The mathematics, and where the published code differs: docs/methods/dm1.md.
 """
 
 from __future__ import annotations

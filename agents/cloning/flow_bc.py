@@ -1,6 +1,6 @@
 """Flow behaviour cloning: velocity matching, many network evaluations per chunk.
 
-Lipman et al. 2023 (arXiv 2210.02747), Liu et al. 2023 (arXiv 2209.03003); as a policy [algorithms 4.1].
+Lipman et al. 2023 (arXiv 2210.02747), Liu et al. 2023 (arXiv 2209.03003); docs/methods/dm1.md#flow-behaviour-cloning.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """GDRO: post-training of a flow policy from groups of scored candidates, without the environment.
 
-Group-level direct reward optimisation (arXiv 2601.02036) carried from images to action chunks; written from
-[algorithms 3]. The policy starts as a copy of the base and is told which log-ratios to the base its candidates should
-have: ``advantage / temperature``, up to a constant of the state. On a flow map the diagonal is post-trained, and the
-map follows it: it stays the flow of its own velocity at points of reference-tilted samples, so that the result still
-acts in one evaluation.
+Group-level direct reward optimisation (arXiv 2601.02036) carried from images to action chunks; the mathematics is in
+docs/methods/gdro.md. The policy starts as a copy of the base and is told which log-ratios to the base its candidates
+should have: ``advantage / temperature``, up to a constant of the state. On a flow map the diagonal is post-trained, and
+the map follows it: it stays the flow of its own velocity at points of reference-tilted samples, so that the result
+still acts in one evaluation.
 """
 
 from __future__ import annotations

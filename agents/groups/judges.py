@@ -2,7 +2,7 @@
 
 A group file carries two, ``train`` and ``held_out``. The first stands for the rewards that a policy is trained on,
 the second is independent of it (other networks, fitted to other states where they are fitted here) and trains
-nothing. [algorithms 3.7]
+nothing. docs/methods/gdro.md#corrected-score says what is made of them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The Fisher Decorator: a behaviour flow, and a small residual that climbs the critic within a budget of nats.
 
-Fisher Decorator (arXiv 2604.17919) on DeFlow (arXiv 2601.10471); written from [algorithms 2]. The policy plays
-``b + shift(s, b)``, b from the behaviour flow, the shift trained on Q minus a weight times what it costs
-(:mod:`flowpolicy.flows.fisher`). The weight is adapted until the mean cost is the budget. What differs from the
-released code [algorithms 7.2]:
+Fisher Decorator (arXiv 2604.17919) on DeFlow (arXiv 2601.10471). The policy plays ``b + shift(s, b)``, b from the
+behaviour flow, the shift trained on Q minus a weight times what it costs (:mod:`flowpolicy.flows.fisher`). The weight
+is adapted until the mean cost is the budget. What differs from the released code (docs/methods/fisher-decorator.md):
 
 - the true score, the curvature, or the KL to second order instead of a proxy, and no normalisation, so that the
   budget is in nats per dimension and one grid serves every task (``metric`` keeps the released form);

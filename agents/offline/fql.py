@@ -1,9 +1,8 @@
 """FQL: a one-step policy distilled from a behaviour flow, and pulled up the critic.
 
-Park, Li and Levine 2025 (arXiv 2502.02538); written from [algorithms 4.2]. The flow imitates the data; the policy
+Park, Li and Levine 2025 (arXiv 2502.02538); docs/methods/offline-rl.md#fql. The flow imitates the data; the policy
 mu(s, z) imitates what ten Euler steps of the flow make of the noise z, and climbs Q. No gradient passes through the
-solver. Unlike the published code the target critic follows the parameters after the update, not before it
-[algorithms 7.4, Q3].
+solver. The target critic follows the parameters after the update; in the published code, those before it.
 """
 
 from __future__ import annotations

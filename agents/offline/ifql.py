@@ -1,8 +1,8 @@
 """IFQL: implicit values as in IQL, a behaviour flow as policy, and the best of N of its samples as action.
 
 The flow counterpart of IDQL (Hansen-Estruch et al. 2023, arXiv 2304.10573) in the FQL study (arXiv 2502.02538);
-written from [algorithms 4.3]. The published code repeats observations along the batch axis and so is right for one
-observation at a time only [algorithms 7.4, Q1]; here every row has candidates of its own.
+docs/methods/offline-rl.md#ifql. The published code repeats observations along the batch axis, which is right for one
+observation at a time only; here every row has candidates of its own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """IQL: an expectile of Q over the actions of the data as state value, and a policy that imitates the better actions.
 
-Kostrikov, Nair and Levine 2022 (arXiv 2110.06169); written from [algorithms 4.4]. Nothing is ever asked of the critic
-but actions of the data. :class:`ImplicitAgent` is the value half, which IFQL shares.
+Kostrikov, Nair and Levine 2022 (arXiv 2110.06169); docs/methods/offline-rl.md#iql. The critic is only ever asked for
+actions of the data. :class:`ImplicitAgent` is the value half, which IFQL shares.
 """
 
 from __future__ import annotations

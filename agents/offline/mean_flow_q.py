@@ -1,8 +1,8 @@
 """MeanFlow Q-learning: a one-step flow map that imitates the data and climbs the critic.
 
-Wang et al. 2025 (arXiv 2511.13035, MeanFlowQL); written from [algorithms 1.7, flow-methods 4.6]. The actor is
+Wang et al. 2025 (arXiv 2511.13035, MeanFlowQL); docs/methods/offline-rl.md#meanflowq. The actor is
 ``z + U(z, 0, 1)``; the same network learns the mean velocity of the behaviour and is pulled up Q where it acts.
-Time runs from noise (0) to data (1), the other way than in the paper. What differs from the published code:
+Time runs from noise (0) to data (1), opposite to the paper. What differs from the published code:
 
 - Q is divided by its mean size, so that ``alpha`` does not depend on the scale of the rewards (10 to 11000 there);
 - what leaves the box is charged with its square, as the gradient of a clamped action is zero;

@@ -1,9 +1,9 @@
 """QC: the critic values whole action chunks; the policy is the best of N flow chunks, or a distilled one-step policy.
 
-Li, Zhou and Levine 2025, Reinforcement learning with action chunking (arXiv 2507.07969); written from
-[algorithms 4.7]. A chunk is executed open-loop, so its h rewards are an unbiased h-step return. Chunks that the end
-of their episode cuts off teach the flow what they hold, averaged over those entries [algorithms 7.4, Q7], and the
-critic only if the episode truly terminated.
+Li, Zhou and Levine 2025, Reinforcement learning with action chunking (arXiv 2507.07969);
+docs/methods/offline-rl.md#qc. A chunk is executed open-loop, so its h rewards are an unbiased h-step return. Chunks
+that the end of their episode cuts off teach the flow what they hold, averaged over those entries, and the critic only
+if the episode truly terminated.
 """
 
 from __future__ import annotations

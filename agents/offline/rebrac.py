@@ -1,8 +1,8 @@
 """ReBRAC: TD3 with a penalty on leaving the data's actions, in the actor and in the critic.
 
-Tarasov et al. 2023 (arXiv 2305.09836); written from [algorithms 4.5]. The published critic penalty compares with the
-next row of the file even where that row belongs to another trajectory [algorithms 7.4, Q2]; here the action of the
-data is that of the row which the return bootstraps from, in the same episode.
+Tarasov et al. 2023 (arXiv 2305.09836); docs/methods/offline-rl.md#rebrac. The published critic penalty compares with
+the next row of the file even where that row belongs to another trajectory; here the data's action is that of the row
+from which the return bootstraps, in the same episode.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The student's curve is followed, without a gradient, to a few times inside a segment; there the teacher is asked for its
 velocity, and the curve's mean velocity over a short window is regressed on it. At first part of the way is the
-teacher's own, so that the points are points of its trajectories. Written from [flow-methods 7]; code pnotp/ArcFlow.
+teacher's own, so that the points are points of its trajectories. Source: the code of pnotp/ArcFlow;
+docs/methods/flow-laboratory.md#students.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ First the map learns the teacher's velocity and its integral, at points of the d
 are judged: a number of steps and one of them are picked, the map jumps to that step, takes it, and jumps to the end.
 The sample is pushed towards the teacher's law by the difference of two velocities, the teacher's and that of a second
 network that follows the samples (distribution matching, arXiv 2311.18828). Any number of steps improves, for the price
-of two. Written from [flow-methods 29].
+of two. See docs/methods/flow-laboratory.md#students.
 """
 
 from __future__ import annotations

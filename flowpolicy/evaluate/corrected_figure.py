@@ -52,7 +52,8 @@ def draw_corrected(metrics_csv: Path, png: Path, success: Sequence[tuple[int, fl
 def verdict(curves: Curves) -> str:
     """In words: which update was chosen, and whether the held-out judge confirms where training ended.
 
-    It does not where the hacking gap is above half of the gain in the training rewards [algorithms 3.7].
+    It does not where the hacking gap is above half of the gain in the training rewards
+    (docs/methods/gdro.md#corrected-score).
     """
     chosen, gap, gain = (float(curves[name][-1]) for name in ("best_update", "hacking_gap", "reward_gain"))
     kept = f"update {chosen:.0f} is kept" if chosen else "the base is kept"

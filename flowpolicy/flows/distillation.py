@@ -1,4 +1,4 @@
-"""What students of a flow are trained on, beside the pairs of reflow [flow-methods 9, 20, 29].
+"""What students of a flow are trained on, besides the pairs of reflow (docs/methods/flow-laboratory.md#students).
 
 Everything here ends as a straight line, a pair of noise and data: whatever learns velocities by matching learns it.
 """

@@ -12,7 +12,8 @@ score of p, which a flow gives away: ``(t v - x) / (1 - t)`` at the flow time t.
 Everything here is in action units: ``x_t / t = action + noise (1 - t) / t``, so the density is that of the
 actions blurred by ``(1 - t) / t``, the resolution. Noise at t = 0, standard Gaussian; data at t = 1.
 
-Sources: Fisher Decorator (arXiv 2604.17919) and its code; corrections [algorithms 2.2, 2.5, 2.6, 7.2].
+Source: Fisher Decorator (arXiv 2604.17919) and its code. Derivations, and what is corrected:
+docs/methods/fisher-decorator.md.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MetricMode = Literal["iso", "proxy", "score", "curv", "kl2"]
 
 @dataclass(frozen=True)
 class Metric:
-    """How a shift of the actions is charged [algorithms 2.6]."""
+    """How a shift of the actions is charged (docs/methods/fisher-decorator.md#what-a-shift-costs)."""
 
     mode: MetricMode = "score"
     """'score': Fisher metric of the true score; 'curv': curvature of the log density, one derivative of the flow;
@@ -103,7 +104,8 @@ def action_score(x: Float[Tensor, "b *d"], v: Float[Tensor, "b *d"], t: Float[Te
 def proxy_score(v: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, "b *d"]:
     """What the released code takes for the score: ``t v / (1 - t)``, in the units of :func:`action_score`.
 
-    Zero where the actions' std is ``((1 - t) / t) ** 0.5``, inverted above [algorithms 2.5]. For comparison only.
+    Zero where the actions' std is ``((1 - t) / t) ** 0.5``, inverted above. For comparison
+    only; docs/methods/fisher-decorator.md#the-score.
     """
     time = rows(t, v)
     return time * v / (1 - time)
@@ -277,4 +279,4 @@ def dual_loss(log_weight: Float[Tensor, ""], divergence: Float[Tensor, ""], budg
 
 LOG_WEIGHT_LIMIT = 10.0
 """Adam moves a logarithm by its learning rate per update whatever the violation: without a limit, 1e5 updates of
-3e-4 reach e^30 [algorithms 7.2, F10]."""
+3e-4 reach e^30."""

@@ -1,4 +1,4 @@
-"""Solvers and schedules that are fitted to one field: BOSS and OLSS [flow-methods 9, 25].
+"""Solvers and schedules that are fitted to one field: BOSS and OLSS (docs/methods/flow-laboratory.md#fitted-solvers).
 
 Both look at the same thing: the states and velocities of many finely integrated trajectories.
 """

@@ -1,12 +1,12 @@
 """Preferences inside groups of candidates, as targets of a flow policy: GDRO and its siblings.
 
 GDRO (arXiv 2601.02036) post-trains a generator from groups of finished samples with rewards: no sampling while it
-trains. Written for policies from [algorithms 3]. The KL-regularised optimum ``pi* ~ pi_ref exp(r / tau)`` says what
-the log-ratios of a group should be, up to a constant of the state; they are estimated from velocity errors,
+trains. docs/methods/gdro.md carries it over to policies. The KL-regularised optimum ``pi* ~ pi_ref exp(r / tau)`` says
+what the log-ratios of a group should be, up to a constant of the state; they are estimated from velocity errors,
 
     log pi(a) / pi_ref(a) = integral of t / (1 - t) E_eps[ |w - w_ref(x_t)|^2 - |w - w(x_t)|^2 ] dt,
 
-exact for exact fields, squared errors summed over the dimensions (noise at t = 0) [algorithms 3.3].
+exact for exact fields, squared errors summed over the dimensions (noise at t = 0).
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def time_weight(t: Float[Tensor, "*b"], weight: Weight = "elbo", cap: float = 49
     """``min(t / (1 - t), cap)``, or ones.
 
     Uniform weight is the published choice. It is another functional: a shift of N(., sigma^2) counts
-    pi sigma / 2 times its log-ratio, so narrow directions are under-charged [algorithms 3.3].
+    pi sigma / 2 times its log-ratio, so narrow directions are under-charged
+    (docs/methods/gdro.md#log-ratios-from-velocity-errors).
     """
     if weight == "uniform":
         return torch.ones_like(t)
@@ -112,7 +113,7 @@ def calibrated_beta(reference_error: float | Float[Tensor, ""], share: float = 0
     """The ``beta`` for uniform weight: one unit of log-odds for ``share`` of the reference's error.
 
     ``reference_error`` is E|w - w_ref|^2 at uniform times, summed over dimensions; at the least
-    pi sigma / 2 per principal direction of the behaviour [algorithms 3.6].
+    pi sigma / 2 per principal direction of the behaviour.
     """
     if not float(reference_error) > 0:
         raise ConfigError(

@@ -1,4 +1,7 @@
-"""Which flow time to read a score at: the blur that it sees is ``(1 - t) / t``, in action units [algorithms 2.6]."""
+"""Which flow time to read a score at: the blur that it sees is ``(1 - t) / t``, in action units.
+
+See docs/methods/fisher-decorator.md#the-resolution.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Relative trajectory balance of a flow policy on groups of finished candidates [flow-methods 30].
+"""Relative trajectory balance of a flow policy on groups of finished candidates.
 
 A generative flow network samples in proportion to a reward; relative to a reference it is to sample
 

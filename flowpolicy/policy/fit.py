@@ -49,7 +49,8 @@ def fitted(
     """A copy of the policy whose solver spends ``evaluations`` per chunk where they cost least.
 
     'boss' puts the steps of Euler's method by dynamic programming; 'olss' fits what every state is made of, on these
-    nodes or on equal steps, whichever ends nearer to the fine trajectories. Source: [flow-methods 9, 25].
+    nodes or on equal steps, whichever ends nearer to the fine trajectories
+    (docs/methods/flow-laboratory.md#fitted-solvers).
 
     Args:
         policy: trained.

@@ -83,7 +83,7 @@ def generate(
     carrying = _Carrying(policy, flat, candidates, guidance.budget(nfe), generator, previous)
     noise = carrying.begin(noise)
     noise = guidance.start(noise, carrying.finish, carrying.situation(noise))
-    # Only finished chunks are clamped: clamping inside the solver damages NFE > 1 [algorithms 7.1, D9].
+    # Only finished chunks are clamped: half-way states are no actions, and clamping them spoils several steps.
     chunks = policy.normalizer.within(carrying.finish(noise))
     finished = guidance.finish(chunks.view(-1, candidates, *chunks.shape[1:]), carrying.situation(noise))
     return policy.normalizer.within(finished)  # a goal moves no dimension that never varied in the data

@@ -186,7 +186,7 @@ class Policy(nn.Module):
         if candidates > 1:
             cond = cond.repeat_interleave(candidates, 0)
         noise, cond = self._commit(noise, cond, committed, candidates)
-        # Only the finished chunk is clamped: clamping inside the solver damages NFE > 1 [algorithms 7.1, D9].
+        # Only the finished chunk is clamped: half-way states are no actions, and clamping them spoils several steps.
         chunk = self.normalizer.within(self._generate(noise, cond, nfe // candidates - spent, candidates))
         if actor.decorator is not None:
             chunk = self.normalizer.within(chunk + self.counted(actor.decorator, candidates)(chunk, cond))

@@ -104,7 +104,7 @@ class Teacher:
             chunk: normalised chunks.
             nfe: evaluations; 'exact' spends eight times as many.
             inversion: 'afp' (SteerFlow), 'midpoint' (RF-Solver), or 'exact': fixed-point iterations that undo Euler's
-                steps where the step times the Lipschitz constant of the velocity is below 1 [flow-methods 4, 28].
+                steps where the step times the Lipschitz constant of the velocity is below 1.
 
         """
         solver = inverter(inversion)

@@ -1,9 +1,10 @@
-"""What may reach the arm: chunks are checked, references clipped, and every commanded step is guarded [franka 4.5].
+"""What may reach the arm: chunks are checked, references clipped, and every commanded step is guarded.
 
 Three layers. A *chunk* that is not finite, jumps or leaves the joint range is rejected whole. A *reference* is clipped
 to the joint range and the workspace, and slowed where the tool would be too fast. The *guard* looks at the one state
 that is about to be commanded: unless the arm could still stop inside every limit from there, the arm takes the next
-step of its stop instead. By induction no sequence of chunks, however bad, leaves the limits.
+step of its stop instead. By induction no sequence of chunks, however bad, leaves the limits
+(docs/methods/franka-control.md#envelope).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Forward kinematics, Jacobian and a damped inverse of the FR3 and FER, which share their geometry.
 
 From the maker's modified Denavit-Hartenberg table. Observations use this and never the robot's own ``O_T_EE``, which
-two releases of the client and one simulator report wrongly [franka 1, 2.4]. Arrays are batched: (..., 7) in.
+two releases of the client and one simulator report wrongly (docs/methods/franka-control.md#drivers). Arrays are
+batched: (..., 7) in.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Joint limits of the FR3 and of the Panda (FER), and the narrower ones that policies are held to [franka 4.5].
+"""Joint limits of the FR3 and of the Panda (FER), and the narrower ones that policies are held to.
 
-Two tables, never one: three published stacks shipped the Panda's values to users of an FR3.
+Two tables, never one: three published stacks shipped the Panda's values to users of an FR3. Sources:
+docs/methods/franka-control.md#envelope.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ class EnvelopeLimits:
 
 
 def policy_limits(joints: JointLimits, *, table: float, tool: float) -> EnvelopeLimits:
-    """The defaults for learned policies [franka 4.5].
+    """The defaults for learned policies.
 
     Args:
         joints: table of the model that is driven.
@@ -191,7 +192,7 @@ def homing_limits(limits: EnvelopeLimits, share: float) -> EnvelopeLimits:
 
 
 COLLISION_TORQUE, COLLISION_FORCE = 40.0, 40.0
-"""Thresholds of the robot's own reflex, Nm and N; 60 for tasks with contact. [franka 4.5]"""
+"""Thresholds of the robot's own reflex, Nm and N; 60 for tasks with contact."""
 GRIPPER_WIDTH = 0.08
 """Largest opening of the Franka hand, m."""
 HOME: Vec7 = (0.0, -np.pi / 4, 0.0, -3 * np.pi / 4, 0.0, np.pi / 2, np.pi / 4)

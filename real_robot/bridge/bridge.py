@@ -1,4 +1,6 @@
-"""The bridge: 250 times a second from chunks to one guarded reference. Imports no torch [franka 4.1].
+"""The bridge: 250 times a second from chunks to one guarded reference. Imports no torch.
+
+Why it is a process of its own: docs/methods/franka-control.md#processes.
 
 :meth:`Bridge.tick` does one period and never waits; what may block (connecting, homing, recovering, the gripper) runs
 in threads. The 1 kHz loop is the driver's, in native code.

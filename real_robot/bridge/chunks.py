@@ -1,4 +1,4 @@
-"""From chunks with absolute times to one reference per tick [franka 4.4].
+"""From chunks with absolute times to one reference per tick (docs/methods/franka-control.md#chunks).
 
 Row i of a chunk is due at ``t0 + i dt``. Between rows a cubic Hermite curve runs through them. When a new chunk
 arrives while an old one is under way, the two disagree; the modes differ in what happens at this seam:

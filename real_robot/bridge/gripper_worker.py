@@ -1,4 +1,4 @@
-"""The gripper worker: a thread that may block, so that the bridge never does. The newest command wins [franka 4.1]."""
+"""The gripper worker: a thread that may block, so that the bridge never does. The newest command wins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is everybody still there and in time? Counts and thresholds, looked at once per tick [franka 4.7]."""
+"""Is everybody still there and in time? Counts and thresholds, looked at once per tick."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 
 BRIDGE = 20
-"""Below the interrupt threads of a real-time kernel (50), above everything that is not real-time [franka 4.1]."""
+"""Below the interrupt threads of a real-time kernel (50), above everything that is not real-time."""
 TWIN = 60
-"""A busy client starves the simulator, which then calls commands lost that were not: it goes first [franka 2.2]."""
+"""A busy client starves the simulator, which then calls commands lost that were not: it goes first."""
 WIRE = 50
 """What stands for the cable between them."""
 _NICE = -15

@@ -2,7 +2,7 @@
 
 Files in /dev/shm, mapped by every process of a session. Not ``multiprocessing.SharedMemory``: in Python 3.11 a process
 that merely attached to one removes it when it exits, so that a crashing policy would take the bridge's memory with it
-[franka 4.1]. One process writes, any number read; nobody ever waits.
+(docs/methods/franka-control.md#processes). One process writes, any number read; nobody ever waits.
 """
 
 from __future__ import annotations

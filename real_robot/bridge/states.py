@@ -1,4 +1,7 @@
-"""The state machine of the bridge. Every transition has a reason and is kept [franka 4.6]."""
+"""The state machine of the bridge. Every transition has a reason and is kept.
+
+docs/methods/franka-control.md#states draws it.
+"""
 
 from __future__ import annotations
 

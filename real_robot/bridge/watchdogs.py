@@ -1,4 +1,4 @@
-"""When to slow down, hold or give up: thresholds and the two clocks that compare against them [franka 4.7]."""
+"""When to slow down, hold or give up: thresholds and the two clocks that compare against them."""
 
 from __future__ import annotations
 

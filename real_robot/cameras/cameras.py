@@ -1,7 +1,8 @@
 """Cameras: one time base, the newest picture only, dropped ones counted; and a camera that replays what was recorded.
 
 A camera runs in a process of its own (:mod:`flowpolicy.real_robot.session.camera_process`) and writes into a ring of
-shared memory; recorder and policy read the newest picture there and wait for none. [franka 4.10]
+shared memory; recorder and policy read the newest picture there and wait for none
+(docs/methods/franka-control.md#cameras).
 """
 
 from __future__ import annotations

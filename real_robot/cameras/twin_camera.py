@@ -50,7 +50,7 @@ class TwinCamera:
         if camera not in names:
             raise ConfigError(f"the twin has no camera '{camera}'", expected=nearest(camera, names))
         self._data, self._camera, self._clock = mujoco.MjData(self._model), camera, clock
-        # What costs most and shows least: 15 ms instead of 120 ms for a pair without a graphics card [franka 2.5].
+        # What costs most and shows least: 15 ms instead of 120 ms for a pair without a graphics card.
         self._model.vis.quality.offsamples = 0
         try:
             self._renderer = mujoco.Renderer(self._model, size, size)

@@ -39,7 +39,7 @@ def classify(text: str) -> FaultKind:
 
 
 def within(seconds: float, work: Callable[[], T], what: str) -> T:
-    """Result of ``work``, which may block for ever: a second client waits without a timeout [franka 2.1].
+    """Result of ``work``, which may block for ever: a second client waits without a timeout.
 
     Raises:
         RobotError: it failed, or took longer than ``seconds``.

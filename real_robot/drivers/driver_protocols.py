@@ -2,7 +2,7 @@
 
 SI units and radians throughout. Every time is of the bridge's monotonic clock, in seconds, unless its name says
 otherwise; on Linux that clock is the same in all processes of a host. The 1 kHz loop is the driver's own, in native
-code: nothing here is called from it. [franka 4.2]
+code: nothing here is called from it. (docs/methods/franka-control.md#drivers)
 """
 
 from __future__ import annotations

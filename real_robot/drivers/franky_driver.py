@@ -1,7 +1,7 @@
 """An FR3 through franky-control 2.0 (libfranka 0.21, FCI version 10): the 1 kHz impedance loop is its C++ thread.
 
 Only franky's impedance tracker is used. Its point-to-point motions keep the Panda's joint limits, on an FR3 too, and
-its position interface aborts where lost commands are extrapolated [franka 1]: homing goes through the impedance loop.
+its position interface aborts where lost commands are extrapolated: homing goes through the impedance loop.
 """
 
 from __future__ import annotations

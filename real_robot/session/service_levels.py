@@ -1,4 +1,4 @@
-"""Service levels of a run, from its ticks [franka 4.9]."""
+"""Service levels of a run, from its ticks (docs/methods/franka-control.md#service-levels)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The twin's MuJoCo scene in this process: an arm and a gripper without sockets, in any time one likes.
 
 Same bodies, same impedance law and same 1 kHz steps as the twin behind libfranka; what is missing is the protocol with
-its delays and losses, and real time. [franka 2.5]
+its delays and losses, and real time. (docs/methods/franka-control.md#the-twin-and-its-gaps)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Runs in an environment of its own (``make twin``), started by ``flowpolicy robot twin``; imports nothing of flowpolicy.
 Differences from franka-sim as it comes: no download, bound to 127.0.0.1 instead of all interfaces, the flange where the
-robot has it (0.107 m beyond the frame that franka-sim reports), limits and communication enforced. [franka 2]
+robot has it (0.107 m beyond the frame that franka-sim reports), limits and communication enforced.
 
 Control socket, one JSON object per line on 127.0.0.1:13370::
 

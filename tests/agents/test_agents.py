@@ -50,7 +50,7 @@ def loss_of(config, path, seed=0):
 
 
 def test_the_dispersive_term_reaches_the_encoder_and_only_with_its_weight(demonstrations):
-    """DS-7, and defect D1 of the released DM1: its regulariser carried no gradient."""
+    """In the released DM1 the regulariser carried no gradient."""
     config = dataclasses.replace(AGENTS["dm1"], dispersive=Dispersive(weight=0.0))
     agent, plain, _ = loss_of(config, demonstrations)
     plain.backward()
@@ -65,7 +65,7 @@ def test_the_dispersive_term_reaches_the_encoder_and_only_with_its_weight(demons
 
 
 def test_deterministic_data_gives_zero_meanflow_loss_for_the_exact_network(demonstrations):
-    """MF-6: for a single action a0 the exact mean velocity is (a0 - x) / (1 - s); every row's loss is then 0."""
+    """For a single action a0 the exact mean velocity is (a0 - x) / (1 - s); every row's loss is then 0."""
     agent, windows = build(dataclasses.replace(AGENTS["dm1"], dispersive=Dispersive(weight=0.0)), demonstrations)
     batch = windows.draw(torch_generator(0, "draw"))
     constant = torch.full_like(batch[ACTION], 0.25)

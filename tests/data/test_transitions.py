@@ -74,7 +74,7 @@ def test_every_row_that_has_a_successor_is_drawn_equally_often():
 
 
 def test_masks_are_not_terminals():
-    """BL-13: in OGBench data a trajectory goes on after its goal; mask 0 ends the return, the window goes on."""
+    """In OGBench data a trajectory goes on after its goal; mask 0 ends the return, the window goes on."""
     batch = TransitionSampler(dataset([6], {2}), 1, 4, 1).at(torch.tensor([1, 3]))
     assert batch["steps"].tolist() == [2, 2] and batch["mask"].tolist() == [0, 1]
     assert batch["reward"].tolist() == [[1, 2, 0, 0], [3, 4, 0, 0]]

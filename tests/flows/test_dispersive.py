@@ -21,14 +21,14 @@ def loss(features, kind="l2", **options):
 
 
 TABLE = [
-    ("DS-1", "l2", {**RAW, "include_diagonal": True}, (-0.693147, -1.349995, 0)),
-    ("DS-2", "l2", {"normalise": False, "include_diagonal": True}, (-0.693147, -1.132438, 0)),
-    ("DS-3", "cosine", {**RAW, "include_diagonal": True}, (None, 0.867562, 2)),
-    ("DS-4 diagonal", "hinge", {**RAW, "margin": 3.0, "include_diagonal": True}, (4.5, 2.75, 9)),
-    ("DS-4", "hinge", {**RAW, "margin": 3.0}, (0, 0.666667, 9)),
+    ("l2, diagonal", "l2", {**RAW, "include_diagonal": True}, (-0.693147, -1.349995, 0)),
+    ("l2 per dimension, diagonal", "l2", {"normalise": False, "include_diagonal": True}, (-0.693147, -1.132438, 0)),
+    ("cosine, diagonal", "cosine", {**RAW, "include_diagonal": True}, (None, 0.867562, 2)),
+    ("hinge, diagonal", "hinge", {**RAW, "margin": 3.0, "include_diagonal": True}, (4.5, 2.75, 9)),
+    ("hinge", "hinge", {**RAW, "margin": 3.0}, (0, 0.666667, 9)),
     # Squared off-diagonal covariances 2 * 6 ** 2, 0, 0, and hinges of deviations 2.12 and 2.83, 0.816 twice, 0 twice.
-    ("DS-5", "covariance", RAW, (72, 2 * (1 - (2 / 3) ** 0.5), 2 * (1 - 1e-6))),
-    ("DS-6", "l2", {}, (None, -4.396349, 0)),
+    ("covariance", "covariance", RAW, (72, 2 * (1 - (2 / 3) ** 0.5), 2 * (1 - 1e-6))),
+    ("l2, as by default", "l2", {}, (None, -4.396349, 0)),
 ]
 
 
@@ -39,14 +39,14 @@ def test_table_of_values(name, kind, options, expected):
             assert loss(features, kind, **options) == pytest.approx(value, abs=1e-6)
 
 
-def test_ds_6_equilateral_triangle_is_the_optimum():
+def test_equilateral_triangle_is_the_optimum():
     angle = torch.arange(3, dtype=torch.float64) * 2 * math.pi / 3
     triangle = torch.stack([angle.cos(), angle.sin()], dim=1)
     assert loss(triangle) == pytest.approx(-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ds_8_invariances(kind):
+def test_invariances(kind):
     features = rows(12, 5)
     rotation = torch.linalg.qr(rows(5, 5, seed=1)).Q
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
@@ -59,14 +59,14 @@ def test_ds_8_invariances(kind):
         assert loss(features + 3, kind, **RAW) == pytest.approx(loss(features, kind, **RAW), rel=1e-9)
 
 
-def test_ds_8_without_normalisation_norms_are_inflated():
+def test_without_normalisation_norms_are_inflated():
     features = rows(12, 5)
     assert loss(7 * features, **RAW) < loss(features, **RAW) - 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("features", [X2[:1], X3, torch.zeros(4, 3, dtype=torch.float64)], ids=["one", "same", "zero"])
-def test_ds_9_finite_at_collapse(kind, features):
+def test_finite_at_collapse(kind, features):
     features = features.clone().requires_grad_()
     value = dispersive_loss(features, Dispersive(kind))
     (gradient,) = torch.autograd.grad(value, features)
@@ -77,7 +77,7 @@ def test_ds_9_finite_at_collapse(kind, features):
 
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_ds_9_nearly_equal_rows_disperse(kind, normalise):
+def test_nearly_equal_rows_disperse(kind, normalise):
     """Equal rows are a maximum: every small difference lowers the loss, and descent makes it grow."""
     equal = torch.ones(8, 5, dtype=torch.float64) + rows(1, 5, seed=3)
     features = (equal + 1e-3 * rows(8, 5)).requires_grad_()
@@ -91,7 +91,7 @@ def test_ds_9_nearly_equal_rows_disperse(kind, normalise):
     assert distances[-1] > 2 * distances[0]
 
 
-def test_ds_10_gradient_is_alive_at_ordinary_feature_scale():
+def test_gradient_is_alive_at_ordinary_feature_scale():
     """Where the released code's gradient is exactly zero: 64 x 128 standard normal features."""
     features = rows(64, 128).requires_grad_()
     options = Dispersive(temperature=0.5, normalise=False, include_diagonal=True)
@@ -99,13 +99,13 @@ def test_ds_10_gradient_is_alive_at_ordinary_feature_scale():
     assert 2e-2 < float(gradient.norm()) < 1e-1
 
 
-def test_ds_10_the_nearest_pair_is_pushed_hardest():
+def test_the_nearest_pair_is_pushed_hardest():
     features = torch.tensor([[0.0, 1], [0.1, 1], [3, -1]], dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(dispersive_loss(features, Dispersive(**RAW)), features)
     assert gradient[0].norm() > 10 * gradient[2].norm()
 
 
-def test_ds_11_points_on_the_circle_become_a_triangle():
+def test_points_on_the_circle_become_a_triangle():
     angle = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64, requires_grad=True)
     for _ in range(400):
         points = torch.stack([angle.cos(), angle.sin()], dim=1)

@@ -1,4 +1,4 @@
-"""Score, metrics and directions of the Fisher Decorator on Gaussian flows [algorithms 8.3, flow-methods 21]."""
+"""Score, metrics and directions of the Fisher Decorator on Gaussian flows."""
 
 import math
 
@@ -33,7 +33,7 @@ def scores_of(flow, mode, t, count=200_000):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("t", [0.3, 0.8, 0.95])
-def test_fd_1_score_identity_in_both_conventions(seed, t):
+def test_score_identity_in_both_conventions(seed, t):
     flow = GaussianFlow.random(3, seed)
     x, times = flow.draw(50, t, seed)
     true = -(x - t * flow.mean) @ torch.linalg.inv(flow.at(t))
@@ -65,7 +65,7 @@ def test_the_score_of_a_flow_map_is_read_from_its_diagonal():
     ("std", "moment", "true", "scaled"),
     [(0.1, 0.580470, 42.953, 37.15), (0.5, 0.042453, 4.830, 2.72), (0.377964, 0.0, 8.0, 0.0)],
 )
-def test_fd_2_the_proxy_vanishes_where_the_metric_does_not(std, moment, true, scaled):
+def test_the_proxy_vanishes_where_the_metric_does_not(std, moment, true, scaled):
     """1-D, t = .875: second moment of the velocity, the true metric, and what the release takes for it."""
     t, flow = 0.875, GaussianFlow(tensor(0.0), tensor([std**2]))
     closed = float((t * std**2 - (1 - t)) ** 2 / flow.at(t))
@@ -78,7 +78,7 @@ def test_fd_2_the_proxy_vanishes_where_the_metric_does_not(std, moment, true, sc
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_fd_2_4_5_moments_of_proxy_and_score(seed):
+def test_moments_of_proxy_and_score(seed):
     """E[score score^T] = S_t^-1; in action units the metric of the actions blurred by (1 - t) / t."""
     t, flow = 0.85, GaussianFlow.random(3, seed)
     score, proxy = (scores_of(flow, mode, t, 1_000_000) for mode in ("score", "proxy"))
@@ -92,7 +92,7 @@ def test_fd_2_4_5_moments_of_proxy_and_score(seed):
     torch.testing.assert_close(measured, moment, atol=1e-2 * float(moment.abs().max()), rtol=0)
 
 
-def test_fd_5_action_units():
+def test_action_units():
     flow = GaussianFlow(tensor(0.0, 0.0), torch.diag(tensor(0.01, 0.25)))
     metric = metric_of(scores_of(flow, "score", 0.8, 1_000_000), exact())
     torch.testing.assert_close(metric.diagonal(), tensor(13.7931, 3.2), rtol=1e-2, atol=0)
@@ -102,7 +102,7 @@ def test_fd_5_action_units():
     ("t", "proxy", "true"),
     [(0.875, (1.8637, 0.1363), (1.7978, 0.2022)), (0.95, (0.9602, 1.0398), (1.9038, 0.0962)), (0.8, (2.0, 0.0), None)],
 )
-def test_fd_3_trace_normalised_diagonals(t, proxy, true):
+def test_trace_normalised_diagonals(t, proxy, true):
     flow = GaussianFlow(tensor(0.0, 0.0), torch.diag(tensor(0.01, 0.25)))
     for mode, values in (("proxy", proxy), ("score", true)):
         if values:
@@ -115,7 +115,7 @@ def test_fd_3_trace_normalised_diagonals(t, proxy, true):
             torch.testing.assert_close(found, tensor(*values), atol=1e-2, rtol=0)
 
 
-def test_fd_3_near_the_data_the_proxy_tends_to_the_covariance():
+def test_near_the_data_the_proxy_tends_to_the_covariance():
     """The inverse of what is meant: it charges wide directions most, and adds the outer product of the mean."""
     flow = GaussianFlow(tensor(0.3, -0.2), torch.diag(tensor(0.01, 0.25)))
     t = 0.9999
@@ -125,7 +125,7 @@ def test_fd_3_near_the_data_the_proxy_tends_to_the_covariance():
     torch.testing.assert_close(metric.diagonal(), tensor(100.0, 4.0), rtol=1e-2, atol=0)
 
 
-def test_fd_10_trace_normalisation():
+def test_trace_normalisation():
     generator = torch.Generator().manual_seed(2)
     shift, scores = (
         torch.randn(7, 4, generator=generator, dtype=F64),
@@ -158,7 +158,7 @@ def test_global_normalisation_keeps_how_tight_each_state_is():
     torch.testing.assert_close(first.scale, scores.square().mean())
 
 
-def test_fd_11_dual_ascent_reaches_the_trust_region_solution():
+def test_dual_ascent_reaches_the_trust_region_solution():
     metric, gain, budget = torch.diag(tensor(1.5, 0.5)), tensor(1.0, 1.0), 0.01
     log_weight = tensor(math.log(10.0))[0].requires_grad_()
     optimizer = torch.optim.Adam([log_weight], lr=3e-3)
@@ -174,7 +174,7 @@ def test_fd_11_dual_ascent_reaches_the_trust_region_solution():
 
 
 @pytest.mark.parametrize(("divergence", "rises"), [(0.02, True), (0.005, False)])
-def test_fd_12_the_weight_rises_exactly_above_the_budget(divergence, rises):
+def test_the_weight_rises_exactly_above_the_budget(divergence, rises):
     log_weight = torch.zeros((), requires_grad=True)
     spent = torch.tensor(divergence, requires_grad=True)
     fisher.dual_loss(log_weight, spent, 0.01).backward()
@@ -183,7 +183,7 @@ def test_fd_12_the_weight_rises_exactly_above_the_budget(divergence, rises):
 
 
 @pytest.mark.parametrize(("samples", "free"), [(8, 0.67), (4, 0.83)])
-def test_fd_13_few_samples_leave_most_directions_free(samples, free):
+def test_few_samples_leave_most_directions_free(samples, free):
     shares, shrunk = [], []
     for seed in range(20):
         scores = torch.randn(samples, 24, generator=torch.Generator().manual_seed(seed), dtype=F64)

@@ -1,4 +1,4 @@
-"""Curvature and second-order KL of a decorator against exact values [algorithms 8.3, flow-methods 21]."""
+"""Curvature and second-order KL of a decorator against exact values."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from .gaussian import F64, GaussianFlow, tensor
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_fd_6_curvature_needs_one_derivative_of_the_flow(seed):
+def test_curvature_needs_one_derivative_of_the_flow(seed):
     t, flow = 0.85, GaussianFlow.random(4, seed)
     x, times = flow.draw(6, t, seed)
     shift = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed), dtype=F64).requires_grad_()
@@ -83,7 +83,7 @@ def expansions(covariance, shift, linear):
     return (float((mass * term).sum()) for term in (full, bare, 0.5 * (move @ inverse * move).sum(1)))
 
 
-def test_fd_7_constant_shift_is_exact_in_every_form():
+def test_constant_shift_is_exact_in_every_form():
     none = torch.zeros(2, 2, dtype=F64)
     assert exact_kl(SIGMA, SHIFT, none) == pytest.approx(0.31428571, abs=1e-8)
     for form in expansions(SIGMA, SHIFT, none):
@@ -94,18 +94,15 @@ def test_fd_7_constant_shift_is_exact_in_every_form():
     ("factor", "std", "exact_value", "full", "bare", "bent"),
     [(-0.05, 1.0, 0.00254329, 0.0025, 0.00375, 0.00125), (0.05, 0.4, 0.00245984, 0.0025, 0.00375, 0.00125)],
 )
-def test_fd_8_scaling_map_needs_the_divergence(factor, std, exact_value, full, bare, bent):
-    """shift = factor * a. Without the divergence half too much, by the curvature alone half too little.
-
-    [flow-methods 21] calls the last one the form without divergence.
-    """
+def test_scaling_map_needs_the_divergence(factor, std, exact_value, full, bare, bent):
+    """shift = factor * a. Without the divergence half too much, by the curvature alone half too little."""
     covariance, linear, none = tensor([std**2]), tensor([factor]), tensor(0.0)
     assert exact_kl(covariance, none, linear) == pytest.approx(exact_value, abs=1e-8)
     found = list(expansions(covariance, none, linear))
     assert found == pytest.approx([full, bare, bent], abs=1e-8)
 
 
-def test_fd_9_linear_map_and_shift():
+def test_linear_map_and_shift():
     linear = tensor([0.1, 0.05], [0.0, -0.1])
     assert exact_kl(SIGMA, SHIFT, linear) == pytest.approx(0.3407646, abs=1e-7)
     full, _, bent = expansions(SIGMA, SHIFT, linear)

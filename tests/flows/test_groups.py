@@ -1,4 +1,4 @@
-"""GDRO's mathematics against its closed forms; the ids GD-1 ... GD-15 are those of [algorithms 8.4]."""
+"""GDRO's mathematics against its closed forms."""
 
 import itertools
 
@@ -16,20 +16,20 @@ OBJECTIVES = ("plackett_luce", "top_one", "regression", "dpo", "dgpo")
 REWARDS = tensor(0.9, 0.1, 0.4, 0.7)[None]
 
 
-def test_gd_1_the_minimiser_is_the_scaled_reward():
+def test_the_minimiser_is_the_scaled_reward():
     scores = REWARDS / 0.5 + 3
     assert float(plackett_luce(scores, REWARDS, 0.5)) == pytest.approx(2.87328804, abs=1e-8)
     assert gradient(lambda s: plackett_luce(s, REWARDS, 0.5), scores).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5, 3.0])
-def test_gd_2_equal_scores_give_log_factorial(temperature):
+def test_equal_scores_give_log_factorial(temperature):
     assert float(plackett_luce(torch.zeros(1, 4, dtype=F64), REWARDS, temperature)) == pytest.approx(
         3.17805383, abs=1e-8
     )
 
 
-def test_gd_3_shift_and_permutation_of_the_scores():
+def test_shift_and_permutation_of_the_scores():
     scores = tensor(0.3, -1.0, 2.0, 0.1)[None]
     whole = gradient(lambda s: plackett_luce(s, REWARDS, 0.5), scores)
     assert abs(float(whole.sum())) < 1e-12
@@ -41,7 +41,7 @@ def test_gd_3_shift_and_permutation_of_the_scores():
         assert torch.allclose(moved, whole[:, index], atol=1e-12)
 
 
-def test_gd_4_two_candidates_are_dpo_as_the_temperature_vanishes():
+def test_two_candidates_are_dpo_as_the_temperature_vanishes():
     scores, rewards = tensor(0.3, -0.2)[None], tensor(1.0, 0.0)[None]
     assert float(plackett_luce(scores, rewards, 1e-9)) == pytest.approx(0.47407698, abs=1e-8)
     assert float(plackett_luce(scores, rewards, 1.0)) == pytest.approx(0.60854770, abs=1e-8)
@@ -49,7 +49,7 @@ def test_gd_4_two_candidates_are_dpo_as_the_temperature_vanishes():
     assert float(dpo) == pytest.approx(0.47407698, abs=1e-8)
 
 
-def test_gd_5_three_candidates():
+def test_three_candidates():
     scores, rewards = tensor(2.0, 0.0, -1.0)[None], tensor(1.0, 0.5, 0.0)[None]
     assert float(plackett_luce(scores, rewards, 0.5)) == pytest.approx(1.51159779, abs=1e-8)
     assert float(groups.top_one(scores, rewards, 0.5)) == pytest.approx(0.92939468, abs=1e-8)
@@ -58,13 +58,13 @@ def test_gd_5_three_candidates():
     assert torch.allclose(gradient(lambda s: plackett_luce(s, rewards, 0.5), scores), expected, atol=1e-8)
 
 
-def test_gd_9_the_reference_scores_zero_everywhere():
+def test_the_reference_scores_zero_everywhere():
     errors = torch.rand(5, 4, 3, generator=torch_generator(0)).double()
     scores = groups.log_ratio(errors, errors, groups.time_weight(torch.rand(5, 4).double()))
     assert torch.equal(scores, torch.zeros(5, 3, dtype=F64))
 
 
-def test_gd_12_ties_are_ordered_anew_at_random():
+def test_ties_are_ordered_anew_at_random():
     scores, rewards = tensor(1.0, 0.0, -1.0)[None], tensor(1.0, 1.0, 0.0)[None]
     first, second = (
         float(plackett_luce(scores, rewards, 0.5, torch.tensor([order]))) for order in ([0, 1, 2], [1, 0, 2])
@@ -85,7 +85,7 @@ def test_ranking_is_from_best_to_worst_whatever_the_tie_breaker():
     assert groups.ranking(REWARDS, tie).tolist() == [[0, 3, 2, 1]]
 
 
-def test_gd_13_an_indifferent_group_has_no_weight_and_no_gradient():
+def test_an_indifferent_group_has_no_weight_and_no_gradient():
     rewards = torch.full((1, 4), 0.3, dtype=F64)
     assert float(groups.spread_gate(rewards, 1.0)) == 0.0
     assert gradient(lambda s: plackett_luce(s, rewards, 0.5), torch.full((1, 4), 2.0, dtype=F64)).abs().max() < 1e-12

@@ -45,7 +45,7 @@ def test_score_of_the_gaussian(lab):
     torch.testing.assert_close(ip.score_to_velocity(x, exact, t), v)
 
 
-def test_mf_11_conditional_velocity_is_unbiased(lab):
+def test_conditional_velocity_is_unbiased(lab):
     """Mean of the conditional velocity near z = 0.5 at DN time 0.6 is the marginal one, -0.39417 in DN."""
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(2_000_000, generator=generator)

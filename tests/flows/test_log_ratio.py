@@ -1,4 +1,4 @@
-"""Log-ratios from velocity errors, on Gaussians in closed form; the ids are those of [algorithms 8.4]."""
+"""Log-ratios from velocity errors, on Gaussians in closed form."""
 
 import math
 
@@ -49,26 +49,24 @@ CASES = [
 
 
 @pytest.mark.parametrize(("a", "law", "reference", "exact", "uniform"), CASES)
-def test_gd_6_and_7_the_exact_weight_gives_the_log_ratio_and_the_uniform_one_does_not(
-    a, law, reference, exact, uniform
-):
+def test_the_exact_weight_gives_the_log_ratio_and_the_uniform_one_does_not(a, law, reference, exact, uniform):
     assert score(a, law, reference, "elbo") == pytest.approx(exact, abs=1e-6)
     assert score(a, law, reference, "uniform") == pytest.approx(uniform, abs=1e-6)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 1.0])
-def test_gd_7_uniform_weight_undercharges_narrow_directions(sigma):
+def test_uniform_weight_undercharges_narrow_directions(sigma):
     law, reference = Law(0.2, sigma), Law(-0.1, sigma)
     ratio = score(0.4, law, reference, "uniform") / score(0.4, law, reference, "elbo")
     assert ratio == pytest.approx(math.pi * sigma / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(("top", "value"), [(0.9, 0.370731), (0.95, 0.397197), (0.98, 0.404203), (0.99, 0.405155)])
-def test_gd_8_truncated_times(top, value):
+def test_truncated_times(top, value):
     assert score(*CASES[0][:3], "elbo", top) == pytest.approx(value, abs=1e-6)
 
 
-def test_gd_10_linear_reward_tilts_a_gaussian_by_its_variance():
+def test_linear_reward_tilts_a_gaussian_by_its_variance():
     actions, law, reference = (-0.5, 0.0, 0.3, 0.9), Law(0.74, 0.4), Law(0.1, 0.4)
     scores = torch.tensor([[score(a, law, reference, "elbo") for a in actions]], dtype=F64)
     rewards = 2 * tensor(*actions)[None]
@@ -77,7 +75,7 @@ def test_gd_10_linear_reward_tilts_a_gaussian_by_its_variance():
 
 
 @pytest.mark.parametrize(("sigma", "value"), [(0.05, 0.0785398), (0.1, 0.1570796), (0.3, 0.4712389)])
-def test_gd_11_irreducible_error_of_a_gaussian(sigma, value):
+def test_irreducible_error_of_a_gaussian(sigma, value):
     law = Law(0.3, sigma)
 
     def error(t):  # of the exact field, mean over the law's own actions: quadratic in the standardised action
@@ -89,7 +87,7 @@ def test_gd_11_irreducible_error_of_a_gaussian(sigma, value):
     assert groups.calibrated_beta(irreducible) == pytest.approx(1 / (0.1 * math.pi * sigma / 2), rel=1e-5)
 
 
-def test_gd_15_shared_noise_cancels_in_differences():
+def test_shared_noise_cancels_in_differences():
     t, a, b = 0.6, 0.3, -0.4
     noise = torch.randn(200_000, 2, generator=torch_generator(0), dtype=F64)
 

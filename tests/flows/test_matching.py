@@ -26,7 +26,7 @@ def test_nothing_valid_is_zero_with_a_finite_gradient():
     ("power", "constant", "error", "contribution"),
     [(0.5, 1e-3, 0.01, 0.0953463), (0.5, 1e-3, 1.0, 0.9995004), (1.0, 0.01, 0.01, 0.5), (0.0, 1e-3, 0.01, 0.01)],
 )
-def test_mf_14_adaptive_weight(power, constant, error, contribution):
+def test_adaptive_weight(power, constant, error, contribution):
     prediction = torch.full((1, 2, 3), error**0.5, dtype=torch.float64)
     valid = torch.ones(1, 2, dtype=torch.bool)
     loss = matching_loss(prediction, torch.zeros_like(prediction), valid, power, constant)

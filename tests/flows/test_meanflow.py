@@ -19,7 +19,7 @@ def derivative(lab, x, s, t, speed):
 
 
 @pytest.mark.parametrize(("r", "t", "u"), PAIRS)
-def test_mf_1_2_10_exact_mean_velocity_is_its_own_target(lab, r, t, u):
+def test_exact_mean_velocity_is_its_own_target(lab, r, t, u):
     """The target of the exact U with the marginal velocity is U: the plus sign with noise at 0."""
     s, e, x = column(1 - t), column(1 - r), Z.reshape(1)
     assert float(lab.u(Z, r, t)) == pytest.approx(u, abs=1e-8)
@@ -30,18 +30,18 @@ def test_mf_1_2_10_exact_mean_velocity_is_its_own_target(lab, r, t, u):
         assert abs(float(w - (e - s) * slope) + u) > 1e-2
 
 
-def test_mf_2_velocities_of_the_laboratory(lab):
+def test_velocities_of_the_laboratory(lab):
     for t, v in ((1.0, 0.6), (0.9, 0.639724), (0.5, 0.675862)):
         assert float(lab.v(Z, t)) == pytest.approx(v, abs=1e-6)
 
 
-def test_mf_3_diagonal_is_the_velocity(lab):
+def test_diagonal_is_the_velocity(lab):
     assert float(lab.u(Z, 0.5 - 1e-7, 0.5)) == pytest.approx(float(lab.v(Z, 0.5)), abs=1e-6)
     w = column(0.4, -2.0)
     assert torch.equal(meanflow_target(w, column(1e9, 5.0), column(0.2, 0.7), column(0.2, 0.7)), w)
 
 
-def test_mf_5_composition(lab):
+def test_composition(lab):
     r, s, t = 0.1, 0.45, 0.85
     at_s = Z - (t - s) * lab.u(Z, s, t)
     parts = (t - s) * lab.u(Z, s, t) + (s - r) * lab.u(at_s, r, s)
@@ -49,7 +49,7 @@ def test_mf_5_composition(lab):
     assert float(parts) == pytest.approx(0.14602279, abs=1e-8)
 
 
-def test_mf_6_one_demonstration_has_zero_loss(callable_map):
+def test_one_demonstration_has_zero_loss(callable_map):
     """Data a0 alone: U = (a0 - x) / (1 - s) for every t. Tests path, sign, derivative and target together."""
     a0, generator = 0.3, torch.Generator().manual_seed(0)
     noise = torch.randn(64, 2, 3, generator=generator, dtype=torch.float64)
@@ -64,14 +64,14 @@ def test_mf_6_one_demonstration_has_zero_loss(callable_map):
 
 
 @pytest.mark.parametrize(("a0", "r", "t", "eps", "u"), [(0.3, 0.2, 0.7, 1.1, 0.8), (0.3, 0.0, 1.0, -0.4, -0.7)])
-def test_mf_6_published_numbers_with_the_opposite_sign(a0, r, t, eps, u):
+def test_published_numbers_with_the_opposite_sign(a0, r, t, eps, u):
     noise, data = column(eps), column(a0)
     x = interpolate(noise, data, column(1 - t))
     assert float((a0 - x) / t) == pytest.approx(-u, abs=1e-12)
     assert float(velocity(noise, data)) == pytest.approx(-u, abs=1e-12)
 
 
-def test_mf_7_8_linear_network(callable_map):
+def test_linear_network(callable_map):
     """U = A x + p s + q t: dU/ds = A w + p, and the gradient stops at the target."""
     generator = torch.Generator().manual_seed(3)
     A, p, q = (torch.randn(3, n, generator=generator, dtype=torch.float64) for n in (3, 1, 1))
@@ -90,7 +90,7 @@ def test_mf_7_8_linear_network(callable_map):
     torch.testing.assert_close(gradient, 2 * residual.T @ x[:, 0] / residual.numel())
 
 
-def test_mf_9_conversion_between_conventions(lab):
+def test_conversion_between_conventions(lab):
     s, e = 0.2, 0.8
     assert float(lab.u(Z, 1 - e, 1 - s)) == pytest.approx(0.32590767, abs=1e-8)
     assert float(lab.mean_velocity(Z, s, e)) == pytest.approx(-0.32590767, abs=1e-8)

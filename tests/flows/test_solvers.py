@@ -26,7 +26,7 @@ def test_declared_order(solver, order):
 
 
 @pytest.mark.parametrize(("std", "shrunk"), [(0.1, 0.06172), (0.3, 0.24687), (0.5, 0.43078), (1.0, 0.87898)])
-def test_bl_4_ten_euler_steps_contract(std, shrunk):
+def test_ten_euler_steps_contract(std, shrunk):
     """Ten Euler steps of the exact velocity of N(0, std ** 2) give a smaller spread; one step gives the mean."""
 
     def field(x, t):
@@ -69,7 +69,7 @@ def test_exact_velocity_is_carried_to_the_data(lab, solver):
     torch.testing.assert_close(end, lab.mean + lab.std * x, atol=2e-3, rtol=0)
 
 
-def test_mf_4_one_jump_of_the_exact_map_samples_the_data(lab):
+def test_one_jump_of_the_exact_map_samples_the_data(lab):
     def exact(x, s, t):
         return lab.mean_velocity(x, s.unsqueeze(1), t.unsqueeze(1))
 
@@ -80,7 +80,7 @@ def test_mf_4_one_jump_of_the_exact_map_samples_the_data(lab):
     assert float(samples.std()) == pytest.approx(0.4, abs=5e-3)
 
 
-def test_mf_15_jumps_agree_unless_clamped_on_the_way(lab):
+def test_jumps_agree_unless_clamped_on_the_way(lab):
     def exact(x, s, t):
         return lab.mean_velocity(x, s.unsqueeze(1), t.unsqueeze(1))
 

@@ -22,7 +22,7 @@ def test_logit_normal_is_normal_in_logits_and_reverses_with_the_opposite_mean():
     assert abs(float(torch.logit((1 - t).double()).mean()) - 0.4) < 1e-2
 
 
-def test_mf_12_published_pair_law():
+def test_published_pair_law():
     """LN(-0.4, 1) pairs with data at 0 are this law's +0.4: E[t] = .5345, E[r] = .3013, P(t - r > .5) = .0845."""
     s, t = PairLaw(share_diagonal=0.0, share_endpoint=0.0, share_uniform=0.0).draw(1_000_000, generator())
     noisy, clean = 1 - s, 1 - t
@@ -32,7 +32,7 @@ def test_mf_12_published_pair_law():
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64, 255, 256])
-def test_mf_12_shares_are_exact_counts_and_the_diagonal_comes_first(batch):
+def test_shares_are_exact_counts_and_the_diagonal_comes_first(batch):
     law = PairLaw(share_diagonal=0.5, share_endpoint=0.15)
     s, t = law.draw(batch, generator(batch))
     count = batch // 2
@@ -44,7 +44,7 @@ def test_mf_12_shares_are_exact_counts_and_the_diagonal_comes_first(batch):
 
 
 @pytest.mark.parametrize("batch", [20, 64, 256, 1000])
-def test_mf_13_the_interval_of_one_step_sampling_is_trained(batch):
+def test_the_interval_of_one_step_sampling_is_trained(batch):
     s, t = PairLaw().draw(batch, generator(batch))
     assert int(((s == 0) & (t == 1)).sum()) >= 0.05 * batch
     assert (s[t == 1] <= 0.5).all()

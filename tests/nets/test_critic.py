@@ -61,7 +61,6 @@ def test_the_target_is_a_copy_of_the_members_without_gradients():
 
 
 def test_polyak_closes_the_gap_geometrically():
-    """BL-9."""
     critic, *_ = make()
     target = critic.double().target().double()
     with torch.no_grad():

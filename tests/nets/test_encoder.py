@@ -18,7 +18,7 @@ def test_width_zero_passes_through():
     assert torch.equal(encoder(obs).cond, obs)
 
 
-def test_ds_7_dispersive_gradient_reaches_every_weight_of_the_encoder():
+def test_dispersive_gradient_reaches_every_weight_of_the_encoder():
     """The published DM1 computed its features without a gradient."""
     torch.manual_seed(0)
     encoder = StateEncoder(width=12).build(5)

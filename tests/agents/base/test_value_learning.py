@@ -46,14 +46,13 @@ def transition(config, reward, mask, steps):
 
 
 def test_a_termination_is_not_bootstrapped_and_a_cut_is():
-    """BL-2."""
     agent, t = transition(FQL(**SMALL), [[2.0], [2.0]], [0.0, 1.0], [1.0, 1.0])
     target = agent.bootstrap(t, torch.tensor([50.0, 50.0]))
     torch.testing.assert_close(target, torch.tensor([2.0, 2.0 + 0.99 * 50]))
 
 
 def test_returns_of_chunks():
-    """BL-3, and chunks that terminate or are cut off after two of five rewards."""
+    """Also chunks that terminate or are cut off after two of five rewards."""
     reward = [[-1.0] * 5, [-1.0, -1.0, 0, 0, 0], [-1.0, -1.0, 0, 0, 0]]
     _, t = transition(QC(**SMALL), reward, [1.0, 0.0, 1.0], [5.0, 2.0, 2.0])
     torch.testing.assert_close(t.returns, torch.tensor([-4.90099501, -1.99, -1.99]))
@@ -93,7 +92,7 @@ def test_a_target_does_not_depend_on_the_rest_of_the_batch(name, demonstrations)
 
 
 def test_fitted_values_of_a_chain_of_five_steps():
-    """BL-11: reward -1 each, termination after the fifth: the start is worth -4.90099501."""
+    """Reward -1 each, termination after the fifth: the start is worth -4.90099501."""
     fast = Adam(lr=3e-3)
     critic = CriticConfig(width=32, depth=2)
     agent = bandit(IQL(net=Plain(16, 1), critic=critic, critic_optimizer=fast, tau=0.1, expectile=0.5))

@@ -1,4 +1,4 @@
-"""Judges, the corrected score, and early stopping when the critic is corrupt [algorithms 3.7]."""
+"""Judges, the corrected score, and early stopping when the critic is corrupt."""
 
 import dataclasses
 

@@ -58,7 +58,7 @@ def test_learns_is_reproducible_and_resumes_bit_for_bit(name):
     assert chunk.shape == (3, 1, 2) and policy.evaluations == base.contract.nfe
 
 
-def test_gd_9_and_13_nothing_moves_without_a_preference():
+def test_nothing_moves_without_a_preference():
     """Equal rewards: the gate is shut; without a gate the gradient at the reference is zero all the same."""
     base = base_of("dm1")
     groups = groups_of(base, linear, epochs=1)
@@ -79,7 +79,7 @@ def test_gd_9_and_13_nothing_moves_without_a_preference():
     assert agent.assessment.hacking_gap == 0.0
 
 
-def test_gd_9_the_loss_at_the_reference_is_log_factorial():
+def test_the_loss_at_the_reference_is_log_factorial():
     base = base_of("flow_bc")
     groups = groups_of(base, lambda a: 5.0 * torch.sign(a[..., 0] - 0.2), epochs=1)  # every gate is open
     agent = build(base, groups, scale="none")
@@ -94,7 +94,7 @@ def test_gd_9_the_loss_at_the_reference_is_log_factorial():
         pytest.fail("a group of eight lies on one side: choose another seed")
 
 
-def test_gd_14_the_anchor_touches_the_best_candidate_alone():
+def test_the_anchor_touches_the_best_candidate_alone():
     base = base_of("flow_bc")
     groups = groups_of(base, linear, epochs=1)
     agent, random = build(base, groups, anchor=1.0, gate=0.0), torch_generator(0)
@@ -198,7 +198,7 @@ def test_mode_odds_follow_the_closed_form():
 
 
 def test_a_map_stays_consistent_with_its_own_flow():
-    """MF-5 after post-training: one jump and many jumps land close together, as before it."""
+    """After post-training: one jump and many jumps land close together, as before it."""
     base = base_of("dm1")
     groups = groups_of(base, linear, epochs=1)
     agent = build(base, groups, scale="none", temperature=0.5, draws=8)
@@ -253,5 +253,5 @@ def test_every_option_that_decides_weights_changes_them(field, value):
 def test_uniform_weight_is_calibrated_by_the_error_of_the_reference():
     base = base_of("flow_bc")
     agent = build(base, groups_of(base, linear, epochs=1), weight="uniform")
-    # Two dimensions of deviation 0.3: pi sigma / 2 each (GD-11); the base's own error comes on top.
+    # Two dimensions of deviation 0.3: pi sigma / 2 each; the base's own error comes on top.
     assert 1 / (0.1 * agent.beta) == pytest.approx(2 * 0.4712, rel=0.3)

@@ -14,7 +14,7 @@ from flowpolicy.nets.plain import Plain
 
 MEAN, DEVIATION = torch.tensor([0.2, -0.1]), 0.3
 EULER = 0.24687
-"""Deviation of ten Euler steps of the exact field of N(mean, 0.3^2) (BL-4)."""
+"""Deviation of ten Euler steps of the exact field of N(mean, 0.3^2)."""
 FAST = Adam(lr=2e-3)
 TINY = {"net": Plain(width=48, depth=2), "actor_optimizer": FAST, "critic_optimizer": FAST}
 

@@ -72,7 +72,7 @@ MODES = [
 
 @pytest.mark.parametrize("metric", MODES, ids=lambda m: f"{m.mode}-{m.samples}")
 @pytest.mark.parametrize("base", ["map", "euler"])
-def test_fd_15_each_loss_reaches_its_own_networks_only(metric, base, demonstrations):
+def test_each_loss_reaches_its_own_networks_only(metric, base, demonstrations):
     """No gradient of Q reaches the flow, the encoder or the critic; none of the data reaches the shift."""
     config = dataclasses.replace(SMALL, metric=metric, base=base, flow_steps=2, encoder=StateEncoder(width=4))
     agent, t, draws = prepared(config, demonstrations)
@@ -94,7 +94,7 @@ def test_fd_15_each_loss_reaches_its_own_networks_only(metric, base, demonstrati
 
 @pytest.mark.parametrize("metric", MODES, ids=lambda m: f"{m.mode}-{m.samples}")
 @pytest.mark.parametrize("net", [MLP(16, 2), Plain(16, 2)])
-def test_fd_14_at_the_start_the_policy_is_the_behaviour(metric, net, demonstrations):
+def test_at_the_start_the_policy_is_the_behaviour(metric, net, demonstrations):
     """Bit for bit; the charge is zero, and the gradient of the shift is that of Q alone, -(1 / b) grad_a mean_i Q_i."""
     config = dataclasses.replace(SMALL, metric=metric, net=net, normalize_q=False)
     agent, t, draws = prepared(config, demonstrations, moved=False)

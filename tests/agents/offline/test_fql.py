@@ -61,7 +61,7 @@ def test_each_loss_reaches_the_networks_of_its_own_optimiser(demonstrations):
 
 
 def test_distillation_has_no_gradient_where_policy_and_flow_agree(demonstrations):
-    """BL-12: with the alpha term alone; and none of it enters the flow."""
+    """With the alpha term alone; and none of it enters the flow."""
     agent, t, draws = make(demonstrations)
     noise = draws[1]
     sample = flow_sample(agent.flow, t.obs, noise, 10, "euler")
@@ -85,7 +85,7 @@ def test_distillation_has_no_gradient_where_policy_and_flow_agree(demonstrations
 
 
 def test_a_normalised_q_term_does_not_see_the_scale_of_rewards(demonstrations):
-    """BL-6: invariant to Q -> cQ, and -1 or +1 where Q has one sign."""
+    """Invariant to Q -> cQ, and -1 or +1 where Q has one sign."""
     agent, t, draws = make(demonstrations)
     chunk = one_step(agent.actor, t.obs, draws[1])
     before = q_term(agent.critic, t.obs, chunk, normalize=True)[0]

@@ -44,7 +44,7 @@ def test_the_best_of_n_reaches_the_order_statistic_of_a_linear_bandit():
 
 
 def test_more_candidates_never_value_less(demonstrations):
-    """BL-8: nested candidates; one candidate is behaviour cloning."""
+    """Nested candidates; one candidate is behaviour cloning."""
     agent, _ = build(CONFIG, demonstrations)
     policy = agent.policy()
     obs = {
@@ -64,7 +64,7 @@ def test_more_candidates_never_value_less(demonstrations):
 
 
 def test_candidates_belong_to_their_own_row(demonstrations):
-    """Q1 of the published code: a batch of observations must act as its rows do one by one."""
+    """The published code gets this wrong: a batch of observations must act as its rows do one by one."""
     agent, _ = build(CONFIG, demonstrations)
     policy = agent.policy()
     obs = {k: torch.randn(5, 1, *s.shape) for k, s in policy.contract.spec.observation.items()}

@@ -30,14 +30,12 @@ def test_suite(change, demonstrations):
     [(0.9, [0.0, 0, 0, 1], 0.75), (0.7, [0.0, 0, 0, 1], 0.4375), (0.9, [0.0, 1], 0.9), (0.5, [0.0, 0, 0, 1], 0.25)],
 )
 def test_expectile_minimiser(expectile, values, expected):
-    """BL-1."""
     q, v = torch.tensor(values, dtype=torch.float64), torch.linspace(0, 1, 100_001, dtype=torch.float64)
     loss = expectile_loss(q[:, None] - v, expectile).sum(0)
     assert v[loss.argmin()].item() == pytest.approx(expected, abs=2e-5)
 
 
 def test_weights_are_capped():
-    """BL-7."""
     weight = awr_weight(torch.tensor([0.5, 0.4, 0.0, -1.0]), 10.0)
     torch.testing.assert_close(weight, torch.tensor([100.0, 54.59815, 1.0, 4.539993e-05]))
 

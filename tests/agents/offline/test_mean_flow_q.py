@@ -95,7 +95,7 @@ def test_the_loss_is_q_plus_alpha_times_meanflow(demonstrations):
     torch.testing.assert_close(losses["actor"], 3 * metrics["meanflow"] - q)
 
 
-def test_bl_6_normalised_q_does_not_depend_on_the_scale_of_the_critic(demonstrations):
+def test_normalised_q_does_not_depend_on_the_scale_of_the_critic(demonstrations):
     agent, t, draws = prepared(SMALL, demonstrations)
     before = agent.losses(t, *draws)[0]["actor"]
     with torch.no_grad():

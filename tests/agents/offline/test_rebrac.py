@@ -34,7 +34,7 @@ def make(demonstrations, **change):
 
 
 def test_the_target_is_penalised_by_the_distance_summed_over_dimensions(demonstrations):
-    """BL-10: and without the penalty it is the target of TD3."""
+    """Without the penalty it is the target of TD3."""
     agent, t, noise = make(demonstrations, alpha_critic=0.0)
     action = squashed(agent.target_actor, t.next_obs, noise)
     action = (action + (0.2 * noise).clamp(-0.5, 0.5)).clamp(-1, 1)

@@ -175,7 +175,7 @@ def test_the_speed_factor_keeps_the_tool_at_its_speed():
 
 
 def test_the_tables_are_of_their_own_model():
-    # Values that the two data sheets do not share [franka 4.5].
+    # Values that the two data sheets do not share.
     assert (FR3.acceleration[0], FER.acceleration[0]) == (10.0, 15.0)
     assert (FR3.q_min[5], FER.q_min[5]) == (0.5445, -0.0175)
     below, above = FR3.speed_towards_ends(np.array(FR3.q_max) - 0.5)

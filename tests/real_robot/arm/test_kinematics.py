@@ -17,7 +17,7 @@ def test_stretched_and_ready_poses():
     pose = forward(np.zeros(7))
     np.testing.assert_allclose(pose.position, [0.088, 0.0, 0.333 + 0.316 + 0.384 - FLANGE], atol=1e-12)
     np.testing.assert_allclose(pose.rotation, np.diag([1.0, -1.0, -1.0]), atol=1e-12)
-    # The ready pose as the client's model and an independent program report it [franka 2.4]: z 0.590.
+    # The ready pose as the client's model and an independent program report it: z 0.590.
     ready = forward(np.array(HOME))
     np.testing.assert_allclose(ready.position, [0.3069, 0.0, 0.5903], atol=2e-4)
     np.testing.assert_allclose(forward(np.array(HOME), 0.1).position - ready.position, [0, 0, -0.1], atol=1e-9)

@@ -2,7 +2,7 @@
 
 ``python tests/real_robot/twin/fault_proxy.py`` listens on 127.0.0.2:1337 and talks to the twin on 127.0.0.1:1337. The
 client's UDP port travels in its Connect request (bytes 14 and 15): the proxy puts its own there and relays both ways.
-The kernel's ``tc netem`` is missing on many machines, and cannot lose exactly twenty packets. [franka 2.6]
+The kernel's ``tc netem`` is missing on many machines, and cannot lose exactly twenty packets.
 
 Control socket, one JSON object per line on 127.0.0.1:13371; the answer holds the faults in force, the counts, and how
 long the client took from a state to the next command (of the newest 60,000)::
