@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import replace
 from typing import Any
 
-from flowpolicy.agents.base.imitation import Optimizer
+from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.base.value_learning import ValueConfig
 from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.agents.offline.fisher import Fisher

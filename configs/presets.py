@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flowpolicy.agents.base.imitation import Optimizer
+from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.agents.cloning.mip import MIP

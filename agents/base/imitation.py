@@ -7,9 +7,8 @@ An algorithm adds two methods: ``draw`` (everything random, from the given gener
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,10 +16,11 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from flowpolicy.agents.base.compiled_loss import CompiledLoss
+from flowpolicy.agents.base.optimizer import Group, Optimizer, Stepper
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.core.ranges import Decay, Few, Natural, NonNegative, Positive, require_ranges
+from flowpolicy.core.ranges import Few, Natural
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
@@ -30,41 +30,6 @@ from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.actor import Actor, Net, PolicyConfig, Sampler
 from flowpolicy.policy.policy import Policy
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """AdamW with warm-up, cosine decay, clipped gradients and averaged weights."""
-
-    lr: Positive = 1e-3
-    """Peak learning rate."""
-    weight_decay: NonNegative = 1e-6
-    """Decoupled weight decay."""
-    warmup: Natural = 200
-    """Updates of linear warm-up."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: cosine decay to zero over the planned steps, or constant."""
-    clip: Positive = 10.0
-    """Largest gradient norm."""
-    ema: Decay = 0.999
-    """Decay of the averaged weights that the policy uses."""
-    scaling: Literal["none", "sqrt"] = "none"
-    """'sqrt' multiplies ``lr`` by the root of the batch size over 256: how far Adam bears more (arXiv 2006.09092)."""
-
-    def __post_init__(self) -> None:
-        require_ranges(self, "--agent.optimizer.")
-
-    def scale(self, batch: int) -> float:
-        """Factor of the learning rate for batches of this size."""
-        return math.sqrt(batch / 256) if self.scaling == "sqrt" else 1.0
-
-    def lr_at(self, update: int, steps: int) -> float:
-        """Learning rate of the update with this number, of ``steps`` planned."""
-        warm = min(1.0, (update + 1) / max(1, self.warmup))
-        if self.schedule == "constant":
-            return self.lr * warm
-        progress = min(1.0, max(0, update - self.warmup) / max(1, steps - self.warmup))
-        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +103,8 @@ class ImitationAgent(nn.Module):
             self.actor = Actor(self.policy_config, contract).to(device)
         self.normalizer = normalizer.to(device)
         self.ema = EMA(self.actor, config.optimizer.ema)
-        self.optimizer = torch.optim.AdamW(
-            self.actor.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True
-        )
-        self.updates = 0
+        trained = Group(config.optimizer, dict(self.actor.named_parameters()))
+        self.optimizer = Stepper({"": trained}, steps, (self.ema, self.actor))
         self._loss = CompiledLoss(self.loss, device) if compile else self.loss
 
     def describe_policy(self) -> PolicyConfig:
@@ -182,18 +145,14 @@ class ImitationAgent(nn.Module):
 
     def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
         """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
-        options = self.config.optimizer
         draws = self.draws(batch, generator)
         loss, metrics = self._loss(dict(batch[OBS].items()), batch[ACTION], batch[VALID], *draws)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.actor.parameters(), options.clip, foreach=True)
-        lr = options.lr_at(self.updates, self.steps) * options.scale(len(batch))
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.step()
-        self.ema.update(self.actor, self.updates)
-        self.updates += 1
-        return {"loss": loss.detach(), "grad_norm": norm, "lr": torch.tensor(lr), **metrics}
+        return {"loss": loss.detach(), **self.optimizer.step(loss, len(batch)), **metrics}
+
+    @property
+    def updates(self) -> int:
+        """Finished updates."""
+        return self.optimizer.updates
 
     def policy(self) -> Policy:
         """The policy with the averaged weights; shares nothing with the agent."""
@@ -203,14 +162,10 @@ class ImitationAgent(nn.Module):
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
         """Files of a checkpoint: ``weights``, ``ema``, ``optim`` and ``normalizer``."""
-        optim = {"updates": torch.tensor(self.updates)}
-        for name, parameter in self.actor.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
-                optim[f"{key}/{name}"] = value
         return {
             "weights": self.actor.state_dict(),
             "ema": self.ema.state_dict(),
-            "optim": optim,
+            "optim": self.optimizer.state_dict(),
             "normalizer": self.normalizer.state_dict(),
         }
 
@@ -219,14 +174,8 @@ class ImitationAgent(nn.Module):
         try:
             self.actor.load_state_dict(state["weights"])
             self.normalizer.load_state_dict(state["normalizer"])
-            self.updates = int(state["optim"]["updates"])
             self.ema.load_state_dict(state["ema"])
-            for name, parameter in self.actor.named_parameters():
-                if not parameter.requires_grad:
-                    continue
-                self.optimizer.state[parameter] = {
-                    key: state["optim"][f"{key}/{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")
-                }
+            self.optimizer.load_state_dict(state["optim"])
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint does not fit the agent of its config: {error}",

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from flowpolicy.agents.base.adam import Adam, AdamGroup
 from flowpolicy.agents.base.compiled_loss import CompiledLoss
+from flowpolicy.agents.base.optimizer import Adam, Group, Stepper, parameters_of
 from flowpolicy.core import keys
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.protocols import Metrics
@@ -135,12 +135,12 @@ class ValueAgent(nn.Module):
         self.to(device)
         self.target = self.critic.target()
         self.normalizer = normalizer.to(device)
-        self.ema = EMA(self.actor, config.ema) if config.ema else None
-        self.optimizers = {
-            name: AdamGroup(options, {module: self.get_submodule(module) for module in modules})
+        trained = {
+            name: Group(options, parameters_of({module: self.get_submodule(module) for module in modules}))
             for name, (options, modules) in self.groups().items()
         }
-        self.updates = 0
+        self.ema = EMA(self.actor, config.ema) if config.ema else None
+        self.optimizer = Stepper(trained, steps, (self.ema, self.actor) if self.ema else None)
         self._loss = CompiledLoss(self.loss, device) if compile else self.loss
 
     def describe_policy(self) -> PolicyConfig:
@@ -213,18 +213,19 @@ class ValueAgent(nn.Module):
     def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
         """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
         inputs = batch.to_dict()  # the compiled loss takes plain dictionaries
-        loss, metrics = self._loss(inputs, *self.draw(batch[keys.ACTION], generator), **self.switches())
-        loss.backward()
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-        self.follow()
-        if self.ema:
-            self.ema.update(self.actor, self.updates)
-        self.updates += 1
+        switches = self.switches()
+        loss, metrics = self._loss(inputs, *self.draw(batch[keys.ACTION], generator), **switches)
+        self.optimizer.step(loss, len(batch))
+        self.follow(**switches)
         return metrics
 
-    def follow(self) -> None:
-        """Move the targets towards the updated networks."""
+    @property
+    def updates(self) -> int:
+        """Finished updates."""
+        return self.optimizer.updates
+
+    def follow(self, **switches: bool) -> None:
+        """Move the targets towards the updated networks; ``switches`` are those of the update."""
         polyak(self.target, self.critic, self.config.tau)
 
     def policy(self) -> Policy:
@@ -243,13 +244,10 @@ class ValueAgent(nn.Module):
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
         """Files of a checkpoint: ``weights``, ``ema``, ``normalizer`` (the policy), ``optim`` and ``training``."""
-        optim = {"updates": torch.tensor(self.updates)}
-        for name, optimizer in self.optimizers.items():
-            optim |= {f"{name}/{key}": value for key, value in optimizer.state_dict().items()}
         return {
             "weights": self.actor.state_dict(),
             "ema": self._averaged(),
-            "optim": optim,
+            "optim": self.optimizer.state_dict(),
             "normalizer": self.normalizer.state_dict(),
             "training": self._training(),
         }
@@ -259,7 +257,6 @@ class ValueAgent(nn.Module):
         try:
             self.actor.load_state_dict(state["weights"])
             self.normalizer.load_state_dict(state["normalizer"])
-            self.updates = int(state["optim"]["updates"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
             own = self._training()
@@ -267,11 +264,7 @@ class ValueAgent(nn.Module):
                 raise KeyError(f"missing or unknown in the training state: {', '.join(sorted(wrong))}")
             for name, value in own.items():
                 value.copy_(state["training"][name])
-            for name, optimizer in self.optimizers.items():
-                prefix = f"{name}/"
-                optimizer.load_state_dict(
-                    {key.removeprefix(prefix): v for key, v in state["optim"].items() if key.startswith(prefix)}
-                )
+            self.optimizer.load_state_dict(state["optim"])
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint does not fit the agent of its config: {error}",

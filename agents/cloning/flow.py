@@ -36,7 +36,6 @@ from flowpolicy.flows.axes.sources import Mixed
 from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.flows.axes.time_laws import Ends
 from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
-from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.actor import PolicyConfig, Sampler
 from flowpolicy.policy.flow import seen, shaped
@@ -122,7 +121,7 @@ class FlowAgent(ImitationAgent):
         self._teacher = [load_teacher(config, normalizer, options.get("device", "cpu"))] if config.teacher else []
         if config.from_teacher:
             start_from(self.actor, self.teacher.policy, config.teacher)
-            self.ema = EMA(self.actor, config.optimizer.ema)
+            self.ema.restart(self.actor)
 
     def describe_policy(self) -> PolicyConfig:
         """The sampling side of the spec goes into the checkpoint."""

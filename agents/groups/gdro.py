@@ -17,9 +17,10 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig, Optimizer
+from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
+from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.groups.assessment import Assessment, Assessor, field
 from flowpolicy.agents.groups.group_scores import Draws, chain_of, scored
 from flowpolicy.core import keys
@@ -36,7 +37,6 @@ from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.matching import matching_loss
 from flowpolicy.flows.meanflow import meanflow
 from flowpolicy.flows.times import PairLaw, uniform
-from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.actor import Sampler
 from flowpolicy.policy.policy import Policy
@@ -140,7 +140,7 @@ class GDROAgent(ImitationAgent):
     ) -> None:
         super().__init__(config, contract, normalizer, **options)
         self.actor.load_state_dict(base.actor.state_dict())
-        self.ema = EMA(self.actor, config.optimizer.ema)
+        self.ema.restart(self.actor)
         self.best = {name: value.clone() for name, value in self.ema.state_dict().items()}
         self.reference = copy.deepcopy(self.actor).requires_grad_(False)
         self.scale = mathematics.global_scale(groups.score[~groups.held_out], config.scale)
@@ -189,22 +189,15 @@ class GDROAgent(ImitationAgent):
 
     def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
         """One gradient step, and every ``assess_every`` of them an assessment; its values stand until the next."""
-        options, group = self.config.optimizer, batch[keys.GROUP]
+        group = batch[keys.GROUP]
         plain = batch.exclude(keys.GROUP).to_dict()  # the compiled loss takes plain dictionaries
         loss, metrics = self._loss(plain, group.to_dict(), *self.draw(group[keys.ACTION], generator))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.actor.parameters(), options.clip, foreach=True)
-        self.optimizer.param_groups[0]["lr"] = lr = options.lr_at(self.updates, self.steps)
-        self.optimizer.step()
-        self.ema.update(self.actor, self.updates)
+        metrics = {"loss": loss.detach(), **self.optimizer.step(loss, len(batch)), **metrics}
         slow, average = dict(self.reference.named_parameters()), self.ema.state_dict()
         with torch.no_grad():
             torch._foreach_lerp_(list(slow.values()), [average[name] for name in slow], self.config.reference_rate)
-        self.updates += 1
         if self.updates % self.config.assess_every == 0:
             self.assess()
-        metrics = {"loss": loss.detach(), "grad_norm": norm, "lr": torch.tensor(lr), **metrics}
         return metrics | self.assessment.metrics()
 
     def loss(  # type: ignore[override]

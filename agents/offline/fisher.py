@@ -23,8 +23,8 @@ from jaxtyping import Float
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from flowpolicy.agents.base.adam import Adam
 from flowpolicy.agents.base.bricks import flow_loss, flow_sample, jump_to_action, map_loss, q_term
+from flowpolicy.agents.base.optimizer import Adam
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics

@@ -118,9 +118,9 @@ class ReBRACAgent(ValueAgent):
             metrics["loss"] = metrics["loss"] + self.last[0]
         return {**metrics, **dict(zip(names, self.last.clone(), strict=True))}
 
-    def follow(self) -> None:
+    def follow(self, **switches: bool) -> None:
         """Both targets follow when the actor moves."""
-        if self.switches()["full"]:
+        if switches["full"]:
             super().follow()
             polyak(self.target_actor, self.actor, self.config.tau)
 

@@ -20,6 +20,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from typing_extensions import override
 
+from flowpolicy.agents.base.optimizer import Group, Optimizer, Stepper
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import CheckpointError, ConfigError
@@ -92,11 +93,8 @@ class BackwardSimulationAgent(FlowAgent):
         # In lists: neither is a part of this module.
         self._fake = [copy.deepcopy(self.teacher.policy.actor).requires_grad_(True)]
         self._fake_sampling = dataclasses.replace(self.teacher.sampling, guidance=NoGuidance())
-        parameters = [p for _, p in self._trained_fake()]
-        self._fake_optimizer = torch.optim.AdamW(parameters, lr=config.fake_lr, fused=True)
-
-    def _trained_fake(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, p) for name, p in self._fake[0].named_parameters() if name != "null"]
+        options = Optimizer(config.fake_lr, 0.0, config.optimizer.scaling, 0.01, 0, "constant")
+        self._follower = Stepper({"": Group(options, dict(self._fake[0].named_parameters()))}, self.steps)
 
     @property
     def on_policy(self) -> bool:
@@ -181,33 +179,25 @@ class BackwardSimulationAgent(FlowAgent):
         noise, t = self.spec.source.sample(shape, generator), logit_normal(count, generator, 0.0, 1.0)
         error = self.fake_velocity(obs, interpolate(noise, data, t), t) - (data - noise)
         loss = error.square().mean()
-        self._fake_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._fake_optimizer.step()
+        self._follower.step(loss, count)
         return {"fake_loss": loss.detach()}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
         """Files of a checkpoint; ``training`` holds the network that follows the samples, and its optimiser."""
         training = {f"fake.{name}": value for name, value in self._fake[0].state_dict().items()}
-        for name, parameter in self._trained_fake():
-            for key, value in self._fake_optimizer.state[parameter].items():
-                training[f"{key}.{name}"] = value
+        training |= {f"follower.{name}": value for name, value in self._follower.state_dict().items()}
         return {**super().state_dict(), "training": training}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:  # type: ignore[override]
         """Inverse of :meth:`state_dict`; strict."""
         super().load_state_dict(state)
-        parts: dict[str, dict[str, Tensor]] = {"fake": {}, "step": {}, "exp_avg": {}, "exp_avg_sq": {}}
+        parts: dict[str, dict[str, Tensor]] = {"fake": {}, "follower": {}}
         try:
             for name, value in state["training"].items():
                 part, _, rest = name.partition(".")
                 parts[part][rest] = value
             self._fake[0].load_state_dict(parts["fake"])
-            self._fake_optimizer.state.clear()
-            for name, parameter in self._trained_fake():
-                moments = {key: parts[key][name].clone() for key in ("step", "exp_avg", "exp_avg_sq") if parts[key]}
-                if moments:
-                    self._fake_optimizer.state[parameter] = moments
+            self._follower.load_state_dict(parts["follower"])
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint does not fit the agent of its config: {error}",

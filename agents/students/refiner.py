@@ -26,7 +26,6 @@ from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.solvers import Plan
 from flowpolicy.flows.interpolant import rows
 from flowpolicy.flows.matching import matching_loss
-from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.flow_nets import VelocityNet
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.actor import PolicyConfig
@@ -86,7 +85,7 @@ class RefinerAgent(FlowAgent):
         self.actor.load_state_dict({**self.teacher.policy.actor.state_dict(), **refiner})
         for name, parameter in self.actor.named_parameters():
             parameter.requires_grad_(name.startswith("refiner."))
-        self.ema = EMA(self.actor, config.optimizer.ema)
+        self.ema.restart(self.actor)
 
     @override
     def describe_policy(self) -> PolicyConfig:

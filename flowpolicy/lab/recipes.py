@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from flowpolicy.agents.base.imitation import ImitationAgent, Optimizer
+from flowpolicy.agents.base.imitation import ImitationAgent
+from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow import Flow, as_flow
 from flowpolicy.agents.cloning.mip import MIP

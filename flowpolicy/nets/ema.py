@@ -28,6 +28,12 @@ class EMA:
         self._average = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     @torch.no_grad()
+    def restart(self, module: nn.Module) -> None:
+        """Begin again with the weights of ``module``, which were replaced."""
+        for name, value in module.state_dict().items():
+            self._average[name].copy_(value)
+
+    @torch.no_grad()
     def update(self, module: nn.Module, updates: int) -> None:
         """Take one step towards the weights of ``module``; ``updates`` is the number of earlier calls."""
         decay = min(self.decay, (1 + updates) / (10 + updates))

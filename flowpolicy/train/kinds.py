@@ -11,8 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import TypeVar
 
-from flowpolicy.agents.base.adam import Adam
-from flowpolicy.agents.base.imitation import Optimizer
+from flowpolicy.agents.base.optimizer import Adam, Optimizer
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.agents.cloning.flow_bc import FlowBC

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from flowpolicy.agents.base.imitation import ImitationAgent, Optimizer
+from flowpolicy.agents.base.imitation import ImitationAgent
+from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.agents.cloning.regression import Regression

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from flowpolicy.agents.base.adam import Adam
+from flowpolicy.agents.base.optimizer import Adam
 from flowpolicy.agents.offline.fisher import Fisher
 from flowpolicy.agents.offline.fql import FQL
 from flowpolicy.agents.offline.ifql import IFQL
@@ -123,6 +123,8 @@ def test_fitted_values_of_a_chain_of_five_steps():
         ("actor_optimizer", Adam(clip=1e-3)),
         ("critic_optimizer", Adam(lr=1e-3)),
         ("critic_optimizer", Adam(clip=1e-3)),
+        ("actor_optimizer", Adam(scaling="sqrt")),
+        ("critic_optimizer", Adam(scaling="sqrt")),
         ("tau", 0.5),
         ("ema", 0.5),
     ],

@@ -6,7 +6,7 @@ import functools
 import torch
 from tensordict import TensorDict
 
-from flowpolicy.agents.base.imitation import Optimizer
+from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.agents.groups.gdro import GDRO

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDict
 
-from flowpolicy.agents.base.adam import Adam
+from flowpolicy.agents.base.optimizer import Adam
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.normalize import Normalizer

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from flowpolicy.agents.base.adam import Adam
+from flowpolicy.agents.base.optimizer import Adam
 from flowpolicy.agents.offline.fisher import Fisher
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError

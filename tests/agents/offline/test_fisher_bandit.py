@@ -4,6 +4,7 @@ The behaviour N(0, diag(std^2)) is an exact flow map in place of the network, Q 
 the shift and the weight of its charge.
 """
 
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from flowpolicy.agents.base.adam import Adam
+from flowpolicy.agents.base.optimizer import Adam, Group
 from flowpolicy.agents.offline.fisher import Fisher
 from flowpolicy.core import keys
 from flowpolicy.core.seed import torch_generator
@@ -60,9 +61,11 @@ def decorate(metric, budget, q, *, steps=300, normalize=False):
     agent.critic._values = lambda inputs, networks, frozen: q(inputs[1].flatten(1)).expand(networks, -1)
     random, action = torch_generator(0, "bandit"), torch.zeros(ROWS, 1, 2)
     state = {"state": torch.zeros(ROWS, 1, 1)}
+    groups = dict(agent.optimizer.groups)
     for step in range(steps):
-        for group in agent.optimizers.values():
-            group.adam.param_groups[0]["lr"] = group.options.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        decay = 0.5 * (1 + math.cos(math.pi * step / steps))
+        for name, (options, parameters) in groups.items():
+            agent.optimizer.groups[name] = Group(dataclasses.replace(options, lr=options.lr * decay), parameters)
         batch = {
             keys.OBS: state,
             keys.ACTION: STD * torch.randn(action.shape, generator=random),

@@ -114,7 +114,7 @@ def test_every_method_learns_resumes_bit_for_bit_and_acts_as_it_says(name, teach
 def test_data_predictions_and_flow_maps_teach_too(name, trained_as, teacher_run):
     agent = build(student(teacher_run(trained_as), name, trained_as))
     rows = update(agent, 2, torch_generator(0))
-    agent.updates = 8
+    agent.optimizer.updates = 8
     rows += update(agent, 1, torch_generator(0))
     assert all(bool(torch.isfinite(value)) for row in rows for value in row.values())
     chunk = agent.policy().act(observed(3), torch_generator(0))
@@ -125,7 +125,7 @@ def taught(agent, rows=ROWS, updates=0, teacher=None):
     """Draws of one update with an exact teacher."""
     if teacher is not None:
         agent._teacher = [teacher]
-    agent.updates = updates
+    agent.optimizer.updates = updates
     return agent.draws(batch(0, rows), torch_generator(0))[0]
 
 
