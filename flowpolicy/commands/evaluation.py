@@ -42,11 +42,12 @@ def evaluate_run(
         require_imageio()
     with loaded(run) as (policy, env, folder):
         todo = load_plan(plan) if plan else make_plan(env.spec.env_id, episodes, seed)
-        policy.noise_scale = noise_scale
         if also is not None and not repeats(also, identity(folder), todo, nfe or policy.contract.nfe, noise_scale):
             require_free(also, overwrite)
         with counting(run, todo, env.spec.defines_success) as progress:
-            outcomes = rollout(policy, env, todo, nfe=nfe, progress=progress, record=range(video))
+            outcomes = rollout(
+                policy, env, todo, nfe=nfe, progress=progress, record=range(video), noise_scale=noise_scale
+            )
     evaluation = make_evaluation(
         todo,
         outcomes,

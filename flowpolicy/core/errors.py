@@ -57,6 +57,10 @@ class SimulatorError(FlowPolicyError):
     """A simulator cannot be created or does not behave as its adapter says."""
 
 
+class ActionError(FlowPolicyError):
+    """A policy gave what is no action: NaN, infinity, another shape, or nothing in time."""
+
+
 class TrainingError(FlowPolicyError):
     """Training cannot go on, for instance because the loss is no longer finite."""
 

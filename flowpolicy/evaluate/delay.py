@@ -15,11 +15,12 @@ from flowpolicy.core.protocols import VecEnv
 from flowpolicy.envs.delay import Delay, DelayedVecEnv, delay_steps
 from flowpolicy.evaluate.figures import BLUE, GREEN, ORANGE, save_figure, scores, tidy
 from flowpolicy.evaluate.plan import EvaluationPlan
-from flowpolicy.evaluate.rollout import ActingPolicy, Episode, Execution, rollout
+from flowpolicy.evaluate.rollout import Episode, rollout
 from flowpolicy.evaluate.statistics import Interval, bootstrap_mean, wilson
 from flowpolicy.evaluate.tables import score
 from flowpolicy.policy.guidance import GuidedPolicy
 from flowpolicy.policy.policy import Policy
+from flowpolicy.policy.session import ActingPolicy, Execution
 
 DELAYS_MS = (0.0, 50.0, 100.0, 200.0)
 
@@ -29,17 +30,15 @@ class Way(NamedTuple):
 
     policy: ActingPolicy
     execution: Execution
-    most: int | None
-    """Rows that may be committed; None where nothing is."""
 
 
 def ways(policy: Policy) -> dict[str, Way]:
     """What a policy can do about delay: every one the plain ways, some real-time chunking."""
-    found = {"naive": Way(policy, "naive", None), "aligned": Way(policy, "aligned", None)}
-    if policy.config.prefix:
-        found["real-time, trained"] = Way(policy, "real_time", policy.config.prefix)
+    found = {"naive": Way(policy, "naive"), "aligned": Way(policy, "aligned")}
+    if policy.prefix:
+        found["real-time, trained"] = Way(policy, "real_time")
     try:
-        found["real-time, guided"] = Way(GuidedPolicy(policy), "real_time", policy.contract.chunk - 1)
+        found["real-time, guided"] = Way(GuidedPolicy(policy), "real_time")
     except ConfigError:
         return found  # no intermediate states to guide
     return found
@@ -101,9 +100,7 @@ def delay_curve(
             if undelayed and points and points[-1].delay_ms == milliseconds:
                 points.append(dataclasses.replace(points[-1], way=name))
                 continue
-            episodes = rollout(
-                way.policy, delayed, plan, progress=progress, execution=way.execution, most_committed=way.most
-            )
+            episodes = rollout(way.policy, delayed, plan, progress=progress, execution=way.execution)
             points.append(_point(name, milliseconds, steps, episodes, env.spec.defines_success))
     return points
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.errors import ActionError, ConfigError
 from flowpolicy.core.ranges import Range
 
 _EVALUATIONS = Range(1, 2**14)  # as on the command line
@@ -74,6 +74,17 @@ def require_finite(what: str, value: Any) -> None:
             f"{what} holds NaN or infinity, or more than float32 can say ({wrong} of {count} numbers)",
             expected="finite numbers",
             fix="look at what measured or computed them: a policy would make an action of them",
+        )
+
+
+def require_chunks(chunks: Any, shape: tuple[int, ...]) -> None:
+    """Raise ActionError unless what a policy gave is of this shape and finite."""
+    if tuple(chunks.shape) != shape:
+        raise ActionError(f"the policy gave a chunk of shape {tuple(chunks.shape)}", expected=str(shape))
+    if not math.isfinite(chunks.sum()) and not bool((abs(chunks) < math.inf).all()):
+        raise ActionError(
+            "the policy's action holds NaN or infinity",
+            fix="look at the training curves for a loss that blew up, or use an earlier checkpoint",
         )
 
 

@@ -301,6 +301,11 @@ class Policy(nn.Module):
         return call
 
     @property
+    def prefix(self) -> int:
+        """Most committed actions that it was trained to continue."""
+        return self.config.prefix
+
+    @property
     def shapes(self) -> Shapes:
         """Sizes of what an engine of this policy reads and writes."""
         return Shapes(self.contract, self.config.candidates, self.config.prefix)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from jaxtyping import Bool, Float
-from torch import Tensor
+from typing import Any, NamedTuple
 
 from flowpolicy.policy.inputs import require_finite, require_numbers
 
@@ -14,19 +11,20 @@ class Previous(NamedTuple):
     """Actions before the observation, in environment units, for policies that continue them.
 
     A decision without it is the first of an episode. Nothing here commits the policy to anything:
-    :class:`flowpolicy.policy.committed.Committed` does.
+    :class:`flowpolicy.policy.committed.Committed` does. Arrays where they are kept, tensors where a policy
+    continues them.
     """
 
-    executed: Float[Tensor, "b h a"]
-    """The last actions that were executed, oldest first."""
-    known: Bool[Tensor, "b h"]
-    """Which of them there are; the others would lie before the episode."""
-    planned: Float[Tensor, "b h a"]
-    """The previous chunk from the row that is due now; behind its end its last action repeats."""
+    executed: Any
+    """(b, h, a) the last actions that were executed, oldest first."""
+    known: Any
+    """(b, h) bool, which of them there are; the others would lie before the episode."""
+    planned: Any
+    """(b, h, a) the previous chunk from the row that is due now; behind its end its last action repeats."""
 
     @property
-    def begun(self) -> Bool[Tensor, " b"]:
-        """Which rows have a previous chunk."""
+    def begun(self) -> Any:
+        """(b,) bool, which rows have a previous chunk."""
         return self.known[:, -1]
 
     def require(self, shape: tuple[int, int, int]) -> None:

@@ -134,7 +134,7 @@ def test_a_history_and_a_queue_take_only_what_they_can_give_again(contract):
         with pytest.raises(ConfigError, match="goal"):
             history.append(wrong)
     queue = ChunkQueue(2)
-    for chunk, skip in ((torch.zeros(0, 2), 0), (torch.zeros(4, 2), -1)):
+    for chunk, skip in ((np.zeros((0, 2)), 0), (np.zeros((4, 2)), -1)):
         with pytest.raises(ConfigError, match="one chunk"):
             queue.push(chunk, skip)
     with pytest.raises(ConfigError, match="at least 1"):

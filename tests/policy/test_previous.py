@@ -1,5 +1,6 @@
 """What a policy is told about the previous chunk, and what it makes of it."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ from .test_policy import observe
 
 
 def column(*values):
-    return torch.tensor(values, dtype=torch.float32).unsqueeze(1)
+    return np.array(values, np.float32)[:, None]
 
 
 def test_the_queue_knows_what_was_executed_and_what_is_planned():

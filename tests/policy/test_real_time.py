@@ -1,5 +1,6 @@
 """What is committed, and a policy that is guided to continue it."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from .test_policy import make, observe
 
 
 def chunk(first, rows=5):
-    return torch.arange(float(first), first + rows)[:, None]
+    return np.arange(float(first), first + rows)[:, None]
 
 
 def test_committed_is_what_was_executed_since_then_what_was_planned():
