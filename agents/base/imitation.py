@@ -21,6 +21,7 @@ from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, Natural
+from flowpolicy.core.references import Reference
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
@@ -36,6 +37,8 @@ from flowpolicy.policy.policy import Policy
 class ImitationConfig:
     """Options of every behaviour-cloning agent."""
 
+    references: ClassVar[tuple[Reference, ...]] = ()
+    """Publications that ``flowpolicy cite`` lists."""
     needs: ClassVar[str] = "windows"
     previous: ClassVar[bool] = False
     """Whether batches must hold the actions before their windows."""

@@ -23,6 +23,7 @@ from flowpolicy.core import keys
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, Decay, Few, Share
+from flowpolicy.core.references import Reference
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
@@ -38,6 +39,8 @@ from flowpolicy.policy.policy import Policy
 class ValueConfig:
     """Options of every value-learning agent."""
 
+    references: ClassVar[tuple[Reference, ...]] = ()
+    """Publications that ``flowpolicy cite`` lists."""
     needs: ClassVar[str] = "transitions"
     net: Net = Plain()
     """Trunk of the actor and of the behaviour flow."""

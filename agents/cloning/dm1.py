@@ -8,7 +8,7 @@ in MeanFlow's identity. The mathematics, and where the published code differs: d
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +17,7 @@ from torch import Tensor
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Share
+from flowpolicy.core.references import Reference
 from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.meanflow import meanflow
@@ -30,6 +31,10 @@ from flowpolicy.policy.actor import Sampler
 class DM1(ImitationConfig):
     """MeanFlow with dispersive regularisation."""
 
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("DM1: MeanFlow with Dispersive Regularization for 1-Step Robotic Manipulation", "2510.07865"),
+        Reference("Mean Flows for One-step Generative Modeling", "2505.13447"),
+    )
     nfe: Few = 1
     """Network evaluations per chunk: jumps of the flow map."""
     pairs: PairLaw = PairLaw()

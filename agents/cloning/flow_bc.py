@@ -6,7 +6,7 @@ Lipman et al. 2023 (arXiv 2210.02747), Liu et al. 2023 (arXiv 2209.03003); docs/
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,7 @@ from torch import Tensor
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few
+from flowpolicy.core.references import Reference
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.matching import matching_loss
 from flowpolicy.flows.real_time import hold
@@ -27,6 +28,10 @@ from flowpolicy.policy.actor import Sampler
 class FlowBC(ImitationConfig):
     """Flow behaviour cloning."""
 
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("Flow Matching for Generative Modeling", "2210.02747"),
+        Reference("Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow", "2209.03003"),
+    )
     solver: SolverName = "euler"
     """Solver of the generating differential equation."""
     nfe: Few = 10

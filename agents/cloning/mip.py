@@ -18,6 +18,7 @@ from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Positive
+from flowpolicy.core.references import Reference
 from flowpolicy.flows.matching import matching_loss
 from flowpolicy.policy.actor import REFINING, Sampler
 
@@ -26,6 +27,9 @@ from flowpolicy.policy.actor import REFINING, Sampler
 class MIP(ImitationConfig):
     """Minimal iterative policy."""
 
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("Much Ado About Noising: Dispelling the Myths of Generative Robotic Control", "2512.01809"),
+    )
     nfe: ClassVar[int] = 2
     noise: Positive = 0.1
     """Deviation of the noise on the chunk that the second prediction is trained on, after scaling to [-1, 1]."""

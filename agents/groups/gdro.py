@@ -27,11 +27,11 @@ from flowpolicy.core import keys
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Positive, Share
+from flowpolicy.core.references import Reference
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.groups import Groups
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows import groups as mathematics
-from flowpolicy.flows.axes.registry import Reference
 from flowpolicy.flows.groups import Objective, Scale, Weight
 from flowpolicy.flows.interpolant import interpolate, velocity
 from flowpolicy.flows.matching import matching_loss
@@ -41,6 +41,7 @@ from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.actor import Sampler
 from flowpolicy.policy.policy import Policy
 
+PUBLISHED = (Reference("GDRO: Group-level Reward Post-training Suitable for Diffusion Models", "2601.02036"),)
 BALANCE = (
     Reference("Flow Network based Generative Models for Non-Iterative Diverse Candidate Generation", "2106.04399"),
     Reference("Amortizing intractable inference in diffusion models for vision, language, and control", "2405.20971"),
@@ -107,11 +108,10 @@ class GDRO(ImitationConfig):
                 expected="a temperature above 0, the others at least 1",
             )
 
-    def references(self) -> dict[str, tuple[Reference, ...]]:
-        """Publications of the objective, where it is not GDRO's."""
-        if self.objective != "trajectory_balance":
-            return {}
-        return {f"objective {self.objective}": BALANCE}
+    @property
+    def references(self) -> tuple[Reference, ...]:  # type: ignore[override]
+        """GDRO's, and those of an objective that is not its own."""
+        return PUBLISHED + BALANCE if self.objective == "trajectory_balance" else PUBLISHED
 
     def build(self, *args: Any, **kwargs: Any) -> GDROAgent:
         """The agent in training; arguments of :class:`GDROAgent`."""

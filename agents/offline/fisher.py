@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueC
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive
+from flowpolicy.core.references import Reference
 from flowpolicy.flows import fisher
 from flowpolicy.flows.fisher import Metric
 from flowpolicy.flows.interpolant import interpolate
@@ -42,6 +43,12 @@ from flowpolicy.policy.actor import Net, PolicyConfig
 class Fisher(ValueConfig):
     """Fisher Decorator."""
 
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("Fisher Decorator: Refining Flow Policy via A Local Transport Map", "2604.17919"),
+        Reference(
+            "DeFlow: Decoupling Manifold Modeling and Value Maximization for Offline Policy Extraction", "2601.10471"
+        ),
+    )
     net: Net = MLP()
     """Trunk of the behaviour and of the shift."""
     base: Literal["map", "euler"] = "map"

@@ -8,7 +8,7 @@ solver. The target critic follows the parameters after the update; in the publis
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from flowpolicy.agents.base.bricks import flow_loss, flow_sample, q_term
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative
+from flowpolicy.core.references import Reference
 from flowpolicy.flows.solvers import SolverName, steps_for
 from flowpolicy.flows.times import uniform
 from flowpolicy.policy.actor import Actor, PolicyConfig
@@ -27,6 +28,7 @@ from flowpolicy.policy.actor import Actor, PolicyConfig
 class FQL(ValueConfig):
     """Flow Q-learning."""
 
+    references: ClassVar[tuple[Reference, ...]] = (Reference("Flow Q-Learning", "2502.02538"),)
     alpha: NonNegative = 10.0
     """Weight of the distillation against the critic; the knob to tune. 3 to 30000 by task, 0.03 to 10 with
     ``normalize_q``."""

@@ -8,7 +8,7 @@ observation at a time only; here every row has candidates of its own.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from flowpolicy.agents.base.value_learning import Transition
 from flowpolicy.agents.offline.iql import ImplicitAgent, ImplicitConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few
+from flowpolicy.core.references import Reference
 from flowpolicy.flows.solvers import SolverName, steps_for
 from flowpolicy.flows.times import uniform
 from flowpolicy.policy.actor import PolicyConfig
@@ -28,6 +29,10 @@ from flowpolicy.policy.actor import PolicyConfig
 class IFQL(ImplicitConfig):
     """Implicit values with the best of N flow samples."""
 
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("Flow Q-Learning", "2502.02538"),
+        Reference("IDQL: Implicit Q-Learning as an Actor-Critic Method with Diffusion Policies", "2304.10573"),
+    )
     candidates: Few = 32
     """N, chunks among which the critic chooses; the knob to tune, 32 to 128. 1 is flow behaviour cloning."""
     solver: SolverName = "euler"

@@ -17,6 +17,7 @@ from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueC
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import NonNegative, Share
+from flowpolicy.core.references import Reference
 from flowpolicy.nets.critic import Critic, CriticConfig
 from flowpolicy.policy.actor import PolicyConfig
 
@@ -68,6 +69,9 @@ class ImplicitAgent(ValueAgent):
 class IQL(ImplicitConfig):
     """Implicit Q-learning with advantage-weighted regression."""
 
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("Offline Reinforcement Learning with Implicit Q-Learning", "2110.06169"),
+    )
     nfe: ClassVar[int] = 1
     alpha: NonNegative = 10.0
     """Inverse temperature of the weights exp(alpha * advantage): 0.3 to 10 by task, larger is greedier."""

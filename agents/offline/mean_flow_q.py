@@ -16,7 +16,7 @@ Time runs from noise (0) to data (1), opposite to the paper. What differs from t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueC
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Share
+from flowpolicy.core.references import Reference
 from flowpolicy.flows.fisher import overflow
 from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.mlp import MLP
@@ -37,6 +38,10 @@ from flowpolicy.policy.actor import Net, PolicyConfig
 class MeanFlowQ(ValueConfig):
     """One-step MeanFlow actor with a Q term."""
 
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("One-Step Generative Policies with Q-Learning: A Reformulation of MeanFlow", "2511.13035"),
+        Reference("Mean Flows for One-step Generative Modeling", "2505.13447"),
+    )
     net: Net = MLP()
     """Trunk of the actor. 'mlp' has its derivative written out; the others cost a forward pass more."""
     alpha: NonNegative = 1.0

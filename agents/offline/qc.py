@@ -9,7 +9,7 @@ if the episode truly terminated.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ from flowpolicy.agents.offline.fql import FQL, FQLAgent
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative
+from flowpolicy.core.references import Reference
 from flowpolicy.flows.times import uniform
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import best_of
@@ -30,6 +31,10 @@ from flowpolicy.policy.policy import best_of
 class QC(FQL):
     """Q-learning on action chunks."""
 
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("Reinforcement Learning with Action Chunking", "2507.07969"),
+        Reference("Flow Q-Learning", "2502.02538"),
+    )
     mode: Literal["best_of_n", "distilled"] = "best_of_n"
     """'best_of_n' chooses among samples of the flow, in targets too; 'distilled' is FQL on chunks (QC-FQL)."""
     candidates: Few = 32

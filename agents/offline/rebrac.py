@@ -19,6 +19,7 @@ from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueC
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, NonNegative
+from flowpolicy.core.references import Reference
 from flowpolicy.nets.critic import CriticConfig, polyak
 from flowpolicy.policy.actor import Actor, PolicyConfig
 
@@ -27,6 +28,9 @@ from flowpolicy.policy.actor import Actor, PolicyConfig
 class ReBRAC(ValueConfig):
     """Behaviour-regularised actor-critic."""
 
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("Revisiting the Minimalist Approach to Offline Reinforcement Learning", "2305.09836"),
+    )
     nfe: ClassVar[int] = 1
     critic: CriticConfig = CriticConfig(aggregate="min")
     """Ensemble of Q networks."""

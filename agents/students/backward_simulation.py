@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,6 +27,7 @@ from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.keys import OBS
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive, Share
+from flowpolicy.core.references import Reference
 from flowpolicy.flows.axes.guidance import NoGuidance, Situation
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.distillation import (
@@ -49,6 +50,10 @@ _LATEST = 0.98  # denoised samples of later times hardly differ from the samples
 class BackwardSimulation(Flow):
     """A flow map of the teacher, improved on its own samples."""
 
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("AnyFlow: Any-Step Video Diffusion Model with On-Policy Flow Map Distillation", "2605.13724"),
+        Reference("One-step Diffusion with Distribution Matching Distillation", "2311.18828"),
+    )
     on_policy_from: Share = 0.5
     """Share of the updates after which the map's own samples are judged too."""
     on_policy_weight: NonNegative = 0.1

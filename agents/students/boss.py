@@ -7,7 +7,7 @@ straightened on every segment between them.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from typing_extensions import override
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.references import Reference
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.schedules import Boss
@@ -27,6 +28,10 @@ from flowpolicy.flows.fitting import bellman, step_costs, trajectories
 @dataclasses.dataclass(frozen=True)
 class BossSegments(Flow):
     """Velocity matching on the chords of the teacher's trajectories between the nodes of ``flow.schedule``."""
+
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("Bellman Optimal Step-size Straightening of Flow-Matching Models", "2312.16414"),
+    )
 
     def check(self, action: int) -> None:
         """Refuse nodes that the teacher's steps do not meet, and paths that are not straight."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, Share
+from flowpolicy.core.references import Reference
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.distillation import guided_line
 from flowpolicy.policy.actor import Actor
@@ -32,6 +33,9 @@ from flowpolicy.policy.actor import Actor
 class SlimFlow(Flow):
     """Annealing reflow, then guided one-step distillation."""
 
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference("SlimFlow: Training Smaller One-Step Diffusion Models with Rectified Flow", "2407.12718"),
+    )
     nfe: Few = 1
     """Network evaluations per chunk; 1."""
     guided_from: Share = 0.6

@@ -23,7 +23,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core.ranges import NonNegative, Positive
+from flowpolicy.core.references import Reference
 
+DISPERSE = Reference("Diffuse and Disperse: Image Generation with Representation Regularization", "2506.09027")
 _TINY = 1e-12  # Keeps the scale of an all-zero row, and its gradient, finite.
 
 
@@ -45,6 +47,16 @@ class Dispersive:
     """Divide squared distances, and the sums over features of 'covariance', by the feature dimension."""
     include_diagonal: bool = False
     """Let the pairs (i, i) take part in the mean; shifts the value, hardly the gradient."""
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """Publications of the regulariser, if it is switched on."""
+        if self.weight == 0:
+            return ()
+        if self.kind != "covariance":
+            return (DISPERSE,)
+        title = "VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised Learning"
+        return DISPERSE, Reference(title, "2105.04906")
 
 
 def dispersive_loss(features: Float[Tensor, "b f"], config: Dispersive) -> Float[Tensor, ""]:

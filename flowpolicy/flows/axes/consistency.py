@@ -185,7 +185,7 @@ class ImprovedMeanFlow(MeanFlow):
 @register(
     "consistency",
     "central-difference",
-    Reference("AnyFlow: Any-Step Video Diffusion Model with On-Policy Flow Map Distillation"),
+    Reference("AnyFlow: Any-Step Video Diffusion Model with On-Policy Flow Map Distillation", "2605.13724"),
     MEANFLOW,
 )
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Independent(Coupling):
 @register(
     "coupling",
     "knn",
-    Reference("Improved Immiscible Diffusion: Accelerate Diffusion Training by Reducing Its Miscibility"),
+    Reference("Improved Immiscible Diffusion: Accelerate Diffusion Training by Reducing Its Miscibility", "2505.18521"),
 )
 @dataclasses.dataclass(frozen=True)
 class Nearest(Coupling):
@@ -196,7 +196,7 @@ class ConditionalTransport(Coupling):
             )
 
 
-@register("coupling", "gibbs", Reference("Weighted Conditional Flow Matching"))
+@register("coupling", "gibbs", Reference("Weighted Conditional Flow Matching", "2507.22270"))
 @dataclasses.dataclass(frozen=True)
 class Gibbs(Coupling):
     """Independent pairs weighed by ``exp(-|noise - data|^2 / (2 d temperature))`` (Weighted Conditional Flow Matching).

@@ -26,7 +26,7 @@ from flowpolicy.flows.interpolant import rows
 STOCHASTIC_INTERPOLANTS = Reference(
     "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions", "2303.08797"
 )
-PRINCIPLES = Reference("The Principles of Diffusion Models")
+PRINCIPLES = Reference("The Principles of Diffusion Models", "2510.21890")
 
 
 class Coefficients(NamedTuple):

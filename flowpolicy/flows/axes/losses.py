@@ -153,7 +153,11 @@ class Elbo(Loss):
         return weight.nan_to_num(self.clamp, posinf=self.clamp).clamp(0, self.clamp)
 
 
-@register("loss", "balanced", Reference("AnyFlow: Any-Step Video Diffusion Model with On-Policy Flow Map Distillation"))
+@register(
+    "loss",
+    "balanced",
+    Reference("AnyFlow: Any-Step Video Diffusion Model with On-Policy Flow Map Distillation", "2605.13724"),
+)
 @dataclasses.dataclass(frozen=True)
 class Balanced(Loss):
     """The loss off the diagonal is scaled to the size of the loss on it (AnyFlow), by one factor for the batch.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.references import Reference as Reference
 
 AXES = (
     "interpolant",
@@ -21,14 +22,6 @@ AXES = (
     "guidance",
 )
 """Names of the axes, which are the fields of :class:`flowpolicy.flows.axes.spec.FlowSpec`."""
-
-
-class Reference(NamedTuple):
-    """A publication."""
-
-    title: str
-    arxiv: str = ""
-    """Number on arXiv; empty where it is not known."""
 
 
 class Conflict(NamedTuple):

@@ -131,7 +131,11 @@ class LogSnr(Schedule):
         return 1 / (1 + math.exp(-self.limit * (u - 0.5)))
 
 
-@register("schedule", "logit-normal", Reference("RiT: Vanilla Diffusion Transformers Suffice in Representation Space"))
+@register(
+    "schedule",
+    "logit-normal",
+    Reference("RiT: Vanilla Diffusion Transformers Suffice in Representation Space", "2605.21981"),
+)
 @dataclasses.dataclass(frozen=True)
 class LogitNormalSteps(Schedule):
     """Quantiles of the logit-normal law: short steps where that law trains most (RiT)."""

@@ -14,7 +14,7 @@ from flowpolicy.flows.axes.couplings import Coupling, Independent
 from flowpolicy.flows.axes.guidance import Fields, Guidance, NoGuidance, Situation
 from flowpolicy.flows.axes.interpolants import Interpolant, Linear
 from flowpolicy.flows.axes.losses import Loss, Squared
-from flowpolicy.flows.axes.registry import AXES, TAGS, Reference, Value
+from flowpolicy.flows.axes.registry import AXES, TAGS, Value
 from flowpolicy.flows.axes.schedules import Schedule, UniformSteps
 from flowpolicy.flows.axes.solvers import Dynamics, Euler, Solver
 from flowpolicy.flows.axes.sources import Normal, Source
@@ -133,10 +133,6 @@ class FlowSpec:
         """What the policy needs to act."""
         shared = {field.name for field in dataclasses.fields(Sampling)} & set(AXES)
         return Sampling(**{name: getattr(self, name) for name in shared}, two_time=self.consistency.two_time)
-
-    def references(self) -> dict[str, tuple[Reference, ...]]:
-        """``axis name`` -> publications."""
-        return {f"{value.axis} {value.name}": value.references for value in self.values()}
 
 
 TAGS["flow_spec"] = FlowSpec

@@ -16,7 +16,9 @@ from flowpolicy.flows.axes.interpolants import PRINCIPLES, Interpolant
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
 from flowpolicy.flows.interpolant import rows
 
-ARCFLOW = Reference("ArcFlow: 2-Step Text-to-Image Generation via High-Precision Non-Linear Flow Distillation")
+ARCFLOW = Reference(
+    "ArcFlow: Unleashing 2-Step Text-to-Image Generation via High-Precision Non-Linear Flow Distillation", "2602.09014"
+)
 _SAMPLING_FLOOR = 1e-3
 
 
@@ -101,7 +103,10 @@ class Velocity(Target):
 
 
 @register(
-    "target", "data", Reference("RiT: Vanilla Diffusion Transformers Suffice in Representation Space"), PRINCIPLES
+    "target",
+    "data",
+    Reference("RiT: Vanilla Diffusion Transformers Suffice in Representation Space", "2605.21981"),
+    PRINCIPLES,
 )
 @dataclasses.dataclass(frozen=True)
 class Data(Target):

@@ -91,7 +91,12 @@ class LogitNormal(TimeLaw):
         return -0.5 * z.square() - math.log(self.std * math.sqrt(2 * math.pi)) - (t * (1 - t)).log()
 
 
-@register("time", "shifted", Reference("RiT: Vanilla Diffusion Transformers Suffice in Representation Space"), SCALING)
+@register(
+    "time",
+    "shifted",
+    Reference("RiT: Vanilla Diffusion Transformers Suffice in Representation Space", "2605.21981"),
+    SCALING,
+)
 @dataclasses.dataclass(frozen=True)
 class Shifted(LogitNormal):
     """Logit-normal time shifted to the noise (RiT; Esser et al. 2024, arXiv 2403.03206, section 5.3.2).
@@ -257,7 +262,11 @@ class Dyadic(Grid):
         return TimePair(start, t)
 
 
-@register("time", "split", Reference("AnyFlow: Any-Step Video Diffusion Model with On-Policy Flow Map Distillation"))
+@register(
+    "time",
+    "split",
+    Reference("AnyFlow: Any-Step Video Diffusion Model with On-Policy Flow Map Distillation", "2605.13724"),
+)
 @dataclasses.dataclass(frozen=True)
 class Split(Uniform):
     """Exact shares of every batch: diagonal, ending at the data, free (AnyFlow)."""

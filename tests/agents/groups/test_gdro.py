@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowpolicy.agents.cloning.flow_bc import FlowBC
-from flowpolicy.commands.cite import citations
+from flowpolicy.core.references import citations
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.flows.times import PairLaw
 from flowpolicy.flows.trajectory_balance import kernels
@@ -171,7 +171,7 @@ def test_trajectory_balance_has_the_uncertainty_of_the_reference_in_its_steps():
     agent = build(base, groups, **options)
     # The same bits whatever the seed: a resumed run has the chain that it was started with.
     assert torch.equal(build(base, groups, seed=9, **options).chain.variance, agent.chain.variance)
-    assert any("2405.20971" in line for line in citations(agent.config, agent.policy_config))
+    assert any("2405.20971" in line for line in citations("agent", agent.config))
     t = agent.chain.start.reshape(-1, 1, 1)
     exact = kernels(0.09 * (1 - t) ** 2 / (0.09 * t**2 + (1 - t) ** 2)).variance
     assert torch.allclose(agent.chain.variance, exact.expand(4, 1, 2), rtol=0.35)

@@ -11,11 +11,11 @@ from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.agents.students.distillation import METHODS, Order, student_of
 from flowpolicy.agents.students.refiner import letters_for
-from flowpolicy.commands.cite import citations
 from flowpolicy.configs.presets import KINDS
 from flowpolicy.core.config import decode, encode
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.keys import ACTION, OBS, VALID
+from flowpolicy.core.references import citations
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.registry import make
@@ -105,7 +105,7 @@ def test_every_method_learns_resumes_bit_for_bit_and_acts_as_it_says(name, teach
     chunk = loaded.act(observed(5), torch_generator(3))
     assert loaded.evaluations == len(calls) == config.nfe == loaded.contract.nfe
     assert torch.equal(chunk, policy.act(observed(5), torch_generator(3)))
-    assert any("arxiv" in line for line in citations(config, agent.policy_config))
+    assert any("arxiv" in line for line in citations("agent", config))
 
 
 @pytest.mark.slow

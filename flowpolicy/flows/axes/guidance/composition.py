@@ -20,7 +20,7 @@ from flowpolicy.flows.solvers import Field
 @register(
     "guidance",
     "compose",
-    Reference("SplitFlow: Flow Decomposition for Inversion-Free Text-to-Image Editing"),
+    Reference("SplitFlow: Flow Decomposition for Inversion-Free Text-to-Image Editing", "2510.25970"),
     Reference("Compositional Visual Generation with Composable Diffusion Models", "2206.01714"),
 )
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from flowpolicy.flows.axes.registry import Reference, register
 @register(
     "guidance",
     "noise-opt",
-    Reference("FlowOpt: Fast Optimization Through Whole Flow Processes for Training-Free Editing"),
+    Reference("FlowOpt: Fast Optimization Through Whole Flow Processes for Training-Free Editing", "2510.22010"),
 )
 @dataclasses.dataclass(frozen=True)
 class NoiseOptimisation(Aimed):
