@@ -6,6 +6,7 @@ import pytest
 
 from flowpolicy.core.config import decode, encode
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.references import citations
 from flowpolicy.flows.axes.couplings import Coupling, Pairing
 from flowpolicy.flows.axes.refusals import IncompatibleSpecError, validate
 from flowpolicy.flows.axes.registry import AXES, TAGS, VALUES, Conflict, Reference, make, register
@@ -40,7 +41,7 @@ def test_a_new_class_is_a_value(mirrored):
     from flowpolicy.configs.presets import KINDS
 
     assert decode(encode(spec, KINDS), KINDS) == spec
-    assert spec.references()["coupling mirrored"][0].title == "An unwritten paper"
+    assert "coupling mirrored: An unwritten paper https://arxiv.org/abs/0000.00000" in citations("flow", spec)
 
 
 def test_names_are_taken_once_and_axes_exist(mirrored):
