@@ -38,13 +38,12 @@ def parse_only(monkeypatch):
         return cli(idle, **options)
 
     monkeypatch.setattr("flowpolicy.commands.arguments.tyro", types.SimpleNamespace(cli=parse))
-    monkeypatch.setattr("flowpolicy.commands.train.train", lambda *args, **kwargs: None)
+    for name in ("commands.train.train", "train.training.train", "commands.train.report"):
+        monkeypatch.setattr(f"flowpolicy.{name}", lambda *args, **kwargs: None)
     monkeypatch.setattr("flowpolicy.train.verify.verify_resume", lambda *args, **kwargs: None)
     # `online` reads its options from the run that it continues.
-    monkeypatch.setattr("flowpolicy.commands.resume.stored_experiment", lambda run: PRESETS["fql-cube-single"][1])
-    monkeypatch.setattr("flowpolicy.core.checkpoint.resolve", lambda run: run)
-    monkeypatch.setattr("flowpolicy.core.spec.load_contract", lambda path: None)
-    monkeypatch.setattr("flowpolicy.train.experiment.require_unchanged", lambda data, stored: None)
+    stored = types.SimpleNamespace(experiment=PRESETS["fql-cube-single"][1], checkpoint=Path(), data=lambda: None)
+    monkeypatch.setattr("flowpolicy.train.run.Run.load", lambda run: stored)
 
 
 @pytest.mark.parametrize("command", sorted(set(COMPLETE + MENTIONED)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,11 @@ import tyro
 
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.ranges import checked
+
+
+def typed() -> str:
+    """The command line of this process, for records: what to type to make them again."""
+    return shlex.join(["flowpolicy", *sys.argv[1:]])
 
 
 def call(function: Callable[..., int | None], argv: Sequence[str], command: str) -> int:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from flowpolicy.commands.arguments import call
+from flowpolicy.commands.arguments import call, typed
 from flowpolicy.commands.console import console
-from flowpolicy.commands.progress import progress_bar
+from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.ranges import Count, Natural, NonNegative, Seed, Share
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ def card(
         dropped: with --delay: share of observations that never arrive.
 
     """
-    from flowpolicy.commands.evaluation import acted, loaded
     from flowpolicy.core import checkpoint
     from flowpolicy.evaluate.card import NFES, supported
     from flowpolicy.evaluate.card import card as draw
+    from flowpolicy.evaluate.evaluation import acted, loaded
     from flowpolicy.evaluate.plan import make_plan
     from flowpolicy.evaluate.records import card_name, make_way
 
@@ -66,7 +66,7 @@ def card(
                 done += 1
                 move(done, "")
 
-            about = acted(folder, policy)
+            about = acted(folder, policy, typed())
             home, name = checkpoint.run_of(folder), card_name(about["step"], about["checkpoint_sha256"], plan)
             place = home / "card"
             if checkpoint.newest(home) in ("", folder.name):

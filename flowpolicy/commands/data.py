@@ -11,9 +11,9 @@ import tyro
 
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
-from flowpolicy.commands.progress import download_bar, progress_bar
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import require_free
+from flowpolicy.core.progress import download_bar, progress_bar
 from flowpolicy.core.ranges import Count, NonNegative, Seed, Workers
 
 Task = Literal[

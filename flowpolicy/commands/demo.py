@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from flowpolicy.commands.arguments import call
+from flowpolicy.commands.arguments import call, typed
 from flowpolicy.commands.compare import compare
 from flowpolicy.commands.console import console
 from flowpolicy.commands.data import make
@@ -39,9 +39,10 @@ def demo(out: Path = Path("runs/demo"), demonstrations: Count = 200, episodes: C
         video: rollouts to record per method.
 
     """
-    from flowpolicy.commands.evaluation import evaluate_run
     from flowpolicy.configs.presets import PRESETS
+    from flowpolicy.evaluate.evaluation import evaluate
     from flowpolicy.evaluate.methods_figure import draw_methods
+    from flowpolicy.evaluate.records import record_path
     from flowpolicy.evaluate.tables import methods_table
 
     start = time.perf_counter()
@@ -54,7 +55,8 @@ def demo(out: Path = Path("runs/demo"), demonstrations: Count = 200, episodes: C
     _train_all(out, data)
     methods, records = {}, {}
     for name in METHODS:
-        methods[name], records[name] = evaluate_run(out / name, episodes=episodes, video=video)
+        methods[name] = evaluate(out / name, episodes=episodes, video=video, command=typed())
+        records[name] = record_path(out / name, methods[name])
     # What was asked for is what was used: _require_this_demo has looked.
     updates = ", ".join(f"{steps:,}" for steps in sorted({PRESETS[preset][1].steps for preset in METHODS.values()}))
     title = f"Lift, {demonstrations} demonstrations, {updates} updates, {episodes} planned initial states"

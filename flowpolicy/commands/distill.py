@@ -75,8 +75,9 @@ def distill(
         out: run folder of the student; RUN-METHOD unless given.
 
     """
-    from flowpolicy.commands.train import train
+    from flowpolicy.commands.train import report
     from flowpolicy.core.checkpoint import resolve, run_of
+    from flowpolicy.train.training import train
 
     home = run_of(resolve(run))
     experiment = student(
@@ -92,7 +93,7 @@ def distill(
         real=real,
         inversion=inversion,
     )
-    train(experiment, out or home.with_name(f"{home.name}-{method}"))
+    report(train(experiment, out or home.with_name(f"{home.name}-{method}")))
 
 
 def student(run: Path, method: Method, *, steps: int, seed: int, **order: Any) -> Experiment:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from flowpolicy.commands.arguments import call
+from flowpolicy.commands.arguments import call, typed
 from flowpolicy.commands.console import console
 from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Seed
 
@@ -46,10 +46,12 @@ def evaluate(
         overwrite: replace what stands at --json; an earlier record of this very evaluation is replaced anyway.
 
     """
-    from flowpolicy.commands.evaluation import evaluate_run
+    from flowpolicy.core.checkpoint import resolve, run_of
+    from flowpolicy.evaluate import evaluation as playing
+    from flowpolicy.evaluate.records import record_path
     from flowpolicy.evaluate.tables import evaluation_table
 
-    evaluation, path = evaluate_run(
+    evaluation = playing.evaluate(
         run,
         episodes=episodes,
         seed=seed,
@@ -59,6 +61,7 @@ def evaluate(
         noise_scale=noise_scale,
         also=json,
         overwrite=overwrite,
+        command=typed(),
     )
     console().print(evaluation_table(evaluation))
-    sys.stdout.write(f"outcomes {path}\n")
+    sys.stdout.write(f"outcomes {record_path(run_of(resolve(run)), evaluation)}\n")

@@ -209,7 +209,7 @@ def by_simulator(
 
 def success_along(run: Path, episodes: int, seed: int) -> list[tuple[int, float]]:
     """(update, success) of the averaged policy in every stored checkpoint, the base first, on one plan."""
-    from flowpolicy.commands.evaluation import counting, loaded
+    from flowpolicy.evaluate.evaluation import counting, loaded
     from flowpolicy.evaluate.plan import make_plan
     from flowpolicy.evaluate.rollout import rollout
 

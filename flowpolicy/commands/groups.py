@@ -12,9 +12,9 @@ import tyro
 
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
-from flowpolicy.commands.progress import progress_bar
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import require_free
+from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Seed, Share, Workers
 
 Source = Literal["critic", "simulator", "returns"]

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from flowpolicy.commands.arguments import call
+from flowpolicy.commands.arguments import call, typed
 from flowpolicy.core.ranges import Count, Few, Natural
 from flowpolicy.lab.lab_plan import LabPlan
 
@@ -76,12 +76,12 @@ def lab(
 
     """
     from flowpolicy.agents.students.distillation import Order
-    from flowpolicy.commands.progress import progress_bar
+    from flowpolicy.core.progress import progress_bar
     from flowpolicy.lab.comparison import compare_recipes, compare_students
 
     if students.distill:
         name, order = "distill", Order(teacher_nfe=students.teacher_nfe, width=students.student_width)
-        updates, command = students.student_updates, sys.argv[1:]
+        updates = students.student_updates
         compare_students(
             students.distill,
             plan,
@@ -90,11 +90,11 @@ def lab(
             updates=updates,
             order=order,
             workers=workers,
-            command=command,
+            command=typed(),
             bar=progress_bar,
         )
     else:
         name = "lab"
-        compare_recipes(recipes, plan, seeds, out, workers=workers, command=sys.argv[1:], bar=progress_bar)
+        compare_recipes(recipes, plan, seeds, out, workers=workers, command=typed(), bar=progress_bar)
     sys.stdout.write((out / f"{name}.md").read_text(encoding="utf-8"))
     sys.stdout.write(f"table   {out / f'{name}.md'}\npicture {out / f'{name}.png'}\n")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from flowpolicy.core.errors import ConfigError
 
@@ -29,8 +28,9 @@ def run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(USAGE)
         return 0 if argv else 2
-    from flowpolicy.commands.train import parse, train
+    from flowpolicy.commands.train import parse, report
     from flowpolicy.train.run import Run
+    from flowpolicy.train.training import train
 
     base = Run.load(argv[0])
     stored = base.experiment
@@ -40,5 +40,5 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("no folder for the new run is given", expected="--out OUT")
     if command.data.path == stored.data.path:
         base.data()
-    train(command.experiment, Path(command.out))
+    report(train(command.experiment, command.out))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -35,9 +34,7 @@ def resume(
         data: where the training file lies now, if it was moved; its content must be the same.
 
     """
-    from flowpolicy.commands.train import train
+    from flowpolicy.commands.train import report
     from flowpolicy.train.run import Run
 
-    stopped = Run.load(run)
-    stopped.require_resumable()
-    train(dataclasses.replace(stopped.experiment, data=stopped.data(data)), stopped.path, resume=True)
+    report(Run.load(run).resume(data))

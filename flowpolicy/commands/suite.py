@@ -16,10 +16,10 @@ import tyro
 
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
-from flowpolicy.commands.progress import progress_bar
 from flowpolicy.configs.suites import SUITES, Suite
 from flowpolicy.core.errors import ConfigError, TrainingError, nearest
 from flowpolicy.core.files import held_alone
+from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.ranges import Seed, Threads
 
 Name = Annotated[str, tyro.conf.Positional]

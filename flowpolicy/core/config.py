@@ -17,6 +17,28 @@ TAG = "class"
 """Key of the tag: a Python keyword, so that no field can have its name."""
 
 
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a dataclass with other values; a mapping changes fields of the configuration that it names.
+
+    Args:
+        config: a dataclass.
+        changes: field -> value, or field -> changes of the dataclass in that field.
+
+    Raises:
+        ConfigError: it has no such field.
+
+    """
+    fields = [field.name for field in dataclasses.fields(config)]
+    values = {}
+    for name, value in changes.items():
+        if name not in fields:
+            raise ConfigError(f"{type(config).__name__} has no option '{name}'", expected=nearest(name, fields))
+        now = getattr(config, name)
+        inner = isinstance(value, Mapping) and dataclasses.is_dataclass(now)
+        values[name] = changed(now, value) if inner else value
+    return dataclasses.replace(config, **values)
+
+
 def encode(value: Any, kinds: Kinds) -> Any:
     """Turn a config into JSON values. Every dataclass becomes ``{"class": tag, field: ...}``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

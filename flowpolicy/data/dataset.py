@@ -61,7 +61,7 @@ class DataConfig:
     """Datasets larger than this are memory-mapped from a cache folder instead of held in memory."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Dataset:
     """N time steps of E episodes, one after the other."""
 
@@ -93,14 +93,22 @@ class Dataset:
         """First row of each episode."""
         return self.lengths.cumsum(0) - self.lengths
 
+    def __repr__(self) -> str:
+        episodes, obs = len(self.lengths), self.spec.observation.items()
+        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in obs)
+        return (
+            f"<Dataset {self.path}: {episodes:,} episodes, {len(self.steps):,} steps; "
+            f"{shapes} -> action ({self.spec.action.size},)>"
+        )
+
     @property
     def memory_mapped(self) -> bool:
         """Whether the columns live in files rather than in memory."""
         return isinstance(self.steps[keys.ACTION], MemoryMappedTensor)
 
 
-def load_dataset(config: DataConfig) -> Dataset:
-    """Read a dataset file; every value is checked to be finite.
+def load_dataset(config: DataConfig | str | os.PathLike[str]) -> Dataset:
+    """Read a dataset file, given as its path or with options; every value is checked to be finite.
 
     Warns (:class:`~flowpolicy.core.errors.DataWarning`) of what contradicts itself in the file, and of observations
     that are not read although no ``obs_keys`` were chosen.
@@ -110,6 +118,8 @@ def load_dataset(config: DataConfig) -> Dataset:
             holds NaN or infinity, or does not have the filter or observation keys asked for.
 
     """
+    if not isinstance(config, DataConfig):
+        config = DataConfig(path=os.fspath(config))
     dataset = _load(config, check=True)
     for remark in dataset.remarks:
         warnings.warn(f"{dataset.path} {remark}", DataWarning, stacklevel=2)

@@ -46,6 +46,11 @@ def record_name(evaluation: Evaluation) -> str:
     return "-".join(part for part in parts if part)
 
 
+def record_path(run: Path, evaluation: Evaluation) -> Path:
+    """Where the record of an evaluation stands in a run folder."""
+    return run / "eval" / f"{record_name(evaluation)}.json"
+
+
 def card_name(step: int, checkpoint_sha256: str, plan: EvaluationPlan) -> str:
     """Name of the card of one checkpoint on one plan."""
     return f"{plan.digest[:12]}-step{step}-{checkpoint_sha256[:8]}"
@@ -79,7 +84,7 @@ def repeats(path: Path, acting: Identity, plan: EvaluationPlan, nfe: int, noise_
     )
 
 
-def currentstored_records(run: Path) -> list[Evaluation]:
+def current_records(run: Path) -> list[Evaluation]:
     """The evaluations of the checkpoint that ``run`` means, newest first; a file is the evaluation in it.
 
     Raises:

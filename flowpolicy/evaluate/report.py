@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,9 +33,9 @@ class Latency:
     """99th percentile."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Evaluation:
-    """One policy on one plan."""
+    """One policy on one plan. Printed, it is a table of its figures."""
 
     plan: EvaluationPlan
     """Initial states and policy seeds."""
@@ -64,6 +65,21 @@ class Evaluation:
     """False where the environment defines no success: the return counts."""
     normalized: Interval | None = None
     """Normalised score, where the environment defines one."""
+
+    def __repr__(self) -> str:
+        name, found = ("success", self.success) if self.success else ("return", self.return_)
+        what = f"{name} {found.mean:.4g} [{found.low:.4g}, {found.high:.4g}]"
+        return f"<Evaluation of {self.run or 'a policy'}: {what}, {len(self.episodes)} episodes>"
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        from flowpolicy.evaluate.tables import evaluation_table  # which imports this file
+
+        console = Console(width=100, file=io.StringIO())
+        with console.capture() as text:
+            console.print(evaluation_table(self))
+        return text.get().rstrip()
 
     @property
     def success(self) -> Interval | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -39,7 +38,7 @@ def compare_recipes(
     folder: Path,
     *,
     workers: int = 0,
-    command: Sequence[str] = (),
+    command: str = "",
     bar: Bar = _silent,
 ) -> list[dict[str, Any]]:
     """Train and measure recipes from ``seeds`` seeds each; ``lab.md``, ``lab.png`` and ``lab.json`` in ``folder``.
@@ -50,7 +49,7 @@ def compare_recipes(
         seeds: runs of each recipe.
         folder: records, table and picture; a record that is there is not made again.
         workers: runs at a time; 0 is one per core.
-        command: words of the command line that asked, for the records.
+        command: command line that asked, for the records.
         bar: shows progress.
 
     Returns:
@@ -83,7 +82,7 @@ def compare_students(
     order: Order,
     updates: int = 2500,
     workers: int = 0,
-    command: Sequence[str] = (),
+    command: str = "",
     bar: Bar = _silent,
 ) -> list[dict[str, Any]]:
     """Students of one teacher, plain flow matching; ``distill.md``, ``distill.png`` and ``distill.json``.
@@ -96,7 +95,7 @@ def compare_students(
         order: what is asked of the students; the words of a method change it.
         updates: gradient updates of a student.
         workers: runs at a time; 0 is one per core.
-        command: words of the command line that asked, for the records.
+        command: command line that asked, for the records.
         bar: shows progress.
 
     Returns:
@@ -109,7 +108,7 @@ def compare_students(
     plan = dataclasses.replace(plan, nfes=NFES)
     chosen = [parse_course(text, order) for text in (METHODS if tuple(methods) == ("all",) else methods)]
     _require_names([course.name for course in chosen])
-    origin = {"command": shlex.join(["flowpolicy", *command]), "commit": git_commit()}
+    origin = {"command": command, "commit": git_commit()}
     # The teachers first: their students must not train them side by side.
     _in_parallel([(f"teacher, seed {seed}", teacher_of, (plan, seed, folder)) for seed in range(seeds)], workers, bar)
     jobs: list[Job] = [

@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import hashlib
 import json
-import shlex
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,8 +166,8 @@ def sized(recipe: Recipe, plan: LabPlan) -> LabPlan:
     return dataclasses.replace(plan, width=min((low, high), key=lambda width: abs(excess(width))))
 
 
-def run(recipe: Recipe, plan: LabPlan, seed: int, command: Sequence[str] = ()) -> dict[str, Any]:
-    """Train and measure; the record of the run as JSON values. ``command``: words of the command line it is part of."""
+def run(recipe: Recipe, plan: LabPlan, seed: int, command: str = "") -> dict[str, Any]:
+    """Train and measure; the record of the run as JSON values. ``command``: the command line it is part of."""
     torch.set_num_threads(1)
     agent = build(recipe, plan, seed)
     trained = train(agent, plan, plan.updates, seed)
@@ -176,7 +175,7 @@ def run(recipe: Recipe, plan: LabPlan, seed: int, command: Sequence[str] = ()) -
     record: dict[str, Any] = {
         "schema": 2,
         "name": recipe.name,
-        "command": shlex.join(["flowpolicy", *command]),
+        "command": command,
         "commit": git_commit(),
         "seed": seed,
         "recipe": encode(recipe, {**KINDS_OF_RECORDS, **KINDS}),
@@ -202,7 +201,7 @@ def record_path(folder: Path, recipe: Recipe, plan: LabPlan, seed: int) -> Path:
     return folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}-seed{seed}.json"
 
 
-def run_once(recipe: Recipe, plan: LabPlan, seed: int, folder: Path, command: Sequence[str] = ()) -> dict[str, Any]:
+def run_once(recipe: Recipe, plan: LabPlan, seed: int, folder: Path, command: str = "") -> dict[str, Any]:
     """The record of a run, from its file where there is one."""
     path = record_path(folder, recipe, plan, seed)
     if not path.exists():

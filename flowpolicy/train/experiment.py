@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import warnings
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from tensordict import TensorDict
 
 from flowpolicy.core import keys
+from flowpolicy.core.config import changed
 from flowpolicy.core.errors import ConfigError, ContractError, DataError, DataWarning
 from flowpolicy.core.files import unchanged_sha256
 from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
@@ -66,6 +68,26 @@ class Experiment:
     """Write TensorBoard events beside metrics.csv."""
     wandb: str = ""
     """Weights & Biases project; empty writes nothing."""
+
+    def with_(self, **changes: Any) -> Self:
+        """A copy with other values.
+
+        ::
+
+            presets["dm1-lift"].with_(data="lift.hdf5", steps=2_000, agent={"chunk": 8, "net": {"width": 256}})
+
+        Args:
+            changes: field -> value; a dict changes fields of the configuration in that field, and a path as ``data``
+                is that of the training file.
+
+        Raises:
+            ConfigError: there is no such field, or a value makes no sense.
+
+        """
+        if isinstance(changes.get("data"), (str, os.PathLike)):
+            changes["data"] = {"path": os.fspath(changes["data"])}
+        copy: Self = changed(self, changes)
+        return copy
 
     def __post_init__(self) -> None:
         require_ranges(self)

@@ -31,7 +31,7 @@ from flowpolicy.train.kinds import KINDS
 class Run:
     """A run folder and one of its checkpoints, which every property speaks of; goes wherever a path goes.
 
-    :meth:`load` makes it from a path.
+    :meth:`load` makes it from a path; :func:`flowpolicy.train` and :meth:`resume` return one.
     """
 
     path: Path
@@ -162,10 +162,24 @@ class Run:
         wanted = self.identity
         return [evaluation for evaluation in stored_records(self.path).values() if wanted.made(evaluation)]
 
-    def require_resumable(self) -> None:
-        """Raise :class:`ConfigError` unless the run can go on from here: only from its newest checkpoint."""
+    def resume(self, data: str | os.PathLike[str] | None = None, *, progress: bool = True) -> Run:
+        """Go on to the end from the newest checkpoint; the result equals that of the uninterrupted run bit for bit.
+
+        Args:
+            data: where the training file lies now, if it was moved.
+            progress: show a bar.
+
+        Raises:
+            ConfigError: this is an older checkpoint, or one without its run.
+            DataError: the training file is not there, or has another content.
+
+        """
+        from flowpolicy.train.training import go_on
+
         if self.path == self.checkpoint or not self.is_newest:
             raise ConfigError(
                 f"{self.checkpoint} is a checkpoint, and a run goes on from its newest one",
                 fix=f"flowpolicy resume {self.path}",
             )
+        experiment = dataclasses.replace(self.experiment, data=self.data(data))
+        return go_on(experiment, self.path, progress=progress)

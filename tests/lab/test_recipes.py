@@ -92,7 +92,9 @@ def test_combinations_are_refused_before_any_run():
 @pytest.mark.parametrize(("base", "nfe"), [("regression", "1"), ("mip", "2")])
 def test_controls_are_measured_where_they_act(base, nfe, tmp_path):
     toy = ChunkToy(size=200, steps=3, action=1, obs=3, modes=3)
-    record = run_once(parse_recipe(f"base={base}"), dataclasses.replace(TINY, toy=toy), 0, tmp_path, ["lab", "x y"])
+    record = run_once(
+        parse_recipe(f"base={base}"), dataclasses.replace(TINY, toy=toy), 0, tmp_path, "flowpolicy lab 'x y'"
+    )
     assert set(record["error"]) == {nfe} and record["command"] == "flowpolicy lab 'x y'"
 
 
@@ -101,7 +103,7 @@ def test_records_table_and_picture(tmp_path):
     records = [run_once(recipe, TINY, seed, tmp_path) for recipe in recipes for seed in (0, 1)]
     assert set(records[0]["error"]) == {"1", "2", "4"} and len(records[0]["error"]["1"]) == 6
     assert set(records[0]["fitted"]) == {"2", "4"}
-    assert records[0]["seed"] == 0 and records[0]["command"] == "flowpolicy" and "commit" in records[0]
+    assert records[0]["seed"] == 0 and records[0]["command"] == "" and "commit" in records[0]
     # The same record, read from its file; other seeds are other runs.
     assert run_once(recipes[0], TINY, 0, tmp_path) == records[0]
     assert records[0]["error"] != records[1]["error"]

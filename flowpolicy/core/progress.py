@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -19,13 +17,18 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-if TYPE_CHECKING:
-    from flowpolicy.train import Trainer  # brings torch, seconds of every --help
-
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int, completed: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """Yield a function (finished, note) that moves a bar; on a file or pipe, some plain lines instead."""
+def progress_bar(
+    title: str, total: int, completed: int = 0, *, shown: bool = True
+) -> Iterator[Callable[[int, str], None]]:
+    """Yield a function (finished, note) that moves a bar on standard error.
+
+    On a file or pipe it writes some plain lines instead, and nothing at all where ``shown`` is False.
+    """
+    if not shown:
+        yield lambda finished, note="": None
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         marks = iter(range(1, 11))
@@ -71,15 +74,3 @@ def download_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
         yield lambda there, whole: bar.update(task, completed=there, total=whole or None)
-
-
-@contextlib.contextmanager
-def training_progress(trainer: Trainer, folder: Path) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """A bar that shows loss and where the time goes."""
-    with progress_bar(f"train {folder}", trainer.experiment.steps, trainer.step) as move:
-
-        def report(step: int, row: dict[str, float]) -> None:
-            times = "  ".join(f"{name} {row[f'{name}_ms']:.2f}" for name in ("data", "update", "log"))
-            move(step, f"loss {row['loss']:.4f}  ms per step: {times}")
-
-        yield report

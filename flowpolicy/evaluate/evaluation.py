@@ -1,10 +1,8 @@
-"""Roll a run out and keep what happened: what ``eval``, ``card`` and ``demo`` share."""
+"""Roll a run out and keep what happened: ``flowpolicy.evaluate``."""
 
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,63 +10,84 @@ from typing import Any
 
 import torch
 
-from flowpolicy.commands.progress import progress_bar
 from flowpolicy.core.checkpoint import MANIFEST, resolve, run_of
 from flowpolicy.core.files import read_json, require_free
+from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.envs import find_env, normalized_score
 from flowpolicy.evaluate.plan import EvaluationPlan, load_plan, make_plan
-from flowpolicy.evaluate.records import identity, record_name, repeats
+from flowpolicy.evaluate.records import identity, record_name, record_path, repeats
 from flowpolicy.evaluate.report import Evaluation, make_evaluation, save_evaluation
 from flowpolicy.evaluate.rollout import Episode, rollout
 from flowpolicy.evaluate.video import require_imageio, save_videos
 from flowpolicy.policy import Policy
 
 
-def evaluate_run(
-    run: Path,
+def evaluate(
+    run: str | os.PathLike[str],
     *,
     episodes: int = 100,
     seed: int = 0,
-    plan: Path | None = None,
+    plan: EvaluationPlan | Path | None = None,
     nfe: int | None = None,
     video: int = 0,
     noise_scale: float = 1.0,
     also: Path | None = None,
     overwrite: bool = False,
-) -> tuple[Evaluation, Path]:
-    """Roll a run out, write its outcomes to RUN/eval (and ``also`` elsewhere) and its videos to RUN/videos."""
+    command: str = "",
+    progress: bool = True,
+) -> Evaluation:
+    """Success and return of a run on an evaluation plan, with intervals; every episode is kept in RUN/eval.
+
+    Args:
+        run: a run or its folder (the newest checkpoint), or a checkpoint folder.
+        episodes: number of planned initial states.
+        seed: of the plan; the plans of two seeds share no initial state, and none is in generated data.
+        plan: an evaluation plan or its file, instead of ``episodes`` and ``seed``.
+        nfe: network evaluations per chunk; the contract's number unless given.
+        video: how many episodes to record as MP4, in RUN/videos.
+        noise_scale: factor of the policy's initial noise: 1 acts by the law that was learned, 0 by its middle.
+        also: another file to write the outcomes to.
+        overwrite: replace what stands there; an earlier record of this very evaluation is replaced anyway.
+        command: command line that asked, for the record.
+        progress: show a bar.
+
+    Returns:
+        The evaluation; ``print`` shows its figures.
+
+    """
+    run = Path(run)
     if video:
         require_imageio()
     with loaded(run) as (policy, env, folder):
-        todo = load_plan(plan) if plan else make_plan(env.spec.env_id, episodes, seed)
+        if isinstance(plan, EvaluationPlan):
+            todo = plan
+        else:
+            todo = load_plan(plan) if plan else make_plan(env.spec.env_id, episodes, seed)
         if also is not None and not repeats(also, identity(folder), todo, nfe or policy.contract.nfe, noise_scale):
             require_free(also, overwrite)
-        with counting(run, todo, env.spec.defines_success) as progress:
-            outcomes = rollout(
-                policy, env, todo, nfe=nfe, progress=progress, record=range(video), noise_scale=noise_scale
-            )
+        with counting(run, todo, env.spec.defines_success, progress) as count:
+            outcomes = rollout(policy, env, todo, nfe=nfe, progress=count, record=range(video), noise_scale=noise_scale)
     evaluation = make_evaluation(
         todo,
         outcomes,
         run=str(run),
-        **acted(folder, policy),
+        **acted(folder, policy, command),
         noise_scale=noise_scale,
         success_defined=policy.contract.spec.defines_success,
         normalized_score=normalized_score(policy.contract.spec.env_id),
     )
     home, name = run_of(folder), record_name(evaluation)
-    path = home / "eval" / f"{name}.json"
-    for place in (path, also):
+    for place in (record_path(home, evaluation), also):
         if place is not None:
             save_evaluation(place, evaluation)
     if video:
         rate = policy.contract.spec.action.rate_hz or 20.0
         save_videos(home / "videos", name, outcomes[:video], rate, evaluation.success_defined)
-    return evaluation, path
+    return evaluation
 
 
-def acted(folder: Path, policy: Policy) -> dict[str, Any]:
+def acted(folder: Path, policy: Policy, command: str) -> dict[str, Any]:
     """What a record says of the checkpoint that acted and of the command, as :func:`make_evaluation` takes it."""
     state, contract = read_json(folder / "state.json"), policy.contract
     origin = ("dataset_id", "dataset_filter", "base", "base_sha256", "groups", "groups_sha256", "groups_source")
@@ -76,7 +95,7 @@ def acted(folder: Path, policy: Policy) -> dict[str, Any]:
         "step": state["step"],
         "checkpoint_sha256": identity(folder).sha256,
         "weights_sha256": read_json(folder / MANIFEST)["ema.safetensors"],
-        "command": shlex.join(["flowpolicy", *sys.argv[1:]]),
+        "command": command,
         "training": {
             "experiment": read_json(folder / "config.json")["experiment"],
             "dataset_sha256": contract.dataset_sha256,
@@ -105,10 +124,12 @@ def loaded(run: Path) -> Iterator[tuple[Policy, VecEnv, Path]]:
 
 
 @contextmanager
-def counting(run: Path, plan: EvaluationPlan, success_defined: bool) -> Iterator[Callable[[Episode], None]]:
+def counting(
+    run: Path, plan: EvaluationPlan, success_defined: bool, shown: bool = True
+) -> Iterator[Callable[[Episode], None]]:
     """Progress of a rollout: episodes done, and successes or the mean return so far."""
     done, successes, returns = 0, 0, 0.0
-    with progress_bar(f"eval {run}", len(plan.indices)) as move:
+    with progress_bar(f"eval {run}", len(plan.indices), shown=shown) as move:
 
         def progress(episode: Episode) -> None:
             nonlocal done, successes, returns

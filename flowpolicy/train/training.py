@@ -1,0 +1,148 @@
+"""From an experiment to a finished run: ``flowpolicy.train``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flowpolicy.core.checkpoint import newest
+from flowpolicy.core.config import TAG, encode
+from flowpolicy.core.errors import ConfigError, FlowPolicyError, from_system
+from flowpolicy.core.files import held_alone
+from flowpolicy.core.memory import keep_freed_memory
+from flowpolicy.core.progress import progress_bar
+from flowpolicy.core.protocols import EnvConfig, VecEnv
+from flowpolicy.data.dataset import DataConfig
+from flowpolicy.envs import find_env
+from flowpolicy.envs.demonstrators import make_demonstrations
+from flowpolicy.evaluate.corrected_figure import draw_corrected
+from flowpolicy.evaluate.curves import draw_curves
+from flowpolicy.train.experiment import Experiment
+from flowpolicy.train.kinds import KINDS
+from flowpolicy.train.loop import Report, Trainer
+from flowpolicy.train.post_training import take_over
+from flowpolicy.train.run import Run
+
+
+def train(experiment: Experiment, out: str | os.PathLike[str] | None = None, *, progress: bool = True) -> Run:
+    """Train to the end, with checkpoints on the way, and draw the learning curves. Nobody else may do so meanwhile.
+
+    Args:
+        experiment: what is trained, such as ``flowpolicy.presets["dm1-lift"].with_(data="lift.hdf5")``.
+        out: run folder; ``runs/AGENT-ENV-seedS`` unless given.
+        progress: show a bar.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: the folder holds a run already, or an option makes no sense.
+        ContractError: file and environment disagree.
+        DataError: the file cannot be trained on.
+        TrainingError: a loss or a weight is not finite.
+
+    """
+    return _train(experiment, Path(out) if out is not None else default_folder(experiment), progress)
+
+
+def go_on(experiment: Experiment, folder: Path, *, progress: bool = True) -> Run:
+    """Train what is left of a run; :meth:`flowpolicy.train.run.Run.resume` knows what to go on with."""
+    return _train(experiment, folder, progress, resume=True)
+
+
+def default_folder(experiment: Experiment) -> Path:
+    """Where a run goes that nobody named a folder for."""
+    agent = encode(experiment.agent, KINDS)[TAG].replace("_", "-")
+    return Path("runs") / f"{agent}-{experiment.env.replace('/', '-')}-seed{experiment.seed}"
+
+
+def _train(experiment: Experiment, folder: Path, progress: bool, *, resume: bool = False) -> Run:
+    keep_freed_memory()
+    with held_alone(folder, f"flowpolicy {'resume' if resume else 'train'}"):
+        _train_alone(experiment, folder, progress, resume)
+    return Run.load(folder)
+
+
+def _train_alone(experiment: Experiment, folder: Path, progress: bool, resume: bool) -> None:
+    experiment = take_over(experiment)
+    env = find_env(experiment.env)
+    if not experiment.data.path:
+        experiment = dataclasses.replace(experiment, data=_generate(experiment, folder))
+    # Absolute, so that the run can be resumed from another working directory.
+    data = dataclasses.replace(experiment.data, path=str(Path(experiment.data.path).absolute()))
+    experiment = dataclasses.replace(experiment, data=data)
+    with _slot(experiment, env) as slot:
+        trainer = Trainer(experiment, folder, env.spec(), resume=resume, slot=slot)
+        with _shown(trainer, folder, progress) as report:
+            _trained(trainer, report)
+    draw_curves(folder / "metrics.csv", folder / "curves.png")
+    if (folder / "episodes.csv").exists():
+        draw_curves(folder / "episodes.csv", folder / "online.png", "environment step")
+    if experiment.base:
+        draw_corrected(folder / "metrics.csv", folder / "corrected.png")
+
+
+def _trained(trainer: Trainer, report: Report) -> None:
+    """Train to the end; whoever has to stop it is told how to go on from what there is."""
+    try:
+        trainer.train(report)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(trainer)) from None
+    except (OSError, FlowPolicyError) as error:
+        refused = from_system(error if isinstance(error, OSError) else error.__cause__ or error)
+        if refused is None:
+            raise
+        what = error.what if isinstance(error, FlowPolicyError) else refused.what
+        raise FlowPolicyError(what, fix=f"free some space or mend what is said; {_how_to_go_on(trainer)}") from error
+
+
+def _how_to_go_on(trainer: Trainer) -> str:
+    if newest(trainer.run):
+        return f"go on from {newest(trainer.run)} with: flowpolicy resume {shlex.quote(str(trainer.run))}"
+    return (
+        f"there is no checkpoint yet (the first is written after {trainer.experiment.checkpoint_every} updates: "
+        "--checkpoint-every); the same command starts anew"
+    )
+
+
+@contextmanager
+def _shown(trainer: Trainer, folder: Path, shown: bool) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A bar that shows loss and where the time goes."""
+    with progress_bar(f"train {folder}", trainer.experiment.steps, trainer.step, shown=shown) as move:
+
+        def report(step: int, row: dict[str, float]) -> None:
+            times = "  ".join(f"{name} {row[f'{name}_ms']:.2f}" for name in ("data", "update", "log"))
+            move(step, f"loss {row['loss']:.4f}  ms per step: {times}")
+
+        yield report
+
+
+@contextmanager
+def _slot(experiment: Experiment, env: EnvConfig) -> Iterator[VecEnv | None]:
+    """One environment to step in, where the experiment asks for steps."""
+    if not experiment.online.base:
+        yield None
+        return
+    slot = env.make(1)
+    try:
+        yield slot
+    finally:
+        slot.close()
+
+
+def _generate(experiment: Experiment, folder: Path) -> DataConfig:
+    """Toy demonstrations made on the spot; other environments need a file."""
+    if experiment.env != "toy":
+        raise ConfigError(
+            "no training file is given",
+            expected="--data.path FILE",
+            fix=f"make one with: flowpolicy data make {experiment.env} --episodes 200 --out FILE",
+        )
+    path = folder / "toy.hdf5"
+    if not newest(folder):  # what an earlier attempt left there may be of another seed
+        make_demonstrations("toy", path, episodes=50, seed=experiment.seed, quality="expert", workers=1)
+    return dataclasses.replace(experiment.data, path=str(path))
