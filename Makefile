@@ -1,5 +1,6 @@
 # make demo: install, generate demonstrations, train three policies, evaluate, compare.
 # make test: install what the tests need and run them all.
+# make quick: the same, but only a test or two of every room.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -9,13 +10,17 @@ PIP := $(BIN)/pip --disable-pip-version-check
 # robosuite asks for opencv-python, which does not import where libGL is missing; the same release without windows does.
 HEADLESS = $(PIP) install -q -c constraints.txt --force-reinstall --no-deps opencv-python-headless
 
-.PHONY: demo test twin lint types imports wheel clean
+.PHONY: demo test quick twin lint types imports wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flowpolicy demo --out runs/demo
 
 test: $(VENV)/.dev
 	PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal --durations=25
+
+# Of the files with a quick test alone: importing all of them takes longer than running these.
+quick: $(VENV)/.dev
+	PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m quick $$(grep -rl 'mark\.quick' tests --include='test_*.py')
 
 # torch goes first and alone: with torch present, no other package can pull a second build of it.
 $(VENV)/.torch: constraints.txt

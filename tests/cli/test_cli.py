@@ -81,6 +81,7 @@ MISTAKES = (
 )
 
 
+@pytest.mark.quick("command line")
 def test_mistakes_exit_with_2_and_a_hint(tmp_path):
     done = [(flowpolicy(*arguments, cwd=tmp_path), hint) for arguments, hint in MISTAKES]
     assert not [one for one, hint in done if one.returncode != 2 or hint not in one.stderr + one.stdout]

@@ -38,6 +38,7 @@ def records(folder):
     return {path.name: json.loads(path.read_text()) for path in (folder / "eval").glob("*.json")}
 
 
+@pytest.mark.quick("command line")
 def test_records_are_found_from_wherever_the_command_is_run(toy_run, monkeypatch, capsys):
     monkeypatch.chdir(toy_run / "checkpoints")
     assert run("eval", "step_00000002", "--episodes", 1) == 0

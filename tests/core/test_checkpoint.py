@@ -17,6 +17,7 @@ def fill(folder, value=1.0):
             files.write_json(folder / name, {"value": value})
 
 
+@pytest.mark.quick("core")
 def test_latest_names_the_newest_whole_checkpoint(tmp_path):
     checkpoint.publish(tmp_path, 10, lambda folder: fill(folder, 1.0))
     checkpoint.publish(tmp_path, 20, lambda folder: fill(folder, 2.0))
@@ -25,6 +26,7 @@ def test_latest_names_the_newest_whole_checkpoint(tmp_path):
     assert files.read_tensors(newest / "weights.safetensors")["x"].tolist() == [2.0] * 3
 
 
+@pytest.mark.quick("core")
 def test_a_write_that_fails_half_way_leaves_the_previous_one(tmp_path):
     checkpoint.publish(tmp_path, 10, fill)
 
@@ -62,6 +64,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", checkpoint.ESSENTIAL)
+@pytest.mark.quick("core")
 def test_an_altered_file_is_named(tmp_path, name):
     folder = checkpoint.publish(tmp_path, 10, fill)
     content = bytearray((folder / name).read_bytes())

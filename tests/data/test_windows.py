@@ -36,6 +36,7 @@ def numbered(lengths: list[int]) -> Dataset:
     history=st.integers(1, 4),
     chunk=st.integers(1, 9),
 )
+@pytest.mark.quick("data")
 def test_windows_equal_a_brute_force_loop(lengths, history, chunk):
     dataset = numbered(lengths)
     if max(lengths) < chunk:

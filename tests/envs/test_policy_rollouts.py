@@ -29,6 +29,7 @@ def base(tmp_path_factory):
     return Trainer(experiment, home / "run", ToyConfig().spec()).train()
 
 
+@pytest.mark.quick("toy")
 def test_the_file_holds_what_happened(base, tmp_path):
     path = tmp_path / "rollouts.hdf5"
     successes = record_rollouts(ToyConfig(), base, path, 12, seed=4, workers=0, provenance={"policy": "base"})

@@ -19,6 +19,7 @@ def alone():
 
 
 @pytest.mark.parametrize("slots", [2, 5, 12, 20])
+@pytest.mark.quick("evaluate")
 def test_outcomes_are_bit_identical_for_any_number_of_slots(alone, slots):
     together = rollout(NetworkPolicy(), ChaosEnv(slots), PLAN)
     assert [outcome(e) for e in together] == [outcome(e) for e in alone]

@@ -24,6 +24,7 @@ Z = 1.959963984540054
         (10, 10, 0.7225, 1.0),
     ],
 )
+@pytest.mark.quick("evaluate")
 def test_wilson_against_published_numbers(successes, n, low, high):
     interval = wilson(successes, n)
     assert interval.mean == successes / n

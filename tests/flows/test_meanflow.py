@@ -19,6 +19,7 @@ def derivative(lab, x, s, t, speed):
 
 
 @pytest.mark.parametrize(("r", "t", "u"), PAIRS)
+@pytest.mark.quick("flows")
 def test_exact_mean_velocity_is_its_own_target(lab, r, t, u):
     """The target of the exact U with the marginal velocity is U: the plus sign with noise at 0."""
     s, e, x = column(1 - t), column(1 - r), Z.reshape(1)

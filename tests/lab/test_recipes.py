@@ -98,6 +98,7 @@ def test_controls_are_measured_where_they_act(base, nfe, tmp_path):
     assert set(record["error"]) == {nfe} and record["command"] == "flowpolicy lab 'x y'"
 
 
+@pytest.mark.quick("laboratory")
 def test_records_table_and_picture(tmp_path):
     recipes = [parse_recipe(text) for text in ("flow matching: fit=olss", "LSD: consistency=lsd solver=map")]
     records = [run_once(recipe, TINY, seed, tmp_path) for recipe in recipes for seed in (0, 1)]

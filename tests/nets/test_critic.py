@@ -21,6 +21,7 @@ def make(config=CONFIG, obs=4, action=2):
 
 
 @pytest.mark.parametrize("layer_norm", [True, False])
+@pytest.mark.quick("nets")
 def test_one_batched_product_equals_the_members_one_by_one(layer_norm):
     critic, obs, action = make(dataclasses.replace(CONFIG, layer_norm=layer_norm))
     values = critic(obs, action)

@@ -41,6 +41,7 @@ def trunk(request):
     return request.param
 
 
+@pytest.mark.quick("nets")
 def test_tangent_equals_forward_mode_and_central_differences(trunk):
     net = map_net(trunk)
     x, s, t, cond, dx, ds = inputs()

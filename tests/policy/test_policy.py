@@ -55,6 +55,7 @@ def observe(contract, rows=3, seed=0):
 
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("sampler", ["map", "euler", "midpoint", "heun", "direct", "squashed", "one_step"])
+@pytest.mark.quick("policy")
 def test_a_loaded_policy_acts_like_the_stored_one(sampler, net, contract, tmp_path):
     policy = make(contract, sampler, net)
     store(policy, tmp_path)
@@ -164,6 +165,7 @@ def test_an_unknown_network_is_refused(contract, tmp_path):
         Policy.load(tmp_path)
 
 
+@pytest.mark.quick("policy")
 def test_queue_executes_the_first_actions_of_each_chunk():
     queue = ChunkQueue(execute=2)
     assert queue.empty

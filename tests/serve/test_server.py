@@ -20,6 +20,7 @@ from flowpolicy.serve.server import PolicyServer
 from .conftest import CONTRACT, SumEngine, make_model, observe, serving, total, until
 
 
+@pytest.mark.quick("serve")
 def test_a_chunk_is_what_the_engine_says(server):
     obs, noise = observe(), np.zeros((1, 4, 2), np.float32)
     with server.client() as client:

@@ -50,6 +50,7 @@ def env(spec):
     return dataclasses.replace(spec, env_id="robosuite/Point")
 
 
+@pytest.mark.quick("train")
 def test_a_run_leaves_what_the_contract_promises(experiment, env, tmp_path):
     newest = Trainer(experiment, tmp_path / "run", env).train()
     assert newest.name == "step_00000012"
@@ -68,6 +69,7 @@ def test_a_run_leaves_what_the_contract_promises(experiment, env, tmp_path):
 
 
 @pytest.mark.parametrize("killed_at", [5, 10])
+@pytest.mark.quick("exact resume")
 def test_resume_equals_the_uninterrupted_run_bit_for_bit(killed_at, experiment, env, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     Trainer(experiment, whole, env).train()

@@ -16,6 +16,7 @@ from ..shared import build, check_agent
 SMALL = {"net": MLP(width=16, depth=2), "encoder": StateEncoder(width=8), "chunk": 4, "execute": 4}
 
 
+@pytest.mark.quick("cloning")
 def test_suite(demonstrations):
     losses = check_agent(MIP(**SMALL), demonstrations)
     assert losses[-1] < losses[0]

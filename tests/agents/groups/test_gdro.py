@@ -28,6 +28,7 @@ from .post_training import (
 
 
 @pytest.mark.parametrize("name", ["flow_bc", "dm1"])
+@pytest.mark.quick("groups")
 def test_learns_is_reproducible_and_resumes_bit_for_bit(name):
     base = base_of(name)
     groups = groups_of(base, linear, epochs=2)

@@ -22,6 +22,7 @@ SMALL = {"net": Plain(width=32, depth=2), "critic": CriticConfig(width=32, depth
 @pytest.mark.parametrize(
     "change", [{}, {"history": 2, "n_step": 3, "encoder": StateEncoder(width=8)}, {"actor_every": 1, "ema": 0.9}]
 )
+@pytest.mark.quick("offline")
 def test_suite(change, demonstrations):
     check_agent(dataclasses.replace(ReBRAC(**SMALL), **change), demonstrations)
 

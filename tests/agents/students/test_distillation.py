@@ -72,6 +72,7 @@ def flat(agent):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.quick("students")
 def test_every_method_learns_resumes_bit_for_bit_and_acts_as_it_says(name, teacher_run, tmp_path):
     config = student(teacher_run(), name, **({"real": 0.5} if name == "improved-reflow" else {}))
     assert decode(encode(config, KINDS), KINDS) == config

@@ -42,6 +42,7 @@ def flat(policy, obs):
 
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.quick("engine")
 def test_the_folded_graph_is_the_policy(net, sampler, contract):
     policy = make(contract, net, sampler)
     nfe = SAMPLERS[sampler]
@@ -124,6 +125,7 @@ def test_onnx_computes_what_the_policy_does(net, sampler, choice, contract, tmp_
         assert distance(policy, engine, batch) < 2e-5
 
 
+@pytest.mark.quick("engine")
 def test_eager_engine_is_the_policy_bit_for_bit(contract, tmp_path):
     policy = make(contract)
     policy.save(tmp_path)

@@ -114,6 +114,7 @@ def test_half_a_million_harder_steps(joints):
     require_within(excess)
 
 
+@pytest.mark.quick("safety")
 def test_the_guard_passes_what_is_right_and_stops_what_is_not():
     envelope = Envelope(LIMITS, DT)
     rest = Motion(HOME, np.zeros(7), np.zeros(7))

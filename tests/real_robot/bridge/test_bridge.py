@@ -29,6 +29,7 @@ def test_the_bridge_imports_no_torch():
     assert done.stdout == "False\n", done.stderr
 
 
+@pytest.mark.quick("robot")
 def test_a_healthy_policy_is_followed_without_a_stale_tick(sim):
     sim.running(latency=0.08, disagree=0.01).run(4.0)
     tick = sim.ticks[-1]
@@ -82,6 +83,7 @@ def test_a_stalled_policy_brakes_holds_and_resumes(sim):
     assert stalled < sim.t
 
 
+@pytest.mark.quick("robot")
 def test_a_dead_policy_ends_in_idle_with_the_arm_at_rest(sim):
     sim.running()
     sim.policy = None

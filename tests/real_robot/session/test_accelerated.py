@@ -159,6 +159,7 @@ def test_a_demonstration_is_recorded_and_lifts_the_cube(shm):
         Setup(driver="franky", direct=True)
 
 
+@pytest.mark.quick("robot")
 def test_a_fault_costs_its_episode_and_not_the_session(shm, monkeypatch, capsys):
     sessions, done, original = [], [], ConsoleView.watch
 
