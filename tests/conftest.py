@@ -4,6 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -59,6 +60,16 @@ def demonstrations(tmp_path: Path) -> Path:
 
 def read(path: Path):
     return json.loads(path.read_text())
+
+
+@contextlib.contextmanager
+def unchecked():
+    """Without type checks at run time: where the same calls come a thousand times, they are a third of the time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def flowpolicy(*words, cwd: Path) -> subprocess.CompletedProcess:

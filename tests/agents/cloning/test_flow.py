@@ -1,6 +1,7 @@
 """The agent of the flow laboratory: old agents as points on the axes, and every pair of values of every two axes."""
 
 import dataclasses
+import functools
 import itertools
 import random
 
@@ -24,6 +25,7 @@ from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 
+from ...conftest import unchecked
 from ..shared import check_agent
 
 SMALL = {"net": MLP(width=16, depth=2), "encoder": StateEncoder(width=8), "chunk": 2, "execute": 2}
@@ -138,9 +140,11 @@ def pairs_of(chosen):
     return set(itertools.combinations([(value.axis, value.name) for value in chosen.values()], 2))
 
 
-def covering_array(seed=0):
+@functools.cache
+@unchecked()
+def covering_array():
     """Valid specs that hold every pair of values that a valid spec can hold, and the pairs that none can."""
-    stream = random.Random(seed)
+    stream = random.Random(0)
     wanted = [
         ((a, x), (b, y)) for a, b in itertools.combinations(AXES, 2) for x, y in itertools.product(VALUES[a], VALUES[b])
     ]
@@ -149,7 +153,7 @@ def covering_array(seed=0):
     for pair in wanted:
         if pair in covered:
             continue
-        offers = [spec for spec in (completed(pair, stream) for _ in range(6)) if spec]
+        offers = [spec for spec in (completed(pair, stream) for _ in range(3)) if spec]
         if not offers:
             refused.append(pair)
             continue
@@ -158,28 +162,26 @@ def covering_array(seed=0):
     return array, refused
 
 
-ARRAY, REFUSED = covering_array()
-
-
-def test_the_array_covers_and_what_it_leaves_is_refused_for_a_reason():
-    assert len(ARRAY) < 260
-    for pair in REFUSED:
+def test_what_the_array_leaves_is_refused_for_a_reason():
+    array, refused = covering_array()
+    for pair in refused:
         chosen = dataclasses.replace(FlowSpec(), **{axis: value(axis, name) for axis, name in pair})
         found = conflicts(chosen, setting(chosen))
         assert found and all(c.what and c.reason and c.instead for c in found)
-    # A refused value spoils all its pairs; beyond these the pairs that exclude each other are few.
-    never = {("coupling", "table"), ("solver", "olss"), ("schedule", "boss")}
-    never |= {("loss", "adaptive"), ("loss", "pseudo-huber")}
-    exclusive = [pair for pair in REFUSED if not never & set(pair)]
-    assert 20 < len(exclusive) < 120
+    # Of values only those that need more than the axes (pairs, a fit, deterministic pairs) stand in no valid spec.
+    held = {(value.axis, value.name) for chosen in array for value in chosen.values()}
+    assert {(axis, name) for axis in AXES for name in VALUES[axis]} - held == {
+        *(("coupling", "table"), ("solver", "olss"), ("schedule", "boss")),
+        *(("loss", "adaptive"), ("loss", "pseudo-huber")),
+    }
 
 
 @pytest.mark.parametrize("part", range(8))
 def test_every_possible_pair_trains_and_acts(part):
-    for chosen in ARRAY[part::8]:
+    for chosen in covering_array()[0][part::8]:
         config = Flow(**SMALL, flow=chosen, nfe=evaluations_for(chosen))
         names = " ".join(f"{value.axis}={value.name}" for value in chosen.values())
-        agent, metrics = trained(config, 20)
+        agent, metrics = trained(config, 4)
         assert all(bool(torch.isfinite(value)) for value in metrics.values()), names
         policy = agent.policy()
         chunk = policy.act(OBS_5, torch_generator(0))
