@@ -23,7 +23,6 @@ from flowpolicy.core.errors import ConfigError, MissingExtraError, SimulatorErro
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import ObservationSpec, Spec
 from flowpolicy.data.controllers import action_of, robot_of
-from flowpolicy.data.hdf5 import open_hdf5, read_array, read_attribute
 from flowpolicy.data.robomimic import read_initial_state
 from flowpolicy.envs.rendering import choose_opengl, opengl
 from flowpolicy.envs.replay import replay_episodes, require_recorded_in
@@ -132,21 +131,6 @@ class RobosuiteConfig:
 
         with contextlib.closing(env):
             return [one.success for one in replay_episodes(dataset, episodes, start)]
-
-    def playback(self, dataset: Dataset, episodes: int) -> list[bool]:
-        """Whether success holds in the last stored simulator state of the first episodes, without stepping."""
-        require_recorded_in(self.spec(), dataset)
-        env = RobosuiteEnv(dataset.env_args, ())
-        found = []
-        with contextlib.closing(env), open_hdf5(dataset.path) as file:
-            for name in dataset.names[:episodes]:
-                demo = file["data"][name]
-                env.load(
-                    str(read_attribute(demo, "model_file", dataset.path, "")),
-                    read_array(demo, "states", dataset.path)[-1],
-                )
-                found.append(env.success())
-        return found
 
 
 class RobosuiteEnv:

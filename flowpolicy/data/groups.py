@@ -36,7 +36,6 @@ from flowpolicy.data.windows import WindowSampler
 
 FORMAT = "flowpolicy-groups"
 SCHEMA = 2
-SOURCES = ("critic", "simulator", "returns")
 
 
 class StoredJudge(NamedTuple):

@@ -13,7 +13,6 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.data.catalogue import PUBLISHED
 from flowpolicy.envs import ENVS, normalized_score
 from flowpolicy.envs.d4rl import SUITE, D4RLConfig, D4RLEnv
-from flowpolicy.envs.d4rl_scores import published_scores
 
 DATASETS = {
     **{name: f"{name}-medium-v2" for name in ("hopper", "halfcheetah", "walker2d")},
@@ -59,15 +58,6 @@ def test_reference_returns_are_those_of_d4rl(infos):
 def test_the_catalogue_points_where_d4rl_does(infos):
     ours = {name: entry.url for name, entry in PUBLISHED.items() if "offline_rl" in entry.url}
     assert ours == {name: infos.DATASET_URLS[name] for name in ours}
-
-
-def test_published_scores_are_labelled_and_absent_ones_refused():
-    scores = published_scores("antmaze-large-play-v2")
-    assert (scores["fql"].mean, scores["fql"].std, scores["idql"].mean) == (84, 7, 64)
-    assert published_scores("door-human-v1")["ifql"].mean == 7
-    assert scores["iql"].std is None and "quoted" in scores["iql"].source
-    with pytest.raises(ConfigError, match="no published scores for kitchen-mixed-v0"):
-        published_scores("kitchen-mixed-v0")
 
 
 def test_the_score_of_antmaze_is_its_success():

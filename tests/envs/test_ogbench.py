@@ -10,7 +10,6 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.envs import ENVS, find_env
 from flowpolicy.envs.global_random import GlobalRandom
 from flowpolicy.envs.ogbench import SUITE, OGBenchConfig, OGBenchEnv, create
-from flowpolicy.envs.ogbench_scores import published_scores
 
 
 @pytest.mark.parametrize(
@@ -40,16 +39,6 @@ def test_wrong_names_and_tasks_are_refused():
         find_env("cube-singel")
     with pytest.raises(ConfigError, match="unknown OGBench environment 'cube'"):
         OGBenchConfig("cube")
-
-
-def test_published_scores_are_labelled_and_absent_ones_refused():
-    scores = published_scores("cube-single", 2)
-    assert (scores["fql"].mean, scores["fql"].std) == (97, 2)
-    assert (scores["rebrac"].mean, scores["iql"].mean, scores["ifql"].mean) == (92, 85, 73)
-    assert "1M updates" in scores["fql"].source
-    assert published_scores("puzzle-3x3", 4)["fql"].mean == 16
-    with pytest.raises(ConfigError, match="no published scores for task 1 of pointmaze-medium"):
-        published_scores("pointmaze-medium", 1)
 
 
 def test_the_global_stream_goes_on_where_it_was():

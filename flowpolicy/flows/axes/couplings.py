@@ -42,8 +42,6 @@ class Coupling(Value):
 
     deterministic: ClassVar[bool] = False
     """Whether the chunk is a function of noise and observation."""
-    independent: ClassVar[bool] = False
-    """Whether noise and chunk are drawn apart, weights aside."""
 
     def pair(
         self,
@@ -68,8 +66,6 @@ class Coupling(Value):
 @dataclasses.dataclass(frozen=True)
 class Independent(Coupling):
     """Noise drawn apart from the data."""
-
-    independent: ClassVar[bool] = True
 
     @override
     def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
@@ -207,7 +203,6 @@ class Gibbs(Coupling):
 
     temperature: float = 1.5
     """The epsilon; 1 to 2 helped at every number of evaluations, 0.25 was biased (measured)."""
-    independent: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:

@@ -133,12 +133,6 @@ class Interpolant(Value):
         e = self.effective(t, x)
         return (e.dbeta * x - e.wronskian * noise) / e.beta.clamp(min=floor)
 
-    def from_score(
-        self, x: Float[Tensor, "b *d"], score: Float[Tensor, "b *d"], t: Float[Tensor, " b"], floor: float = 0.0
-    ) -> Float[Tensor, "b *d"]:
-        """Velocity of a score; standard Gaussian noise only."""
-        return self.from_noise(x, -self.effective(t, x).sigma * score, t, floor)
-
 
 @register(
     "interpolant",

@@ -57,7 +57,6 @@ def test_a_velocity_gives_data_noise_and_score_and_back(name):
     torch.testing.assert_close(path.score(X, v, TIMES), -off, atol=1e-10, rtol=0)
     torch.testing.assert_close(path.from_data(X, data, TIMES), v, atol=1e-10, rtol=0)
     torch.testing.assert_close(path.from_noise(X, sigma * off, TIMES), v, atol=1e-9, rtol=0)
-    torch.testing.assert_close(path.from_score(X, -off, TIMES), v, atol=1e-9, rtol=0)
 
 
 def test_straight_line_is_what_the_other_agents_use_bit_for_bit():
