@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.seed import derive
 from flowpolicy.data.robomimic import StoredState, read_stored_state
-from flowpolicy.envs.player import Player
+from flowpolicy.envs.policy_rollouts import load_alone
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.toy import ToyConfig, ToyEnv
 from flowpolicy.envs.vector import Outcome
+from flowpolicy.policy.session import LiveEpisode, Session
 
 RESTORABLE = ("lift", "can", "toy")
 """Environments that can start from a stored state in the middle of an episode."""
@@ -87,7 +89,7 @@ class CandidateRunner:
     """
 
     def __init__(self, config: RobosuiteConfig | ToyConfig, policy: Path, data: Path, limit: int = 0) -> None:
-        self.player, self.data, self.limit = Player(policy), data, limit
+        self.policy, self.data, self.limit = load_alone(policy), data, limit
         self.env: RestorableEnv
         if isinstance(config, RobosuiteConfig):
             self.env = RestorableRobosuite(config.env_args(), config.obs_keys, config.horizon)
@@ -120,19 +122,20 @@ class CandidateRunner:
         success = np.zeros((len(chunks), rollouts), dtype=bool)
         steps = np.zeros((len(chunks), rollouts), dtype=np.int64)
         for k, (chunk, scale) in enumerate(zip(chunks, noise_scales, strict=True)):
+            session = Session(self.policy, noise_scale=scale)
             for r in range(rollouts):
-                self.player.begin((seed, "complete", episode, step, r), scale, chunk)
-                success[k, r], steps[k, r] = self._run(stored, history)
+                acting = session.begin(derive(seed, "complete", episode, step, r), chunk)
+                success[k, r], steps[k, r] = self._run(stored, history, acting)
         return Labels(success, steps)
 
-    def _run(self, stored: StoredState, history: Mapping[str, np.ndarray]) -> tuple[bool, int]:
+    def _run(self, stored: StoredState, history: Mapping[str, np.ndarray], acting: LiveEpisode) -> tuple[bool, int]:
         self.env.restore(stored)
-        for row in range(self.player.policy.contract.history):
-            self.player.see({key: values[row] for key, values in history.items()})
+        for row in range(self.policy.contract.history):
+            acting.see({key: values[row] for key, values in history.items()})
         taken = 0
         while True:
-            outcome = self.env.step(self.player.act())
+            outcome = self.env.step(acting.act())
             taken += 1
-            self.player.see(outcome.obs)
+            acting.see(outcome.obs)
             if outcome.success or outcome.terminated or outcome.truncated or taken == self.limit:
                 return outcome.success, taken

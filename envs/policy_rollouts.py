@@ -10,18 +10,21 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from flowpolicy.core.seed import derive
 from flowpolicy.data.robomimic_writer import RobomimicWriter
-from flowpolicy.envs.player import Player
 from flowpolicy.envs.recording import Recording, make_episode, validation_episodes
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.toy import ToyConfig, ToyEnv
 from flowpolicy.envs.vector import Outcome
 from flowpolicy.envs.worker import in_order
+from flowpolicy.policy.session import Session
+
+if TYPE_CHECKING:
+    from flowpolicy.policy import Policy
 
 LEVELS = 5
 """Scales of noise that a range is played at, in turn."""
@@ -40,6 +43,16 @@ class RecordableEnv(Protocol):
         """Apply one action (a,) in environment units."""
 
 
+def load_alone(path: Path) -> Policy:
+    """The policy of a checkpoint in a worker process, on one thread."""
+    import torch
+
+    from flowpolicy.policy import Policy
+
+    torch.set_num_threads(1)
+    return Policy.load(path)
+
+
 class PolicyRecorder:
     """Plays a policy from initial states of its own; lives in a worker process.
 
@@ -50,7 +63,7 @@ class PolicyRecorder:
     """
 
     def __init__(self, config: RobosuiteConfig | ToyConfig, policy: Path) -> None:
-        self.player = Player(policy)
+        self.policy = load_alone(policy)
         self.env: RecordableEnv
         self.xml: str | None = None
         if isinstance(config, RobosuiteConfig):
@@ -61,12 +74,11 @@ class PolicyRecorder:
 
     def record(self, seed: int, index: int, noise_scale: float) -> Recording:
         """Episode ``index`` under ``seed``, until success or the horizon, at a scale of the policy's noise."""
-        self.player.begin((seed, "rollout", "noise", index), noise_scale)
-        obs = self.env.reset_from(derive(seed, "rollout", self.player.policy.contract.spec.env_id, index))
+        session = Session(self.policy, seed=derive(seed, "rollout", "noise", index), noise_scale=noise_scale)
+        obs = self.env.reset_from(derive(seed, "rollout", session.contract.spec.env_id, index))
         rows: list[tuple[Any, ...]] = []
         while True:
-            self.player.see(obs)
-            state, action = self.env.state(), self.player.act()
+            state, action = self.env.state(), session.act(obs)
             outcome = self.env.step(action)
             rows.append((obs, state, action, outcome.reward, outcome.success, outcome.obs))
             obs = outcome.obs

@@ -13,15 +13,14 @@ import torch
 from tensordict import TensorDict
 
 from flowpolicy.core import keys
-from flowpolicy.core.errors import TrainingError
+from flowpolicy.core.errors import ActionError, TrainingError
 from flowpolicy.core.files import write_text
 from flowpolicy.core.protocols import Agent, Observation, VecEnv
 from flowpolicy.core.ranges import Count, NonNegative, Share, require_ranges
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.replay import MixedReplay
-from flowpolicy.policy.history import ObservationHistory
-from flowpolicy.policy.queue import ChunkQueue
+from flowpolicy.policy.session import Session
 
 FIRST_INDEX = 500_000
 """Initial states are those of the training seed from here on: no evaluation plan of up to half a million episodes
@@ -108,8 +107,8 @@ class OnlineSource:
     def _step(self) -> None:
         episode = self._episode or self._begin()
         if episode.length and episode.length % self.config.refresh == 0:
-            episode.policy = self.agent.policy()
-        self._episode = None if episode.step(self.env, self.config.noise) else episode
+            episode.explorer.policy = self.agent.policy()
+        self._episode = None if episode.step(self.env) else episode
         if self._episode is None:
             self.replay.add(episode.rows())
             self._record(episode)
@@ -117,8 +116,7 @@ class OnlineSource:
     def _begin(self) -> _Episode:
         number = len(self.replay.episodes)
         obs = self.env.reset([self.seed * _BLOCK + FIRST_INDEX + number], [0])
-        generator = torch.Generator().manual_seed(derive(self.seed, "online", number))
-        return _Episode(self.contract, self.agent.policy(), obs, generator)
+        return _Episode(self.agent.policy(), self.config.noise, obs, derive(self.seed, "online", number))
 
     def _record(self, episode: _Episode) -> None:
         text = io.StringIO()
@@ -133,13 +131,40 @@ class OnlineSource:
             stream.write(text.getvalue())
 
 
-class _Episode:
-    """One episode under way: its policy, its observations so far, its chunk queue."""
+class _Explorer:
+    """The agent's newest policy, with noise on its actions; what a session acts by.
 
-    def __init__(self, contract: Contract, policy: Any, obs: Observation, generator: torch.Generator) -> None:
-        self.policy, self.generator = policy, generator
-        self.queue = ChunkQueue(contract.execute)
-        self.history = ObservationHistory(contract)
+    Args:
+        policy: acts; replaced by newer ones in the middle of an episode.
+        noise: standard deviation in the scaled box, where one size of noise fits every dimension.
+
+    """
+
+    def __init__(self, policy: Any, noise: float) -> None:
+        self.policy, self.noise = policy, noise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
+
+    def act(
+        self, obs: dict[str, torch.Tensor], generator: torch.Generator, nfe: int | None = None, **told: Any
+    ) -> torch.Tensor:
+        """See :meth:`flowpolicy.policy.policy.Policy.act`."""
+        chunk: torch.Tensor = self.policy.act(obs, generator, nfe, **told)
+        if not self.noise:
+            return chunk
+        normalizer = self.policy.normalizer
+        scaled = normalizer.action(chunk)
+        wobble = self.noise * torch.randn(scaled.shape, generator=generator, device=generator.device).to(scaled)
+        return normalizer.unaction(normalizer.within(scaled + wobble))
+
+
+class _Episode:
+    """One episode under way: what acts in it, and what is stored of it."""
+
+    def __init__(self, policy: Any, noise: float, obs: Observation, seed: int) -> None:
+        self.explorer = _Explorer(policy, noise)
+        self.acting = Session(self.explorer).begin(seed)
         self.columns: dict[str, list[Any]] = {}
         self.success = False
         self._observe(obs)
@@ -152,10 +177,17 @@ class _Episode:
     def return_(self) -> float:
         return float(np.sum(self.columns[keys.REWARD]))
 
-    def step(self, env: VecEnv, noise: NonNegative) -> bool:
+    def step(self, env: VecEnv) -> bool:
         """Take one step; True where it was the last."""
-        current = self.history.newest
-        action = self._act(noise)
+        current = self.acting.history.newest
+        try:
+            action = self.acting.act()
+        except ActionError as error:
+            raise TrainingError(
+                f"step {self.length} of an episode: {error.what}",
+                expected=error.expected,
+                fix="resume from an earlier checkpoint with a lower learning rate",
+            ) from error
         step = env.step(action[None], [0])
         if not np.isfinite(step.reward[0]):
             raise TrainingError(f"the environment's reward is {step.reward[0]}", expected="a finite number")
@@ -172,23 +204,4 @@ class _Episode:
         return {name: torch.from_numpy(np.asarray(v, dtype=np.float32)) for name, v in self.columns.items()}
 
     def _observe(self, obs: Observation) -> None:
-        self.history.append({name: value[0] for name, value in obs.items()})
-
-    def _act(self, noise: NonNegative) -> np.ndarray:
-        policy = self.policy
-        if self.queue.empty:
-            device = next(policy.parameters()).device
-            obs = {name: torch.from_numpy(rows[None]).to(device) for name, rows in self.history.stacked().items()}
-            chunk = policy.act(obs, self.generator)[0]
-            if noise:
-                # In the scaled box, where one size of noise fits every dimension.
-                scaled = policy.normalizer.action(chunk)
-                wobble = noise * torch.randn(scaled.shape, generator=self.generator).to(scaled)
-                chunk = policy.normalizer.unaction(policy.normalizer.within(scaled + wobble))
-            if not bool(torch.isfinite(chunk).all()):
-                raise TrainingError(
-                    f"the acting policy gives NaN or infinity in step {self.length} of an episode",
-                    fix="resume from an earlier checkpoint with a lower learning rate",
-                )
-            self.queue.push(chunk.cpu())
-        return self.queue.pop().numpy()
+        self.acting.see({name: value[0] for name, value in obs.items()})
