@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
+import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import h5py
 import numpy as np
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 
 from flowpolicy.core.errors import DataError, nearest
 from flowpolicy.core.spec import Spec
+
+_ANEW = "copy, download or generate the file again"
 
 
 @dataclasses.dataclass
@@ -70,6 +74,9 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             expected="a RoboMimic, D4RL or Minari HDF5 file, or an OGBench npz",
             fix="check the path; a download that stopped early must be repeated",
         )
+    stat = path.stat()
+    if not _heaps_end(path, stat.st_ino, stat.st_mtime_ns, stat.st_size):
+        raise DataError(f"{path} is damaged: a store of text in it has no end", fix=_ANEW)
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -81,9 +88,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             ) from error
         if isinstance(error, PermissionError):
             raise DataError(f"{path} may not be read: {error}", fix="change its permissions") from error
-        raise DataError(
-            f"{path} is truncated or damaged: {error}", fix="copy, download or generate the file again"
-        ) from error
+        raise DataError(f"{path} is truncated or damaged: {error}", fix=_ANEW) from error
     with file:
         try:
             require_names(file, path)
@@ -93,8 +98,47 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
                 raise
             raise DataError(
                 f"{path} is truncated or damaged: {str(error) or type(error).__name__}",
-                fix="copy, download or generate the file again",
+                fix=_ANEW,
             ) from error
+
+
+@functools.lru_cache(1024)
+def _heaps_end(path: Path, *version: int) -> bool:
+    """Whether HDF5 comes to the end of every global heap of a file, where it keeps text of any length.
+
+    It steps from entry to entry by their sizes, and stays for ever where damage made one empty. Files that are neither
+    written to nor replaced are looked at once in a process.
+    """
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for start in _heaps(stream):
+            place, end = start + 16, min(start + _number(content, start + 8), len(content))
+            while place + 16 <= end:
+                index, size = content[place] + 256 * content[place + 1], _number(content, place + 8)
+                step = ((16 + (size + 7) // 8 * 8) if index else size) % 2**64
+                if not step:
+                    return False
+                place += step
+    return True
+
+
+def _heaps(stream: BinaryIO) -> Iterator[int]:
+    """Where the global heaps of a file begin; read in blocks, which is several times faster than a search by mmap."""
+    before, place = b"", 0
+    while block := stream.read(1 << 20):
+        text, base = before + block, place - len(before)
+        found = text.find(_HEAP)
+        while found >= 0:
+            yield base + found
+            found = text.find(_HEAP, found + 1)
+        before, place = text[1 - len(_HEAP) :], place + len(block)
+
+
+_HEAP = b"GCOL\1\0\0\0"
+"""What a global heap begins with, in every file version of HDF5 so far."""
+
+
+def _number(content: mmap.mmap, place: int) -> int:
+    return int.from_bytes(content[place : place + 8], "little")
 
 
 def require_names(group: h5py.Group, path: Path) -> None:
@@ -102,7 +146,7 @@ def require_names(group: h5py.Group, path: Path) -> None:
     if wrong := [name for name in group if not isinstance(name, str)]:
         raise DataError(
             f"{path} is damaged: {group.name} holds a name that is no text: {wrong[0]!r}",
-            fix="copy, download or generate the file again",
+            fix=_ANEW,
         )
 
 
@@ -140,7 +184,7 @@ def read_attribute(node: h5py.Group, name: str, path: Path, default: Any = None)
     if h5py.check_string_dtype(dtype) is None and dtype.kind not in "fiub":
         raise DataError(
             f"{path}: the attribute {name} of {node.name[1:] or 'the file'} holds neither text nor numbers",
-            fix="copy, download or generate the file again",
+            fix=_ANEW,
         )
     return node.attrs[name]
 

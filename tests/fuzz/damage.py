@@ -271,16 +271,18 @@ def findings(
 ) -> Iterator[str]:
     """What went wrong in ``mutations`` mutations, batch by batch in forked processes."""
     good, report = good_files(FORMATS[name], folder), folder / "report"
-    for start in range(0, mutations, batch):
+    start = 0
+    while start < mutations:
         report.write_text("")
         child = os.fork()
         if child == 0:
             _run_batch(name, range(start, min(start + batch, mutations)), seed, folder, good, limit, report)
         _, status = os.waitpid(child, 0)
-        lines = report.read_text().split("\x1e")
-        yield from (line for line in lines[:-1] if not line.startswith("at "))
+        lines = report.read_text().split("\x1e")[:-1]
+        yield from (line for line in lines if not line.startswith("at "))
+        start = 1 + max(int(line.removeprefix("at ")) for line in [f"at {start}", *lines] if line.startswith("at "))
         if status:
-            yield f"{name} {lines[-2] if len(lines) > 1 else start}: the process ended with {status}"
+            yield f"{name} {start - 1}: the process ended with {status}"
 
 
 def _run_batch(

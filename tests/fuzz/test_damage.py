@@ -32,6 +32,8 @@ def test_damaged_files_are_read_or_refused_in_words(name, tmp_path):
         ("d4rl_name_that_is_no_text", read_dataset),
         # An attribute that is neither text nor a list: HDF5 2.0 ends the process when it is read.
         ("groups_attribute_of_no_kind", read_groups),
+        # An empty entry in a heap of text: HDF5 2.0 stays there for ever.
+        ("groups_heap_without_end", read_groups),
     ],
 )
 def test_bytes_that_once_went_wrong_are_refused(name, read, tmp_path):
