@@ -11,6 +11,7 @@ import tyro
 
 from flowpolicy.commands.arguments import call
 from flowpolicy.commands.console import console
+from flowpolicy.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from flowpolicy.evaluate.report import Evaluation  # brings torch, seconds of every --help
@@ -34,6 +35,8 @@ def compare(run_a: Annotated[Path, tyro.conf.Positional], run_b: Annotated[Path,
     from flowpolicy.evaluate.tables import comparison_table
 
     first, second = _newest_common(current_records(run_a), current_records(run_b))
+    if run_a.resolve() == run_b.resolve():
+        raise ConfigError(f"{run_a} is compared with itself", expected="two runs, or two checkpoints of one")
     # A record holds the path that its run had then; the run may have been moved or copied.
     first, second = (
         dataclasses.replace(evaluation, run=str(run)) if run.is_dir() else evaluation

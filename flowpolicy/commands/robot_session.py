@@ -95,6 +95,7 @@ def play(
     spec = config.spec()
     outcomes: list[Outcome] = []
     _require_something_to_do(task_name, setup)
+    out.mkdir(parents=True, exist_ok=True)
     if (out / INDEX).exists():  # refused before anything moves
         require_same_robot(out / INDEX, read_env_args(out / INDEX), config.env_args(), "this session's")
     with start_session(setup) as running, reading_keys(running.session) as keys:

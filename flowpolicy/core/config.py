@@ -73,7 +73,7 @@ def decode(value: Any, kinds: Kinds, where: str = "config") -> Any:
             raise ConfigError(f"{where}: {tag} has no field '{name}'", expected=nearest(name, fields))
     hints = typing.get_type_hints(cls)
     for name, item in given.items():
-        if not _fits(item, hints[name]):
+        if not fits(item, hints[name]):
             raise ConfigError(f"{where}.{name} is {item!r}", expected=f"a value of type {hints[name]}")
     try:
         return cls(**given)
@@ -84,7 +84,7 @@ def decode(value: Any, kinds: Kinds, where: str = "config") -> Any:
         raise ConfigError(f"{where}: {error}", fix="the file was written by another version of flowpolicy") from error
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Type check of decoded JSON, elements of tuples and values of dictionaries included."""
     if hint is Any:
         return True
@@ -92,7 +92,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is typing.Literal:
         return value in inner
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in inner)
+        return any(fits(value, arg) for arg in inner)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
@@ -102,7 +102,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return False
     if target is tuple and inner:
         items = [inner[0]] * len(value) if inner[-1] is ... else list(inner)
-        return len(value) == len(items) and all(map(_fits, value, items))
+        return len(value) == len(items) and all(map(fits, value, items))
     if isinstance(value, Mapping) and inner:
-        return all(_fits(item, inner[1]) for item in value.values())
+        return all(fits(item, inner[1]) for item in value.values())
     return True

@@ -22,7 +22,7 @@ from tensordict import MemoryMappedTensor, TensorDict
 from torch import Tensor
 
 from flowpolicy.core import keys
-from flowpolicy.core.errors import DataError, DataWarning
+from flowpolicy.core.errors import ConfigError, DataError, DataWarning
 from flowpolicy.core.files import unchanged_sha256, write_json
 from flowpolicy.core.ranges import Finite, Natural
 from flowpolicy.core.spec import Spec
@@ -59,6 +59,10 @@ class DataConfig:
     """Episodes shorter than a chunk: refuse the file, or repeat their last action (masked out of the loss)."""
     memory_limit_mb: Natural = 2048
     """Datasets larger than this are memory-mapped from a cache folder instead of held in memory."""
+
+    def __post_init__(self) -> None:
+        if twice := [key for key in dict.fromkeys(self.obs_keys) if self.obs_keys.count(key) > 1]:
+            raise ConfigError(f"--data.obs-keys names '{twice[0]}' twice", expected="every observation once")
 
 
 @dataclasses.dataclass(repr=False)

@@ -62,6 +62,7 @@ def compare_recipes(
     chosen = [parse_recipe(text) for text in recipes]
     _require_names([recipe.name for recipe in chosen])
     check(chosen, plan)
+    folder.mkdir(parents=True, exist_ok=True)  # before anything is trained
     sizes = [(recipe, sized(recipe, plan)) for recipe in chosen]
     jobs: list[Job] = [
         (f"{recipe.name}, seed {seed}", run_once, (recipe, equal, seed, folder, command))
@@ -108,6 +109,7 @@ def compare_students(
     plan = dataclasses.replace(plan, nfes=NFES)
     chosen = [parse_course(text, order) for text in (METHODS if tuple(methods) == ("all",) else methods)]
     _require_names([course.name for course in chosen])
+    folder.mkdir(parents=True, exist_ok=True)  # before anything is trained
     origin = {"command": command, "commit": git_commit()}
     # The teachers first: their students must not train them side by side.
     _in_parallel([(f"teacher, seed {seed}", teacher_of, (plan, seed, folder)) for seed in range(seeds)], workers, bar)

@@ -19,6 +19,7 @@ from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.config import encode
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import read_json, write_json
+from flowpolicy.core.ranges import require_ranges
 from flowpolicy.core.spec import library_versions
 from flowpolicy.lab.lab_plan import LabPlan
 from flowpolicy.lab.measure import agent_on, measure, observations, train
@@ -56,7 +57,11 @@ def parse_course(text: str, order: Order) -> Course:
         key, equals, value = word.partition("=")
         if not equals or key not in kinds or key == "nfe":
             raise ConfigError(f"the word '{word}' of '{text}'", expected=f"KEY=VALUE; {nearest(key, kinds)}")
-        order = dataclasses.replace(order, **{key: kinds[key](value)})
+        try:
+            order = dataclasses.replace(order, **{key: kinds[key](value)})
+        except ValueError as error:
+            raise ConfigError(f"the word '{word}' of '{text}'", expected=f"a number ({kinds[key].__name__})") from error
+    require_ranges(order, f"{method} ")
     return Course(" ".join(text.split()), method, order)
 
 

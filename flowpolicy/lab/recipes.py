@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +72,8 @@ def parse_recipe(text: str) -> Recipe:
 
     """
     name, colon, words = text.partition(":")
+    if colon and not name.strip():
+        raise ConfigError(f"the recipe '{text}' has no name", expected="NAME: axis=value ..., or words alone")
     values, options, rest = {}, {axis: {} for axis in AXES}, {}  # type: ignore[var-annotated]
     for word in (words if colon else text).split():
         key, equals, value = word.partition("=")
@@ -101,10 +104,21 @@ def parse_recipe(text: str) -> Recipe:
     return Recipe(
         name=name.strip() if colon else " ".join(text.split()) or "flow matching",
         flow=dataclasses.replace(base, **changes),
-        lr=float(rest.get("lr", 1e-3)),
+        lr=_rate(rest.get("lr", "1e-3"), text),
         base=control,
         fit="fit" in rest,
     )
+
+
+def _rate(value: str, text: str) -> float:
+    """A learning rate in words."""
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise ConfigError(f"lr={value} of the recipe '{text}'", expected="a number above 0")
+    return rate
 
 
 def _fitting(axis: str, values: dict[str, str], base: FlowSpec, options: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,14 @@ def test_rows_are_words():
     course = parse_course("improved-reflow real=0.5 inversion=midpoint teacher_nfe=8", ORDER)
     assert (course.method, course.order.real, course.order.inversion) == ("improved-reflow", 0.5, "midpoint")
     assert course.order.teacher_nfe == 8 and parse_course("boss", ORDER).order == ORDER
-    for text, hint in (("reflov", "did you mean 'reflow'"), ("reflow rael=1", "'real'"), ("boss nfe=4", "KEY=VALUE")):
+    wrong = {
+        "reflov": "did you mean 'reflow'",
+        "reflow rael=1": "'real'",
+        "boss nfe=4": "KEY=VALUE",
+        "boss lr=x": "a number",
+        "boss lr=0": "boss lr is 0",
+    }
+    for text, hint in wrong.items():
         with pytest.raises(ConfigError, match=hint):
             parse_course(text, ORDER)
 

@@ -67,6 +67,10 @@ def test_recipes_are_words():
         ("c2ot", "KEY=VALUE"),
         ("base=fql", "base=mip"),
         ("base=mip solver=ab2", "no axes"),
+        (":", "has no name"),
+        ("A: lr=abc", "lr=abc"),
+        ("A: lr=nan", "lr=nan"),
+        ("A: coupling=c2ot coupling.weight=abc", "coupling.weight is 'abc'"),
     ],
 )
 def test_wrong_recipes_are_refused(text, hint):

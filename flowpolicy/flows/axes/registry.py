@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from flowpolicy.core.config import fits
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.references import Reference as Reference
 
@@ -103,7 +105,10 @@ def make(axis: str, name: str, **options: Any) -> Any:
         raise ConfigError(f"--flow.{axis} '{name}' does not exist", expected=nearest(name, VALUES[axis]))
     cls = VALUES[axis][name]
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    for option in options:
+    hints = typing.get_type_hints(cls)
+    for option, value in options.items():
         if option not in known:
             raise ConfigError(f"--flow.{axis} {name} has no option '{option}'", expected=nearest(option, known))
+        if not fits(value, hints[option]):
+            raise ConfigError(f"--flow.{axis}.{option} is {value!r}", expected=f"a value of type {hints[option]}")
     return cls(**options)
