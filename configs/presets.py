@@ -20,6 +20,7 @@ from flowpolicy.agents.offline.rebrac import ReBRAC
 from flowpolicy.configs.ogbench import OGBENCH
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
+from flowpolicy.envs.arm_tasks import ARM_TASKS
 from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.mlp import MLP
@@ -41,17 +42,17 @@ MIP_ARM = MIP(chunk=4, execute=2, optimizer=FAST)
 LIFT = Experiment(agent=DM1_ARM, env="lift", data=DataConfig(obs_keys=ARM_KEYS), steps=5_000)
 CAN = replace(LIFT, env="can", steps=15_000)
 # Eight rows of 50 ms, replaced after two: ten decisions a second, and always 0.3 s of a newer plan in hand.
-FRANKA_KEYS = ("robot0_joint_pos", "robot0_eef_pos", "robot0_gripper_qpos")
-FRANKA_REACH = Experiment(
+REAL_KEYS = ("robot0_joint_pos", "robot0_eef_pos", "robot0_gripper_qpos")
+REAL_REACH = Experiment(
     agent=DM1(net=MLP(width=256, depth=3), chunk=8, execute=2, optimizer=FAST, pairs=PairLaw(share_endpoint=0.3)),
     env="franka-reach",
-    data=DataConfig(filter_key="successful", obs_keys=(*FRANKA_KEYS, "goal")),
+    data=DataConfig(filter_key="successful", obs_keys=(*REAL_KEYS, "goal")),
     steps=3_000,
 )
-FRANKA_LIFT = replace(
-    FRANKA_REACH,
+REAL_LIFT = replace(
+    REAL_REACH,
     env="franka-lift",
-    data=DataConfig(filter_key="successful", obs_keys=(*FRANKA_KEYS, "object")),
+    data=DataConfig(filter_key="successful", obs_keys=(*REAL_KEYS, "object")),
     steps=4_000,
 )
 DOOR = Experiment(agent=DM1_DOOR, env="door", data=DataConfig(obs_keys=("state",)), steps=10_000)
@@ -106,8 +107,11 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "dm1-can": ("DM1 on robosuite PickPlaceCan", CAN),
     "flow-bc-can": ("Flow BC on robosuite PickPlaceCan", replace(CAN, agent=FLOW_BC_ARM)),
     "regression-can": ("Regression control on robosuite PickPlaceCan", replace(CAN, agent=REGRESSION_ARM)),
-    "dm1-franka-reach": ("DM1 on demonstrations of reaching recorded with 'flowpolicy robot record'", FRANKA_REACH),
-    "dm1-franka-lift": ("DM1 on demonstrations of lifting recorded with 'flowpolicy robot record'", FRANKA_LIFT),
+    **{
+        f"dm1-{env}": (f"DM1 on demonstrations of {config.task} recorded with 'flowpolicy robot record'", experiment)
+        for env, config in ARM_TASKS.items()
+        for experiment in [replace(REAL_LIFT if config.task == "lift" else REAL_REACH, env=env)]
+    },
     "dm1-door": ("DM1 on Adroit door, human demonstrations (D4RL)", DOOR),
     "flow-bc-door": ("Flow BC on Adroit door, human demonstrations (D4RL)", replace(DOOR, agent=FLOW_BC_ARM)),
     "regression-door": ("Regression control on Adroit door (D4RL)", replace(DOOR, agent=REGRESSION_ARM)),

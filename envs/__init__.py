@@ -9,15 +9,15 @@ from collections.abc import Callable
 
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.envs.adroit import AdroitConfig
+from flowpolicy.envs.arm_tasks import ARM_TASKS, ArmTaskConfig
 from flowpolicy.envs.d4rl import SUITE as D4RL_SUITE
 from flowpolicy.envs.d4rl import D4RLConfig
-from flowpolicy.envs.franka import FrankaConfig
 from flowpolicy.envs.ogbench import SUITE as OGBENCH_SUITE
 from flowpolicy.envs.ogbench import OGBenchConfig
 from flowpolicy.envs.robosuite import RobosuiteConfig
 from flowpolicy.envs.toy import ToyConfig
 
-SuiteConfig = RobosuiteConfig | AdroitConfig | D4RLConfig | OGBenchConfig | ToyConfig | FrankaConfig
+SuiteConfig = RobosuiteConfig | AdroitConfig | D4RLConfig | OGBenchConfig | ToyConfig | ArmTaskConfig
 
 ENVS: dict[str, SuiteConfig] = {
     "lift": RobosuiteConfig("Lift"),
@@ -27,8 +27,7 @@ ENVS: dict[str, SuiteConfig] = {
     "pen": AdroitConfig(horizon=100, task="pen"),
     "relocate": AdroitConfig(task="relocate"),
     "toy": ToyConfig(),
-    "franka-reach": FrankaConfig(),
-    "franka-lift": FrankaConfig("lift"),
+    **ARM_TASKS,
     **{name: D4RLConfig(name) for name in D4RL_SUITE},
     **{name: OGBenchConfig(name) for name in OGBENCH_SUITE},
 }

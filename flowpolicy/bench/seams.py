@@ -9,8 +9,9 @@ from rich.table import Table
 
 from flowpolicy.core.seed import numpy_generator
 from flowpolicy.real_robot.arm.envelope import Envelope
+from flowpolicy.real_robot.arm.envelope_limits import policy_limits
 from flowpolicy.real_robot.arm.follower import LOOKAHEAD, Follower
-from flowpolicy.real_robot.arm.limits import FR3, HOME, policy_limits
+from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.chunks import Mode, Scheduler, freeze
 from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk
 
@@ -51,7 +52,7 @@ def _peaks(row: dict[str, float]) -> tuple[str, str]:
 
 
 def _truth(times: np.ndarray) -> np.ndarray:
-    q = np.tile(np.array(HOME), (len(times), 1))
+    q = np.tile(np.array(FR3.home), (len(times), 1))
     q[:, 0] += 0.15 * (1.0 - np.exp(-times)) * np.sin(1.2 * times)
     q[:, 3] += 0.15 * (1.0 - np.exp(-times)) * np.sin(1.5 * times)
     return q
@@ -61,14 +62,14 @@ def _follow(mode: Mode, disagreement: float, latency: float, seconds: float) -> 
     rng = numpy_generator(0, "bench", "seams")
     scheduler = Scheduler(mode, _TICK)
     follower = Follower(Envelope(policy_limits(FR3, table=0.0, tool=0.1034), _TICK))
-    follower.seed(np.array(HOME))
+    follower.seed(np.array(FR3.home))
     previous: ActionChunk | None = None
     asked, commanded, seq, due = [], [], 0, 0.0
     times = _TICK * np.arange(round(seconds / _TICK))
     for t in times:
         if t >= due + latency:
             seq += 1
-            rows = _truth(due + _DT * (1 + np.arange(_ROWS))) + disagreement * rng.standard_normal(7)
+            rows = _truth(due + _DT * (1 + np.arange(_ROWS))) + disagreement * rng.standard_normal(FR3.joints)
             chunk = ActionChunk(seq, due, due + _DT, _DT, rows, np.full(_ROWS, 0.08))
             if mode == "rtc":
                 chunk = freeze(chunk, previous, latency)
@@ -76,7 +77,7 @@ def _follow(mode: Mode, disagreement: float, latency: float, seconds: float) -> 
             scheduler.push(chunk, t)
         now, ahead = scheduler.sample(t), scheduler.sample(t + LOOKAHEAD)
         if now is None or ahead is None:
-            asked.append(np.array(HOME))
+            asked.append(np.array(FR3.home))
         else:
             asked.append(now.q)
             follower.step(ahead.q, ahead.dq)

@@ -60,8 +60,8 @@ def check(
 
     """
     from flowpolicy.commands.robot_session import PolicyAt, check_policy
-    from flowpolicy.real_robot.bridge.priority import real_time_kernel
     from flowpolicy.real_robot.drivers.driver_protocols import RobotError
+    from flowpolicy.real_robot.drivers.priority import real_time_kernel
     from flowpolicy.real_robot.session.launch import start_session
     from flowpolicy.real_robot.session.policy_process import is_address
 
@@ -85,7 +85,7 @@ def check(
                 rights = "; ".join(running.told("host")) or "real-time rights granted"
                 kernel = "with" if real_time_kernel() else "without"
                 sys.stdout.write(f"host          kernel {kernel} PREEMPT_RT; {rights}\n")
-            sys.stdout.write(f"robot         {setup.model} by '{setup.driver}', joints {joints} rad\n")
+            sys.stdout.write(f"robot         {setup.arm_model.name} by '{setup.driver}', joints {joints} rad\n")
 
 
 def home(setup: Robot = DEFAULT) -> int:

@@ -12,7 +12,7 @@ from flowpolicy.data.dataset import Dataset
 from flowpolicy.policy.policy import Policy
 from flowpolicy.real_robot.arm.braking import Motion
 from flowpolicy.real_robot.arm.envelope import Envelope
-from flowpolicy.real_robot.arm.limits import EnvelopeLimits
+from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits
 from flowpolicy.train.run import Run
 
 JOINTS = "robot0_joint_pos"
@@ -20,7 +20,6 @@ _ROWS = 200
 """Observations that a policy is tried on."""
 _SLACK, _SHARE = 0.05, 0.01
 """How far beyond the data, as a share of their range, counts as outside, and how many answers may be."""
-_DIMENSIONS = (*((f"a step of joint {joint}", "rad") for joint in range(1, 8)), ("the gripper", "m"))
 
 
 def check_outputs(run: str, limits: EnvelopeLimits) -> tuple[list[str], list[str]]:
@@ -46,7 +45,7 @@ def compare_workspace(dataset: Dataset, limits: EnvelopeLimits) -> list[str]:
         return []
     return [
         f"{100 * outside:.0f} % of the recorded positions are outside the workspace or the joint range as set up here: "
-        "the policy would be clipped there; are --table, --tool and --model those of the recording?"
+        "the policy would be clipped there; are --table, --tool and --arm those of the recording?"
     ]
 
 
@@ -64,9 +63,10 @@ def compare_outputs(policy: Policy, dataset: Dataset) -> list[str]:
     low, high = steps[keys.ACTION].amin(0), steps[keys.ACTION].amax(0)
     slack = _SLACK * (high - low) + 1e-4
     outside = ((asked < low - slack) | (asked > high + slack)).double().mean(0)
+    names = [(f"a step of joint {joint}", "rad") for joint in range(1, len(low))] + [("the gripper", "m")]
     return [
         f"{name} is asked for from {asked[:, dim].min():.3f} to {asked[:, dim].max():.3f} {unit} where the data hold "
         f"{low[dim]:.3f} to {high[dim]:.3f}, in {100 * outside[dim]:.0f} % of the decisions: train it anew"
-        for dim, (name, unit) in enumerate(_DIMENSIONS)
+        for dim, (name, unit) in enumerate(names)
         if outside[dim] > _SHARE
     ]

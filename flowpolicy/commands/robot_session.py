@@ -16,7 +16,7 @@ from flowpolicy.core.errors import ConfigError, ContractError
 from flowpolicy.core.seed import numpy_generator
 from flowpolicy.core.spec import UNSTATED, Contract, load_contract, read_contract
 from flowpolicy.envs import find_env
-from flowpolicy.envs.franka import FrankaConfig
+from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.real_robot.cameras.cameras import parse_camera, recorded_levels
 from flowpolicy.real_robot.drivers.driver_protocols import ArmStoppedError
 from flowpolicy.real_robot.session.camera_process import size_path
@@ -70,7 +70,7 @@ def check_policy(policy: PolicyAt, setup: Setup) -> tuple[list[str], list[str]]:
     from flowpolicy.core.files import read_tensors
 
     contract = policy.contract()
-    robot = dataclasses.replace(_config(contract), model=setup.model, tool=setup.tool).spec()
+    robot = dataclasses.replace(_config(contract), arm=setup.arm, tool=setup.tool_length).spec()
     lines = check_contract(contract, robot)
     warnings = unstated_warnings(contract, robot)
     if is_address(policy.run):  # a server does not tell how it scales actions
@@ -79,7 +79,7 @@ def check_policy(policy: PolicyAt, setup: Setup) -> tuple[list[str], list[str]]:
     stored = read_tensors(folder / "normalizer.safetensors")
     # The policy's scaled actions are clamped to [-1, 1], so this is all that it can ask for.
     names = ("offset", "scale", "limit")
-    middle, scale, limit = (stored[f"action_scaling.{name}"].double().numpy()[:7] for name in names)
+    middle, scale, limit = (stored[f"action_scaling.{name}"].double().numpy()[:-1] for name in names)
     largest = (np.abs(middle) + np.minimum(limit, 1.0) / scale) * contract.spec.action.rate_hz
     return lines, warnings + speed_warnings(largest, np.array(setup.limits.velocity))
 
@@ -91,7 +91,7 @@ def play(
 
     A fault ends its episode; the next one begins when the bridge has recovered, within ``patience`` s.
     """
-    config = FrankaConfig(task_name, model=setup.model, tool=setup.tool)  # type: ignore[arg-type]
+    config = ArmTaskConfig(task_name, arm=setup.arm, tool=setup.tool_length)  # type: ignore[arg-type]
     spec = config.spec()
     outcomes: list[Outcome] = []
     _require_something_to_do(task_name, setup)
@@ -103,7 +103,8 @@ def play(
         meta = {
             "env_args": config.env_args(),
             "keys": list(spec.observation),
-            "tool": setup.tool,
+            "arm": setup.arm,
+            "tool": setup.tool_length,
             "rate_hz": spec.action.rate_hz,
             "cameras": _start_cameras(running),
         }
@@ -165,21 +166,21 @@ def replay_episode(setup: Setup, file: Path, episode: str) -> int:
         actions = read_array(demo, "actions", file)
         measured = read_array(require_group(demo, "obs", file), "robot0_joint_pos", file)
         path = read_array(require_group(demo, "robot", file), "q_ref", file)
-    here = FrankaConfig(model=setup.model, tool=setup.tool).spec()
+    here, joints = ArmTaskConfig(arm=setup.arm, tool=setup.tool_length).spec(), setup.arm_model.joints
     for field, said in (("robot", here.robot), ("tool", here.tool)):
         stated = read_env_args(file).get(field, said)
         if stated not in (UNSTATED, said):
             raise ContractError(
                 f"{file} was recorded with another {field}: {stated}, here {said}",
-                fix="replay it with the --model and --tool that it was recorded with",
+                fix="replay it with the --arm and --tool that it was recorded with",
             )
-    if actions.shape[1:] != (8,):
+    if actions.shape[1:] != (joints + 1,):
         raise ContractError(
             f"{file}: {episode} has actions of shape {actions.shape}",
-            expected="(steps, 8): steps of the joints and opening, as `flowpolicy robot record` writes them",
+            expected=f"(steps, {joints + 1}): steps of the joints, and opening, as `robot record` writes them",
         )
-    legs = [Waypoint(q, float(opening), PERIOD) for q, opening in zip(path[1:], actions[:-1, 7], strict=True)]
-    plan = _Rows(path[0], float(actions[0, 7]), legs)
+    legs = [Waypoint(q, float(opening), PERIOD) for q, opening in zip(path[1:], actions[:-1, -1], strict=True)]
+    plan = _Rows(path[0], float(actions[0, -1]), legs)
     task = _Replay(plan)
     with start_session(setup) as running:
         view = ConsoleView(running.session)
@@ -198,7 +199,7 @@ def replay_episode(setup: Setup, file: Path, episode: str) -> int:
     if not len(ticks):
         raise ConfigError(f"nothing was played: {outcome.reason}")
     times = task.started + PERIOD * np.arange(len(measured))
-    played = np.stack([np.interp(times, ticks["t_mono"], ticks["q"][:, joint]) for joint in range(7)], 1)
+    played = np.stack([np.interp(times, ticks["t_mono"], ticks["q"][:, joint]) for joint in range(joints)], 1)
     worst = float(np.abs(played - measured)[: len(times) - 1].max())
     sys.stdout.write(f"{outcome.reason}; largest distance from the recorded joints {1e3 * worst:.1f} mrad\n")
     return 0 if outcome.reason == "time is up" else 1
@@ -209,7 +210,7 @@ class _Rows(Plan):
 
     def rows(self, times: np.ndarray, tick: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Linear between the recorded rows."""
-        q = np.stack([np.interp(times, self._times, self._q[:, joint]) for joint in range(7)], 1)
+        q = np.stack([np.interp(times, self._times, self._q[:, joint]) for joint in range(self._q.shape[1])], 1)
         leg = np.clip(np.searchsorted(self._times, times) - 1, 0, len(self._gripper) - 1)
         return q, self._gripper[leg]
 
@@ -244,12 +245,12 @@ class _Replay:
         return self._plan
 
 
-def _config(contract: Contract) -> FrankaConfig:
+def _config(contract: Contract) -> ArmTaskConfig:
     config = find_env(contract.spec.env_id)
-    if not isinstance(config, FrankaConfig):
+    if not isinstance(config, ArmTaskConfig):
         raise ContractError(
             f"the policy was trained for '{contract.spec.env_id}'",
-            expected="a task of the arm (franka/...)",
+            expected="a task of an arm (franka/... or ur5e/...)",
             fix="train on a recording of `flowpolicy robot record`, e.g. with dm1-franka-reach",
         )
     return config

@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 
 
 class Motion(NamedTuple):
-    """State of the commanded trajectory; every array (..., 7)."""
+    """State of the commanded trajectory; every array (..., n)."""
 
     q: Array
     """rad."""
@@ -27,7 +27,7 @@ class Motion(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Three phases of constant jerk, -sign J, 0 and sign J, that bring a motion to rest; every array (..., 7)."""
+    """Three phases of constant jerk, -sign J, 0 and sign J, that bring a motion to rest; every array (..., n)."""
 
     start: Motion
     sign: Array
@@ -41,12 +41,12 @@ class Stop(NamedTuple):
 
     @property
     def duration(self) -> Array:
-        """(..., 7) s until each joint rests."""
+        """(..., n) s until each joint rests."""
         return self.first + self.second + self.third
 
 
 def stop(motion: Motion, acceleration: Array, jerk: Array) -> Stop:
-    """The shortest stop within ``acceleration`` (7,) rad/s^2 and ``jerk`` (7,) rad/s^3.
+    """The shortest stop within ``acceleration`` (n,) rad/s^2 and ``jerk`` (n,) rad/s^3.
 
     With u and b the velocity and acceleration counted in the direction ``sign``, the largest deceleration p satisfies
     p^2 = J u + b^2 / 2 as long as it stays below the limit; else it is the limit, held for as long as it takes.
@@ -61,12 +61,12 @@ def stop(motion: Motion, acceleration: Array, jerk: Array) -> Stop:
 
 
 def coasting(motion: Motion, jerk: Array) -> Array:
-    """(..., 7) rad/s: the velocity when the acceleration has been brought to zero; its extreme on the way to rest."""
+    """(..., n) rad/s: the velocity when the acceleration has been brought to zero; its extreme on the way to rest."""
     return motion.v + motion.a * np.abs(motion.a) / (2.0 * jerk)
 
 
 def along(stopping: Stop, t: Array | float) -> Motion:
-    """State of a stop after ``t`` s, which broadcasts against (..., 7)."""
+    """State of a stop after ``t`` s, which broadcasts against (..., n)."""
     motion = stopping.start
     phases = ((-1.0, stopping.first), (0.0, stopping.second), (1.0, stopping.third))
     left = np.asarray(t, dtype=np.float64)
@@ -78,7 +78,7 @@ def along(stopping: Stop, t: Array | float) -> Motion:
 
 
 def advance(motion: Motion, jerk: Array, t: Array | float) -> Motion:
-    """State after ``t`` s of constant ``jerk`` (..., 7) rad/s^3."""
+    """State after ``t`` s of constant ``jerk`` (..., n) rad/s^3."""
     q, v, a = motion
     return Motion(
         q + t * (v + t * (a / 2.0 + t * jerk / 6.0)),
@@ -88,7 +88,7 @@ def advance(motion: Motion, jerk: Array, t: Array | float) -> Motion:
 
 
 def extent(stopping: Stop, end: Array) -> tuple[Array, Array]:
-    """Lowest and highest position (..., 7) rad that a stop passes, from its start to its ``end`` (..., 7)."""
+    """Lowest and highest position (..., n) rad that a stop passes, from its start to its ``end`` (..., n)."""
     start = stopping.start
     # A joint that moves against ``sign`` turns round in the first phase: where, is the root of its velocity.
     u, b = stopping.sign * start.v, stopping.sign * start.a

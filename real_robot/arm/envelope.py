@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.real_robot.arm.braking import Motion, Stop, along, coasting, extent, stop
-from flowpolicy.real_robot.arm.kinematics import Pose, forward, tool_speed
-from flowpolicy.real_robot.arm.limits import EnvelopeLimits
+from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits
+from flowpolicy.real_robot.arm.kinematics import Pose, tool_speed
 from flowpolicy.real_robot.arm.reachable import reachable
 
 Array = NDArray[np.float64]
@@ -46,15 +46,15 @@ class Envelope:
         self.jerk = np.array(limits.jerk)
         self.low, self.high = limits.q_low, limits.q_high
         self.box_low, self.box_high = np.array(limits.box_low), np.array(limits.box_high)
-        self._poses = functools.lru_cache(8)(lambda q: forward(np.frombuffer(q), limits.tool))
+        self._poses = functools.lru_cache(8)(lambda q: limits.arm.chain.forward(np.frombuffer(q), limits.tool))
 
     def pose(self, q: Array) -> Pose:
-        """Pose of the tool at ``q`` (7,) rad; a tick asks several times for the same."""
+        """Pose of the tool at ``q`` (n,) rad; a tick asks several times for the same."""
         return self._poses(np.asarray(q, dtype=np.float64).tobytes())
 
     def chunk_fault(self, q: Array, gripper: Array) -> str:
-        """Why the rows (h, 7) rad and openings (h,) m may not be executed; empty if they may."""
-        if q.ndim != 2 or q.shape[1:] != (7,) or gripper.shape != q.shape[:1] or len(q) == 0:
+        """Why the rows (h, n) rad and openings (h,) m may not be executed; empty if they may."""
+        if q.ndim != 2 or q.shape[1:] != self.low.shape or gripper.shape != q.shape[:1] or len(q) == 0:
             return f"shapes {q.shape} and {gripper.shape}"
         if not (np.isfinite(q).all() and np.isfinite(gripper).all()):
             return "not finite"
@@ -75,8 +75,8 @@ class Envelope:
         clipped is zero.
 
         Args:
-            q: (7,) rad, finite.
-            dq: (7,) rad/s.
+            q: (n,) rad, finite.
+            dq: (n,) rad/s.
 
         """
         inside = np.clip(q, self.low, self.high)
@@ -93,11 +93,11 @@ class Envelope:
             inside = inside + jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + 1e-4 * np.eye(3), error)
             inside = np.clip(inside, self.low, self.high)
         if clipped:
-            return inside, np.zeros(7), True
+            return inside, np.zeros_like(inside), True
         return inside, np.clip(dq, -0.95 * self.velocity, 0.95 * self.velocity), False
 
     def speed_factor(self, q: Array, dq: Array) -> float:
-        """Factor in (0, 1] by which joint velocities ``dq`` (7,) at ``q`` (7,) keep the tool within its speed."""
+        """Factor in (0, 1] by which joint velocities ``dq`` (n,) at ``q`` (n,) keep the tool within its speed."""
         limits = self.limits
         pose = self.pose(q)
         near = pose.position[2] < self.box_low[2] + limits.near_table
@@ -110,7 +110,7 @@ class Envelope:
         """The state to command next, and where (...,) it is the stop instead of what was proposed.
 
         Args:
-            now: state commanded last, (..., 7); from it a stop within the limits exists.
+            now: state commanded last, (..., n); from it a stop within the limits exists.
             proposed: state one period later; anything, not-a-number included.
 
         """
@@ -143,14 +143,14 @@ class Envelope:
         return fine
 
     def _joints_slow_down(self, q: Array, v: Array) -> NDArray[np.bool_]:
-        """Whether (n,) FR3 joints slow down towards the ends of their range in the samples (s, n, 7) of a stop."""
-        below, above = self.limits.joints.speed_towards_ends(q)
+        """Whether (m,) arms slow down towards the ends of their range in the samples (s, m, n) of a stop."""
+        below, above = self.limits.arm.limits.speed_towards_ends(q)
         return np.asarray(((-v <= below - _END_SLACK) & (v <= above - _END_SLACK)).all((0, -1)))
 
     def _tool_stays(self, stopping: Stop) -> NDArray[np.bool_]:
-        """Whether (n,) the tool stays in the box and within its speed until the last joint rests."""
+        """Whether (m,) the tool stays in the box and within its speed until the last joint rests."""
         path = along(stopping, SAMPLES[:, None, None] * stopping.duration.max(-1)[:, None])
-        pose = forward(path.q, self.limits.tool)
+        pose = self.limits.arm.chain.forward(path.q, self.limits.tool)
         fine = (pose.position >= self.box_low + _BOX_SLACK).all(-1)
         fine &= (pose.position <= self.box_high - _BOX_SLACK).all(-1)
         linear, angular = tool_speed(pose, path.v)

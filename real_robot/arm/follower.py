@@ -24,20 +24,24 @@ class Follower:
     """
 
     def __init__(self, envelope: Envelope) -> None:
-        self.envelope = envelope
-        self._planner, self._input, self._output = Ruckig(7, envelope.dt), InputParameter(7), OutputParameter(7)
+        self.envelope, n = envelope, envelope.limits.arm.joints
+        self._planner, self._input, self._output = Ruckig(n, envelope.dt), InputParameter(n), OutputParameter(n)
         self._input.max_acceleration, self._input.max_jerk = list(envelope.acceleration), list(envelope.jerk)
         # Without a time of arrival the shortest way to a position *and* a velocity may be to back off and take a run.
         self._input.minimum_duration = LOOKAHEAD
-        self.motion = Motion(np.zeros(7), np.zeros(7), np.zeros(7))
+        self.motion = Motion(np.zeros(n), np.zeros(n), np.zeros(n))
 
     def seed(self, q: Array) -> None:
-        """Start at rest at ``q`` (7,) rad."""
-        self.motion = Motion(np.array(q, dtype=np.float64), np.zeros(7), np.zeros(7))
+        """Start at rest at ``q`` (n,) rad."""
+        self.motion = self._at_rest(q)
 
     def fits(self, q: Array) -> bool:
-        """Whether an arm at rest at ``q`` (7,) rad is inside every limit, so that it may start."""
-        return bool(self.envelope.admissible(Motion(np.asarray(q), np.zeros(7), np.zeros(7))))
+        """Whether an arm at rest at ``q`` (n,) rad is inside every limit, so that it may start."""
+        return bool(self.envelope.admissible(self._at_rest(q)))
+
+    def _at_rest(self, q: Array) -> Motion:
+        still = np.zeros(len(q))
+        return Motion(np.array(q, dtype=np.float64), still, still.copy())
 
     @property
     def resting(self) -> bool:
@@ -48,8 +52,8 @@ class Follower:
         """Advance one period; True where the guard braked instead.
 
         Args:
-            q: (7,) reference :data:`LOOKAHEAD` from now, inside the limits, rad.
-            dq: (7,) its velocity, rad/s.
+            q: (n,) reference :data:`LOOKAHEAD` from now, inside the limits, rad.
+            dq: (n,) its velocity, rad/s.
             speed: factor in (0, 1] on every velocity limit.
 
         """

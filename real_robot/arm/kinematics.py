@@ -1,12 +1,12 @@
-"""Forward kinematics, Jacobian and a damped inverse of the FR3 and FER, which share their geometry.
+"""Forward kinematics, Jacobian and a damped inverse of a chain of turning joints, from its Denavit-Hartenberg table.
 
-From the maker's modified Denavit-Hartenberg table. Observations use this and never the robot's own ``O_T_EE``, which
-two releases of the client and one simulator report wrongly (docs/methods/franka-control.md#drivers). Arrays are
-batched: (..., 7) in.
+Observations use this and never the robot's own report of its pose, which two releases of Franka's client and one
+simulator have wrong (docs/methods/franka-control.md#drivers). Arrays are batched: (..., n) in, for n joints.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -14,12 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-
-FLANGE = 0.107
-"""Distance from the frame of joint 7 to the flange, m."""
-_D = (0.333, 0.0, 0.316, 0.0, 0.384, 0.0, 0.0)
-_A = (0.0, 0.0, 0.0, 0.0825, -0.0825, 0.0, 0.088)
-_ALPHA = (0, -1, 1, 1, -1, 1, 1)  # quarter turns about x
 
 
 class Pose(NamedTuple):
@@ -30,92 +24,141 @@ class Pose(NamedTuple):
     rotation: Array
     """(..., 3, 3) flange axes as columns, in the base frame."""
     axes: Array
-    """(..., 7, 3) joint axes in the base frame."""
+    """(..., n, 3) joint axes in the base frame."""
     levers: Array
-    """(..., 7, 3) velocity of the tool point per joint velocity, m."""
+    """(..., n, 3) velocity of the tool point per joint velocity, m."""
 
 
-def forward(q: Array, tool: float = 0.0) -> Pose:
-    """Pose of a tool point ``tool`` m along the flange's z axis, at ``q`` (..., 7) rad."""
-    q = np.asarray(q, dtype=np.float64)
-    if q.ndim == 1:
-        return _forward_one(q, tool)
-    cos, sin = np.cos(q), np.sin(q)
-    # Components come first, so that NumPy's innermost loop runs over the batch and not over three numbers.
-    batch = q.shape[:-1]
-    x, y, z, point = (np.zeros((3, *batch)) for _ in range(4))
-    x[0] = y[1] = z[2] = 1.0
-    axes, origins = np.empty((3, 7, *batch)), np.empty((3, 7, *batch))
-    for joint in range(7):
-        if _A[joint]:
-            point = point + _A[joint] * x
-        if _ALPHA[joint] == 1:
-            y, z = z, -y
-        elif _ALPHA[joint] == -1:
-            y, z = -z, y
-        c, s = cos[..., joint], sin[..., joint]
-        x, y = c * x + s * y, c * y - s * x
-        if _D[joint]:
-            point = point + _D[joint] * z
-        axes[:, joint], origins[:, joint] = z, point
-    point = point + (FLANGE + tool) * z
-    levers = _cross(axes, point[:, None] - origins)
-    last = tuple(range(2, 2 + len(batch)))
-    return Pose(
-        point.transpose(*range(1, 1 + len(batch)), 0),
-        np.array([x, y, z]).transpose(*last, 1, 0),
-        axes.transpose(*last, 1, 0),
-        levers.transpose(*last, 1, 0),
-    )
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Turning joints in a row, by their modified Denavit-Hartenberg table (Craig 1986).
 
+    From one joint's frame to the next: ``a`` along x, a turn about x, the joint's own turn about z, ``d`` along z.
+    A table of the standard convention becomes one of this by moving ``a`` and the turns one joint on.
+    """
 
-def _forward_one(q: Array, tool: float) -> Pose:
-    """The same for one arm, in plain numbers: the bridge asks several times a tick, and NumPy costs a call each."""
-    x, y, z, point = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0)
-    axes, origins = [], []
-    for joint, angle in enumerate(q.tolist()):
-        if a := _A[joint]:
-            point = (point[0] + a * x[0], point[1] + a * x[1], point[2] + a * x[2])
-        if _ALPHA[joint] == 1:
-            y, z = z, (-y[0], -y[1], -y[2])
-        elif _ALPHA[joint] == -1:
-            y, z = (-z[0], -z[1], -z[2]), y
-        # math.cos(nan) is nan, as in the batched form; infinite angles never get here.
-        c, s = math.cos(angle), math.sin(angle)
-        x, y = (
-            (c * x[0] + s * y[0], c * x[1] + s * y[1], c * x[2] + s * y[2]),
-            (c * y[0] - s * x[0], c * y[1] - s * x[1], c * y[2] - s * x[2]),
+    d: tuple[float, ...]
+    """m."""
+    a: tuple[float, ...]
+    """m."""
+    quarter_turns: tuple[int, ...]
+    """The turns about x (alpha), in quarters: -1, 0 or 1."""
+    flange: float
+    """Distance from the last joint's frame to the flange along z, m."""
+
+    @property
+    def joints(self) -> int:
+        """Number of joints, n."""
+        return len(self.d)
+
+    def forward(self, q: Array, tool: float = 0.0) -> Pose:
+        """Pose of a tool point ``tool`` m along the flange's z axis, at ``q`` (..., n) rad."""
+        q = np.asarray(q, dtype=np.float64)
+        if q.ndim == 1:
+            return self._forward_one(q, tool)
+        cos, sin = np.cos(q), np.sin(q)
+        # Components come first, so that NumPy's innermost loop runs over the batch and not over three numbers.
+        batch = q.shape[:-1]
+        x, y, z, point = (np.zeros((3, *batch)) for _ in range(4))
+        x[0] = y[1] = z[2] = 1.0
+        axes, origins = np.empty((3, self.joints, *batch)), np.empty((3, self.joints, *batch))
+        for joint, (a, d, turn) in enumerate(zip(self.a, self.d, self.quarter_turns, strict=True)):
+            if a:
+                point = point + a * x
+            if turn == 1:
+                y, z = z, -y
+            elif turn == -1:
+                y, z = -z, y
+            c, s = cos[..., joint], sin[..., joint]
+            x, y = c * x + s * y, c * y - s * x
+            if d:
+                point = point + d * z
+            axes[:, joint], origins[:, joint] = z, point
+        point = point + (self.flange + tool) * z
+        levers = _cross(axes, point[:, None] - origins)
+        last = tuple(range(2, 2 + len(batch)))
+        return Pose(
+            point.transpose(*range(1, 1 + len(batch)), 0),
+            np.array([x, y, z]).transpose(*last, 1, 0),
+            axes.transpose(*last, 1, 0),
+            levers.transpose(*last, 1, 0),
         )
-        if d := _D[joint]:
-            point = (point[0] + d * z[0], point[1] + d * z[1], point[2] + d * z[2])
-        axes.append(z)
-        origins.append(point)
-    far = FLANGE + tool
-    end = (point[0] + far * z[0], point[1] + far * z[1], point[2] + far * z[2])
-    levers = []
-    for (u, v, w), (a, b, c) in zip(axes, origins, strict=True):
-        e, f, g = end[0] - a, end[1] - b, end[2] - c
-        levers.append((v * g - w * f, w * e - u * g, u * f - v * e))
-    return Pose(np.array(end), np.array([x, y, z]).T, np.array(axes), np.array(levers))
+
+    def _forward_one(self, q: Array, tool: float) -> Pose:
+        """The same for one arm, in plain numbers: the bridge asks several times a tick, and NumPy costs a call each."""
+        x, y, z, point = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0)
+        axes, origins = [], []
+        for angle, a, d, turn in zip(q.tolist(), self.a, self.d, self.quarter_turns, strict=True):
+            if a:
+                point = (point[0] + a * x[0], point[1] + a * x[1], point[2] + a * x[2])
+            if turn == 1:
+                y, z = z, (-y[0], -y[1], -y[2])
+            elif turn == -1:
+                y, z = (-z[0], -z[1], -z[2]), y
+            # math.cos(nan) is nan, as in the batched form; infinite angles never get here.
+            c, s = math.cos(angle), math.sin(angle)
+            x, y = (
+                (c * x[0] + s * y[0], c * x[1] + s * y[1], c * x[2] + s * y[2]),
+                (c * y[0] - s * x[0], c * y[1] - s * x[1], c * y[2] - s * x[2]),
+            )
+            if d:
+                point = (point[0] + d * z[0], point[1] + d * z[1], point[2] + d * z[2])
+            axes.append(z)
+            origins.append(point)
+        far = self.flange + tool
+        end = (point[0] + far * z[0], point[1] + far * z[1], point[2] + far * z[2])
+        levers = []
+        for (u, v, w), (a, b, c) in zip(axes, origins, strict=True):
+            e, f, g = end[0] - a, end[1] - b, end[2] - c
+            levers.append((v * g - w * f, w * e - u * g, u * f - v * e))
+        return Pose(np.array(end), np.array([x, y, z]).T, np.array(axes), np.array(levers))
+
+    def reach(self, tool: float) -> float:
+        """Bound, m, on the distance of a tool point from any joint's axis: on how fast a joint can move it."""
+        return sum(map(abs, self.d)) + sum(map(abs, self.a)) + abs(self.flange) + tool
+
+    def inverse(
+        self, position: Array, rotation: Array, q0: Array, *, tool: float, low: Array, high: Array, steps: int = 100
+    ) -> Array | None:
+        """Joint positions (n,) within [low, high] that put the tool point at a pose; None where none is found.
+
+        Damped least squares from ``q0``, which decides the elbow: the null space is drawn to ``q0``.
+
+        Args:
+            position: (3,) m in the base frame.
+            rotation: (3, 3) flange axes as columns.
+            q0: (n,) start, rad.
+            tool: distance from flange to tool point, m.
+            low: (n,) smallest joint positions, rad.
+            high: (n,) largest joint positions, rad.
+            steps: iterations at most.
+
+        """
+        q = np.clip(q0, low, high)
+        for _ in range(steps):
+            pose = self.forward(q, tool)
+            error = np.concatenate([position - pose.position, rotation_error(pose.rotation, rotation)])
+            if np.linalg.norm(error[:3]) < 1e-5 and np.linalg.norm(error[3:]) < 1e-4:
+                return q
+            jacobian = np.concatenate([pose.levers, pose.axes], -1).T
+            pinv = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + 1e-5 * np.eye(6))
+            step = pinv @ error + (np.eye(self.joints) - pinv @ jacobian) @ (0.05 * (q0 - q))
+            q = np.clip(q + np.clip(step, -0.2, 0.2), low, high)
+        return None
 
 
 def tool_speed(pose: Pose, dq: Array) -> tuple[Array, Array]:
-    """Translation speed (...,) m/s and rotation speed (...,) rad/s of the tool at joint velocities (..., 7) rad/s."""
+    """Translation speed (...,) m/s and rotation speed (...,) rad/s of the tool at joint velocities (..., n) rad/s."""
     linear = np.einsum("...j,...jk->...k", dq, pose.levers)
     angular = np.einsum("...j,...jk->...k", dq, pose.axes)
     return np.sqrt((linear**2).sum(-1)), np.sqrt((angular**2).sum(-1))
 
 
-def reach(tool: float) -> float:
-    """Bound, m, on the distance of a tool point from any joint's axis: on how fast a joint can move it."""
-    return sum(_D) + sum(map(abs, _A)) + FLANGE + tool
-
-
 def quaternion(rotation: Array) -> Array:
     """(4,) unit quaternion x, y, z, w with x >= 0 of a rotation (3, 3).
 
-    Of the two signs the one on the side of (1, 0, 0, 0): straight down, as a Franka works. The sign changes only where
-    the flange has turned half way round from there; with w >= 0 it would change in every movement.
+    Of the two signs the one on the side of (1, 0, 0, 0): straight down, as a hand works over a table. The sign
+    changes only where the flange has turned half way round from there; with w >= 0 it would change in every movement.
     """
     # The largest of the four squares decides which components are divided by which: never by a small one.
     m = rotation
@@ -130,36 +173,6 @@ def quaternion(rotation: Array) -> Array:
     found = np.array(rows[int(squares.argmax())])
     found /= np.linalg.norm(found)
     return found if found[0] >= 0 else -found
-
-
-def inverse(
-    position: Array, rotation: Array, q0: Array, *, tool: float, low: Array, high: Array, steps: int = 100
-) -> Array | None:
-    """Joint positions (7,) within [low, high] that put the tool point at a pose; None where none is found.
-
-    Damped least squares from ``q0``, which decides the elbow: the null space is drawn to ``q0``.
-
-    Args:
-        position: (3,) m in the base frame.
-        rotation: (3, 3) flange axes as columns.
-        q0: (7,) start, rad.
-        tool: distance from flange to tool point, m.
-        low: (7,) smallest joint positions, rad.
-        high: (7,) largest joint positions, rad.
-        steps: iterations at most.
-
-    """
-    q = np.clip(q0, low, high)
-    for _ in range(steps):
-        pose = forward(q, tool)
-        error = np.concatenate([position - pose.position, rotation_error(pose.rotation, rotation)])
-        if np.linalg.norm(error[:3]) < 1e-5 and np.linalg.norm(error[3:]) < 1e-4:
-            return q
-        jacobian = np.concatenate([pose.levers, pose.axes], -1).T
-        pinv = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + 1e-5 * np.eye(6))
-        step = pinv @ error + (np.eye(7) - pinv @ jacobian) @ (0.05 * (q0 - q))
-        q = np.clip(q + np.clip(step, -0.2, 0.2), low, high)
-    return None
 
 
 def rotation_error(now: Array, wanted: Array) -> Array:

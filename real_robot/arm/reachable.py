@@ -20,7 +20,7 @@ _SLACK = 1e-6
 
 
 def reachable(now: Motion, proposed: Motion, jerk: Array, dt: float) -> NDArray[np.bool_]:
-    """Whether (..., 7) jerk within +-``jerk`` (7,) rad/s^3 for ``dt`` s leads from ``now`` to ``proposed``, (..., 7).
+    """Whether (..., n) jerk within +-``jerk`` (n,) rad/s^3 for ``dt`` s leads from ``now`` to ``proposed``, (..., n).
 
     Not-a-number is not reachable.
     """

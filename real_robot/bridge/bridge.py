@@ -22,16 +22,14 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.real_robot.arm.envelope import Envelope
-from flowpolicy.real_robot.arm.limits import GRIPPER_WIDTH
 from flowpolicy.real_robot.bridge.gripper_worker import Gripper
 from flowpolicy.real_robot.bridge.health import Health
 from flowpolicy.real_robot.bridge.reference import ReferenceGenerator, UnguardedReference
-from flowpolicy.real_robot.bridge.ring_records import TICK, Session, unpack_chunk
+from flowpolicy.real_robot.bridge.ring_records import Session, tick_type, unpack_chunk
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.bridge.states import STREAMING, State
 from flowpolicy.real_robot.bridge.supervisor import Background, BridgeConfig, Supervisor, Task, describe
-from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, ArmFaultError, ArmState
-from flowpolicy.real_robot.drivers.fake import Clock
+from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, ArmFaultError, ArmState, Clock
 
 
 class Bridge:
@@ -67,7 +65,7 @@ class Bridge:
         self._chunks, self._commands = session.chunks.count, session.commands.count
         self._arm: ArmState | None = None
         self._chunk_end, self._rearmed, self._starving = 0.0, False, False
-        self._tick = np.zeros((), TICK)
+        self._tick = np.zeros((), tick_type(session.arm.joints))
         self._now = self.clock.now()
         self.supervisor.connect()
 
@@ -163,7 +161,7 @@ class Bridge:
             self._tick["task"] = record["value"]
         elif name == "open":
             if self.gripper is not None:
-                self.gripper.command(GRIPPER_WIDTH)
+                self.gripper.command(self.session.arm.hand.width)
         elif name == "end":
             outcome = "success" if record["number"] else "failure"
             self.tell("episode", f"{int(self._tick['episode'])} {outcome}")

@@ -33,9 +33,9 @@ class Reference(NamedTuple):
     """What the chunks ask for at one time."""
 
     q: Array
-    """(7,) rad."""
+    """(n,) rad."""
     dq: Array
-    """(7,) rad/s."""
+    """(n,) rad/s."""
     gripper: float
     """Opening, m."""
     starved: bool
@@ -127,7 +127,7 @@ class Scheduler:
 
 
 def hermite(chunk: ActionChunk, t: float) -> tuple[Array, Array]:
-    """Position (7,) rad and velocity (7,) rad/s of a chunk at ``t`` s.
+    """Position (n,) rad and velocity (n,) rad/s of a chunk at ``t`` s.
 
     Slopes at inner rows are central differences (Catmull-Rom), at the last row zero: a chunk ends at rest unless
     another one takes over. Before the first row it is the first row, at rest.
@@ -135,12 +135,12 @@ def hermite(chunk: ActionChunk, t: float) -> tuple[Array, Array]:
     rows, x = chunk.q, (t - chunk.t0) / chunk.dt
     last = len(rows) - 1
     if x <= 0.0 or x >= last:
-        return rows[0 if x <= 0.0 else last], np.zeros(7)
+        return rows[0 if x <= 0.0 else last], np.zeros_like(rows[0])
     i = int(x)
     f = x - i
     p1, p2 = rows[i], rows[i + 1]
     m1 = (p2 - rows[i - 1]) / 2.0 if i > 0 else p2 - p1
-    m2 = (rows[i + 2] - p1) / 2.0 if i + 2 <= last else np.zeros(7)
+    m2 = (rows[i + 2] - p1) / 2.0 if i + 2 <= last else np.zeros_like(p1)
     f2, f3 = f * f, f * f * f
     q = (2 * f3 - 3 * f2 + 1) * p1 + (f3 - 2 * f2 + f) * m1 + (3 * f2 - 2 * f3) * p2 + (f3 - f2) * m2
     dq = (6 * f2 - 6 * f) * (p1 - p2) + (3 * f2 - 4 * f + 1) * m1 + (3 * f2 - 2 * f) * m2

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from flowpolicy.real_robot.arm.limits import GRIPPER_WIDTH
+from flowpolicy.real_robot.arm.arm_model import Hand
 from flowpolicy.real_robot.drivers.client_errors import first_line
 from flowpolicy.real_robot.drivers.driver_protocols import GripperDriver, GripperState
 
@@ -52,6 +52,7 @@ class GripperWorker:
 
     Args:
         make: creates a driver; called again after one has hung.
+        hand: that it drives.
         timeout: seconds after which a call is abandoned with its connection.
         log: is told of what went wrong.
         clock: the bridge's.
@@ -61,17 +62,18 @@ class GripperWorker:
     def __init__(
         self,
         make: Callable[[], GripperDriver],
+        hand: Hand,
         timeout: float,
         log: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._make, self._timeout, self._log, self._clock = make, timeout, log, clock
+        self._make, self._hand, self._timeout, self._log, self._clock = make, hand, timeout, log, clock
         self._wished = Wish()
         self._wish: bool | None = None  # as the thread knows it; True: closed
         self._done: bool | None = None
         self._changed, self._closing, self._failed = threading.Condition(), False, False
         self._generation, self._busy_since = 0, 0.0
-        self.state = GripperState(0.0, GRIPPER_WIDTH, GRIPPER_WIDTH, grasped=False)
+        self.state = GripperState(0.0, hand.width, hand.width, grasped=False)
         """The newest reading; replaced as a whole."""
         self._start()
 
@@ -129,6 +131,6 @@ class GripperWorker:
         if wish:
             driver.grasp(0.0, _SPEED, _FORCE)
         else:
-            driver.move(GRIPPER_WIDTH, _SPEED)
+            driver.move(self._hand.width, _SPEED)
         if generation == self._generation:
             self._done, self._busy_since, self.state = wish, 0.0, driver.state()

@@ -10,7 +10,6 @@ import numpy as np
 from flowpolicy.real_robot.arm.braking import Motion
 from flowpolicy.real_robot.arm.envelope import Envelope
 from flowpolicy.real_robot.arm.follower import LOOKAHEAD, Follower
-from flowpolicy.real_robot.arm.kinematics import reach
 from flowpolicy.real_robot.bridge.chunks import MARGIN, Mode, Scheduler, hermite
 from flowpolicy.real_robot.bridge.watchdogs import Recent, Since, WatchdogLimits
 from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk, Array
@@ -34,7 +33,7 @@ class ReferenceGenerator:
         self.envelope, self.watch, self.shadow, self._note = envelope, watch, shadow, note
         self.scheduler, self.follower = Scheduler(mode, envelope.dt), Follower(envelope)
         self.counts = dict.fromkeys(("starved", "clipped", "refused", "rejected", "chunks"), 0)
-        self.reference, self.opening, self.disagreement = np.zeros(7), float("nan"), 0.0
+        self.reference, self.opening, self.disagreement = self.follower.motion.q, float("nan"), 0.0
         self.speed = 1.0
         """Speed of playback in the last tick; 1 is as the chunks say."""
         self._starved, self._taut, self._clips = Since(), Since(), Recent()
@@ -42,7 +41,7 @@ class ReferenceGenerator:
         self._rejections, self._lag, self._seq = 0, 0.0, 0
 
     def seed(self, q: Array) -> None:
-        """Begin at rest at ``q`` (7,) rad, with no chunk."""
+        """Begin at rest at ``q`` (n,) rad, with no chunk."""
         self.follower.seed(q)
         self.reference = np.array(q)
         self.forget()
@@ -92,7 +91,7 @@ class ReferenceGenerator:
         """Advance one tick along the chunks; returns why the arm should hold, empty if it should not.
 
         Args:
-            measured: (7,) rad.
+            measured: (n,) rad.
             now: s.
             speed: factor on playback and limits, in (0, 1].
 
@@ -139,7 +138,9 @@ class ReferenceGenerator:
         lag = np.abs(commanded - measured)
         if lag.max() > limits.leash:
             return True
-        if reach(limits.tool) * lag.sum() <= limits.leash_tool:  # almost always, and kinematics cost a tenth of a tick
+        if (
+            limits.arm.chain.reach(limits.tool) * lag.sum() <= limits.leash_tool
+        ):  # almost always, and kinematics cost a tenth of a tick
             return False
         ahead = self.envelope.pose(commanded).position - self.envelope.pose(measured).position
         return math.hypot(*ahead) > limits.leash_tool
@@ -159,5 +160,5 @@ class UnguardedReference(ReferenceGenerator):
         self._starved.update(False, now)
         self.opening, self.reference = wanted.gripper, wanted.q
         self.disagreement = float(np.abs(wanted.q - measured).max())
-        self.follower.motion = Motion(np.array(wanted.q), np.array(wanted.dq), np.zeros(7))
+        self.follower.motion = Motion(np.array(wanted.q), np.array(wanted.dq), np.zeros_like(wanted.dq))
         return ""

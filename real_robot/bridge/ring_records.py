@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.real_robot.bridge.shared_ring import Records, Ring
+from flowpolicy.real_robot.arm.arm_model import ArmModel
+from flowpolicy.real_robot.arm.models import find_arm
+from flowpolicy.real_robot.bridge.shared_ring import Records, Ring, no_session
 from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk
 
 ROWS = 64
@@ -20,58 +23,66 @@ ROWS = 64
 TASK = 16
 """Numbers that describe what an episode is about, e.g. the goal."""
 WORDS, NAME = 240, 24
+_ARM = "arm"
+"""File of a session that names its arm."""
 
-TICK = np.dtype(
-    [
-        ("t_mono", "f8"),
-        ("t_wall", "f8"),
-        ("t_robot", "f8"),
-        ("q", "f8", 7),
-        ("dq", "f8", 7),
-        ("tau", "f8", 7),
-        ("tau_ext", "f8", 7),
-        ("q_ref", "f8", 7),
-        ("q_cmd", "f8", 7),
-        ("dq_cmd", "f8", 7),
-        ("width", "f8"),
-        ("width_ref", "f8"),
-        ("grasped", "f8"),
-        ("task", "f8", TASK),
-        ("state", "i8"),
-        ("episode", "i8"),
-        ("chunk", "i8"),
-        ("t_obs", "f8"),
-        ("rows_left", "i8"),
-        ("success_rate", "f8"),
-        ("speed", "f8"),
-        ("lateness", "f8"),
-        ("compute", "f8"),
-        ("disagreement", "f8"),
-        *((name, "i8") for name in ("starved", "clipped", "refused", "rejected", "late", "missed", "chunks")),
-    ]
-)
-"""One tick of the bridge. Times in s, joints in rad, openings in m. ``chunk`` is the decision that is followed and
-``t_obs`` its observation's time; ``disagreement`` is how far, in rad, the chunks ask to be from where the arm is held
-(shadow runs). The last row counts since the start of the session: ticks without a chunk, references clipped to the
-workspace, steps that the guard refused, chunks rejected, late ticks, decisions of the policy that missed their period,
-and chunks accepted."""
 
-CHUNK = np.dtype(
-    [
-        ("seq", "i8"),
-        ("t_obs", "f8"),
-        ("t_infer", "f8"),
-        ("t0", "f8"),
-        ("dt", "f8"),
-        ("frozen", "i8"),
-        ("missed", "i8"),
-        ("rows", "i8"),
-        ("q", "f8", (ROWS, 7)),
-        ("gripper", "f8", ROWS),
-        ("inputs", "f8", 64),
-    ]
-)
-"""One decision; ``inputs`` is the newest observation that it was made on, flat. ``rows`` 0 is a bare sign of life."""
+@functools.cache
+def tick_type(joints: int) -> np.dtype[Any]:
+    """One tick of the bridge of an arm with so many joints. Times in s, joints in rad, openings in m.
+
+    ``chunk`` is the decision that is followed and ``t_obs`` its observation's time; ``disagreement`` is how far, in
+    rad, the chunks ask to be from where the arm is held (shadow runs). The last row counts since the start of the
+    session: ticks without a chunk, references clipped to the workspace, steps that the guard refused, chunks rejected,
+    late ticks, decisions of the policy that missed their period, and chunks accepted.
+    """
+    return np.dtype(
+        [
+            ("t_mono", "f8"),
+            ("t_wall", "f8"),
+            ("t_robot", "f8"),
+            *((name, "f8", joints) for name in ("q", "dq", "tau", "tau_ext", "q_ref", "q_cmd", "dq_cmd")),
+            ("width", "f8"),
+            ("width_ref", "f8"),
+            ("grasped", "f8"),
+            ("task", "f8", TASK),
+            ("state", "i8"),
+            ("episode", "i8"),
+            ("chunk", "i8"),
+            ("t_obs", "f8"),
+            ("rows_left", "i8"),
+            ("success_rate", "f8"),
+            ("speed", "f8"),
+            ("lateness", "f8"),
+            ("compute", "f8"),
+            ("disagreement", "f8"),
+            *((name, "i8") for name in ("starved", "clipped", "refused", "rejected", "late", "missed", "chunks")),
+        ]
+    )
+
+
+@functools.cache
+def chunk_type(joints: int) -> np.dtype[Any]:
+    """One decision for an arm with so many joints.
+
+    ``inputs`` is the newest observation that it was made on, flat. ``rows`` 0 is a bare sign of life.
+    """
+    return np.dtype(
+        [
+            ("seq", "i8"),
+            ("t_obs", "f8"),
+            ("t_infer", "f8"),
+            ("t0", "f8"),
+            ("dt", "f8"),
+            ("frozen", "i8"),
+            ("missed", "i8"),
+            ("rows", "i8"),
+            ("q", "f8", (ROWS, joints)),
+            ("gripper", "f8", ROWS),
+            ("inputs", "f8", 64),
+        ]
+    )
+
 
 COMMAND = np.dtype([("name", f"S{NAME}"), ("number", "i8"), ("value", "f8", TASK)])
 """A wish of the operator: home, start, stop, recover, rearm, open (the gripper), quit; begin (``number`` of the
@@ -94,30 +105,38 @@ def frame_type(height: int, width: int) -> np.dtype[Any]:
     )
 
 
-_RINGS: dict[str, tuple[np.dtype[Any], int]] = {
-    "ticks": (TICK, 4096),
-    "chunks": (CHUNK, 64),
-    "commands": (COMMAND, 64),
-    "events": (EVENT, 512),
-    "recorder": (RECORDER, 16),
-}
-
-
 class Session:
     """The rings of one robot session, in a folder of /dev/shm.
 
     Args:
         name: of the session; one robot, one session.
-        create: make the rings, as the process that starts the session does.
+        create: the arm that the rings are made for, in the process that starts the session; the others read there
+            which arm it is.
         now: the bridge's clock.
+
+    Raises:
+        SharedMemoryError: no such session is running.
 
     """
 
-    def __init__(self, name: str, *, create: bool = False, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, *, create: ArmModel | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self.name, self.folder, self._now = name, session_folder(name), now
-        made = {key: Ring(self.folder / key, dtype, size, create=create) for key, (dtype, size) in _RINGS.items()}
-        self.recorder, self.ticks, self.chunks = made["recorder"], made["ticks"], made["chunks"]
-        self.commands, self.events = made["commands"], made["events"]
+        if create is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / _ARM).write_text(create.name.lower(), encoding="utf-8")
+        self.arm = create or _arm_of(self.folder)
+
+        def ring(key: str, dtype: np.dtype[Any], size: int) -> Ring:
+            return Ring(self.folder / key, dtype, size, create=create is not None)
+
+        self.ticks = ring("ticks", tick_type(self.arm.joints), 4096)
+        self.chunks = ring("chunks", chunk_type(self.arm.joints), 64)
+        self.commands, self.events = ring("commands", COMMAND, 64), ring("events", EVENT, 512)
+        self.recorder = ring("recorder", RECORDER, 16)
+
+    def alive(self) -> None:
+        """A sign of life of whoever decides, without a chunk."""
+        self.chunks.write(np.zeros((), chunk_type(self.arm.joints)))
 
     def command(self, name: str, number: int = 0, value: Any = ()) -> None:
         """Tell the bridge."""
@@ -134,6 +153,13 @@ class Session:
         self.events.write(record)
 
 
+def _arm_of(folder: Path) -> ArmModel:
+    try:
+        return find_arm((folder / _ARM).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise no_session(folder) from error
+
+
 def session_folder(name: str) -> Path:
     """Where the rings of a session are.
 
@@ -148,8 +174,8 @@ def session_folder(name: str) -> Path:
 
 def pack_chunk(chunk: ActionChunk, *, inputs: Any = (), t_infer: float = 0.0, missed: int = 0) -> Records:
     """A chunk as a record."""
-    record = np.zeros((), CHUNK)
-    rows = len(chunk.q)
+    rows, joints = chunk.q.shape
+    record = np.zeros((), chunk_type(joints))
     for name in ("seq", "t_obs", "t0", "dt", "frozen"):
         record[name] = getattr(chunk, name)
     record["rows"], record["t_infer"], record["missed"] = rows, t_infer, missed

@@ -89,11 +89,16 @@ def _map(path: Path, size: int, create: bool) -> mmap.mmap:
         with path.open("r+b") as stream:
             buffer = mmap.mmap(stream.fileno(), 0)
     except FileNotFoundError as error:
-        raise SharedMemoryError(
-            f"{path} does not exist", expected="a running robot session", fix="start it: flowpolicy robot run RUN"
-        ) from error
+        raise no_session(path) from error
     if len(buffer) != size:
         raise SharedMemoryError(
             f"{path} has {len(buffer)} bytes", expected=f"{size}", fix="use one version of flowpolicy in all processes"
         )
     return buffer
+
+
+def no_session(path: Path) -> SharedMemoryError:
+    """What to raise where a file of a session is not there."""
+    return SharedMemoryError(
+        f"{path} does not exist", expected="a running robot session", fix="start it: flowpolicy robot run RUN"
+    )

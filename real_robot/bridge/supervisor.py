@@ -11,20 +11,19 @@ from typing import Protocol
 import numpy as np
 
 from flowpolicy.core.errors import FlowPolicyError
+from flowpolicy.real_robot.arm.arm_model import Gains
 from flowpolicy.real_robot.arm.envelope import Envelope
+from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits, homing_limits
 from flowpolicy.real_robot.arm.follower import Follower
-from flowpolicy.real_robot.arm.limits import HOME, EnvelopeLimits, homing_limits
 from flowpolicy.real_robot.bridge.chunks import Mode
 from flowpolicy.real_robot.bridge.reference import ReferenceGenerator
 from flowpolicy.real_robot.bridge.states import STREAMING, State, StateMachine, Transition
 from flowpolicy.real_robot.bridge.watchdogs import WatchdogLimits
 from flowpolicy.real_robot.drivers.client_errors import first_line
 from flowpolicy.real_robot.drivers.driver_protocols import (
-    HOMING_GAINS,
     ArmDriver,
     ArmFaultError,
     ArmState,
-    Gains,
     RobotError,
 )
 
@@ -43,12 +42,8 @@ class BridgeConfig:
     """The policy runs, the arm holds, the disagreement is recorded."""
     direct: bool = False
     """Simulation only: chunks go to the arm without follower, envelope and guard."""
-    gains: Gains = Gains()
-    """Joint impedance."""
     watch: WatchdogLimits = WatchdogLimits()
     """Thresholds."""
-    home: tuple[float, ...] = HOME
-    """Pose that homing ends at, rad."""
     home_speed: float = 0.3
     """Share of the joints' speed limits."""
     home_deadline_s: float = 20.0
@@ -133,7 +128,8 @@ class Supervisor:
     ) -> None:
         self.config, self.arm, self.generator, self._tell = config, arm, generator, tell
         self.machine = StateMachine(self._log)
-        self._home = np.array(config.home)
+        self._model = config.limits.arm
+        self._home = np.array(self._model.home)
         self._homing = Follower(Envelope(homing_limits(config.limits, config.home_speed), 1.0 / config.rate_hz))
         self.follower = generator.follower
         """Whose trajectory is commanded: the policy's, or the one that leads home."""
@@ -177,10 +173,10 @@ class Supervisor:
         elif self._task is not None:
             self._refuse(name, f"{state.name} is not finished")
         elif name == "home" and state is State.IDLE and arm is not None:
-            if self._stream(name, arm, self._homing, HOMING_GAINS):
+            if self._stream(name, arm, self._homing, self._model.homing_gains):
                 self.machine.go(State.HOMING, "operator", now)
         elif name == "start" and state is State.IDLE and arm is not None:
-            if self._stream(name, arm, self.generator.follower, self.config.gains):
+            if self._stream(name, arm, self.generator.follower, self._model.gains):
                 self.generator.seed(arm.q)
                 self.machine.go(State.READY, "operator", now)
         elif name == "recover" and state in (State.FAULT, State.LOCKED):
@@ -263,7 +259,7 @@ class Supervisor:
         if np.abs(self._homing.motion.q - arm.q).max() > self.config.limits.leash:
             self._homing.brake()
         else:
-            self._homing.step(self._home, np.zeros(7))
+            self._homing.step(self._home, np.zeros_like(self._home))
         away = float(np.abs(arm.q - self._home).max())
         if self._homing.resting and away < self.config.home_distance:
             self.arm.stop()

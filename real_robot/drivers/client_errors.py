@@ -1,6 +1,6 @@
-"""What the clients of the robot's protocol say when something is wrong, and calls that may hang.
+"""What a client of the robot's protocol says when something is wrong, and calls that may hang.
 
-libfranka (inside franky-control) and franka-rs use the robot's own names of errors.
+libfranka (inside franky-control) uses the robot's own names of errors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ _KINDS: tuple[tuple[str, FaultKind], ...] = (
     ("UserStopped", "user_stop"),
     ("NetworkException", "network"),
     ("Net Exception", "network"),
-    ("network ", "network"),  # kind of a FrankaError of franka-rs
     ("UDP", "network"),
     ("TCP", "network"),
     ("closed connection", "network"),

@@ -8,16 +8,27 @@ code: nothing here is called from it. (docs/methods/franka-control.md#drivers)
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import FlowPolicyError
-from flowpolicy.real_robot.arm.limits import JointLimits
+from flowpolicy.real_robot.arm.arm_model import ArmModel, Gains
 
 Array = NDArray[np.float64]
-"""Shape (7,) where it stands for joints: rad, rad/s or Nm."""
+"""Shape (n,) where it stands for the n joints of an arm: rad, rad/s or Nm."""
+
+
+@dataclasses.dataclass
+class Clock:
+    """A time source and a way to let it pass; the default is the monotonic clock of the host."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
 
 FaultKind = Literal["collision", "communication", "network", "user_stop", "limit", "other"]
 """collision: a reflex of the robot. communication: it missed too many commands. network: it is not heard any more.
@@ -55,13 +66,13 @@ class ArmState:
     t_robot: float
     """The robot's own clock, s. It stands still when the robot is not heard."""
     q: Array
-    """(7,) measured joint positions, rad."""
+    """(n,) measured joint positions, rad."""
     dq: Array
-    """(7,) measured joint velocities, rad/s."""
+    """(n,) measured joint velocities, rad/s."""
     tau: Array
-    """(7,) measured joint torques, Nm."""
+    """(n,) measured joint torques, Nm."""
     tau_ext: Array
-    """(7,) external torques as estimated by the robot, Nm."""
+    """(n,) external torques as estimated by the robot, Nm."""
     success_rate: float
     """Share of the last 100 commands that arrived in time, 0 to 1."""
     errors: tuple[str, ...] = ()
@@ -95,7 +106,7 @@ class ActionChunk:
     dt: float
     """Period of the rows, s."""
     q: Array
-    """(h, 7) absolute joint positions, rad."""
+    """(h, n) absolute joint positions, rad."""
     gripper: Array
     """(h,) opening, m."""
     frozen: int = 0
@@ -108,32 +119,13 @@ class ActionChunk:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gains:
-    """Joint impedance: torque = stiffness (q_ref - q) + damping (dq_ref - dq) + Coriolis."""
-
-    stiffness: tuple[float, ...] = (600.0, 600.0, 600.0, 600.0, 250.0, 150.0, 50.0)
-    """Nm/rad per joint; libfranka's example values."""
-    damping: tuple[float, ...] = (50.0, 50.0, 50.0, 50.0, 30.0, 25.0, 15.0)
-    """Nm s/rad per joint."""
-
-    def __post_init__(self) -> None:
-        for name, values, top in (("stiffness", self.stiffness, 1000.0), ("damping", self.damping, 100.0)):
-            if len(values) != 7 or not all(0.0 < value <= top for value in values):
-                raise RobotError(f"{name} {values}", expected=f"seven values above 0 and at most {top:g}")
-
-
-HOMING_GAINS = Gains(stiffness=(800.0, 800.0, 800.0, 800.0, 400.0, 300.0, 150.0))
-"""Stiffer than for a policy: friction alone would leave the last joints 5 mrad beside the home pose."""
-
-
-@dataclasses.dataclass(frozen=True)
 class DriverCaps:
     """What a driver drives."""
 
     driver: str
     """Name of the driver."""
-    limits: JointLimits
-    """Data-sheet limits of the model. Never those of another model."""
+    arm: ArmModel
+    """The model. Never another one."""
     versions: dict[str, str]
     """Versions of client library and robot, for the record."""
 
@@ -155,7 +147,7 @@ class ArmDriver(Protocol):
         """Switch the impedance loop on, with the measured position as reference."""
 
     def set_reference(self, q: Array, dq: Array) -> None:
-        """Hand a reference (7,) rad, (7,) rad/s to the 1 kHz loop."""
+        """Hand a reference (n,) rad, (n,) rad/s to the 1 kHz loop."""
 
     def state(self) -> ArmState:
         """The newest reading, after a fault too. Raises :class:`ArmFaultError` (network) when there is none."""

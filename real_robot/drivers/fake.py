@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-from collections.abc import Callable
-
 import numpy as np
 
-from flowpolicy.real_robot.arm.limits import FR3, GRIPPER_WIDTH, HOME, JointLimits
+from flowpolicy.real_robot.arm.arm_model import ArmModel, Gains, Hand
 from flowpolicy.real_robot.drivers.driver_protocols import (
     ArmFaultError,
     ArmState,
     Array,
+    Clock,
     DriverCaps,
     FaultKind,
-    Gains,
     GripperState,
     RobotError,
 )
 
 _STEP = 0.001
-_INERTIA = np.array([1.6, 1.6, 1.2, 1.2, 0.4, 0.3, 0.15])  # kg m^2 that a joint of the arm roughly feels
 _ERRORS: dict[str, FaultKind] = {
     "cartesian_reflex": "collision",
     "joint_reflex": "collision",
@@ -31,31 +26,24 @@ _ERRORS: dict[str, FaultKind] = {
 }
 
 
-@dataclasses.dataclass
-class Clock:
-    """A time source and a way to let it pass; the default is the monotonic clock of the host."""
-
-    now: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-
-
 class FakeArm:
-    """A joint impedance law on seven separate inertias, in steps of 1 ms of the given clock.
+    """A joint impedance law on one separate inertia per joint, in steps of 1 ms of the given clock.
 
     It moves whenever its state is read, by as much as its clock has moved.
 
     Args:
+        arm: the model that it stands for.
         clock: time source.
-        limits: table of the model that it stands for.
-        q: (7,) where it stands at first, rad.
+        q: (n,) where it stands at first, rad; home unless given.
 
     """
 
-    def __init__(self, clock: Clock | None = None, limits: JointLimits = FR3, q: Array | None = None) -> None:
+    def __init__(self, arm: ArmModel, clock: Clock | None = None, q: Array | None = None) -> None:
         self.clock = clock or Clock()
-        self.caps = DriverCaps("fake", limits, {"driver": "1"})
-        self.q, self.dq = np.array(HOME if q is None else q, dtype=np.float64), np.zeros(7)
-        self.blocked = np.zeros(7, dtype=bool)
+        self.caps = DriverCaps("fake", arm, {"driver": "1"})
+        self._inertia, self._still = np.array(arm.inertia), np.zeros(arm.joints)
+        self.q, self.dq = np.array(arm.home if q is None else q, dtype=np.float64), self._still.copy()
+        self.blocked = np.zeros(arm.joints, dtype=bool)
         """Joints that something holds fast."""
         self.frozen = False
         """Whether the state is not heard any more: every reading is the last one."""
@@ -64,15 +52,15 @@ class FakeArm:
         self.unreachable = False
         """Whether a connection times out."""
         self._gains: Gains | None = None
-        self._reference = (self.q.copy(), np.zeros(7))
-        self._error, self._last, self._torque = "", self.clock.now(), np.zeros(7)
+        self._reference = (self.q.copy(), self._still)
+        self._error, self._last, self._torque = "", self.clock.now(), self._still
         self._connected, self._heard = False, self._last
 
     def inject(self, error: str) -> None:
         """Stop with one of the robot's errors, e.g. 'cartesian_reflex' or 'user_stop'."""
         if error not in _ERRORS:
             raise RobotError(f"unknown error '{error}'", expected=", ".join(_ERRORS))
-        self._error, self._gains, self.dq = error, None, np.zeros(7)
+        self._error, self._gains, self.dq = error, None, self._still.copy()
 
     def connect(self, deadline_s: float) -> None:
         """Open the connection."""
@@ -84,7 +72,7 @@ class FakeArm:
     def start_stream(self, gains: Gains) -> None:
         """Switch the impedance loop on."""
         self._require()
-        self._reference, self._gains, self._last = (self.q.copy(), np.zeros(7)), gains, self.clock.now()
+        self._reference, self._gains, self._last = (self.q.copy(), self._still), gains, self.clock.now()
 
     def set_reference(self, q: Array, dq: Array) -> None:
         """Hand a reference to the loop."""
@@ -107,7 +95,7 @@ class FakeArm:
             q=self.q.copy(),
             dq=self.dq.copy(),
             tau=self._torque.copy(),
-            tau_ext=np.zeros(7),
+            tau_ext=self._still.copy(),
             success_rate=self.success_rate,
             errors=(self._error,) if self._error else (),
         )
@@ -122,7 +110,7 @@ class FakeArm:
 
     def stop(self) -> None:
         """End the impedance loop; the arm stands still."""
-        self._gains, self.dq = None, np.zeros(7)
+        self._gains, self.dq = None, self._still.copy()
 
     def recover(self) -> None:
         """Clear the error."""
@@ -156,7 +144,7 @@ class FakeArm:
         q_ref, dq_ref = self._reference
         for _ in range(steps):
             self._torque = stiffness * (q_ref - self.q) + damping * (dq_ref - self.dq)
-            self.dq = np.where(self.blocked, 0.0, self.dq + _STEP * self._torque / _INERTIA)
+            self.dq = np.where(self.blocked, 0.0, self.dq + _STEP * self._torque / self._inertia)
             self.q = self.q + _STEP * self.dq
 
 
@@ -164,15 +152,16 @@ class FakeGripper:
     """A gripper whose fingers move at the speed that is asked for.
 
     Args:
+        hand: what it stands for.
         clock: time source.
         thing: width of something between the fingers, m; 0 for thin air.
         delay: what every call lasts beyond its motion, s.
 
     """
 
-    def __init__(self, clock: Clock | None = None, thing: float = 0.0, delay: float = 0.0) -> None:
-        self.clock, self.thing, self.delay = clock or Clock(), thing, delay
-        self.width, self.grasped, self.calls = GRIPPER_WIDTH, False, 0
+    def __init__(self, hand: Hand, clock: Clock | None = None, thing: float = 0.0, delay: float = 0.0) -> None:
+        self.hand, self.clock, self.thing, self.delay = hand, clock or Clock(), thing, delay
+        self.width, self.grasped, self.calls = hand.width, False, 0
 
     def connect(self, deadline_s: float) -> None:
         """Open the connection."""
@@ -191,7 +180,7 @@ class FakeGripper:
 
     def state(self) -> GripperState:
         """The newest reading."""
-        return GripperState(self.clock.now(), self.width, GRIPPER_WIDTH, self.grasped)
+        return GripperState(self.clock.now(), self.width, self.hand.width, self.grasped)
 
     def close(self) -> None:
         """End everything."""

@@ -19,8 +19,7 @@ from flowpolicy.real_robot.bridge.gripper_worker import Gripper
 from flowpolicy.real_robot.bridge.ring_records import Session
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.bridge.supervisor import BridgeConfig, attempt
-from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, RobotError
-from flowpolicy.real_robot.drivers.fake import Clock
+from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, Clock, RobotError
 from flowpolicy.real_robot.session.launch import RunningSession, Setup
 from flowpolicy.real_robot.session.recorder import Recorder
 from flowpolicy.real_robot.twin.scene import Scene, SceneArm, SceneGripper
@@ -59,7 +58,7 @@ class AcceleratedSession(RunningSession):
 
     def __init__(self, setup: Setup, body: Callable[[Clock], tuple[ArmDriver, Gripper]] | None = None) -> None:
         self._t = 1000.0
-        session = Session(f"{setup.session}-{os.getpid()}", create=True, now=lambda: self._t)
+        session = Session(f"{setup.session}-{os.getpid()}", create=setup.arm_model, now=lambda: self._t)
         super().__init__(setup, session)
         self.clock = Clock(lambda: self._t, self._pass)
         config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow, direct=setup.direct)
@@ -78,7 +77,7 @@ class AcceleratedSession(RunningSession):
             return
         from flowpolicy.real_robot.session.policy_process import PolicyLoop, source_of
 
-        loop = PolicyLoop(source_of(options), self.session, self.setup.tool, self.setup.mode, self.clock.now)
+        loop = PolicyLoop(source_of(options), self.session, self.setup.tool_length, self.setup.mode, self.clock.now)
         self._policy = loop.step
         self._pass(0.1)
 

@@ -6,25 +6,20 @@ import signal
 import threading
 from collections.abc import Callable
 
-from flowpolicy.real_robot.arm.limits import MODELS
 from flowpolicy.real_robot.bridge.bridge import Bridge
 from flowpolicy.real_robot.bridge.gripper_worker import GripperWorker
-from flowpolicy.real_robot.bridge.priority import claim_priority
 from flowpolicy.real_robot.bridge.ring_records import Session
 from flowpolicy.real_robot.bridge.supervisor import BridgeConfig
 from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, GripperDriver
 from flowpolicy.real_robot.drivers.fake import FakeArm, FakeGripper
+from flowpolicy.real_robot.drivers.priority import claim_priority
 from flowpolicy.real_robot.session.launch import Setup, orphaned, read_options
 
 
 def drivers(setup: Setup) -> tuple[ArmDriver, Callable[[], GripperDriver]]:
     """The arm of a setup, and what makes its gripper."""
     if setup.driver == "fake":
-        return FakeArm(limits=MODELS[setup.model]), FakeGripper
-    if setup.driver == "franka_rs":
-        from flowpolicy.real_robot.drivers.franka_rs_driver import FrankaRsArm, FrankaRsGripper
-
-        return FrankaRsArm(setup.address), lambda: FrankaRsGripper(setup.address)
+        return FakeArm(setup.arm_model), lambda: FakeGripper(setup.arm_model.hand)
     from flowpolicy.real_robot.drivers.franky_driver import FrankyArm, FrankyGripper
 
     return FrankyArm(setup.address), lambda: FrankyGripper(setup.address)
@@ -42,7 +37,9 @@ def main() -> None:
         session.event("host", refusal)
     config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow)
     arm, make_gripper = drivers(setup)
-    gripper = GripperWorker(make_gripper, config.watch.gripper, lambda text: session.event("gripper", text))
+    gripper = GripperWorker(
+        make_gripper, session.arm.hand, config.watch.gripper, lambda text: session.event("gripper", text)
+    )
 
     def ended() -> str:
         if told.is_set():

@@ -62,10 +62,10 @@ def unstated_warnings(contract: Contract, robot: Spec) -> list[str]:
 
 
 def speed_warnings(largest: np.ndarray, velocity: np.ndarray) -> list[str]:
-    """Joints that were trained to move faster, (7,) rad/s, than the envelope allows, (7,) rad/s."""
+    """Joints that were trained to move faster, (n,) rad/s, than the envelope allows, (n,) rad/s."""
     return [
         f"joint {joint + 1} was trained on up to {largest[joint]:.2f} rad/s; the envelope allows {velocity[joint]:.2f}"
-        for joint in range(7)
+        for joint in range(len(velocity))
         if largest[joint] > velocity[joint]
     ]
 

@@ -27,13 +27,14 @@ from flowpolicy.core.files import replacing, unchanged_sha256
 from flowpolicy.data.hdf5 import json_attribute, open_hdf5, require_group
 from flowpolicy.data.robomimic import EPISODES_SHA256
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+from flowpolicy.real_robot.arm.arm_model import ArmModel
+from flowpolicy.real_robot.arm.models import find_arm
 from flowpolicy.real_robot.bridge.chunks import hermite
-from flowpolicy.real_robot.bridge.ring_records import CHUNK, EVENT, TICK, frame_type, unpack_chunk
+from flowpolicy.real_robot.bridge.ring_records import EVENT, chunk_type, frame_type, tick_type, unpack_chunk
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk
 from flowpolicy.real_robot.session.observations import observe_all
 
-JOURNALS = {"ticks": TICK, "chunks": CHUNK, "events": EVENT}
 _SHORTEST = 3
 """Rows; a part with less is left out."""
 INDEX = "demos.hdf5"
@@ -64,8 +65,8 @@ class NothingRecordedError(DataError):
 def finish_episode(folder: Path, number: int) -> Path:
     """Turn the journals of an episode into its file, and remove them. What was lost of it, :func:`told_gaps` says.
 
-    ``meta.json`` beside the journals says: ``env_args``, ``keys`` (observations), ``tool`` (m), ``rate_hz`` and
-    ``cameras`` (name -> height and width).
+    ``meta.json`` beside the journals says: ``env_args``, ``keys`` (observations), ``arm`` (its name), ``tool`` (m),
+    ``rate_hz`` and ``cameras`` (name -> height and width).
 
     Raises:
         NothingRecordedError: the journals hold not one row.
@@ -75,7 +76,10 @@ def finish_episode(folder: Path, number: int) -> Path:
     home = folder / f".episode_{number:04d}"
     try:
         meta = json.loads((home / "meta.json").read_text(encoding="utf-8"))
-        raw = {name: _whole_records(home / name, dtype) for name, dtype in (JOURNALS | camera_journals(meta)).items()}
+        raw = {
+            name: _whole_records(home / name, dtype)
+            for name, dtype in (_journals(meta) | camera_journals(meta)).items()
+        }
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(
             f"{home}: {error}", fix="the journals are kept: copy meta.json from another episode, then salvage again"
@@ -173,6 +177,16 @@ def told_gaps(path: Path) -> str:
         return f"ticks are missing ({places}): cut there, {len(data)} demonstrations of it remain"
 
 
+def _arm(meta: dict[str, Any]) -> ArmModel:
+    """The arm of a recording; journals of before say nothing, and were an FR3's."""
+    return find_arm(meta.get("arm", "fr3"))
+
+
+def _journals(meta: dict[str, Any]) -> dict[str, np.dtype[Any]]:
+    joints = _arm(meta).joints
+    return {"ticks": tick_type(joints), "chunks": chunk_type(joints), "events": EVENT}
+
+
 def camera_journals(meta: dict[str, Any]) -> dict[str, np.dtype[Any]]:
     """Journals of the cameras of a session, by the names of their rings."""
     return {f"camera_{name}": frame_type(*size) for name, size in meta.get("cameras", {}).items()}
@@ -246,7 +260,7 @@ def _episode(rows: NDArray[Any], raw: dict[str, NDArray[Any]], success: bool, me
     now, later = rows[:-1], rows[1:]
     steps = len(now)
     ends = np.arange(steps) == steps - 1
-    obs = {key: observe_all(rows, key, float(meta["tool"])).astype(np.float32) for key in meta["keys"]}
+    obs = {key: observe_all(rows, key, _arm(meta), float(meta["tool"])).astype(np.float32) for key in meta["keys"]}
     return Episode(
         actions=np.concatenate([_steps(now, later, raw["chunks"]), later["width_ref"][:, None]], axis=1),
         rewards=(ends & success).astype(np.float64),
@@ -261,7 +275,7 @@ def _episode(rows: NDArray[Any], raw: dict[str, NDArray[Any]], success: bool, me
 
 
 def _steps(now: NDArray[Any], later: NDArray[Any], chunks: NDArray[Any]) -> NDArray[np.float64]:
-    """(n, 7) rad: what the decision in force at each row says about the period that follows."""
+    """(r, n) rad: what the decision in force at each row says about the period that follows."""
     decided = {int(record["seq"]): unpack_chunk(record) for record in chunks[chunks["rows"] > 0]}
     steps = later["q_ref"] - now["q_ref"]  # of a decision that was made before the recording began
     for row, (begin, end) in enumerate(zip(now, later, strict=True)):
@@ -271,7 +285,7 @@ def _steps(now: NDArray[Any], later: NDArray[Any], chunks: NDArray[Any]) -> NDAr
 
 
 def _asked(chunk: ActionChunk, t: float) -> NDArray[np.float64]:
-    """(7,) rad: where a decision wants the arm at ``t`` s; in the period before its first row on the way there."""
+    """(n,) rad: where a decision wants the arm at ``t`` s; in the period before its first row on the way there."""
     if t < chunk.t0 and len(chunk.q) > 1:
         return np.asarray(chunk.q[0] + (t - chunk.t0) / chunk.dt * (chunk.q[1] - chunk.q[0]))
     return hermite(chunk, t)[0]

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.real_robot.arm.limits import MODELS, EnvelopeLimits, policy_limits
+from flowpolicy.real_robot.arm.arm_model import ArmModel
+from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits, policy_limits
+from flowpolicy.real_robot.arm.models import find_arm
 from flowpolicy.real_robot.bridge.chunks import Mode
 from flowpolicy.real_robot.bridge.ring_records import Session, session_folder
 from flowpolicy.real_robot.bridge.states import State
-from flowpolicy.real_robot.drivers.driver_protocols import RobotError
-from flowpolicy.real_robot.drivers.fake import Clock
+from flowpolicy.real_robot.drivers.driver_protocols import Clock, RobotError
 
 _END_S, _RECORDER_S = 5.0, 30.0
 """A process that was told to end has this long; the recorder may have an episode to finish."""
-Driver = Literal["fake", "scene", "franky", "franka_rs"]
+Driver = Literal["fake", "scene", "franky"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +35,18 @@ class Setup:
     session: str = "default"
     """Name of the session; one robot, one session."""
     driver: Driver = "fake"
-    """'franky' drives an FR3 (or its twin) through libfranka, 'franka_rs' through its remake in Rust; 'fake' is an arm
-    in NumPy, without sockets; 'scene' is the twin's MuJoCo scene without its protocol, in simulated time, as fast as
-    this machine can."""
+    """'franky' drives an FR3 (or its twin) through libfranka; 'fake' is any arm in NumPy, without sockets; 'scene' is
+    the twin's MuJoCo scene without its protocol, in simulated time, as fast as this machine can."""
     direct: bool = False
     """With 'scene': chunks go straight to the impedance loop, without follower, envelope and guard."""
     address: str = "127.0.0.1"
     """Address of the robot."""
-    model: Literal["FR3", "FER"] = "FR3"
-    """Whose limits hold."""
+    arm: str = "fr3"
+    """Which arm: 'fr3', 'fer' (Panda) or 'ur5e'; its joints, limits and kinematics hold."""
     table: float = 0.0
     """Height of the table in the base frame, m."""
-    tool: float = 0.1034
-    """Distance from flange to tool point, m; 0.1034 is the Franka hand's."""
+    tool: float | None = None
+    """Distance from flange to tool point, m; that of the arm's own hand unless given: 0.1034 for the Franka hand."""
     mode: Mode = "crossfade"
     """What happens where a new chunk disagrees with the old one."""
     cameras: tuple[str, ...] = ()
@@ -56,23 +56,33 @@ class Setup:
 
     def __post_init__(self) -> None:
         session_folder(self.session)  # refuses what is no name
-        for name, value, low, high in (("table", self.table, -1.0, 1.0), ("tool", self.tool, 0.0, 0.5)):
+        for name, value, low, high in (("table", self.table, -1.0, 1.0), ("tool", self.tool_length, 0.0, 0.5)):
             if not low <= value <= high:
                 raise ConfigError(f"--{name} {value:g}", expected=f"{low:g} to {high:g} m")
         if self.direct and self.driver != "scene":
             raise ConfigError(f"--direct with the driver '{self.driver}' would unguard it", expected="--driver scene")
         if self.driver == "scene" and self.cameras:
             raise ConfigError("cameras run in real time, the driver 'scene' does not", expected="another driver")
-        if self.driver != "fake" and self.model != "FR3":
+        if self.driver not in self.arm_model.drivers:
             raise ConfigError(
-                f"the driver '{self.driver}' drives an FR3 (FCI version 10), not a Panda (FER)",
-                expected="--model FR3",
+                f"the driver '{self.driver}' cannot drive the arm '{self.arm}' ({self.arm_model.robot})",
+                expected=f"one of {', '.join(self.arm_model.drivers)}",
             )
+
+    @property
+    def arm_model(self) -> ArmModel:
+        """The arm."""
+        return find_arm(self.arm)
+
+    @property
+    def tool_length(self) -> float:
+        """Distance from flange to tool point, m."""
+        return self.arm_model.hand.length if self.tool is None else self.tool
 
     @property
     def limits(self) -> EnvelopeLimits:
         """What a policy may ask for."""
-        return policy_limits(MODELS[self.model], table=self.table, tool=self.tool)
+        return policy_limits(self.arm_model, table=self.table, tool=self.tool_length)
 
 
 class RunningSession:
@@ -198,7 +208,7 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
     _claim(setup.session)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        running = RunningSession(setup, Session(setup.session, create=True))
+        running = RunningSession(setup, Session(setup.session, create=setup.arm_model))
     except BaseException:
         shutil.rmtree(session_folder(setup.session), ignore_errors=True)
         raise

@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flowpolicy.real_robot.arm.limits import GRIPPER_WIDTH
-from flowpolicy.real_robot.bridge.ring_records import CHUNK, pack_chunk
+from flowpolicy.real_robot.bridge.ring_records import pack_chunk
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk, ArmStoppedError, RobotError
@@ -65,7 +64,7 @@ class Operator:
         self._next = now + EVERY
         tick = self._running.session.ticks.latest()
         if self._plan is None or tick is None:
-            self._running.session.chunks.write(np.zeros((), CHUNK))
+            self._running.session.alive()
             return
         plan, start = self._plan
         due = now + PERIOD * (1 + np.arange(ROWS))
@@ -173,7 +172,7 @@ def _go_aside(running: RunningSession, task: Task, rng: np.random.Generator, ope
 
 def _wait_for_open_gripper(running: RunningSession) -> None:
     deadline = running.clock.now() + 10.0
-    while (tick := running.session.ticks.latest()) is not None and tick["width"] < 0.9 * GRIPPER_WIDTH:
+    while (tick := running.session.ticks.latest()) is not None and tick["width"] < 0.9 * running.session.arm.hand.width:
         running.require_alive()
         if running.clock.now() > deadline:
             raise RobotError(f"the gripper is open by {1e3 * float(tick['width']):.0f} mm only", expected="wide open")

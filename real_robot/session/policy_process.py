@@ -18,10 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.core.errors import ContractError
 from flowpolicy.core.spec import Contract
 from flowpolicy.policy.history import ObservationHistory
 from flowpolicy.real_robot.bridge.chunks import Mode, freeze, hermite
-from flowpolicy.real_robot.bridge.ring_records import CHUNK, Session, pack_chunk
+from flowpolicy.real_robot.bridge.ring_records import Session, pack_chunk
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk
@@ -48,11 +49,11 @@ class ChunkSource(Protocol):
     def chunk(
         self, obs: dict[str, NDArray[np.float32]], committed: NDArray[np.float64] | None
     ) -> NDArray[np.float64] | None:
-        """(h, 8) actions, steps of the joints in rad and opening in m; None where there are none in time.
+        """(h, n + 1) actions, steps of the joints in rad and opening in m; None where there are none in time.
 
         Args:
             obs: observation histories, name -> (o, d).
-            committed: (n, 8) actions that the chunk must begin with, n at most :attr:`prefix`; None for none.
+            committed: (c, n + 1) actions that the chunk must begin with, c at most :attr:`prefix`; None for none.
 
         """
 
@@ -88,12 +89,21 @@ class PolicyLoop:
         mode: 'rtc' commits rows before they are due.
         now: the bridge's clock.
 
+    Raises:
+        ContractError: the policy's actions are not those of the session's arm.
+
     """
 
     def __init__(
         self, source: ChunkSource, session: Session, tool: float, mode: Mode, now: Callable[[], float] = time.monotonic
     ) -> None:
-        contract = source.contract
+        contract, joints = source.contract, session.arm.joints
+        if contract.spec.action.size != joints + 1:
+            raise ContractError(
+                f"the policy has actions of {contract.spec.action.size} numbers for an arm with {joints} joints",
+                expected=f"{joints + 1}: a step of each joint, and the gripper's opening",
+                fix="deploy the policy on the arm that it was trained for: --arm",
+            )
         self.source, self.session, self.tool, self.mode, self._now = source, session, tool, mode, now
         self.dt = 1.0 / contract.spec.action.rate_hz
         self._keys, self._execute = tuple(contract.spec.observation), contract.execute
@@ -109,17 +119,20 @@ class PolicyLoop:
         active = tick is not None and State(int(tick["state"])) in (State.READY, State.RUNNING, State.HOLD)
         if tick is None or not active or not tick["episode"]:
             self._episode = 0
-            self.session.chunks.write(np.zeros((), CHUNK))
+            self.session.alive()
             return now + _ALIVE
         if int(tick["episode"]) != self._episode:
             self._begin(int(tick["episode"]))
-        current = {key: observe(tick, key, self.tool, self._seen.get(key)).astype(np.float32) for key in self._keys}
+        current = {
+            key: observe(tick, key, self.session.arm, self.tool, self._seen.get(key)).astype(np.float32)
+            for key in self._keys
+        }
         self._seen = current
         self._history.append(current)
         if self._steps % self._execute == 0:
             self._decide(tick, current)
         else:
-            self.session.chunks.write(np.zeros((), CHUNK))
+            self.session.alive()
         self._steps += 1
         return now + self.dt
 
@@ -135,14 +148,14 @@ class PolicyLoop:
         rows = self.source.chunk(self._history.stacked(), committed)
         done = self._now()
         if rows is None:  # the bridge goes on with what it has, and holds when that ends
-            self.session.chunks.write(np.zeros((), CHUNK))
+            self.session.alive()
             return
         # A slow mean of the latency: freezing one row too many costs less than one too few.
         self._latency = max(done - t_obs, 0.9 * self._latency)
         self._seq += 1
-        q = tick["q_cmd"] + rows[:, :7].cumsum(0)
+        q = tick["q_cmd"] + rows[:, :-1].cumsum(0)
         frozen = 0 if committed is None else len(committed)
-        chunk = ActionChunk(self._seq, t_obs, t_obs + self.dt, self.dt, q, rows[:, 7], frozen)
+        chunk = ActionChunk(self._seq, t_obs, t_obs + self.dt, self.dt, q, rows[:, -1], frozen)
         if self.mode == "rtc" and not self.source.prefix:
             chunk = freeze(chunk, self._previous, self._latency)
         self._previous = chunk
@@ -151,7 +164,7 @@ class PolicyLoop:
         self.session.chunks.write(pack_chunk(chunk, inputs=inputs, t_infer=done, missed=missed))
 
     def _committed(self, tick: Records) -> NDArray[np.float64] | None:
-        """(n, 8) actions of the previous chunk that fall due before the next one can arrive (real-time chunking)."""
+        """(c, n + 1) actions of the previous chunk that fall due before the next one can arrive."""
         previous = self._previous
         if self.mode != "rtc" or not self.source.prefix or previous is None:
             return None
@@ -170,7 +183,7 @@ def main() -> None:
     setup, options = read_options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     source = source_of(options, lambda text: print(text, flush=True))  # noqa: T201 - the log of this process
-    loop = PolicyLoop(source, Session(setup.session), setup.tool, setup.mode)
+    loop = PolicyLoop(source, Session(setup.session), setup.tool_length, setup.mode)
     due = time.monotonic()
     while not orphaned():
         due = max(loop.step(time.monotonic()), due)

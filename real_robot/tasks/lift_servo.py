@@ -14,12 +14,11 @@ import dataclasses
 
 import numpy as np
 
-from flowpolicy.real_robot.arm.kinematics import forward, rotation_error
-from flowpolicy.real_robot.arm.limits import GRIPPER_WIDTH, HOME, EnvelopeLimits
+from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits
+from flowpolicy.real_robot.arm.kinematics import rotation_error
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.drivers.driver_protocols import Array
 
-_ORIENTATION = forward(np.array(HOME)).rotation
 _DT = 0.05  # s between rows
 
 
@@ -57,7 +56,7 @@ class LiftServo:
     """One demonstration.
 
     Args:
-        q: (7,) rad where it begins.
+        q: (n,) rad where it begins.
         limits: for the tool.
         rng: draws pace and disturbances.
         config: how it moves.
@@ -65,10 +64,12 @@ class LiftServo:
     """
 
     def __init__(self, q: Array, limits: EnvelopeLimits, rng: np.random.Generator, config: ServoConfig) -> None:
-        self._config, self._tool, self._rng = config, limits.tool, rng
+        self._config, self._arm, self._tool, self._rng = config, limits.arm, limits.tool, rng
+        self._home = np.array(limits.arm.home)
+        self._upright = limits.arm.chain.forward(self._home).rotation
         self._top_speed = config.share * np.array(limits.velocity)
         self._pace = rng.uniform(0.85, 1.1)
-        self._q, self._dq, self._t = np.array(q), np.zeros(7), 0.0
+        self._q, self._dq, self._t = np.array(q), np.zeros(len(q)), 0.0
         self._closing, self._top = False, float("inf")
         self._push, self._push_ends, self._next_push = np.zeros(3), 0.0, rng.uniform(0.3, 1.5)
 
@@ -77,7 +78,7 @@ class LiftServo:
         return t - self._top > 0.5
 
     def rows(self, times: Array, tick: Records) -> tuple[Array, Array]:
-        """(h, 7) rad and (h,) openings in m at ``times`` (h,) s since the start, seen from ``tick``."""
+        """(h, n) rad and (h,) openings in m at ``times`` (h,) s since the start, seen from ``tick``."""
         ahead = self._q - tick["q_cmd"]
         self._q = tick["q_cmd"] + ahead * min(1.0, self._config.lead / max(float(np.abs(ahead).max()), 1e-9))
         while self._t < times[0]:
@@ -85,9 +86,9 @@ class LiftServo:
             self._t += dt
             self._q, self._dq, opening = self._advance(self._q, self._dq, tick, dt, self._pushed())
             self._closing = opening == 0.0
-        if self._closing and forward(self._q, self._tool).position[2] > self._config.up - 0.01:
+        if self._closing and self._arm.chain.forward(self._q, self._tool).position[2] > self._config.up - 0.01:
             self._top = min(self._top, float(times[0]))
-        q, dq, path, openings = self._q, self._dq, [self._q], [0.0 if self._closing else GRIPPER_WIDTH]
+        q, dq, path, openings = self._q, self._dq, [self._q], [0.0 if self._closing else self._arm.hand.width]
         for dt in np.diff(times):
             q, dq, opening = self._advance(q, dq, tick, float(dt), np.zeros(3))
             path.append(q)
@@ -96,18 +97,18 @@ class LiftServo:
 
     def _advance(self, q: Array, dq: Array, tick: Records, dt: float, push: Array) -> tuple[Array, Array, float]:
         """Position, velocity and opening ``dt`` s later."""
-        config, pose = self._config, forward(q, self._tool)
+        config, pose = self._config, self._arm.chain.forward(q, self._tool)
         target, opening = self._target(pose.position, tick)
         error = target - pose.position
         distance = float(np.linalg.norm(error))
         speed = min(self._pace * config.speed, max(config.gain * distance, config.least), distance / dt)
         linear = push + (error * (speed / distance) if distance > 1e-4 else 0.0)
-        turn = 3.0 * rotation_error(pose.rotation, _ORIENTATION)
+        turn = 3.0 * rotation_error(pose.rotation, self._upright)
         turn *= min(1.0, 0.6 / max(float(np.linalg.norm(turn)), 1e-9))
         jacobian = np.concatenate([pose.levers, pose.axes], -1).T
         pinv = jacobian.T @ np.linalg.inv(jacobian @ jacobian.T + 1e-5 * np.eye(6))
         wanted = pinv @ np.concatenate([linear, turn])
-        wanted += (np.eye(7) - pinv @ jacobian) @ (np.array(HOME) - q)
+        wanted += (np.eye(self._arm.joints) - pinv @ jacobian) @ (self._home - q)
         wanted /= max(1.0, float((np.abs(wanted) / self._top_speed).max()))
         dq = dq + (wanted - dq) * min(1.0, dt / config.smooth)
         return q + dt * dq, dq, opening
@@ -122,11 +123,11 @@ class LiftServo:
         if width > 0.06 and np.linalg.norm(cube - tool) < near:
             return tool, 0.0
         rise = float(np.clip(config.slope * (beside - config.tip), 0.0, config.hover))
-        return cube + np.array([0.0, 0.0, rise]), GRIPPER_WIDTH
+        return cube + np.array([0.0, 0.0, rise]), self._arm.hand.width
 
     def _pushed(self) -> Array:
         """Velocity of the disturbance, m/s; it fades towards the table, which it would drive the hand into."""
-        height = forward(self._q, self._tool).position[2]
+        height = self._arm.chain.forward(self._q, self._tool).position[2]
         if self._config.push and self._t >= self._next_push:
             self._push = self._config.push * self._rng.uniform(-1.0, 1.0, 3) * np.array([1.0, 1.0, 0.5])
             self._push_ends, self._next_push = self._t + 0.3, self._t + self._rng.uniform(0.7, 1.5)

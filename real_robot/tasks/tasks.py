@@ -7,8 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.real_robot.arm.kinematics import forward, inverse
-from flowpolicy.real_robot.arm.limits import GRIPPER_WIDTH, HOME, EnvelopeLimits
+from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.drivers.driver_protocols import RobotError
 from flowpolicy.real_robot.tasks.lift_servo import LiftServo, ServoConfig
@@ -23,7 +22,7 @@ class Waypoint(NamedTuple):
     """Where a demonstration passes."""
 
     q: Array
-    """(7,) rad."""
+    """(n,) rad."""
     gripper: float
     """Opening, m."""
     seconds: float
@@ -34,7 +33,7 @@ class Plan:
     """A path through waypoints, at rest in each: minimum-jerk polynomials (Flash and Hogan 1985).
 
     Args:
-        start: (7,) rad.
+        start: (n,) rad.
         gripper: opening at the start, m.
         waypoints: at least one.
 
@@ -55,7 +54,7 @@ class Plan:
         return t >= self.seconds
 
     def rows(self, times: Array, tick: Records | None = None) -> tuple[Array, Array]:
-        """(h, 7) rad and (h,) openings in m at ``times`` (h,) s since the start."""
+        """(h, n) rad and (h,) openings in m at ``times`` (h,) s since the start."""
         last = len(self._times) - 2
         leg = np.clip(np.searchsorted(self._times, times, side="right") - 1, 0, last)
         share = np.clip((times - self._times[leg]) / np.diff(self._times)[leg], 0.0, 1.0)
@@ -71,7 +70,7 @@ class Demonstration(Protocol):
         """Whether it has come to its end ``t`` s after the start."""
 
     def rows(self, times: Array, tick: Records) -> tuple[Array, Array]:
-        """(h, 7) rad and (h,) openings in m at ``times`` (h,) s since the start, seen from the newest ``tick``."""
+        """(h, n) rad and (h,) openings in m at ``times`` (h,) s since the start, seen from the newest ``tick``."""
 
 
 class Table(Protocol):
@@ -121,7 +120,7 @@ class Reach:
 
     def draw(self, rng: np.random.Generator) -> Array:
         """A place in front of the arm, m."""
-        return rng.uniform([0.40, -0.20, 0.15], [0.60, 0.20, 0.40])
+        return rng.uniform(*self.limits.arm.goals)
 
     def look(self) -> Array | None:
         """A goal does not move."""
@@ -129,7 +128,7 @@ class Reach:
 
     def solved(self, tick: Records) -> bool:
         """Whether the tool point is within 0.02 m of the goal."""
-        tool = forward(tick["q"], self.limits.tool).position
+        tool = self.limits.arm.chain.forward(tick["q"], self.limits.tool).position
         return bool(np.linalg.norm(tool - tick["task"][:3]) < self._NEAR)
 
     def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
@@ -141,7 +140,8 @@ class Reach:
         goal = solve(tick["task"][:3], self.limits)
         seconds = 1.9 * float(np.abs(goal - tick["q_cmd"]).max()) / rng.uniform(0.35, 0.55)
         legs = [(goal, max(seconds, 0.6)), (goal, 1.0)]
-        return Plan(tick["q_cmd"], GRIPPER_WIDTH, [Waypoint(q, GRIPPER_WIDTH, length) for q, length in legs])
+        opening = self.limits.arm.hand.width
+        return Plan(tick["q_cmd"], opening, [Waypoint(q, opening, length) for q, length in legs])
 
 
 class Lift:
@@ -193,23 +193,24 @@ def aside(tick: Records, rng: np.random.Generator, limits: EnvelopeLimits) -> Pl
     """
     low, high = np.array(limits.box_low) + _INSIDE, np.array(limits.box_high) - _INSIDE
     while True:  # home lies well inside: every second draw or so does too
-        q = tick["q_cmd"] + rng.uniform(-0.15, 0.15, 7)
-        tool = forward(q, limits.tool).position
+        q = tick["q_cmd"] + rng.uniform(-0.15, 0.15, limits.arm.joints)
+        tool = limits.arm.chain.forward(q, limits.tool).position
         if ((tool > low) & (tool < high)).all():
             break
-    return Plan(tick["q_cmd"], GRIPPER_WIDTH, [Waypoint(q, GRIPPER_WIDTH, 0.9)])
+    opening = limits.arm.hand.width
+    return Plan(tick["q_cmd"], opening, [Waypoint(q, opening, 0.9)])
 
 
 def solve(position: Array, limits: EnvelopeLimits) -> Array:
-    """(7,) joint positions that put the tool point at ``position``, the hand pointing down as at home.
+    """(n,) joint positions that put the tool point at ``position``, the hand pointing down as at home.
 
     Raises:
         RobotError: out of reach.
 
     """
-    home = np.array(HOME)
-    found = inverse(
-        position, forward(home).rotation, home, tool=limits.tool, low=limits.q_low, high=limits.q_high, steps=200
+    chain, home = limits.arm.chain, np.array(limits.arm.home)
+    found = chain.inverse(
+        position, chain.forward(home).rotation, home, tool=limits.tool, low=limits.q_low, high=limits.q_high, steps=200
     )
     if found is None:
         raise RobotError(f"the tool cannot be put at {np.round(position, 3).tolist()} m", expected="a place in reach")

@@ -12,21 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import MissingExtraError
-from flowpolicy.real_robot.arm.limits import FR3, GRIPPER_WIDTH, HOME
+from flowpolicy.real_robot.arm.arm_model import Gains
+from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.gripper_worker import Wish
 from flowpolicy.real_robot.drivers.driver_protocols import (
     ArmFaultError,
     ArmState,
     Array,
+    Clock,
     DriverCaps,
-    Gains,
     GripperState,
 )
-from flowpolicy.real_robot.drivers.fake import Clock
 
 _STEP = 0.001
-_TORQUE, _RATE = np.array(FR3.torque), 0.9  # Nm, Nm per step: what the driver lets through
-_HOLD = Gains(stiffness=(1000.0,) * 7, damping=(100.0, 100.0, 100.0, 100.0, 60.0, 50.0, 40.0))
+_N, _WIDTH = FR3.joints, FR3.hand.width
+_FINGERS = slice(_N, _N + 2)
+_TORQUE, _RATE = np.array(FR3.limits.torque), 0.9  # Nm, Nm per step: what the driver lets through
+_HOLD = Gains(stiffness=(1000.0,) * _N, damping=(100.0, 100.0, 100.0, 100.0, 60.0, 50.0, 40.0))
 """How the robot holds by itself: much stiffer than the impedance loop."""
 _FINGER_STIFFNESS, _FINGER_DAMPING, _FINGER_FORCE = 1000.0, 20.0, 100.0
 """franka-sim's servo of a finger: N/m, N s/m, N."""
@@ -52,25 +54,25 @@ class Scene:
         self._step = mujoco.mj_step
         self.clock, self.model = clock, build_scene(_STEP)
         self.data: Any = mujoco.MjData(self.model)
-        self.data.qpos[:7], self.data.qpos[7:9] = HOME, 0.5 * GRIPPER_WIDTH
+        self.data.qpos[:_N], self.data.qpos[_FINGERS] = FR3.home, 0.5 * _WIDTH
         mujoco.mj_forward(self.model, self.data)
         self._last = clock.now()
         self._gains: tuple[Array, Array] | None = None
-        self._reference = (np.array(HOME), np.zeros(7))
-        self._torque, self._finger, self._still = np.zeros(7), 0.5 * GRIPPER_WIDTH, 0
+        self._reference = (np.array(FR3.home), np.zeros(_N))
+        self._torque, self._finger, self._still = np.zeros(_N), 0.5 * _WIDTH, 0
         self.hold()
 
     def drive(self, gains: Gains) -> None:
         """Switch the impedance loop on where the arm stands."""
         self._gains = (np.array(gains.stiffness), np.array(gains.damping))
-        self.target(self.data.qpos[:7].copy(), np.zeros(7))
+        self.target(self.data.qpos[:_N].copy(), np.zeros(_N))
 
     def hold(self) -> None:
         """The robot's own hold."""
         self.drive(_HOLD)
 
     def target(self, q: Array, dq: Array) -> None:
-        """Reference of the loop, (7,) rad and (7,) rad/s."""
+        """Reference of the loop, (n,) rad and (n,) rad/s."""
         self._reference = (q, dq)
 
     def open(self, width: float) -> None:
@@ -98,22 +100,22 @@ class Scene:
         steps = round((self.clock.now() - self._last) / _STEP)
         self._last += steps * _STEP
         data = self.data
-        q, dq, force = data.qpos[:7], data.qvel[:7], data.qfrc_applied
+        q, dq, force = data.qpos[:_N], data.qvel[:_N], data.qfrc_applied
         (stiffness, damping), (q_ref, dq_ref) = self._gains or (0.0, 0.0), self._reference
         for _ in range(steps):
             # As libfranka's torque loop: Coriolis is added, gravity is the robot's own business.
-            coriolis = data.qfrc_bias[:7] - data.qfrc_gravcomp[:7]
+            coriolis = data.qfrc_bias[:_N] - data.qfrc_gravcomp[:_N]
             wanted = stiffness * (q_ref - q) + damping * (dq_ref - dq) + coriolis
             wanted = np.minimum(np.maximum(wanted, self._torque - _RATE), self._torque + _RATE)
             self._torque = np.minimum(np.maximum(wanted, -_TORQUE), _TORQUE)
-            force[:7] = self._torque
-            push = _FINGER_STIFFNESS * (self._finger - data.qpos[7:9]) - _FINGER_DAMPING * data.qvel[7:9]
-            force[7:9] = np.minimum(np.maximum(push, -_FINGER_FORCE), _FINGER_FORCE)
+            force[:_N] = self._torque
+            push = _FINGER_STIFFNESS * (self._finger - data.qpos[_FINGERS]) - _FINGER_DAMPING * data.qvel[_FINGERS]
+            force[_FINGERS] = np.minimum(np.maximum(push, -_FINGER_FORCE), _FINGER_FORCE)
             self._step(self.model, data)
             self._count_still()
 
     def _count_still(self) -> None:
-        moving = abs(self.data.qvel[7]) > _STILL or abs(self.data.qvel[8]) > _STILL
+        moving = max(np.abs(self.data.qvel[_FINGERS])) > _STILL
         if self._still < 0:  # a call is under way, and its fingers may not have begun to move
             begun = self._still >= 20 - _CALL_STEPS
             self._still = self._still + 1 if moving or not begun else 1
@@ -155,10 +157,10 @@ class SceneArm:
         return ArmState(
             t_mono=now,
             t_robot=now,
-            q=data.qpos[:7].copy(),
-            dq=data.qvel[:7].copy(),
-            tau=data.qfrc_applied[:7].copy(),
-            tau_ext=np.zeros(7),
+            q=data.qpos[:_N].copy(),
+            dq=data.qvel[:_N].copy(),
+            tau=data.qfrc_applied[:_N].copy(),
+            tau_ext=np.zeros(_N),
             success_rate=1.0,
         )
 
@@ -194,19 +196,19 @@ class SceneGripper:
 
     def __init__(self, scene: Scene) -> None:
         self.scene, self._wish = scene, Wish()
-        self.state = GripperState(0.0, GRIPPER_WIDTH, GRIPPER_WIDTH, grasped=False)
+        self.state = GripperState(0.0, _WIDTH, _WIDTH, grasped=False)
 
     def command(self, opening: float) -> None:
         """Wish for an opening, m."""
         if self._wish.update(opening):
-            self.scene.open(0.0 if self._wish.closed else GRIPPER_WIDTH)
+            self.scene.open(0.0 if self._wish.closed else _WIDTH)
 
     def supervise(self, now: float) -> float:
         """Read the fingers if they rest; seconds that a call has lasted: never too many."""
         if self.scene.fingers_settled:
-            width = float(self.scene.data.qpos[7:9].sum())
+            width = float(self.scene.data.qpos[_FINGERS].sum())
             held = bool(self._wish.closed) and width > 0.002
-            self.state = GripperState(now, width, GRIPPER_WIDTH, held)
+            self.state = GripperState(now, width, _WIDTH, held)
         return 0.0
 
     def close(self) -> None:

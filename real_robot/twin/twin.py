@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.real_robot.bridge.priority import TWIN
 from flowpolicy.real_robot.drivers.driver_protocols import RobotError
+from flowpolicy.real_robot.drivers.priority import TWIN
 
 CONTROL = ("127.0.0.1", 13370)
 _START_S = 60.0

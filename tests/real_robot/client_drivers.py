@@ -10,7 +10,6 @@ import pytest
 TWIN_VENV = Path(os.environ.get("FLOWPOLICY_TWIN_VENV", Path(__file__).parents[2] / ".venv-twin"))
 CLIENTS = {
     "franky": ("franky", "flowpolicy.real_robot.drivers.franky_driver:FrankyArm"),
-    "franka_rs": ("franka", "flowpolicy.real_robot.drivers.franka_rs_driver:FrankaRsArm"),
 }
 """Drivers that speak the robot's protocol: module that they need, and class, which takes an address."""
 

@@ -2,18 +2,19 @@
 
 import numpy as np
 
-from flowpolicy.real_robot.arm.limits import FR3, HOME, policy_limits
+from flowpolicy.real_robot.arm.envelope_limits import policy_limits
+from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.bridge import Bridge
 from flowpolicy.real_robot.bridge.ring_records import Session, pack_chunk
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.bridge.supervisor import BridgeConfig
-from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk
-from flowpolicy.real_robot.drivers.fake import Clock, FakeArm
+from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk, Clock
+from flowpolicy.real_robot.drivers.fake import FakeArm
 from flowpolicy.real_robot.session.accelerated import Done
 
 DT = 0.004
 LIMITS = policy_limits(FR3, table=0.0, tool=0.1034)
-HOME = np.array(HOME)
+HOME = np.array(FR3.home)
 
 
 class Simulation:
@@ -23,8 +24,8 @@ class Simulation:
         monkeypatch.setenv("FLOWPOLICY_SHM", str(folder))
         self.t = 100.0
         self.clock = Clock(lambda: self.t, self._sleep)
-        self.arm = options.pop("arm", None) or FakeArm(self.clock)
-        self.session = Session("test", create=True)
+        self.arm = options.pop("arm", None) or FakeArm(FR3, self.clock)
+        self.session = Session("test", create=FR3)
         self.seq, self.policy, self._next_plan = 0, None, 0.0
         limits = options.pop("limits", LIMITS)
         gripper = options.pop("gripper", None)

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from flowpolicy.real_robot.arm.kinematics import forward
-from flowpolicy.real_robot.bridge.ring_records import CHUNK
+from flowpolicy.real_robot.arm.models.franka import FR3
+from flowpolicy.real_robot.bridge.ring_records import chunk_type
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.fake import FakeArm
 
@@ -52,7 +52,7 @@ def test_an_arm_outside_the_workspace_is_not_started(sim):
 
 def alive(sim):
     """A policy process that is there and does not decide."""
-    sim.session.chunks.write(np.zeros((), CHUNK))
+    sim.session.chunks.write(np.zeros((), chunk_type(FR3.joints)))
     return 0.1
 
 
@@ -127,7 +127,7 @@ def bad_chunks(q):
     nan, jump, outside = (np.tile(q, (16, 1)) for _ in range(3))
     nan[5, 3] = np.nan
     jump[:, 0] += 0.5
-    outside[:, 5] = LIMITS.joints.q_max[5]
+    outside[:, 5] = LIMITS.arm.limits.q_max[5]
     return {"not finite": nan, "jump": jump, "outside": outside}
 
 
@@ -206,7 +206,7 @@ def test_leaving_the_workspace_three_times_in_a_second_holds(tmp_path, monkeypat
     sim.run(1.5)
     assert sim.state is State.HOLD
     assert "the workspace was left 3 times" in " ".join(sim.events("state"))
-    heights = forward(sim.column("q_cmd"), LIMITS.tool).position[:, 2]
+    heights = FR3.chain.forward(sim.column("q_cmd"), LIMITS.tool).position[:, 2]
     assert heights.min() > 0.47
 
 
@@ -220,7 +220,7 @@ def test_shadow_computes_everything_and_moves_nothing(tmp_path, monkeypatch):
 
 def test_an_unreachable_arm_ends_the_bridge_with_a_reason(tmp_path, monkeypatch):
     sim = Simulation(tmp_path, monkeypatch, arm=None)
-    arm = FakeArm(sim.clock)
+    arm = FakeArm(FR3, sim.clock)
     arm.unreachable = True
     sim = Simulation(tmp_path, monkeypatch, arm=arm)
     sim.arm.clock = sim.clock

@@ -3,6 +3,7 @@
 import threading
 import time
 
+from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.gripper_worker import GripperWorker
 from flowpolicy.real_robot.drivers.fake import FakeGripper
 
@@ -15,8 +16,8 @@ def wait(condition):
 
 
 def test_it_closes_until_something_is_held_and_opens_wide():
-    driver = FakeGripper(thing=0.04)
-    worker = GripperWorker(lambda: driver, 5.0, lambda _: None)
+    driver = FakeGripper(FR3.hand, thing=0.04)
+    worker = GripperWorker(lambda: driver, FR3.hand, 5.0, lambda _: None)
     worker.command(0.0)
     wait(lambda: worker.state.grasped)
     assert worker.state.width == 0.04
@@ -32,7 +33,7 @@ def test_it_closes_until_something_is_held_and_opens_wide():
 
 
 def test_thin_air_is_not_held():
-    worker = GripperWorker(FakeGripper, 5.0, lambda _: None)
+    worker = GripperWorker(lambda: FakeGripper(FR3.hand), FR3.hand, 5.0, lambda _: None)
     worker.command(0.0)
     wait(lambda: worker.state.width < 0.01)
     assert not worker.state.grasped
@@ -40,9 +41,9 @@ def test_thin_air_is_not_held():
 
 
 def test_the_newest_wish_wins_while_a_call_is_under_way():
-    driver = FakeGripper()
+    driver = FakeGripper(FR3.hand)
     driver.delay = 0.2
-    worker = GripperWorker(lambda: driver, 5.0, lambda _: None)
+    worker = GripperWorker(lambda: driver, FR3.hand, 5.0, lambda _: None)
     for opening in (0.0, 0.08, 0.0, 0.08, 0.0):
         worker.command(opening)
         time.sleep(0.01)
@@ -61,10 +62,10 @@ def test_a_hanging_call_is_abandoned_with_its_connection():
             super().move(width, speed)
 
     def make():
-        made.append(Hanging())
+        made.append(Hanging(FR3.hand))
         return made[-1]
 
-    worker = GripperWorker(make, 0.1, said.append)
+    worker = GripperWorker(make, FR3.hand, 0.1, said.append)
     worker.command(0.0)
     wait(lambda: worker.supervise(time.monotonic()) > 0.1 or len(made) > 1)
     wait(lambda: worker.state.width < 0.01)
@@ -83,10 +84,10 @@ def test_a_call_that_fails_is_told_and_the_next_change_of_mind_connects_anew():
             super().move(width, speed)
 
     def make():
-        made.append(Failing())
+        made.append(Failing(FR3.hand))
         return made[-1]
 
-    worker = GripperWorker(make, 5.0, said.append)
+    worker = GripperWorker(make, FR3.hand, 5.0, said.append)
     worker.command(0.0)
     wait(lambda: said)
     assert "a binding's own words" in said[0]

@@ -6,8 +6,8 @@ import ruckig
 
 from flowpolicy.real_robot.arm.braking import Motion
 from flowpolicy.real_robot.arm.envelope import Envelope
+from flowpolicy.real_robot.arm.envelope_limits import homing_limits
 from flowpolicy.real_robot.arm.follower import Follower
-from flowpolicy.real_robot.arm.limits import homing_limits
 from flowpolicy.real_robot.bridge.states import State
 
 from ..simulated import DT, HOME, LIMITS, Simulation, peaks

@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge import bridge
 from flowpolicy.real_robot.bridge.states import STREAMING, State
-from flowpolicy.real_robot.drivers.driver_protocols import ArmFaultError, GripperState
-from flowpolicy.real_robot.drivers.fake import Clock, FakeArm
+from flowpolicy.real_robot.drivers.driver_protocols import ArmFaultError, Clock, GripperState
+from flowpolicy.real_robot.drivers.fake import FakeArm
 
 from ..simulated import DT, HOME, Simulation, peaks, swing
 
@@ -194,7 +195,7 @@ def test_a_user_stop_while_the_arm_is_being_braked_locks_at_once(sim):
 
 def test_a_connection_that_raises_ends_the_bridge_with_its_words(tmp_path, monkeypatch):
     clock = Clock(lambda: 0.0)
-    arm = FakeArm(clock)
+    arm = FakeArm(FR3, clock)
     Once(arm, "connect", Panic("no such device"))
     sim = Simulation(tmp_path, monkeypatch, arm=arm)
     sim.run(2 * DT)

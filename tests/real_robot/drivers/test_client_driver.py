@@ -1,25 +1,21 @@
-"""What the drivers of the robot's clients make of a loop that has ended, without a client and without a socket."""
+"""What the driver of the robot's client makes of a loop that has ended, without a client and without a socket."""
 
 import numpy as np
 import pytest
 
-from flowpolicy.real_robot.drivers import client_driver
+from flowpolicy.real_robot.drivers import franky_driver
 from flowpolicy.real_robot.drivers.driver_protocols import ArmFaultError
-from flowpolicy.real_robot.drivers.franka_rs_driver import FrankaRsArm
 
 
-class EndedLoop:
-    """As a loop of franka-rs: a target is refused without the reason, the result has it."""
+class EndedRobot:
+    """As franky's: its loop has ended, and asking for the motion raises what it ended with."""
 
-    running = False
+    is_in_control = False
 
     def __init__(self, reason):
         self.reason = reason
 
-    def move_to(self, q):
-        raise RuntimeError("franka target control: the control loop has ended; stop() returns its result.")
-
-    def stop(self):
+    def poll_motion(self):
         raise RuntimeError(self.reason)
 
 
@@ -31,11 +27,13 @@ class EndedLoop:
         ("UDP receive: timeout", "network"),
     ],
 )
-def test_a_reference_to_an_ended_loop_is_refused_with_the_loop_s_reason(reason, kind, monkeypatch):
-    monkeypatch.setattr(client_driver, "installed", lambda package: "0.4.0")
-    arm = FrankaRsArm("127.0.0.1")
-    arm._robot, arm._loop = object(), EndedLoop(reason)
+def test_a_loop_that_has_ended_tells_its_reason_and_takes_no_reference(reason, kind, monkeypatch):
+    monkeypatch.setattr(franky_driver, "installed", lambda package: "2.0.0")
+    arm = franky_driver.FrankyArm("127.0.0.1")
+    arm._robot, arm._loop = EndedRobot(reason), object()
+    assert not arm.in_control()
+    assert arm.fault().kind == kind
+    arm._loop = None
     with pytest.raises(ArmFaultError) as refused:
         arm.set_reference(np.zeros(7), np.zeros(7))
-    assert refused.value.kind == kind
-    assert arm.fault() is refused.value
+    assert refused.value is arm.fault()

@@ -4,6 +4,7 @@ And what a client says to robots that are no good: one of another version, one t
 """
 
 import contextlib
+import functools
 import socket
 import struct
 import threading
@@ -12,10 +13,9 @@ import time
 import numpy as np
 import pytest
 
-from flowpolicy.real_robot.arm.limits import HOME
-from flowpolicy.real_robot.drivers.client_errors import classify
-from flowpolicy.real_robot.drivers.driver_protocols import HOMING_GAINS, ArmFaultError, Gains, RobotError
-from flowpolicy.real_robot.drivers.fake import Clock, FakeArm
+from flowpolicy.real_robot.arm.models.franka import FR3
+from flowpolicy.real_robot.drivers.driver_protocols import ArmFaultError, Clock, RobotError
+from flowpolicy.real_robot.drivers.fake import FakeArm
 from flowpolicy.real_robot.twin.twin import start_twin
 
 from ..client_drivers import CLIENTS, TWIN_VENV, client_of
@@ -41,7 +41,7 @@ def scene_arm(clock):
     return SceneArm(Scene(clock))
 
 
-SIMULATED = {"fake": FakeArm, "scene": scene_arm}
+SIMULATED = {"fake": functools.partial(FakeArm, FR3), "scene": scene_arm}
 ON_THE_TWIN = [
     pytest.param(name, marks=[pytest.mark.sim, pytest.mark.slow, pytest.mark.xdist_group("twin")]) for name in CLIENTS
 ]
@@ -88,14 +88,14 @@ def follow(arm, clock, path, ticks):
 
 def test_a_driver_streams_follows_stops_and_closes(arm):
     arm, clock = arm
-    assert arm.caps.limits.model == "FR3"
+    assert arm.caps.arm is FR3
     assert not arm.in_control()
     with pytest.raises(ArmFaultError):
-        arm.set_reference(np.array(HOME), np.zeros(7))
+        arm.set_reference(np.array(FR3.home), np.zeros(7))
     begin = arm.state()
     assert begin.q.shape == begin.dq.shape == begin.tau.shape == begin.tau_ext.shape == (7,)
     assert np.abs(begin.dq).max() < 0.01
-    arm.start_stream(Gains())
+    arm.start_stream(FR3.gains)
     assert arm.in_control()
     assert arm.fault() is None
 
@@ -115,7 +115,7 @@ def test_a_driver_streams_follows_stops_and_closes(arm):
     clock.sleep(0.3)
     assert np.abs(arm.state().q - held).max() < 1e-3
     # Again, with other gains, from where it stands.
-    arm.start_stream(HOMING_GAINS)
+    arm.start_stream(FR3.homing_gains)
     assert np.abs(arm.state().q - held).max() < 5e-3
     arm.stop()
     arm.close()
@@ -164,8 +164,3 @@ def test_a_robot_that_never_answers_ends_in_time(client):
     with robot_that(lambda request: b"", address), pytest.raises(RobotError):
         cls(address).connect(1.0)
     assert time.monotonic() - begun < 30.0  # and not for ever; how soon is the machine's business
-
-
-def test_what_franka_rs_says_is_classified():
-    assert classify("network libfranka: Connection to FCI refused.") == "network"
-    assert classify('control libfranka: Move command aborted: ["cartesian_reflex"]') == "collision"

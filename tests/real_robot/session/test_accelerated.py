@@ -10,12 +10,12 @@ import pytest
 
 from flowpolicy.commands import robot_session
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.real_robot.arm.kinematics import forward
-from flowpolicy.real_robot.arm.limits import FR3, HOME, policy_limits
-from flowpolicy.real_robot.bridge.ring_records import TICK, Session
+from flowpolicy.real_robot.arm.envelope_limits import policy_limits
+from flowpolicy.real_robot.arm.models.franka import FR3
+from flowpolicy.real_robot.bridge.ring_records import Session, tick_type
 from flowpolicy.real_robot.bridge.states import State
-from flowpolicy.real_robot.drivers.driver_protocols import Gains, RobotError
-from flowpolicy.real_robot.drivers.fake import Clock, FakeArm, FakeGripper
+from flowpolicy.real_robot.drivers.driver_protocols import Clock, RobotError
+from flowpolicy.real_robot.drivers.fake import FakeArm, FakeGripper
 from flowpolicy.real_robot.session.accelerated import accelerated_session
 from flowpolicy.real_robot.session.launch import Setup
 from flowpolicy.real_robot.session.operate import wait_for_recovery
@@ -29,7 +29,7 @@ LIMITS = policy_limits(FR3, table=0.0, tool=0.1034)
 class StillGripper:
     """Always open."""
 
-    state = FakeGripper(Clock(lambda: 0.0)).state()
+    state = FakeGripper(FR3.hand, Clock(lambda: 0.0)).state()
 
     def command(self, opening):
         pass
@@ -42,7 +42,7 @@ class StillGripper:
 
 
 def numpy_body(clock):
-    return FakeArm(clock), StillGripper()
+    return FakeArm(FR3, clock), StillGripper()
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def shm(tmp_path, monkeypatch):
 
 
 def tick_at(q, cube, width=0.08):
-    tick = np.zeros((), TICK)
+    tick = np.zeros((), tick_type(FR3.joints))
     tick["q"] = tick["q_cmd"] = q
     tick["width"], tick["task"][:3] = width, cube
     return tick
@@ -60,9 +60,9 @@ def tick_at(q, cube, width=0.08):
 
 def test_the_operator_goes_down_the_funnel_closes_and_lifts():
     cube = np.array([0.5, 0.1, 0.02])
-    servo = LiftServo(np.array(HOME), LIMITS, np.random.default_rng(0), ServoConfig(push=0.0))
+    servo = LiftServo(np.array(FR3.home), LIMITS, np.random.default_rng(0), ServoConfig(push=0.0))
     times, width, tools, openings, announced = 0.05 * np.arange(1, 13), 0.08, [], [], None
-    at = np.array(HOME)
+    at = np.array(FR3.home)
     for step in range(100):
         q, opening = servo.rows(times + 0.1 * step, tick_at(at, cube, width))
         at = q[0]
@@ -70,7 +70,7 @@ def test_the_operator_goes_down_the_funnel_closes_and_lifts():
         if step and width == 0.08 and openings[-1] == 0.08:
             np.testing.assert_allclose(q[0], announced, atol=1e-9)
         announced = q[2]
-        tools.append(forward(q[0], LIMITS.tool).position)
+        tools.append(FR3.chain.forward(q[0], LIMITS.tool).position)
         openings.append(opening[0])
         if openings[-5:] == [0.0] * 5:
             width = 0.04
@@ -89,16 +89,16 @@ def test_the_operator_goes_down_the_funnel_closes_and_lifts():
 
 def test_disturbances_move_the_arm_but_not_what_is_taught():
     cube = np.array([0.5, 0.1, 0.02])
-    pushed = LiftServo(np.array(HOME), LIMITS, np.random.default_rng(0), ServoConfig(push=0.2))
-    times, jumps, announced, at = 0.05 * np.arange(1, 13), [], None, np.array(HOME)
+    pushed = LiftServo(np.array(FR3.home), LIMITS, np.random.default_rng(0), ServoConfig(push=0.2))
+    times, jumps, announced, at = 0.05 * np.arange(1, 13), [], None, np.array(FR3.home)
     for step in range(30):
         q, _ = pushed.rows(times + 0.1 * step, tick_at(at, cube))
         at = q[0]
         if step:
-            jumps.append(np.linalg.norm(forward(q[0], LIMITS.tool).position - announced))
-            tool = forward(q, LIMITS.tool).position
+            jumps.append(np.linalg.norm(FR3.chain.forward(q[0], LIMITS.tool).position - announced))
+            tool = FR3.chain.forward(q, LIMITS.tool).position
             assert np.linalg.norm(tool[-1] - cube) < np.linalg.norm(tool[0] - cube)
-        announced = forward(q[2], LIMITS.tool).position
+        announced = FR3.chain.forward(q[2], LIMITS.tool).position
     assert max(jumps) > 0.005
     assert np.median(jumps) < 1e-6
 
@@ -111,19 +111,19 @@ def test_the_scene_obeys_the_impedance_law_and_its_gripper_the_workers_manners()
     t = [0.0]
     scene = Scene(Clock(lambda: t[0], lambda s: None))
     arm, gripper = SceneArm(scene), SceneGripper(scene)
-    arm.start_stream(Gains())
-    goal = np.array(HOME) + 0.1
+    arm.start_stream(FR3.gains)
+    goal = np.array(FR3.home) + 0.1
     for _ in range(500):
         t[0] += 0.004
         arm.set_reference(goal, np.zeros(7))
         state = arm.state()
     # Coulomb friction over stiffness is what remains.
-    friction = np.array([1.137] * 4 + [0.763, 0.44, 0.248]) / np.array(Gains().stiffness)
+    friction = np.array([1.137] * 4 + [0.763, 0.44, 0.248]) / np.array(FR3.gains.stiffness)
     assert (np.abs(state.q - goal) <= 1.1 * friction).all()
     assert np.abs(state.dq).max() < 1e-2
     np.testing.assert_allclose(
         scene.data.body("fr3_link7").xpos + 0.107 * scene.data.body("fr3_link7").xmat.reshape(3, 3)[:, 2],
-        forward(state.q).position,
+        FR3.chain.forward(state.q).position,
         atol=1e-4,
     )
     gripper.command(0.0)
@@ -196,8 +196,8 @@ def test_a_session_ends_where_nobody_recovers_it(shm):
 
 def test_keys_are_commands(shm):
     ours, theirs = os.openpty()
-    session = Session("keys", create=True)
-    keys, tick = Keys(session, theirs), np.zeros((), TICK)
+    session = Session("keys", create=FR3)
+    keys, tick = Keys(session, theirs), np.zeros((), tick_type(FR3.joints))
     assert keys.poll(tick) == ""
     tty.setcbreak(theirs)
     said = []

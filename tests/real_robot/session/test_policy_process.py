@@ -11,7 +11,7 @@ import pytest
 
 from flowpolicy.core.errors import ContractError, ServingError
 from flowpolicy.core.spec import Contract
-from flowpolicy.envs.franka import FrankaConfig
+from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.real_robot.bridge.chunks import hermite
 from flowpolicy.real_robot.bridge.ring_records import unpack_chunk
 from flowpolicy.real_robot.bridge.states import State
@@ -21,7 +21,7 @@ from flowpolicy.real_robot.session.remote_policy import RemotePolicy
 from ...serve.conftest import serving
 from ..simulated import LIMITS, Simulation
 
-CONTRACT = Contract(FrankaConfig().spec(), history=1, chunk=8, execute=2, nfe=1)
+CONTRACT = Contract(ArmTaskConfig().spec(), history=1, chunk=8, execute=2, nfe=1)
 
 
 class Steady:

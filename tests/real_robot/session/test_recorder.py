@@ -16,13 +16,13 @@ from flowpolicy.core.errors import ContractError, DataError
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.data.normalize import Normalizer, NormalizerConfig
-from flowpolicy.envs.franka import FrankaConfig
+from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import Policy
-from flowpolicy.real_robot.arm.kinematics import forward
-from flowpolicy.real_robot.arm.limits import FR3, policy_limits
+from flowpolicy.real_robot.arm.envelope_limits import policy_limits
+from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.chunks import hermite
-from flowpolicy.real_robot.bridge.ring_records import TICK, unpack_chunk
+from flowpolicy.real_robot.bridge.ring_records import tick_type, unpack_chunk
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.session.episodes import INDEX
 from flowpolicy.real_robot.session.recorder import Recorder, salvage
@@ -30,7 +30,7 @@ from flowpolicy.real_robot.session.recorder import Recorder, salvage
 from ..simulated import DT, LIMITS, Simulation
 
 KEYS = ["robot0_joint_pos", "robot0_joint_vel", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "goal"]
-META = {"env_args": FrankaConfig().env_args(), "keys": KEYS, "tool": LIMITS.tool, "rate_hz": 20.0}
+META = {"env_args": ArmTaskConfig().env_args(), "keys": KEYS, "tool": LIMITS.tool, "rate_hz": 20.0}
 
 
 @pytest.fixture
@@ -67,7 +67,8 @@ def test_an_episode_is_a_robomimic_file_that_says_what_happened(sim, tmp_path):
             at = ticks[np.searchsorted(ticks["t_mono"], rows[k])]
             later = ticks[np.searchsorted(ticks["t_mono"], rows[k + 1])]
             np.testing.assert_allclose(demo["obs/robot0_joint_pos"][k], at["q"], rtol=1e-6)
-            np.testing.assert_allclose(demo["obs/robot0_eef_pos"][k], forward(at["q"], LIMITS.tool).position, rtol=1e-5)
+            tool = FR3.chain.forward(at["q"], LIMITS.tool).position
+            np.testing.assert_allclose(demo["obs/robot0_eef_pos"][k], tool, rtol=1e-5)
             if (chunk := decided.get(int(in_force[k]))) is not None:
                 # Before its first row a decision is on the way there: nothing of it is at rest.
                 early = [min(t - chunk.t0, 0.0) / chunk.dt for t in (at["t_mono"], later["t_mono"])]
@@ -87,7 +88,7 @@ def test_an_episode_is_a_robomimic_file_that_says_what_happened(sim, tmp_path):
     # The index trains: one dataset over both files.
     dataset = load_dataset(DataConfig(path=str(tmp_path / "out" / INDEX)))
     assert len(dataset.lengths) == 2
-    spec = FrankaConfig().spec()
+    spec = ArmTaskConfig().spec()
     Contract(spec, 1, 8, 4, 1).require(dataset.spec, "the recording", "")
     good = load_dataset(DataConfig(path=str(tmp_path / "out" / INDEX), filter_key="successful"))
     assert len(good.lengths) == 1
@@ -178,7 +179,7 @@ def test_recordings_whose_quaternions_have_the_old_sign_train_nothing_that_looks
         recorder = Recorder(sim.session, tmp_path / name, {**META, "env_args": env_args})
         sim.run(0.1) if sim.ticks else sim.running()
         play(sim, recorder, 1, seconds=0.5)
-    spec = FrankaConfig().spec()
+    spec = ArmTaskConfig().spec()
 
     def check(name, *keys):
         dataset = load_dataset(DataConfig(path=str(tmp_path / name / INDEX), obs_keys=keys))
@@ -218,7 +219,7 @@ def hold_no_numbers(ticks):
 
 
 def tear(ticks):
-    ticks[120:160] = np.zeros((), TICK)  # a block that a crash of the machine left empty
+    ticks[120:160] = np.zeros((), tick_type(FR3.joints))  # a block that a crash of the machine left empty
     return ticks
 
 
@@ -316,7 +317,7 @@ def test_a_policy_that_moves_what_never_moved_is_found_before_the_arm_moves(sim,
     # A new network says the middle of its range. Unscaled, as policies of before had a gripper that never moved, that
     # is shut; scaled to the data it is what they hold.
     config = PolicyConfig(DM1().net, DM1().encoder, "direct")
-    made = Contract(FrankaConfig().spec(), history=2, chunk=8, execute=4, nfe=1)
+    made = Contract(ArmTaskConfig().spec(), history=2, chunk=8, execute=4, nfe=1)
     (told,) = [
         line for line in compare_outputs(Policy(config, made, Normalizer(shapes, 8)), dataset) if "gripper" in line
     ]

@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 
 from flowpolicy.agents.cloning.dm1 import DM1
-from flowpolicy.core.errors import ContractError
+from flowpolicy.core.errors import ConfigError, ContractError
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.envs.franka import FrankaConfig
+from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import Policy
-from flowpolicy.real_robot.arm.kinematics import forward
-from flowpolicy.real_robot.arm.limits import FR3, HOME, policy_limits
-from flowpolicy.real_robot.bridge.ring_records import TICK
+from flowpolicy.real_robot.arm.arm_model import Gains
+from flowpolicy.real_robot.arm.envelope_limits import policy_limits
+from flowpolicy.real_robot.arm.models.franka import FR3
+from flowpolicy.real_robot.bridge.ring_records import tick_type
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.client_errors import classify, within
-from flowpolicy.real_robot.drivers.driver_protocols import Gains, RobotError
+from flowpolicy.real_robot.drivers.driver_protocols import RobotError
 from flowpolicy.real_robot.session.check import check_contract, speed_warnings, unstated_warnings
 from flowpolicy.real_robot.session.launch import Setup, _claim, start_session
 from flowpolicy.real_robot.session.operate import Operator
@@ -47,9 +48,9 @@ def test_a_plan_is_at_rest_in_its_waypoints_and_halfway_in_half_the_time():
 
 
 def test_reaching_is_solved_within_two_centimetres_of_what_the_operator_plans():
-    task, tick = Reach(LIMITS), np.zeros((), TICK)
+    task, tick = Reach(LIMITS), np.zeros((), tick_type(FR3.joints))
     rng = np.random.default_rng(0)
-    tick["q"] = tick["q_cmd"] = HOME
+    tick["q"] = tick["q_cmd"] = FR3.home
     for _ in range(5):
         tick["task"][:3] = task.draw(rng)
         plan = task.demonstrate(tick, rng)
@@ -57,34 +58,34 @@ def test_reaching_is_solved_within_two_centimetres_of_what_the_operator_plans():
         assert task.solved(tick)
         tick["task"][0] += 0.021
         assert not task.solved(tick)
-        tick["q"] = HOME
-    assert forward(np.array(HOME), LIMITS.tool).position[2] > LIMITS.box_low[2]
+        tick["q"] = FR3.home
+    assert FR3.chain.forward(np.array(FR3.home), LIMITS.tool).position[2] > LIMITS.box_low[2]
 
 
 def test_the_way_aside_stays_in_the_workspace():
-    tick, rng, limits = np.zeros((), TICK), np.random.default_rng(0), LIMITS
-    tick["q_cmd"] = HOME
+    tick, rng, limits = np.zeros((), tick_type(FR3.joints)), np.random.default_rng(0), LIMITS
+    tick["q_cmd"] = FR3.home
     for _ in range(50):
         plan = aside(tick, rng, limits)
-        path = forward(plan.rows(np.linspace(0, plan.seconds, 20))[0], limits.tool).position
+        path = FR3.chain.forward(plan.rows(np.linspace(0, plan.seconds, 20))[0], limits.tool).position
         assert (path > limits.box_low).all()
         assert (path < limits.box_high).all()
 
 
 def contract(**changes):
-    made = Contract(FrankaConfig().spec(), history=1, chunk=8, execute=4, nfe=1)
+    made = Contract(ArmTaskConfig().spec(), history=1, chunk=8, execute=4, nfe=1)
     return dataclasses.replace(made, **changes)
 
 
 def test_check_compares_and_says_what_is_wrong():
-    robot = FrankaConfig().spec()
+    robot = ArmTaskConfig().spec()
     assert any("20 Hz" in line for line in check_contract(contract(), robot))
     for change in ({"rate_hz": 10.0}, {"convention": "absolute"}, {"frame": "base"}):
         other = dataclasses.replace(robot, action=dataclasses.replace(robot.action, **change))
         with pytest.raises(ContractError, match=next(iter(change))):
             check_contract(contract(), other)
     with pytest.raises(ContractError, match="observation goal"):
-        check_contract(contract(), FrankaConfig("lift").spec())
+        check_contract(contract(), ArmTaskConfig("lift").spec())
     with pytest.raises(ContractError, match="all 8 are executed"):
         check_contract(contract(execute=8), robot)
     with pytest.raises(ContractError, match="takes it for dead"):
@@ -94,7 +95,7 @@ def test_check_compares_and_says_what_is_wrong():
 
 
 def test_service_levels_of_a_known_run():
-    ticks = np.zeros(500, TICK)
+    ticks = np.zeros(500, tick_type(FR3.joints))
     ticks["t_mono"] = 0.004 * np.arange(500)
     ticks["state"] = State.RUNNING
     ticks["q_cmd"][:, 0] = 0.5 * ticks["t_mono"] ** 2
@@ -123,8 +124,8 @@ def test_libfrankas_words_are_classified_and_hanging_calls_end():
         within(0.05, lambda: time.sleep(5.0), "connecting")
     with pytest.raises(RobotError, match="FCI version 10"):
         within(1.0, lambda: (_ for _ in ()).throw(RuntimeError("incorrect object size")), "connecting")
-    with pytest.raises(RobotError, match="stiffness"):
-        Gains(stiffness=(5000.0,) * 7)
+    with pytest.raises(ConfigError, match="stiffness"):
+        Gains((5000.0,) * 7, (10.0,) * 7)
 
 
 def test_the_proxy_rewrites_the_port_and_drops_exactly_what_it_is_told():
@@ -183,7 +184,8 @@ def test_mistakes_exit_with_2_and_a_hint(flowpolicy, tmp_path):
         (["record", "--out", "x", "--task", "lift"], "flowpolicy robot twin"),
         (["stop"], "a running robot session"),
         (["twin", "--venv", "absent"], "make twin"),
-        (["home", "--driver", "franky", "--model", "FER"], "FCI version 10"),
+        (["home", "--driver", "franky", "--arm", "fer"], "one of fake"),
+        (["home", "--arm", "ur5"], "did you mean"),
         (["home", "--tool", "nan"], "0 to 0.5 m"),
         (["home", "--session", "../elsewhere"], "letters, digits"),
         (["run", "run", "--patience", "nan"], "at least 0"),
@@ -233,7 +235,7 @@ def test_record_train_check_run_replay_on_the_fake_arm(flowpolicy, tmp_path):
 @pytest.mark.slow
 def test_a_policy_process_that_is_stopped_or_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWPOLICY_SHM", str(tmp_path / "shm"))
-    shapes = {key: spec.shape[0] for key, spec in FrankaConfig().spec().observation.items()}
+    shapes = {key: spec.shape[0] for key, spec in ArmTaskConfig().spec().observation.items()}
     # A new network of a policy without noise says: no step. What counts is whether it says it.
     config = PolicyConfig(DM1().net, DM1().encoder, "direct")
     Policy(config, contract(execute=2), Normalizer(shapes, 8)).save(tmp_path / "run")
@@ -290,7 +292,7 @@ def test_a_bridge_that_is_told_to_end_in_motion_brakes_first(tmp_path, monkeypat
     monkeypatch.setenv("FLOWPOLICY_SHM", str(tmp_path / "shm"))
     with start_session(Setup()) as running:
         running.ask("start", State.READY, seconds=30.0)
-        operator, home = Operator(running), np.array(HOME)
+        operator, home = Operator(running), np.array(FR3.home)
         operator.begin(Plan(home, 0.08, [Waypoint(home + 0.4, 0.08, 3.0)]))
         while np.abs(running.session.ticks.latest()["dq_cmd"]).max() < 0.15:
             operator.step(running.clock.now())
@@ -307,10 +309,10 @@ def test_a_bridge_that_is_told_to_end_in_motion_brakes_first(tmp_path, monkeypat
 
 
 def test_a_contract_holds_for_one_arm_and_one_tool_and_an_old_one_says_that_it_does_not_say():
-    recorded = FrankaConfig(model="FR3", tool=0.25).spec()
+    recorded = ArmTaskConfig(arm="fr3", tool=0.25).spec()
     trained = Contract(recorded, history=1, chunk=8, execute=4, nfe=1)
     assert any("Franka FR3, tool point 0.25 m" in line for line in check_contract(trained, recorded))
-    for other in (FrankaConfig(model="FR3", tool=0.1034), FrankaConfig(model="FER", tool=0.25)):
+    for other in (ArmTaskConfig(arm="fr3", tool=0.1034), ArmTaskConfig(arm="fer", tool=0.25)):
         with pytest.raises(ContractError, match=r"(tool|robot): .* against"):
             check_contract(trained, other.spec())
     assert not unstated_warnings(trained, recorded)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from flowpolicy.real_robot.bridge.priority import WIRE, claim_priority
+from flowpolicy.real_robot.drivers.priority import WIRE, claim_priority
 
 ROBOT, LISTEN, CONTROL_PORT = ("127.0.0.1", 1337), ("127.0.0.2", 1337), 13371
 _PORT_AT, _LARGEST, _ANSWERS = 14, 65536, 60_000

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from flowpolicy.core.errors import FlowPolicyError
-from flowpolicy.real_robot.arm.kinematics import forward
+from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.session.launch import Setup, start_session
 from flowpolicy.real_robot.session.operate import Operator
@@ -254,5 +254,5 @@ def test_a_killed_bridge_leaves_an_arm_that_holds(twin, driver):
         time.sleep(0.5)
         held = twin.positions()[:7]
         time.sleep(1.0)
-        tool = forward(np.stack([held, twin.positions()[:7]]), 0.1034).position
+        tool = FR3.chain.forward(np.stack([held, twin.positions()[:7]]), 0.1034).position
         assert np.linalg.norm(tool[1] - tool[0]) < 1e-3

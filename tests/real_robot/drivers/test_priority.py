@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import json, os, resource, sys, threading
-from flowpolicy.real_robot.bridge.priority import claim_priority
+from flowpolicy.real_robot.drivers.priority import claim_priority
 if sys.argv[1] == "without":
     for limit in (resource.RLIMIT_RTPRIO, resource.RLIMIT_NICE, resource.RLIMIT_MEMLOCK):
         resource.setrlimit(limit, (0, 0))
