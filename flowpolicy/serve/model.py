@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from flowpolicy.core.errors import ConfigError, ContractError, ServingError
+from flowpolicy.core.errors import ActionError, ConfigError, ContractError, ServingError
+from flowpolicy.policy.committed import Committed
+from flowpolicy.policy.inputs import require_chunks
 from flowpolicy.serve.protocol import ActRequest, InputForm
 from flowpolicy.serve.scheduler import LatencyTable, measure_latency
 
@@ -98,24 +100,23 @@ class Model:
         """Chunks (b, h, a) of several requests; each draws its noise from its own seed and number.
 
         Raises:
-            ServingError: code 'internal': a chunk is not finite.
+            ServingError: code 'internal': a chunk is not finite, or not of its shape.
 
         """
         engine, (candidates, chunk, action) = self.engines[nfe], self.form.noise
         obs = {key: np.stack([request.obs[key] for request in requests]) for key in self.form.obs}
         noise = np.concatenate([noise_of(request, (candidates, chunk, action)) for request in requests])
-        committed: list[np.ndarray] = []
+        told: tuple[np.ndarray, ...] = ()
         if prefix_of(engine):
-            actions = np.zeros((len(requests), chunk, action), dtype=np.float32)
-            lengths = np.zeros(len(requests), dtype=np.int64)
-            for row, request in enumerate(requests):
-                if request.prefix is not None:
-                    lengths[row] = len(request.prefix)
-                    actions[row, : lengths[row]] = request.prefix
-            committed = [actions, lengths]
-        chunks = engine.act(obs, noise, *committed)
-        if not np.isfinite(chunks).all():
-            raise ServingError("internal", "the policy gave NaN or infinity", fix="serve an earlier checkpoint")
+            committed = Committed.of([request.prefix for request in requests], (chunk, action))
+            told = (committed.action, committed.length)
+        chunks = engine.act(obs, noise, *told)
+        try:
+            require_chunks(chunks, (len(requests), chunk, action))
+        except ActionError as error:
+            raise ServingError(
+                "internal", error.what, expected=error.expected, fix="serve an earlier checkpoint"
+            ) from error
         return chunks
 
     def require_same_contract(self, other: Model) -> None:
