@@ -32,6 +32,7 @@ from flowpolicy.real_robot.session.operate import Operator
 from flowpolicy.real_robot.session.service_levels import service_levels
 from flowpolicy.real_robot.tasks.tasks import Plan, Reach, Waypoint, aside
 
+from ...conftest import flowpolicy as here
 from ..twin.fault_proxy import Faults, Session
 
 LIMITS = policy_limits(FR3, table=0.0, tool=0.1034)
@@ -177,7 +178,8 @@ def flowpolicy(tmp_path, monkeypatch):
     return run
 
 
-def test_mistakes_exit_with_2_and_a_hint(flowpolicy, tmp_path):
+def test_mistakes_exit_with_2_and_a_hint(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWPOLICY_SHM", str(tmp_path / "shm"))
     for words, hint in (
         (["chek"], "did you mean 'check'"),
         (["check", "absent"], "flowpolicy train"),
@@ -190,7 +192,7 @@ def test_mistakes_exit_with_2_and_a_hint(flowpolicy, tmp_path):
         (["home", "--session", "../elsewhere"], "letters, digits"),
         (["run", "run", "--patience", "nan"], "at least 0"),
     ):
-        done = flowpolicy(*words)
+        done = here("robot", *words, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
         assert hint in done.stderr
         assert "Traceback" not in done.stderr
@@ -202,22 +204,17 @@ def test_record_train_check_run_replay_on_the_fake_arm(flowpolicy, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "success 2/2" in done.stdout
     train = ["train", "dm1-franka-reach", "--data.path", "demos/demos.hdf5", "--steps", "5", "--no-compile"]
-    trained = subprocess.run(
-        [sys.executable, "-m", "flowpolicy", *train, "--out", "run", "--no-tensorboard"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    trained = here(*train, "--out", "run", "--no-tensorboard", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     # The observations mean the tool that they were recorded with, the joints the arm.
     for words, line in ((("--tool", 0.25), "tool: 'tool point 0.1034 m"), (("--model", "FER"), "robot: 'Franka FR3'")):
-        refused = flowpolicy("check", "run", "--no-connect", *words)
+        refused = here("robot", "check", "run", "--no-connect", *words, cwd=tmp_path)
         assert refused.returncode == 2
         assert line in refused.stderr
-    mixed = flowpolicy("record", "--out", "demos", "--episodes", 1, "--tool", 0.25)
+    mixed = here("robot", "record", "--out", "demos", "--episodes", 1, "--tool", 0.25, cwd=tmp_path)
     assert mixed.returncode == 2
     assert "tool point 0.1034 m beyond the flange against tool point 0.25 m" in mixed.stderr
-    assert flowpolicy("replay", "demos/demos.hdf5", "--tool", 0.25).returncode == 2
+    assert here("robot", "replay", "demos/demos.hdf5", "--tool", 0.25, cwd=tmp_path).returncode == 2
     checked = flowpolicy("check", "run")
     assert checked.returncode == 0, checked.stderr
     assert "20 Hz" in checked.stdout and "PREEMPT_RT" in checked.stdout
