@@ -66,7 +66,7 @@ class GDRO(ImitationConfig):
     scale: Scale = "robust"
     """Global unit of the scores: 'robust', 'deviation' for scores that mostly tie (success), or 'none'."""
     gate: NonNegative = 0.1
-    """Groups whose scores spread less than this share of the global scale count nothing."""
+    """Groups whose scores spread less than this share of the global scale are ignored."""
     weight: Weight = "elbo"
     """'elbo': t / (1 - t), capped; the scores then are nats. 'uniform': as published, with a calibrated beta."""
     beta: NonNegative = 0.0

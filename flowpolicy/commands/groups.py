@@ -56,7 +56,7 @@ class Making:
     """Network evaluations per candidate; the run's unless given."""
     candidate_noise: tuple[NonNegative, NonNegative] = (1.0, 1.0)
     """Scale of the noise that the base's candidates start from, first to last in even steps: 1 1 samples what the base
-    does, 0 1 reaches from the middle of its law to all of it. Where a policy fails by its own chance, 0 1 shows it."""
+    does, 0 1 reaches from the middle of its law to all of it. Where a policy fails by its own noise, 0 1 shows it."""
     critic: Path | None = None
     """Source critic: run of fql, ifql, iql, qc, rebrac, fisher or mean-flow-q on the same data."""
     held_out: Path | None = None

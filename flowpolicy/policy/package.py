@@ -26,7 +26,7 @@ from flowpolicy.policy.engines.engine import Shapes
 Format = Literal["onnx", "pt2", "numpy"]
 HEADER = "engine.json"
 SCHEMA = 2
-"""2 names the prefix; of version 1 every policy continues none."""
+"""Version 2 states the committed prefix; policies of version 1 have none."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Problem:
     diagonal: int
     """Leading rows with s = t."""
     fraction: Float[Tensor, " b"] | None = None
-    """Where in the interval an objective that cuts it in two does so."""
+    """Where to cut each interval, as a share of it; None for objectives that do not."""
 
     def mean(self, x: Tensor, s: Tensor, t: Tensor, skip: int = 0) -> Tensor:
         """Mean velocity of the rows from ``skip`` on."""
@@ -57,14 +57,14 @@ class Problem:
 
 
 class Errors(NamedTuple):
-    """Errors in units of a velocity on the diagonal and off it, and the times and validity of their rows."""
+    """Errors on and off the diagonal, in units of a velocity."""
 
     on: Float[Tensor, "m h a"]
     off: Float[Tensor, "n h a"]
     skip: int
     """First row of ``off`` in the batch."""
     separate: bool
-    """Whether every row has both errors, whose losses add; otherwise rows are shared out."""
+    """Whether every row has both errors, so that their losses add; otherwise each row has one of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class MeanFlow(Consistency):
     """``u = sg(w + (t - s) D u)`` with D the derivative along (w, 1), w of the pair (MeanFlow, arXiv 2505.13447)."""
 
     share_diagonal: float = 0.25
-    """Share of rows with s = t. Fewer are better at one evaluation (57, 81, 133 at .25, .5, .75; measured)."""
+    """Share of rows with s = t. Smaller is better at one evaluation (errors 57, 81, 133 at .25, .5, .75; measured)."""
     forward_mode: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -192,7 +192,7 @@ class ImprovedMeanFlow(MeanFlow):
 class CentralDifference(MeanFlow):
     """MeanFlow with ``D u`` as a central difference: two forward passes and no forward mode (AnyFlow).
 
-    Works with any network and is cheaper, and noisier at one evaluation (134 against 81, measured).
+    Works with any network and is cheaper, but noisier at one evaluation (error 134 instead of 81, measured).
     """
 
     width: float = 0.01
@@ -245,10 +245,10 @@ class SelfDistillation(Consistency):
 @register("consistency", "lsd", FLOW_MAPS)
 @dataclasses.dataclass(frozen=True)
 class Lagrangian(SelfDistillation):
-    """``d_t X(x, s, t) = sg u(X, t, t)``: the best one-step map here, 18 to 25 (arXiv 2505.18825, section 3)."""
+    """``d_t X(x, s, t) = sg u(X, t, t)``: the best one-step map here, error 18 to 25 (arXiv 2505.18825, section 3)."""
 
     clamp: float = 3.0
-    """The teacher sees X within +- this. Without, 3 of 5 runs diverged: X leaves the data and teaches itself."""
+    """X is clamped to +- this for the teacher. Without, 3 of 5 runs diverged: X leaves the data and teaches itself."""
     forward_mode: ClassVar[bool] = True
     differentiated: ClassVar[bool] = True
 
@@ -350,14 +350,14 @@ class Shortcut(Consistency):
 )
 @dataclasses.dataclass(frozen=True)
 class Trajectory(SelfDistillation):
-    """A midpoint step of the own velocity, then a jump, equals one jump (CTM, arXiv 2310.02279, section 3.2).
+    """One jump equals a midpoint step of the map's own velocity and a jump (CTM, arXiv 2310.02279, section 3.2).
 
     The identity holds up to the third power of the step. Compared in velocities, not through a second jump to the
     data; without the adversarial term.
     """
 
     step: float = 0.05
-    """Longest step of the own velocity."""
+    """Longest step of the map's own velocity."""
 
     def __post_init__(self) -> None:
         SelfDistillation.__post_init__(self)

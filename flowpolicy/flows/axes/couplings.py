@@ -1,7 +1,7 @@
 """The coupling axis: which noise is paired with which chunk.
 
 Any coupling that looks at the chunk and not at the observation makes the noise of an observation depend on its chunks;
-the policy, which starts from all noise, then is wrong even with infinitely many steps (measured: 211 against 31).
+the policy, which starts from all noise, is then wrong even with infinitely many steps (measured: error 211, not 31).
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class Independent(Coupling):
 )
 @dataclasses.dataclass(frozen=True)
 class Nearest(Coupling):
-    """Of k draws of noise, the one nearest to the chunk (Improved Immiscible Diffusion), then independent.
+    """At first, the nearest of k draws of noise (Improved Immiscible Diffusion); later, independent noise.
 
-    It skews the noise of an observation, so that it is a start only: after the share ``until`` of the updates the
+    Pairing skews the noise given the observation, so it is only a warm-up: after the share ``until`` of the updates the
     pairs are independent.
     """
 
@@ -130,21 +130,21 @@ class Nearest(Coupling):
 class ConditionalTransport(Coupling):
     """Optimal assignment of noise to chunks where observations count too (C2OT, arXiv 2503.10636).
 
-    Cost ``|noise_i - data_j|^2 + weight |cond_i - cond_j|^2`` on observations standardised over the batch. A typical
-    ``|cond_i - cond_j|^2`` is twice the number of dimensions, all of them much alike where there are many: a fixed
-    weight that serves two dimensions pairs nothing on twenty, which is told. So the weight is found by ``share``
-    unless it is given. At the default share, the mean squared distance of the observations that
-    exchange their noise is below a third of that of random ones (measured on 1 to 100 independent dimensions). Judge
-    it by the error at many evaluations: it must not rise over that of independent pairs, as it does on the chunk toy
-    at the default share (docs/lab.md). Lower shares exchange less, and between nearer observations.
+    Cost ``|noise_i - data_j|^2 + weight |cond_i - cond_j|^2`` on observations standardised over the batch. The typical
+    ``|cond_i - cond_j|^2`` is twice the number of dimensions, and in many dimensions all distances are much alike: a
+    fixed weight that suits two dimensions exchanges nothing on twenty (a warning says so). So ``share`` finds the
+    weight unless it is given. At the default share, observations that exchange their noise have less than a third of
+    the mean squared distance of random ones (measured on 1 to 100 independent dimensions). Judge the coupling by the
+    error at many evaluations: it must not rise above that of independent pairs, as it does on the chunk toy at the
+    default share (docs/lab.md). Lower shares exchange less noise, and between nearer observations.
     """
 
     weight: float | None = None
     """Price of exchanging noise between observations, above 0; None finds it by ``share``."""
     share: float = 0.15
-    """The weight is found such that this share of all exchanges costs less than the pair as drawn."""
+    """The weight is chosen so that this share of all exchanges costs less than the pairs as drawn."""
     block: int = 128
-    """Rows that are assigned among themselves; time grows with the square of it."""
+    """Rows assigned among themselves; the time grows with its square."""
 
     def __post_init__(self) -> None:
         if (self.weight is not None and self.weight < 0) or not 0 <= self.share < 1 or self.block < 1:
@@ -197,8 +197,8 @@ class ConditionalTransport(Coupling):
 class Gibbs(Coupling):
     """Independent pairs weighed by ``exp(-|noise - data|^2 / (2 d temperature))`` (Weighted Conditional Flow Matching).
 
-    Entropic transport without its potentials: the laws of noise and data are tilted, the less the hotter. The weights
-    are divided by their mean over the batch.
+    Entropic transport without the potentials: the laws of noise and data are tilted, less so at higher temperatures.
+    The weights are divided by their mean over the batch.
     """
 
     temperature: float = 1.5
@@ -245,10 +245,10 @@ class Gibbs(Coupling):
 )
 @dataclasses.dataclass(frozen=True)
 class Table(Coupling):
-    """Pairs that a teacher gives: the chunk is where its flow carries the noise (reflow, arXiv 2209.03003).
+    """Pairs made by a teacher: the chunk is where its flow carries the noise (reflow, arXiv 2209.03003).
 
-    A student that starts from random weights learns easier when its noise is at first another one, and turns into
-    that of the pair (annealing reflow; SlimFlow, arXiv 2407.12718): ``sqrt(1 - b^2) noise + b fresh``.
+    A student with random initial weights learns more easily if its noise starts fresh and gradually turns into that of
+    the pair (annealing reflow; SlimFlow, arXiv 2407.12718): ``sqrt(1 - b^2) noise + b fresh``.
     """
 
     anneal: float = 0.0

@@ -268,13 +268,13 @@ class EncodeDecode(Interpolant):
 class Bridge(Latent):
     """From the actions that were executed last to the chunk: a two-sided interpolant (arXiv 2303.08797).
 
-    At t = 0 stand the h actions before the chunk with Gaussian noise of the deviation ``spread``; a latent Gaussian
-    widens the way. Actions that would lie before the episode stand in the middle of the action range, in training and
-    in acting, so that the first chunk of an episode starts from ``N(0, spread^2)`` after scaling.
+    At t = 0 are the h actions before the chunk, plus Gaussian noise of standard deviation ``spread``; a latent Gaussian
+    widens the path. Actions before the start of the episode are taken to be the middle of the action range, in training
+    and in acting, so the first chunk of an episode starts from ``N(0, spread^2)`` after scaling.
     """
 
     spread: float = 0.1
-    """Deviation at the start; with 0 the policy is deterministic."""
+    """Standard deviation at the start; 0 makes the policy deterministic."""
     continues: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

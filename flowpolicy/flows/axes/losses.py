@@ -70,7 +70,7 @@ class Loss(Value):
         return value.sum() / entries.sum().clamp(min=1)
 
     def balance(self, loss: Float[Tensor, ""], diagonal: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """The loss off the diagonal, rescaled by what the loss on the diagonal is."""
+        """The loss off the diagonal, rescaled where the shape compares it with the loss on the diagonal."""
         return loss
 
 

@@ -98,11 +98,11 @@ class Edm(Schedule):
     """Noise levels ``sigma = (1 - t) / t`` with equal steps of ``sigma^(1/rho)`` (EDM, arXiv 2206.00364, eq. 5)."""
 
     rho: float = 7.0
-    """The larger, the shorter the steps at the data."""
+    """Larger values make shorter steps at the data."""
     largest: float = 80.0
-    """Level of the first inner node's end; the grid itself starts at 0."""
+    """Noise level at u = 0; the grid itself starts at t = 0."""
     smallest: float = 0.002
-    """Level of the last inner node's end; the grid itself ends at 1."""
+    """Noise level at u = 1; the grid itself ends at t = 1."""
 
     def __post_init__(self) -> None:
         if not (0 < self.smallest < self.largest and self.rho > 0):
@@ -161,7 +161,7 @@ class LogitNormalSteps(Schedule):
 )
 @dataclasses.dataclass(frozen=True)
 class Boss(Schedule):
-    """The nodes that lose least to Euler's method, found by dynamic programming (BOSS, arXiv 2312.16414).
+    """The nodes on which Euler's method loses least, found by dynamic programming (BOSS, arXiv 2312.16414).
 
     ``flowpolicy fit`` makes it; see :func:`flowpolicy.flows.fitting.bellman`.
     """

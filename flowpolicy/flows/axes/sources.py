@@ -35,7 +35,7 @@ class Source(Value):
     """Numbers that the flow network is shown beside the condition."""
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "b *d"]:
-        """Noise before a network of the observation shapes it; one draw per row."""
+        """Noise, before the network of a conditioned source shapes it; one draw per row."""
         return torch.randn(shape, generator=generator, device=generator.device)
 
     def begin(self, history: Float[Tensor, "b o n"]) -> Float[Tensor, " b"]:
@@ -63,7 +63,7 @@ class StudentT(Source):
     """Multivariate Student-t: the kernel of PFGM++ (arXiv 2302.04265) with D = dof augmented dimensions.
 
     ``scale n / sqrt(chi^2 / dof)`` with n standard normal: the published beta-prime radius, in one line. Heavier
-    tails make the field known on a larger region. Every dimension has the deviation ``scale sqrt(dof / (dof - 2))``.
+    tails train the field on a larger region. Every dimension has the deviation ``scale sqrt(dof / (dof - 2))``.
     """
 
     dof: float = 32.0
@@ -103,17 +103,17 @@ class StudentT(Source):
 @register("source", "mixed", Reference("MixFlow: Mixed Source Distributions Improve Rectified Flows"))
 @dataclasses.dataclass(frozen=True)
 class Mixed(Source):
-    """Gaussian whose mean and variance a small network of the observation moves part of the way (MixFlow).
+    """Gaussian whose mean and variance move part of the way to those that a network of the observation gives (MixFlow).
 
-    Row by row, w is uniform and the noise is ``N(w mu, w s^2 + 1 - w)``; ``beta KL(N(mu, s^2) | N(0, I))`` holds the
-    network back. Unless w is shown to the flow network the field carries the mixture over w to the data, and noise of
-    the end w = 1 alone does not become a sample of the policy (measured: error 235 against 38).
+    Row by row, w is uniform and the noise is ``N(w mu, w s^2 + 1 - w)``; ``beta KL(N(mu, s^2) | N(0, I))`` keeps
+    it near the standard Gaussian. Unless the flow network sees w, its field transports the mixture over w, and noise
+    drawn at w = 1 alone does not become a sample of the policy (measured: error 235 instead of 38).
     """
 
     beta: float = 0.1
     """Weight of the divergence; 0.1 and more recovers a plain flow on actions with several modes."""
     acting: Literal["zero", "uniform", "one"] = "zero"
-    """The w of the policy: plain noise (as released), as in training, or the learned law alone."""
+    """w when acting: 'zero' is plain noise (as released), 'uniform' as in training, 'one' the learned law alone."""
     shown: bool = False
     """Show w to the flow network, which makes every w valid."""
     standard: ClassVar[bool] = False
@@ -157,18 +157,18 @@ class Mixed(Source):
 )
 @dataclasses.dataclass(frozen=True)
 class WarmStart(Source):
-    """The flow starts on its way, from the previous chunk with noise (StreamDiffusionV2, motion-aware controller).
+    """The flow starts part of the way, from the previous chunk plus noise (StreamDiffusionV2, motion-aware controller).
 
-    ``x = path(noise, previous chunk, start)``, and the evaluations are spent on the rest. A fast change of the
-    observation starts earlier: ``start = most (1 - min(1, change / motion))``. Training is as from plain noise, and
-    so is the first decision of an episode.
+    ``x = path(noise, previous chunk, start)``, and all evaluations are spent on the rest. The faster the observation
+    changes, the earlier it starts: ``start = most (1 - min(1, change / motion))``. Training, and the first decision of
+    an episode, start from plain noise.
     """
 
     most: float = 0.6
-    """Time of the start where nothing moves; 0 is plain noise."""
+    """Start time when nothing moves; 0 is plain noise."""
     motion: float = 0.0
-    """Change (root mean square) of the scaled observation in one step at which the start is plain noise; 0 does not
-    look. Needs a history of two observations."""
+    """Root mean square change of the scaled observation per step from which the start is plain noise; 0 ignores
+    motion. Needs a history of two observations."""
     continues: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

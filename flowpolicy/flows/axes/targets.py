@@ -208,19 +208,19 @@ def _needs_separable(target: Target, spec: Any) -> Iterator[Conflict]:
 
 
 class Curve(NamedTuple):
-    """Velocity of a segment, ``sum_k weight_k mode_k exp(rate_k tau)`` at tau behind its start."""
+    """Velocity of a segment, ``sum_k weight_k mode_k exp(rate_k tau)`` at the time tau after its start."""
 
     weight: Float[Tensor, "b h k 1"]
     mode: Float[Tensor, "b h k a"]
     rate: Float[Tensor, "b h k 1"]
 
     def mean(self, since: Float[Tensor, " b"], length: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
-        """Mean velocity over ``since`` to ``since + length`` behind the start, in closed form; length 0 is a point."""
+        """Mean velocity from ``since`` to ``since + length`` after the start, in closed form; length 0 is one time."""
         growth = (self.rate * rows(since, self.rate)).exp() * _phi(self.rate * rows(length, self.rate))
         return (self.weight * growth * self.mode).sum(2)
 
     def without(self, dropped: Bool[Tensor, "b k"]) -> Curve:
-        """The curve without some modes, the others with larger weights; a row that would lose all keeps them."""
+        """The curve without some modes, the weights of the others rescaled; a row that would lose all keeps all."""
         kept = ~dropped | dropped.all(1, keepdim=True)
         weight = self.weight * kept[:, None, :, None]
         return self._replace(weight=weight / weight.sum(2, keepdim=True))
@@ -239,8 +239,8 @@ class Segment(Velocity):
     """Modes whose momentum decays or grows: one evaluation gives the velocity of a whole segment (ArcFlow).
 
     Every step of the chunk has K modes, K weights that sum to 1 and K rates of which the first is 0. At the start of a
-    segment the velocity is that of flow matching. Behind it, the curve follows the network's own velocity, without
-    gradient, at the point that it leads to itself: ArcFlow's distillation with the network as its own teacher.
+    segment the velocity is that of flow matching. Later, the curve is regressed on the network's own velocity,
+    detached, at the point that the curve leads to: ArcFlow's distillation with the network as its own teacher.
     """
 
     modes: int = 4
@@ -250,7 +250,7 @@ class Segment(Velocity):
     window: float = 3 / 128
     """Length over which the curve is averaged where it is compared (ArcFlow)."""
     clamp: float = 3.0
-    """Points that the curve leads to are kept within this before the velocity there is asked for."""
+    """Points that the curve leads to are clamped to +- this before the network is asked for its velocity there."""
     integrates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -265,9 +265,9 @@ class Segment(Velocity):
         return self.modes * action + 2 * self.modes - 1
 
     def curve(self, prediction: Float[Tensor, "b h o"]) -> Curve:
-        """What the network says about a segment.
+        """The curve of a segment that the network predicts.
 
-        Rates are told apart from the start, 0, 2, -2, 4, ... plus what is learned: modes that are equal would stay so.
+        Rates start out different, at 0, 2, -2, 4, ... plus what is learned: equal modes would stay equal.
         """
         k = self.modes
         index = torch.arange(k - 1, device=prediction.device)

@@ -108,7 +108,7 @@ class Shifted(LogitNormal):
     shift: float = 3.0
     """Above 1 leans to the noise; 1 is the law 'logit-normal'."""
     reference: float = 0.0
-    """Above 0, the shift is ``sqrt(size / reference)`` within [0.5, 3] instead, with the size of a chunk."""
+    """Above 0, the shift is ``sqrt(size / reference)`` within [0.5, 3] instead, for chunks of ``size`` numbers."""
 
     def __post_init__(self) -> None:
         LogitNormal.__post_init__(self)
@@ -151,7 +151,7 @@ class Shifted(LogitNormal):
 class UShape(TimeLaw):
     """Density ``a (e^{at} + e^{a(1-t)}) / (2 (e^a - 1))``: both ends (arXiv 2405.20320, section 4.1).
 
-    Made for pairs that a teacher gives; on plain flow matching it gained nothing (measured).
+    Meant for a teacher's pairs; on plain flow matching it gained nothing (measured).
     """
 
     steepness: float = 4.0
@@ -203,7 +203,7 @@ class Grid(TimeLaw):
     """The left ends 0, 1/k, ..., (k-1)/k alone: k-step distillation (Rectified Flow, arXiv 2209.03003)."""
 
     steps: int = 4
-    """The k; 1 trains at the noise only, and the result is good for one evaluation only."""
+    """The k; 1 trains at t = 0 alone, for a single evaluation."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -299,7 +299,7 @@ class Split(Uniform):
 @register("time", "ends", Reference("Mean Flows for One-step Generative Modeling", "2505.13447"))
 @dataclasses.dataclass(frozen=True)
 class Ends(TimeLaw):
-    """Uniform and logit-normal times mixed, with a share of intervals that end at the data: the law of DM1 here."""
+    """DM1's law here: uniform and logit-normal times mixed, with a share of intervals that end at the data."""
 
     law: PairLaw = PairLaw()
     """Its shares; ``share_diagonal`` counts, not the objective's."""

@@ -38,8 +38,9 @@ def load_engine(
 ) -> Engine:
     """A policy ready to act: loaded, compiled where needed, and warmed up.
 
-    From a run or checkpoint folder every engine can be had; what runs a package is exported to a temporary folder
-    first. From an export folder only the engine of its format: then 'numpy' and 'onnx' need no torch.
+    A run or checkpoint folder works with every engine; for engines that run an exported package, the policy is first
+    exported to a temporary folder. An export folder works only with the engine of its format; 'numpy' and 'onnx' then
+    need no torch.
 
     Args:
         path: run, checkpoint or export folder.

@@ -24,12 +24,12 @@ from flowpolicy.flows.goals import project
 class Projection(Aimed):
     """The finished chunk is moved to where it meets the goal exactly (ProbConserv, arXiv 2302.11002).
 
-    With several samples the chunk moves along their covariance, and most where they disagree: on a Gaussian policy
-    that gives samples of its law under the goal. With one it moves the shortest way. Within the limits of the actions.
+    With several samples the chunk moves along their covariance, and most where they disagree: for a Gaussian policy the
+    result is a sample of its law given the goal. With one it moves the shortest way. It stays within the action limits.
     """
 
     samples: int = 1
-    """Chunks whose covariance says where to move; the first of them is the one that moves. 1 or at least 3."""
+    """Chunks whose covariance says where to move; the first of them moves. 1, or at least 3."""
     shrinkage: float = 0.1
     """Share of the covariance that is replaced by its mean variance in every direction."""
 
@@ -71,7 +71,7 @@ class Projection(Aimed):
 )
 @dataclasses.dataclass(frozen=True)
 class BestOfN(Aimed):
-    """Of n chunks the one nearest to the goal is acted on. A goal out of reach makes it an extreme of n draws."""
+    """The chunk nearest to the goal among n; for a goal out of reach, the most extreme of n draws."""
 
     n: int = 8
     """Chunks per decision."""

@@ -27,9 +27,9 @@ from flowpolicy.flows.solvers import Field
 class Compose(Guidance):
     """One velocity per named observation, composed: K of them cost K + 1 evaluations.
 
-    Each velocity v_i is given one of the named observations and all that are not named. 'split' (SplitFlow) takes from
-    v_i what opposes the full velocity v, weighs by ``softmax(cos(v_i, v) / temperature)`` and mixes ``share`` of the
-    sum into v. 'product' multiplies the densities: ``v_0 + scale sum (v_i - v_0)``, v_0 without any of them
+    Each velocity v_i is given one of the named observations and all that are not named. 'split' (SplitFlow) removes
+    from v_i what opposes the full velocity v, weighs by ``softmax(cos(v_i, v) / temperature)`` and mixes ``share`` of
+    the sum into v. 'product' multiplies the densities: ``v_0 + scale sum (v_i - v_0)``, v_0 without any of them
     (arXiv 2206.01714). Hidden observations read 0 after scaling.
     """
 

@@ -63,7 +63,7 @@ class Guidance(Value):
     """Base of the guidance methods: each changes the noise, the velocity, or the finished chunk."""
 
     null: ClassVar[bool] = False
-    """Whether it asks the network without the observation, which training must then show it."""
+    """Whether it asks the network without the observation; training must then leave it out of some rows."""
     intermediate: ClassVar[bool] = False
     """Whether it needs states between noise and chunk."""
     converts: ClassVar[bool] = False
@@ -80,12 +80,12 @@ class Guidance(Value):
 
     @property
     def hides(self) -> tuple[str, ...]:
-        """Observations that the network is asked without, all but one or all of them; training must show it that."""
+        """Observations that are hidden from the network, all of them or all but one; training must hide them too."""
         return ()
 
     @property
     def hidden_share(self) -> float:
-        """Share of the rows that training shows without what it ``hides``."""
+        """Share of the training rows from which they are hidden."""
         return 0.0
 
     @property
@@ -95,7 +95,7 @@ class Guidance(Value):
 
     @property
     def candidates(self) -> int:
-        """Chunks that are generated for one that is acted on."""
+        """Chunks generated for each one that is executed."""
         return 1
 
     @property
@@ -127,21 +127,21 @@ class Guidance(Value):
         return noise
 
     def field(self, fields: Fields, at: Situation) -> Field:
-        """The velocity that the solver is given."""
+        """The velocity that the solver integrates."""
         return fields.full
 
     def mean(self, mean: MeanField, at: Situation) -> MeanField:
-        """The mean velocity of a flow map that the solver is given."""
+        """The mean velocity of a flow map that the solver follows."""
         return mean
 
     def finish(self, chunks: Float[Tensor, "b k h a"], at: Situation) -> Float[Tensor, "b h a"]:
-        """The chunk that is acted on, of the candidates; all are within [-1, 1]."""
+        """The chunk to execute, of the candidates; all are within [-1, 1]."""
         return chunks[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Aimed(Guidance):
-    """Base of what pursues a goal (:mod:`flowpolicy.flows.goals`)."""
+    """Base of the methods that pursue a goal (:mod:`flowpolicy.flows.goals`)."""
 
     goal: str = AT_REST
     """Equations of the chunk a in units of the environment, such as 'a[-1] = 0; sum a[:, 0] = 0.4'."""

@@ -23,11 +23,11 @@ from flowpolicy.flows.axes.registry import Reference, register
 )
 @dataclasses.dataclass(frozen=True)
 class NoiseOptimisation(Aimed):
-    """The noise is moved until its chunk is near the goal; any solver and flow maps of one step too (FlowOpt).
+    """The noise is moved until its chunk is near the goal; for any solver, and flow maps of one step too (FlowOpt).
 
-    'identity' takes the sampler's Jacobian for the identity, ``x0 - rate gradient``: the distance falls as long as
+    'identity' takes the identity for the sampler's Jacobian, ``x0 - rate gradient``: the distance falls as long as
     ``|1 - rate J| < 1``, and nothing is differentiated. 'gauss-newton' takes the least step that meets the goal if the
-    sampler were linear; it costs a backward pass per equation and meets the goal in one step where the sampler is.
+    sampler were linear, which costs a backward pass per equation; where it is linear, one step is enough.
     """
 
     jacobian: Literal["identity", "gauss-newton"] = "identity"
@@ -37,7 +37,7 @@ class NoiseOptimisation(Aimed):
     rate: float = 0.5
     """Length of a step; 1 is the whole way to the goal."""
     shell: bool = False
-    """Put the noise back to the length that it was drawn with, so that it stays a probable one."""
+    """Rescale the noise to the length that it was drawn with, so that it stays probable."""
     repeatable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

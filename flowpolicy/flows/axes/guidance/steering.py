@@ -24,9 +24,9 @@ Look = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclasses.dataclass(frozen=True)
 class Steering(Guidance):
-    """Base of what corrects one velocity at a time, of a flow or the mean one of a flow map's jump.
+    """Base of the methods that correct one velocity at a time: a flow's, or the mean velocity of a flow map's jump.
 
-    A jump from s to t points to ``x + (1 - s) u(x, s, t)``, for no evaluation beside its own.
+    A jump from s to t points to ``x + (1 - s) u(x, s, t)``, at no extra evaluation.
     """
 
     intermediate: ClassVar[bool] = True

@@ -44,7 +44,7 @@ class Ddim(Solver):
 @register("solver", "fixed-noise", _RECTIFIED)
 @dataclasses.dataclass(frozen=True)
 class FixedNoise(Solver):
-    """The data are predicted anew, the noise stays the one drawn (arXiv 2405.20320, section 4.3)."""
+    """The data are predicted anew at every step, the noise stays as drawn (arXiv 2405.20320, section 4.3)."""
 
     converts: ClassVar[bool] = True
     left_ends: ClassVar[bool] = True

@@ -28,9 +28,9 @@ from flowpolicy.flows.axes.solvers.solver import Dynamics, Solver, Times
 class Fitted(Solver):
     """Every state is a fitted combination of the noise and all velocities so far (OLSS, arXiv 2305.14677).
 
-    Holds every linear multistep method. ``flowpolicy fit`` finds the coefficients by least squares on a finely
-    integrated flow; see :func:`flowpolicy.flows.fitting.fit_subspace`. They belong to the weights, the nodes and the
-    source that they were fitted on.
+    Every linear multistep method is a special case. ``flowpolicy fit`` finds the coefficients by least squares on a
+    finely integrated flow; see :func:`flowpolicy.flows.fitting.fit_subspace`. They belong to the weights, the nodes and
+    the source that they were fitted on.
     """
 
     nodes: tuple[float, ...] = ()

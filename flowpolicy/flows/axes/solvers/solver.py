@@ -54,7 +54,7 @@ class Dynamics:
         return slope + self.refine(x, x.new_full(x.shape[:1], t), slope)
 
     def after(self, start: Float[Tensor, " b"]) -> Dynamics:
-        """The rest of the flow from the time ``start`` of every row on, with that rest as the unit of time.
+        """The rest of the flow from each row's time ``start``, rescaled to the unit interval.
 
         For solvers that integrate the velocity and nothing else.
         """
@@ -80,13 +80,13 @@ class Solver(Value):
     """Base of the solvers. ``solve`` visits the times of a grid and may take some evaluations per step."""
 
     order: ClassVar[int] = 1
-    """Its error falls with this power of the step."""
+    """The error falls with this power of the step."""
     usual: ClassVar[int] = 10
     """Evaluations per chunk unless told otherwise."""
     two_time: ClassVar[bool] = False
     """Whether it needs a flow map."""
     left_ends: ClassVar[bool] = False
-    """Whether it evaluates at the left ends of its steps alone."""
+    """Whether it evaluates only at the left ends of its steps."""
     stochastic: ClassVar[bool] = False
     """Whether it draws noise on the way."""
     converts: ClassVar[bool] = False

@@ -23,7 +23,7 @@ from flowpolicy.flows.axes.solvers.solver import Dynamics, Solver, Times
 class Stochastic(Solver):
     """Euler-Maruyama of ``dX = (v + e score) dt + sqrt(2 e) dW`` (Stochastic Interpolants, arXiv 2303.08797, eq. 2.32).
 
-    Any e(t) >= 0 has the marginals of the flow. Here ``e = strength sigma``, sigma the deviation of the noise, so
+    Any e(t) >= 0 keeps the marginals of the flow. Here ``e = strength sigma``, sigma the deviation of the noise, so
     that ``e score = -strength noise`` is bounded. The last step is Euler's, without noise.
     """
 
