@@ -113,6 +113,7 @@ def deploy(
     out: Path | None = None,
     patience: NonNegative = 60.0,
     token_file: Path | None = None,
+    engine: str = "auto",
 ) -> int:
     """Let a policy play episodes through the bridge, recorded like demonstrations.
 
@@ -124,11 +125,12 @@ def deploy(
         out: folder of the recordings; RUN/robot unless given, and ./robot-runs for a policy server.
         patience: seconds that the session waits after a fault for `flowpolicy robot recover`.
         token_file: file with the server's token; FLOWPOLICY_TOKEN unless given.
+        engine: what computes a run's decisions: onnx, eager, ...; auto measures those that are ready within seconds.
 
     """
     from flowpolicy.commands.robot_session import PolicyAt, check_policy, play, task_of
 
-    policy = PolicyAt(run, token_file)
+    policy = PolicyAt(run, token_file, engine)
     _, warnings = check_policy(policy, setup)
     sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
     folder = out or (Path("robot-runs") if "://" in run else Path(run) / "robot")

@@ -43,11 +43,21 @@ class PolicyAt:
     """Run or checkpoint folder, or the address of a server: ws://host:port."""
     token_file: Path | None = None
     """File with what the server wants to see; FLOWPOLICY_TOKEN unless given."""
+    engine: str = "auto"
+    """What computes a run's decisions, see :func:`flowpolicy.policy.load_engine`; a server has chosen its own."""
+
+    def __post_init__(self) -> None:
+        if is_address(self.run) and self.engine != "auto":
+            raise ConfigError(
+                f"--engine {self.engine} with a policy server, which has chosen its engine",
+                fix="flowpolicy serve --engine ...",
+            )
 
     def options(self, seed: int) -> dict[str, Any]:
         """What the policy process is told."""
         run = self.run if is_address(self.run) else str(Path(self.run).absolute())
-        return {"run": run, "seed": seed, "token_file": str(self.token_file.absolute()) if self.token_file else None}
+        token_file = str(self.token_file.absolute()) if self.token_file else None
+        return {"run": run, "seed": seed, "token_file": token_file, "engine": self.engine}
 
     def contract(self) -> Contract:
         """What it was trained for; a server is asked."""

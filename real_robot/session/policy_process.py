@@ -66,7 +66,7 @@ def source_of(options: dict[str, Any], note: Callable[[str], None] = lambda text
         return RemotePolicy(options["run"], read_token(options.get("token_file")), options["seed"], note)
     from flowpolicy.real_robot.session.local_policy import LocalPolicy
 
-    return LocalPolicy(options["run"], options["seed"])
+    return LocalPolicy(options["run"], options["seed"], options.get("engine", "auto"), note)
 
 
 def is_address(run: str) -> bool:

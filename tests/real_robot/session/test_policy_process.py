@@ -118,7 +118,8 @@ def test_more_is_never_committed_than_the_policy_was_trained_for(sim):
     assert {len(committed) for committed in source.committed if committed is not None} == {1}
 
 
-def test_a_trained_prefix_reaches_the_network(tmp_path):
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_a_trained_prefix_reaches_the_network_of_any_engine(tmp_path, engine):
     import torch
 
     from flowpolicy.agents.cloning.dm1 import DM1
@@ -134,7 +135,10 @@ def test_a_trained_prefix_reaches_the_network(tmp_path):
     for parameter in policy.actor.parameters():  # a new network answers zero to everything
         torch.nn.init.normal_(parameter, std=0.1)
     policy.save(tmp_path)
-    source = LocalPolicy(str(tmp_path), seed=0)
+    notes = []
+    source = LocalPolicy(str(tmp_path), 0, engine, notes.append)
+    assert "ready after" in notes[0]
+    assert engine in ("auto", source._engine.name)
     assert source.prefix == 3
     obs = {key: np.zeros((1, size), np.float32) for key, size in shapes.items()}
     committed = np.full((2, 8), 0.01)

@@ -191,6 +191,7 @@ def test_mistakes_exit_with_2_and_a_hint(tmp_path, monkeypatch):
         (["home", "--tool", "nan"], "0 to 0.5 m"),
         (["home", "--session", "../elsewhere"], "letters, digits"),
         (["run", "run", "--patience", "nan"], "at least 0"),
+        (["run", "ws://127.0.0.1:1", "--engine", "onnx"], "has chosen its engine"),
     ):
         done = here("robot", *words, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
