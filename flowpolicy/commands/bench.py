@@ -62,7 +62,7 @@ def update(
         width: size of the hidden layers of all networks against a peer; 512 is the published size.
         depth: number of hidden layers against a peer; 4 is the published size.
         json: where to write the figures.
-        overwrite: replace what stands at --json.
+        overwrite: replace an existing file at --json.
 
     """
     _require_free(json, overwrite)
@@ -122,7 +122,7 @@ def latency(
         rounds: alternated rounds.
         peer_python: Python that can import lerobot: its diffusion policy joins the rounds, in 10 and 100 steps.
         json: where to write the figures.
-        overwrite: replace what stands at --json.
+        overwrite: replace an existing file at --json.
         picture: where to draw them; RUN/bench/latency.png unless given.
 
     """
@@ -176,11 +176,11 @@ def data(
     """Share of an update spent on sampling its batch from a million rows.
 
     Args:
-        preset: whose agent is updated.
+        preset: preset whose agent is updated.
         chunk: actions per window.
         threads: torch threads.
         json: where to write the figures.
-        overwrite: replace what stands at --json.
+        overwrite: replace an existing file at --json.
 
     """
     _require_free(json, overwrite)
@@ -215,7 +215,7 @@ def rollout(
         slots: slots of the vector environment, dealt to one worker process per core.
         rounds: alternated rounds of 20 steps.
         json: where to write the figures.
-        overwrite: replace what stands at --json.
+        overwrite: replace an existing file at --json.
 
     """
     _require_free(json, overwrite)
@@ -250,7 +250,7 @@ def serve(
         engine: of the server, see flowpolicy serve.
         threads: of the engine.
         json: where to write the figures.
-        overwrite: replace what stands at --json.
+        overwrite: replace an existing file at --json.
 
     """
     _require_free(json, overwrite)
@@ -271,11 +271,11 @@ def seams(
     """Jump at the seams of chunks, per chunk mode; simulated time, the same figures on every machine.
 
     Args:
-        disagreement: standard deviation of what a chunk is off by, rad.
+        disagreement: standard deviation of a chunk's error, rad.
         latency: from observation to chunk, s.
         seconds: simulated time.
         json: where to write the figures.
-        overwrite: replace what stands at --json.
+        overwrite: replace an existing file at --json.
 
     """
     _require_free(json, overwrite)

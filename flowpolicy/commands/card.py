@@ -45,7 +45,7 @@ def card(
         delay: also success against delay, with and without real-time chunking: RUN/card/delay.png. Takes as long as
             several cards.
         delays_ms: delays from observation to action.
-        jitter: with --delay: up to so many more actions of delay, drawn for every observation.
+        jitter: with --delay: up to this many extra actions of delay, drawn for every observation.
         dropped: with --delay: share of observations that never arrive.
 
     """

@@ -67,7 +67,7 @@ def make(
         quality: lift, can and toy: expert keeps successes only; mixed adds three levels and labelled failures as
             filter keys. The others have one quality.
         workers: processes; one per core unless given.
-        overwrite: replace what stands at --out.
+        overwrite: replace an existing file at --out.
 
     """
     from flowpolicy.envs.demonstrators import TASKS, make_demonstrations
@@ -108,16 +108,16 @@ def rollouts(
     workers: Workers | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Record what a run does, with simulator states, as RoboMimic HDF5: to train a critic of it, or to make groups.
+    """Record episodes of a run, with simulator states, as RoboMimic HDF5: to train a critic on, or to make groups.
 
     Args:
         run: run folder (its newest checkpoint) or checkpoint folder, of lift, can or toy.
         out: file to write; filter keys successful, failed, train and valid.
         episodes: number of episodes, from initial states that no evaluation has.
         seed: same seed, same file content, whatever the number of workers.
-        noise_scale: of the policy's initial noise, lowest and highest; five even steps, an episode each in turn.
+        noise_scale: lowest and highest scale of the policy's initial noise; episodes take five even steps in turn.
         workers: processes; one per core unless given.
-        overwrite: replace what stands at --out, unless the run was trained on it.
+        overwrite: replace an existing file at --out, unless the run was trained on it.
 
     """
     require_free(out, overwrite)
@@ -176,7 +176,7 @@ def label(file: Annotated[Path, tyro.conf.Positional], /, env: str, out: Path, o
         file: OGBench npz with qpos.
         env: its environment, e.g. cube-single.
         out: file to write; with --overwrite it may be the same.
-        overwrite: replace what stands at --out.
+        overwrite: replace an existing file at --out.
 
     """
     from flowpolicy.envs.ogbench import OGBenchConfig

@@ -69,8 +69,8 @@ def distill(
         width: width of a student with an MLP; 0 is the teacher's.
         depth: its hidden layers; 0 is the teacher's.
         lr: peak learning rate.
-        real: share of the rows of 'improved-reflow' with real chunks, whose noise the teacher's flow is run back to.
-        inversion: how it is run back: 'afp', 'midpoint', or 'exact' at eight times the evaluations.
+        real: 'improved-reflow': share of rows with real chunks, whose noise the teacher's flow gives, run backwards.
+        inversion: how it runs backwards: 'afp', 'midpoint', or 'exact' at eight times the evaluations.
         seed: seeds weights, batches and noise.
         out: run folder of the student; RUN-METHOD unless given.
 

@@ -39,11 +39,11 @@ def evaluate(
         seed: seed of the plan; the plans of two seeds share no initial state, and none is in generated data.
         plan: file with an evaluation plan, instead of --episodes and --seed.
         nfe: network evaluations per chunk; the contract's number unless given.
-        noise_scale: factor of the policy's initial noise: 1 acts by the law that was learned, 0 by its middle, without
-            chance. Another protocol than the published ones: it is kept beside the outcomes.
+        noise_scale: factor of the policy's initial noise: 1 samples the learned law, 0 acts without randomness. Other
+            scales than 1 are no published protocol; they are recorded with the outcomes.
         video: how many episodes to record as MP4.
         json: where to write the outcomes, besides RUN/eval.
-        overwrite: replace what stands at --json; an earlier record of this very evaluation is replaced anyway.
+        overwrite: replace an existing file at --json; an earlier record of this very evaluation is replaced anyway.
 
     """
     from flowpolicy.core.checkpoint import resolve, run_of

@@ -28,9 +28,9 @@ def export(
     threads: Threads = 1,
     overwrite: bool = False,
 ) -> None:
-    """Write the whole of a policy's act, with its contract, card and hashes, for a computer without the training code.
+    """Write a policy with its contract, card and hashes, for a computer without the training code.
 
-    The file has reproduced random decisions of the policy before it appears.
+    Before the file appears it has reproduced random decisions of the policy.
 
     Args:
         run: run folder (its newest checkpoint) or checkpoint folder.

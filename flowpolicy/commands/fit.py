@@ -27,14 +27,14 @@ def fit(
     seed: Seed = 0,
     out: Path | None = None,
 ) -> None:
-    """Fit a solver to the field of a trained policy and write a run that acts by it; the weights stay as they are.
+    """Fit a solver to the field of a trained policy and write a run that uses it; the weights do not change.
 
-    The new run holds the hash of the weights that the solver belongs to. It is evaluated as any other.
+    The new run holds the hash of the weights that the solver belongs to. It is evaluated like any other.
 
     Args:
         run: run folder.
         nfe: evaluations per chunk of the new policy.
-        what: 'olss' fits what every state is made of; 'boss' only where Euler puts its steps.
+        what: 'olss' fits every state as a combination of noise and velocities; 'boss' only the times of Euler's steps.
         samples: training observations, and trajectories, to fit on.
         seed: seeds observations and noise.
         out: run folder of the result; RUN-WHATNFE unless given.

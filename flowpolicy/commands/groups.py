@@ -43,7 +43,7 @@ class Making:
     """States of the dataset that get candidates."""
     span: tuple[Share, Share] = (0.0, 1.0)
     """Part of every episode that the states are taken from, as fractions of its length. Where chunks decide little,
-    labels hold little: 0 0.3 for a pick that is decided before the grasp."""
+    labels say little: 0 0.3 for a pick that is decided before the grasp."""
     candidates: Few = 8
     """Chunks per state, the data's among them; at least 4."""
     seed: Seed = 0
@@ -55,8 +55,8 @@ class Making:
     nfe: Few | None = None
     """Network evaluations per candidate; the run's unless given."""
     candidate_noise: tuple[NonNegative, NonNegative] = (1.0, 1.0)
-    """Scale of the noise that the base's candidates start from, first to last in even steps: 1 1 samples what the base
-    does, 0 1 reaches from the middle of its law to all of it. Where a policy fails by its own noise, 0 1 shows it."""
+    """Scale of the noise that the base's candidates start from, first to last in even steps: 1 1 samples the
+    base's law, 0 1 ranges from zero noise to all of it. Where a policy fails by its own noise, 0 1 shows it."""
     critic: Path | None = None
     """Source critic: run of fql, ifql, iql, qc, rebrac, fisher or mean-flow-q on the same data."""
     held_out: Path | None = None
@@ -67,18 +67,18 @@ class Making:
     rollouts: Few = 2
     """Source simulator: completions per candidate."""
     limit: Natural = 0
-    """Source simulator: steps from the state after which a rollout has failed (0: the horizon's). One that slow
-    successes exceed calls them failures."""
+    """Source simulator: steps from the state after which a rollout has failed (0: the horizon's). Too small
+    a limit calls slow successes failures."""
     completion_noise: NonNegative | Literal["own"] = 1.0
     """Source simulator: scale of the base's noise while it finishes. At 0 nothing but the candidate differs between the
     rollouts of a group. 'own' goes on at the scale that the candidate started from: where one chunk decides little, it
     then stands for a way to act, and the label says how acting that way ends."""
     discount: Share = 0.99
-    """Source returns: of the rewards to go."""
+    """Source returns: discount of the rewards to go."""
     workers: Workers | None = None
     """Source simulator: processes; one per core unless given."""
     overwrite: bool = False
-    """Replace what stands at --out."""
+    """Replace an existing file at --out."""
 
 
 def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Making, tyro.conf.arg(name="")]) -> None:

@@ -64,7 +64,7 @@ def lab(
     'LSD: consistency=lsd solver=map lr=0.002'. What is not named keeps its default, plain flow matching;
     base=encoder puts DM1's encoder before it; base=regression and base=mip are controls. Rows that would have other
     numbers of parameters than plain flow matching (by more than 5 %) get another width. Records are kept: a run that
-    is there is not made again.
+    has one is not repeated.
 
     Args:
         recipes: points on the axes.

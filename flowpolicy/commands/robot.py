@@ -49,8 +49,8 @@ def check(
 ) -> None:
     """Compare rate, frame, action convention, observations, arm, tool, limits and versions of a policy with the robot.
 
-    The policy is also tried on observations of its training file, if that is here: it should ask for no more than that
-    holds.
+    If its training file is here, the policy is also tried on the file's observations: it should not ask for more than
+    the file holds.
 
     Args:
         run: run or checkpoint folder, or the address of a policy server (ws://host:port).
@@ -89,7 +89,7 @@ def check(
 
 
 def home(setup: Robot = DEFAULT) -> int:
-    """Move to the home pose at 0.3 of the joints' speed limits; 1 where a fault ends it.
+    """Move to the home pose at 0.3 of the joints' speed limits; exits with 1 if a fault ends it.
 
     Args:
         setup: the robot.
@@ -121,7 +121,7 @@ def deploy(
         run: run or checkpoint folder, or the address of a policy server (ws://host:port).
         setup: the robot.
         episodes: how many.
-        seed: of what the episodes are about and of the policy's noise.
+        seed: seeds the episodes and the policy's noise.
         out: folder of the recordings; RUN/robot unless given, and ./robot-runs for a policy server.
         patience: seconds that the session waits after a fault for `flowpolicy robot recover`.
         token_file: file with the server's token; FLOWPOLICY_TOKEN unless given.
@@ -153,7 +153,7 @@ def record(
         task: what is demonstrated.
         setup: the robot.
         episodes: how many.
-        seed: of what the episodes are about.
+        seed: seeds the episodes.
         patience: seconds that the session waits after a fault for `flowpolicy robot recover`.
 
     """
