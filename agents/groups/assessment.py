@@ -35,7 +35,7 @@ class Assessment:
     held_out_gain: float = 0.0
     """By the judge that trained nothing."""
     corrected_gain: float = 0.0
-    """``held_out_gain`` minus the price of leaving the support of the behaviour: what early stopping goes by."""
+    """``held_out_gain`` minus the price of leaving the support of the behaviour; early stopping goes by it."""
     hacking_gap: float = 0.0
     """``reward_gain - held_out_gain``; above half of ``reward_gain`` the rewards are being exploited."""
     unsupported: float = 0.0

@@ -76,11 +76,11 @@ class GDRO(ImitationConfig):
     times: Literal["uniform", "importance"] = "uniform"
     """'importance' draws times where the log-ratios of Gaussian candidates vary most, under the weight 'elbo': half the
     error at equal cost. Not the default: what precise log-ratios teach is learned nearest to the data, and on a
-    Gaussian the policy then moves 0.6 of the way that the closed form says (64 uniform draws: 0.65; 16: 0.9)."""
+    Gaussian the policy then moves 0.6 of the way of the closed form (64 uniform draws: 0.65; 16: 0.9)."""
     path_steps: Few = 8
     """Steps of the trajectories of 'trajectory_balance', in the place of ``draws``, ``weight`` and ``beta``."""
     anchor: NonNegative = 0.1
-    """Weight of velocity matching on the best candidate: keeps all likely. Longer chunks want more (gdro-can: 300)."""
+    """Weight of velocity matching on the best candidate: keeps all likely. Long chunks need more (gdro-can: 300)."""
     bc_weight: NonNegative = 0.5
     """Weight of velocity matching on the dataset, which keeps the field valid everywhere."""
     map_weight: NonNegative = 1.0
@@ -96,7 +96,7 @@ class GDRO(ImitationConfig):
     support_limit: NonNegative = 3.0
     """Policies this many nats further outside the support than the base are never kept."""
     early_stopping: bool = True
-    """The policy is the assessed one of the best corrected score, the base among them; otherwise the newest."""
+    """Keep the assessed policy with the best corrected score, the base included; otherwise the newest."""
     patience: Natural = 0
     """Assessments without a new best after which training stops; 0 never stops."""
 

@@ -25,7 +25,7 @@ class Draws(NamedTuple):
 
     t: Float[Tensor, "g m"]
     density: Float[Tensor, "g m"]
-    """That the times are drawn with; 1 where they are uniform."""
+    """Density with which the times are drawn; 1 where they are uniform."""
     noise: Float[Tensor, "g m h a"]
     tie: Float[Tensor, "g k"]
     member: Float[Tensor, " g"]

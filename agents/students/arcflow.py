@@ -34,7 +34,7 @@ class ArcFlow(Flow):
     """Segments with momentum modes, matched to the teacher's velocity along their own curve."""
 
     segments: Few = 2
-    """Segments from noise to data, one evaluation each; what the student acts in."""
+    """Segments from noise to data; the student takes one evaluation for each."""
     states: Few = 4
     """Times inside a segment at which the teacher is asked."""
     window: Share = 3 / 128

@@ -1,7 +1,7 @@
 """BOSS: a student whose steps are the chords of its teacher's trajectories on the best few nodes (arXiv 2312.16414).
 
-The nodes are those that lose least to Euler's method on the teacher, by dynamic programming; the student then is
-straightened on every segment between them.
+The nodes are those on which Euler's method loses least on the teacher's flow, found by dynamic programming; the
+student is then straightened on every segment between them.
 """
 
 from __future__ import annotations

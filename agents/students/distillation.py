@@ -168,7 +168,7 @@ def improved_reflow(lesson: Lesson) -> Flow:
 
 @method("annealed-reflow")
 def annealed_reflow(lesson: Lesson) -> Flow:
-    """Reflow that starts on fresh noise, for students that start from nothing (SlimFlow, arXiv 2407.12718)."""
+    """Reflow that starts on fresh noise, for students with random initial weights (SlimFlow, arXiv 2407.12718)."""
     return _with_flow(lesson.student, coupling=make("coupling", "table", anneal=0.6))
 
 

@@ -1,7 +1,7 @@
 """SlimFlow: a small one-step student of a flow policy (arXiv 2407.12718).
 
-Two phases of one training. First annealing reflow: the student learns the teacher's pairs, on noise that at first is
-another one and turns into theirs. Then guided distillation at t = 0 alone: half of the rows are the teacher's pairs,
+Two phases of one training. First annealing reflow: the student learns the teacher's pairs, on noise that starts
+fresh and turns into theirs. Then guided distillation at t = 0 alone: half of the rows are the teacher's pairs,
 the other half start from fresh noise and are corrected half-way by a guide, the straightened student of the first
 phase, which costs one evaluation instead of a trajectory of the teacher.
 """

@@ -57,7 +57,7 @@ def card_name(step: int, checkpoint_sha256: str, plan: EvaluationPlan) -> str:
 
 
 def make_way(folder: Path, name: str) -> None:
-    """Move what stands in RUN/card to a folder of its own there, unless it is of the card ``name``: a card is whole."""
+    """Move an earlier card in RUN/card to a folder of its own there, unless it is the card ``name``."""
     mark = folder / "card.json"
     parts = [path for pattern in ("card.*", "nfe_*.json", "delay.*") for path in folder.glob(pattern)]
     earlier = read_json(mark)["card"] if mark.exists() else "earlier"

@@ -58,7 +58,7 @@ class Evaluation:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     """Library versions."""
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """How the policy came about: its experiment (seed, data, every option), hash of the data, seconds, parameters."""
+    """How the policy was made: its experiment (seed, data, every option), hash of the data, seconds, parameters."""
     noise_scale: float = 1.0
     """Factor of the policy's initial noise, see :class:`flowpolicy.policy.Policy`."""
     success_defined: bool = True

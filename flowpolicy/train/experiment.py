@@ -224,7 +224,7 @@ class Batches(Protocol):
 
 
 def make_sampler(experiment: Experiment, dataset: Dataset, groups: Groups | None = None) -> Batches:
-    """The source of batches that the agent asks for: its ``needs`` is 'windows', 'transitions' or 'groups'."""
+    """The source of batches for the agent, whose ``needs`` is 'windows', 'transitions' or 'groups'."""
     agent = experiment.agent
     sizes = (agent.history, agent.chunk, experiment.batch_size, experiment.device)
     if groups is not None:

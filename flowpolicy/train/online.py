@@ -1,4 +1,4 @@
-"""Environment steps between the updates: an agent that was trained on a file goes on with what it experiences."""
+"""Environment steps between the updates: an agent trained on a file goes on with its own experience."""
 
 from __future__ import annotations
 
