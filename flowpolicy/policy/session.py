@@ -149,7 +149,7 @@ class Session:
                 "real-time chunking with a policy that was not trained to continue committed actions",
                 fix="train with --agent.prefix N, or act by GuidedPolicy(policy) where a velocity takes several steps",
             )
-        self._seed, self._resets = seed, 0
+        self.seed, self._resets = seed, 0
         self.episode = self.begin(seed)
 
     def reset(self, seed: int | None = None) -> None:
@@ -161,7 +161,7 @@ class Session:
 
         """
         self._resets += 1
-        self.episode = self.begin(derive(self._seed, "session", self._resets) if seed is None else seed)
+        self.episode = self.begin(derive(self.seed, "session", self._resets) if seed is None else seed)
 
     def act(self, obs: Mapping[str, NDArray[Any]], age: int = 0) -> NDArray[Any]:
         """(a,) the next action, in environment units.

@@ -75,9 +75,11 @@ class AcceleratedSession(RunningSession):
             self._recorder = Recorder(self.session, Path(options["folder"]), options["meta"])
             self._recorder.drain()
             return
-        from flowpolicy.real_robot.session.policy_process import PolicyLoop, source_of
+        from flowpolicy.policy.session import Session as PolicySession
+        from flowpolicy.real_robot.session.policy_process import PolicyLoop, load_source
 
-        loop = PolicyLoop(source_of(options), self.session, self.setup.tool_length, self.setup.mode, self.clock.now)
+        acting = PolicySession(load_source(options), seed=options["seed"])
+        loop = PolicyLoop(acting, self.session, self.setup.tool_length, self.setup.mode, self.clock.now)
         self._policy = loop.step
         self._pass(0.1)
 

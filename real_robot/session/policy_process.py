@@ -6,6 +6,7 @@ client of a policy server on another host; then no torch is imported here.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
@@ -13,14 +14,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.core.errors import ContractError
-from flowpolicy.core.spec import Contract
-from flowpolicy.policy.history import ObservationHistory
+from flowpolicy.core.errors import ActionError, ContractError
+from flowpolicy.core.seed import derive
+from flowpolicy.policy.committed import Committed
+from flowpolicy.policy.engines import ENGINES, Engine, load_engine
+from flowpolicy.policy.session import ChunkSource
+from flowpolicy.policy.session import Session as PolicySession
 from flowpolicy.real_robot.bridge.chunks import Mode, freeze, hermite
 from flowpolicy.real_robot.bridge.ring_records import Session, pack_chunk
 from flowpolicy.real_robot.bridge.shared_ring import Records
@@ -30,43 +34,24 @@ from flowpolicy.real_robot.session.launch import orphaned, read_options
 from flowpolicy.real_robot.session.observations import observe
 
 _ALIVE = 0.05  # s between two signs of life
+_COMPILED = ("aotinductor", "compile", "cuda_graph")
+"""Engines that take a minute to build: not what 'auto' measures while a robot waits."""
 
 
-class ChunkSource(Protocol):
-    """What decides."""
-
-    @property
-    def contract(self) -> Contract:
-        """What it was trained for."""
-
-    def reset(self, episode: int) -> None:
-        """Begin an episode: its random stream depends on the number alone."""
-
-    @property
-    def prefix(self) -> int:
-        """Most committed actions that it was trained to continue; 0 for none."""
-
-    def chunk(
-        self, obs: dict[str, NDArray[np.float32]], committed: NDArray[np.float64] | None
-    ) -> NDArray[np.float64] | None:
-        """(h, n + 1) actions, steps of the joints in rad and opening in m; None where there are none in time.
-
-        Args:
-            obs: observation histories, name -> (o, d).
-            committed: (c, n + 1) actions that the chunk must begin with, c at most :attr:`prefix`; None for none.
-
-        """
-
-
-def source_of(options: dict[str, Any], note: Callable[[str], None] = lambda text: None) -> ChunkSource:
-    """The policy that the options of the process name: a run, or the address of a server."""
+def load_source(options: dict[str, Any], note: Callable[[str], None] = lambda text: None) -> Engine | ChunkSource:
+    """What decides as the options of the process say: the engine of a run, or the server at an address."""
     if is_address(options["run"]):
         from flowpolicy.real_robot.session.remote_policy import RemotePolicy
 
         return RemotePolicy(options["run"], read_token(options.get("token_file")), options["seed"], note)
-    from flowpolicy.real_robot.session.local_policy import LocalPolicy
-
-    return LocalPolicy(options["run"], options["seed"], options.get("engine", "auto"), note)
+    quick = [name for name in ENGINES if name not in _COMPILED]
+    engine = load_engine(options["run"], options.get("engine", "auto"), among=quick)
+    seen = ", ".join(
+        f"{name} {1e3 * found:.2f} ms" if isinstance(found, float) else f"{name}: {found}"
+        for name, found in engine.measured.items()
+    )
+    note(f"engine '{engine.name}', ready after {engine.load_s:.1f} s{seen and f'; {seen}'}")
+    return engine
 
 
 def is_address(run: str) -> bool:
@@ -83,11 +68,12 @@ class PolicyLoop:
     """Decides once per ``execute`` rows while the arm is ready or running.
 
     Args:
-        source: the policy.
+        acting: what decides.
         session: rings.
         tool: distance from flange to tool point, m.
         mode: 'rtc' commits rows before they are due.
         now: the bridge's clock.
+        note: told what is wrong with a chunk.
 
     Raises:
         ContractError: the policy's actions are not those of the session's arm.
@@ -95,19 +81,25 @@ class PolicyLoop:
     """
 
     def __init__(
-        self, source: ChunkSource, session: Session, tool: float, mode: Mode, now: Callable[[], float] = time.monotonic
+        self,
+        acting: PolicySession,
+        session: Session,
+        tool: float,
+        mode: Mode,
+        now: Callable[[], float] = time.monotonic,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
-        contract, joints = source.contract, session.arm.joints
+        contract, joints = acting.contract, session.arm.joints
         if contract.spec.action.size != joints + 1:
             raise ContractError(
                 f"the policy has actions of {contract.spec.action.size} numbers for an arm with {joints} joints",
                 expected=f"{joints + 1}: a step of each joint, and the gripper's opening",
                 fix="deploy the policy on the arm that it was trained for: --arm",
             )
-        self.source, self.session, self.tool, self.mode, self._now = source, session, tool, mode, now
+        self.acting, self.session, self.tool, self.mode, self._now, self._note = acting, session, tool, mode, now, note
         self.dt = 1.0 / contract.spec.action.rate_hz
-        self._keys, self._execute = tuple(contract.spec.observation), contract.execute
-        self._history = ObservationHistory(contract)
+        self._keys, self._execute = tuple(contract.spec.observation), acting.execute
+        self._prefix = acting.source.prefix
         self._seen: dict[str, NDArray[np.float32]] = {}  # one row earlier
         self._previous: ActionChunk | None = None
         self._episode = self._seq = self._steps = 0
@@ -128,7 +120,7 @@ class PolicyLoop:
             for key in self._keys
         }
         self._seen = current
-        self._history.append(current)
+        self.acting.episode.see(current)
         if self._steps % self._execute == 0:
             self._decide(tick, current)
         else:
@@ -138,38 +130,43 @@ class PolicyLoop:
 
     def _begin(self, episode: int) -> None:
         self._episode, self._steps, self._previous = episode, 0, None
-        self._history.clear()
         self._seen = {}
-        self.source.reset(episode)
+        self.acting.reset(derive(self.acting.seed, "robot", episode))
 
     def _decide(self, tick: Records, current: dict[str, NDArray[np.float32]]) -> None:
         t_obs = float(tick["t_mono"])
-        committed = self._committed(tick)
-        rows = self.source.chunk(self._history.stacked(), committed)
+        due, contract = self._due(tick), self.acting.contract
+        size = (contract.chunk, contract.spec.action.size)
+        try:
+            rows = self.acting.episode.decide(None if due is None else Committed.of([due], size))
+        except ActionError as error:
+            self._note(error.what)
+            rows = None
         done = self._now()
         if rows is None:  # the bridge goes on with what it has, and holds when that ends
             self.session.alive()
             return
+        rows = rows.astype(np.float64)
         # A slow mean of the latency: freezing one row too many costs less than one too few.
         self._latency = max(done - t_obs, 0.9 * self._latency)
         self._seq += 1
         q = tick["q_cmd"] + rows[:, :-1].cumsum(0)
-        frozen = 0 if committed is None else len(committed)
+        frozen = 0 if due is None else len(due)
         chunk = ActionChunk(self._seq, t_obs, t_obs + self.dt, self.dt, q, rows[:, -1], frozen)
-        if self.mode == "rtc" and not self.source.prefix:
+        if self.mode == "rtc" and not self._prefix:
             chunk = freeze(chunk, self._previous, self._latency)
         self._previous = chunk
         missed = math.floor((done - t_obs) / (self._execute * self.dt))
         inputs = np.concatenate([current[key] for key in self._keys])
         self.session.chunks.write(pack_chunk(chunk, inputs=inputs, t_infer=done, missed=missed))
 
-    def _committed(self, tick: Records) -> NDArray[np.float64] | None:
+    def _due(self, tick: Records) -> NDArray[np.float64] | None:
         """(c, n + 1) actions of the previous chunk that fall due before the next one can arrive."""
         previous = self._previous
-        if self.mode != "rtc" or not self.source.prefix or previous is None:
+        if self.mode != "rtc" or not self._prefix or previous is None:
             return None
         t_obs = float(tick["t_mono"])
-        due = t_obs + self.dt * np.arange(1, 1 + min(math.ceil(self._latency / self.dt), self.source.prefix))
+        due = t_obs + self.dt * np.arange(1, 1 + min(math.ceil(self._latency / self.dt), self._prefix))
         due = due[due <= previous.end]
         if not len(due):
             return None
@@ -182,8 +179,9 @@ def main() -> None:
     """Decide until SIGTERM."""
     setup, options = read_options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    source = source_of(options, lambda text: print(text, flush=True))  # noqa: T201 - the log of this process
-    loop = PolicyLoop(source, Session(setup.session), setup.tool_length, setup.mode)
+    note = functools.partial(print, flush=True)  # the log of this process
+    acting = PolicySession(load_source(options, note), seed=options["seed"])
+    loop = PolicyLoop(acting, Session(setup.session), setup.tool_length, setup.mode, note=note)
     due = time.monotonic()
     while not orphaned():
         due = max(loop.step(time.monotonic()), due)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import ContractError, ServingError
 from flowpolicy.core.spec import Contract, read_contract
+from flowpolicy.policy.committed import Committed
+from flowpolicy.policy.previous import Previous
 from flowpolicy.real_robot.bridge.watchdogs import WatchdogLimits
 from flowpolicy.serve.client import LateError, PolicyClient
 
@@ -25,7 +27,7 @@ _PAUSE_S = 0.5
 
 
 class RemotePolicy:
-    """Decides on a server.
+    """Decides on a server (:class:`flowpolicy.policy.session.ChunkSource`).
 
     Args:
         url: such as 'ws://10.0.0.2:8765'.
@@ -37,6 +39,9 @@ class RemotePolicy:
         ServingError: nobody answers, or the token is refused.
 
     """
+
+    continues = False
+    evaluations = 0
 
     def __init__(self, url: str, token: str, seed: int, note: Callable[[str], None] = lambda text: None) -> None:
         self._url, self._token, self._seed, self._note = url, token, seed, note
@@ -58,13 +63,17 @@ class RemotePolicy:
         """Most committed actions that it was trained to continue."""
         return self._prefix
 
-    def reset(self, episode: int) -> None:
-        """Noise depends on the seed and the number of the request: an episode begins where the last one ended."""
+    def stream(self, seed: int) -> None:
+        """Noise depends on the client's seed and the number of the request: an episode begins where one ended."""
 
     def chunk(
-        self, obs: dict[str, NDArray[np.float32]], committed: NDArray[np.float64] | None
-    ) -> NDArray[np.float64] | None:
-        """(h, a) actions that begin with the (n, a) committed ones; None where none came in time.
+        self,
+        obs: Mapping[str, NDArray[Any]],
+        stream: None,
+        committed: Committed | None = None,
+        previous: Previous | None = None,
+    ) -> NDArray[Any] | None:
+        """(h, a) actions that begin with the committed ones; None where none came in time.
 
         Raises:
             ServingError: the server refuses what it is asked.
@@ -77,8 +86,8 @@ class RemotePolicy:
             self._reconnect()
             return None
         try:
-            prefix = None if committed is None else committed.astype(np.float32)
-            return self._client.act(obs, self._budget_ms, prefix=prefix).chunk.astype(np.float64)
+            prefix = None if committed is None else committed.action[0, : committed.length[0]]
+            return self._client.act(obs, self._budget_ms, prefix=prefix).chunk
         except LateError as late:
             self._note(late.what)
         except ServingError as error:

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from flowpolicy.core.errors import ContractError, ServingError
+from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import Contract
 from flowpolicy.envs.arm_tasks import ArmTaskConfig
+from flowpolicy.policy.committed import Committed
+from flowpolicy.policy.session import Session
 from flowpolicy.real_robot.bridge.chunks import hermite
 from flowpolicy.real_robot.bridge.ring_records import unpack_chunk
 from flowpolicy.real_robot.bridge.states import State
-from flowpolicy.real_robot.session.policy_process import PolicyLoop, is_address, read_token
+from flowpolicy.real_robot.session.policy_process import PolicyLoop, is_address, load_source, read_token
 from flowpolicy.real_robot.session.remote_policy import RemotePolicy
 
 from ...serve.conftest import serving
@@ -27,15 +30,16 @@ CONTRACT = Contract(ArmTaskConfig().spec(), history=1, chunk=8, execute=2, nfe=1
 class Steady:
     """Joint 1 goes on by ``step`` rad a row; the answers are kept."""
 
-    contract, prefix, step = CONTRACT, 0, 0.004
+    contract, prefix, continues, evaluations, step = CONTRACT, 0, False, 0, 0.004
 
     def __init__(self):
-        self.committed, self.silent, self.noise = [], False, None
+        self.committed, self.silent, self.spoiled, self.noise = [], False, False, None
 
-    def reset(self, episode):
-        self.episode = episode
+    def stream(self, seed):
+        self.seed = seed
 
-    def chunk(self, obs, committed):
+    def chunk(self, obs, stream, committed=None, previous=None):
+        committed = None if committed is None else committed.action[0, : committed.length[0]]
         self.committed.append(committed)
         if self.silent:
             return None
@@ -45,13 +49,13 @@ class Steady:
             rows[:, :7] += self.noise.normal(scale=0.002, size=(8, 7))
         if committed is not None:
             rows[: len(committed)] = committed
-        return rows
+        return rows * np.nan if self.spoiled else rows
 
 
-def deploy(sim, source, mode="crossfade", latency=0.0):
+def deploy(sim, source, mode="crossfade", latency=0.0, note=lambda text: None):
     sim.ready()
     sim.session.command("begin", 3)
-    loop = PolicyLoop(source, sim.session, LIMITS.tool, mode, now=lambda: sim.t + latency)
+    loop = PolicyLoop(Session(source), sim.session, LIMITS.tool, mode, now=lambda: sim.t + latency, note=note)
     sim.policy = lambda sim: loop.step(sim.t) - sim.t
     return loop
 
@@ -71,7 +75,7 @@ def test_it_decides_every_second_row_and_the_arm_follows(sim):
     deploy(sim, source)
     sim.run(2.0)
     assert sim.state is State.RUNNING
-    assert source.episode == 3
+    assert source.seed == derive(0, "robot", 3)
     assert len(source.committed) == pytest.approx(20, abs=1)
     assert all(committed is None for committed in source.committed)
     assert sim.ticks[-1]["starved"] == 0
@@ -92,6 +96,16 @@ def test_a_policy_that_has_no_chunk_in_time_is_alive_and_the_arm_holds(sim):
     source.silent = False
     sim.run(0.3)
     assert sim.state is State.RUNNING
+
+
+def test_a_chunk_that_is_no_number_is_none(sim):
+    source, notes = Steady(), []
+    deploy(sim, source, note=notes.append)
+    sim.run(1.0)
+    source.spoiled = True
+    sim.run(0.9)
+    assert sim.state is State.HOLD
+    assert "NaN" in notes[0]
 
 
 def test_with_rtc_the_policy_continues_what_falls_due_before_it_can_answer(sim):
@@ -126,7 +140,6 @@ def test_a_trained_prefix_reaches_the_network_of_any_engine(tmp_path, engine):
     from flowpolicy.data.normalize import Normalizer
     from flowpolicy.policy.actor import PolicyConfig
     from flowpolicy.policy.policy import Policy
-    from flowpolicy.real_robot.session.local_policy import LocalPolicy
 
     torch.manual_seed(0)
     shapes = {key: spec.shape[0] for key, spec in CONTRACT.spec.observation.items()}
@@ -136,17 +149,18 @@ def test_a_trained_prefix_reaches_the_network_of_any_engine(tmp_path, engine):
         torch.nn.init.normal_(parameter, std=0.1)
     policy.save(tmp_path)
     notes = []
-    source = LocalPolicy(str(tmp_path), 0, engine, notes.append)
+    loaded = load_source({"run": str(tmp_path), "engine": engine}, notes.append)
     assert "ready after" in notes[0]
-    assert engine in ("auto", source._engine.name)
-    assert source.prefix == 3
-    obs = {key: np.zeros((1, size), np.float32) for key, size in shapes.items()}
-    committed = np.full((2, 8), 0.01)
-    source.reset(1)
-    with_prefix = source.chunk(obs, committed)
-    np.testing.assert_array_equal(with_prefix[:2], committed.astype(np.float32))
-    source.reset(1)
-    assert np.abs(source.chunk(obs, None) - with_prefix)[2:].max() > 0
+    assert engine in ("auto", loaded.name)
+    session = Session(loaded)
+    assert session.source.prefix == 3
+    found, committed = [], np.full((2, 8), 0.01)
+    for due in (committed, None):
+        session.reset(1)
+        session.episode.see({key: np.zeros(size, np.float32) for key, size in shapes.items()})
+        found.append(session.episode.decide(None if due is None else Committed.of([due], (8, 8))))
+    np.testing.assert_array_equal(found[0][:2], committed.astype(np.float32))
+    assert np.abs(found[1] - found[0])[2:].max() > 0
 
 
 class Server:
