@@ -42,7 +42,7 @@ class Setup:
     address: str = "127.0.0.1"
     """Address of the robot."""
     arm: str = "fr3"
-    """Which arm: 'fr3', 'fer' (Panda) or 'ur5e'; its joints, limits and kinematics hold."""
+    """Which arm, by the name of its model: 'fr3', 'fer' (Panda), 'ur5e'; its joints, limits and kinematics hold."""
     table: float = 0.0
     """Height of the table in the base frame, m."""
     tool: float | None = None

@@ -12,6 +12,7 @@ Our choices, to be looked at before an arm moves by them: the elbow's range of +
 in the way, as the maker's own robot description says); accelerations and jerks, which the maker does not publish
 (180 degrees/s^2 is what its robot description plans with); what a policy may ask for, workspace and goals; gains and
 inertias, which are the NumPy arm's alone; the length of a hand such as Robotiq's 2F-85, whose opening is published.
+Nothing here looks whether the arm would hit itself.
 """
 
 from __future__ import annotations
