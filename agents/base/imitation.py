@@ -41,6 +41,7 @@ class ImitationConfig:
     """Publications that ``flowpolicy cite`` lists."""
     needs: ClassVar[str] = "windows"
     previous: ClassVar[bool] = False
+    horizon: ClassVar[int] = 0
     """Whether batches must hold the actions before their windows."""
     net: Net = MLP()
     """Trunk over the chunk: mlp, unet or transformer."""
@@ -156,6 +157,11 @@ class ImitationAgent(nn.Module):
     def updates(self) -> int:
         """Finished updates."""
         return self.optimizer.updates
+
+    @property
+    def stopped(self) -> bool:
+        """Never before the planned updates."""
+        return False
 
     def policy(self) -> Policy:
         """The policy with the averaged weights; shares nothing with the agent."""

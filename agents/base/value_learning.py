@@ -42,6 +42,7 @@ class ValueConfig:
     references: ClassVar[tuple[Reference, ...]] = ()
     """Publications that ``flowpolicy cite`` lists."""
     needs: ClassVar[str] = "transitions"
+    previous: ClassVar[bool] = False
     net: Net = Plain()
     """Trunk of the actor and of the behaviour flow."""
     encoder: StateEncoder = StateEncoder(width=0)
@@ -230,6 +231,11 @@ class ValueAgent(nn.Module):
     def follow(self, **switches: bool) -> None:
         """Move the targets towards the updated networks; ``switches`` are those of the update."""
         polyak(self.target, self.critic, self.config.tau)
+
+    @property
+    def stopped(self) -> bool:
+        """Never before the planned updates."""
+        return False
 
     def policy(self) -> Policy:
         """The policy with the averaged weights; shares nothing with the agent."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from flowpolicy.core.spec import Spec
+from flowpolicy.core.spec import Contract, Spec
 
 if TYPE_CHECKING:
     import torch  # seconds and 200 MB of every simulator process, which imports this file and needs neither
@@ -24,12 +24,73 @@ Observation = dict[str, NDArray[Any]]
 
 
 @runtime_checkable
+class AgentConfig(Protocol):
+    """A frozen dataclass in ``agents/`` that names an algorithm and its options: the ``agent`` of an experiment."""
+
+    @property
+    def needs(self) -> str:
+        """What its batches are: 'windows' (imitation), 'transitions' (values) or 'groups' (post-training)."""
+
+    @property
+    def history(self) -> int:
+        """Observations per decision."""
+
+    @property
+    def chunk(self) -> int:
+        """Actions per decision."""
+
+    @property
+    def execute(self) -> int:
+        """Actions of a chunk that are executed before the next decision."""
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per chunk."""
+
+    @property
+    def previous(self) -> bool:
+        """Whether windows come with the actions before them."""
+
+    @property
+    def horizon(self) -> int:
+        """Rewards that a transition sums; 0 for as many as a chunk has actions."""
+
+    def build(
+        self,
+        contract: Contract,
+        normalizer: Any,
+        *,
+        steps: int,
+        seed: int,
+        compile: bool,
+        device: torch.device | str,
+        **start: Any,
+    ) -> Agent:
+        """The agent before its first update.
+
+        Args:
+            contract: what the policy is for.
+            normalizer: fitted on the training data (:class:`flowpolicy.data.normalize.Normalizer`).
+            steps: planned updates.
+            seed: of the initial weights.
+            compile: compile the losses and their gradient.
+            device: where to train.
+            start: ``base`` (a policy) and ``groups`` where ``needs`` is 'groups'; nothing otherwise.
+
+        """
+
+
+@runtime_checkable
 class Agent(Protocol):
     """An algorithm in training. One file in ``agents/`` per algorithm."""
 
     config: Any
     policy_config: Any
     """What rebuilding the policy takes; written into the checkpoint's ``config.json``."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is done before its planned updates are."""
 
     def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
         """One gradient step. Tensors only: no host synchronisation, no draw from a global generator."""
@@ -42,6 +103,26 @@ class Agent(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Inverse of :meth:`state_dict`; strict."""
+
+
+class Source(Protocol):
+    """Where batches come from. One that subclasses this holds nothing that a checkpoint would have to keep."""
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether a checkpoint of this moment would hold everything."""
+        return True
+
+    def draw(self, generator: torch.Generator) -> TensorDict:
+        """A batch; the generator is the only source of randomness."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """JSON values that :meth:`restore` needs."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on after :meth:`state`."""
 
 
 @dataclasses.dataclass

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
+from flowpolicy.core.protocols import Source
 from flowpolicy.data.dataset import Dataset
 
 
-class WindowSampler:
+class WindowSampler(Source):
     """Draws windows that start uniformly at any row of a dataset.
 
     A window at row i has the observations of rows i-o+1 ... i and the actions of rows i ... i+h-1. It never

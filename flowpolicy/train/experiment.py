@@ -7,31 +7,35 @@ import functools
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Protocol, Self
-
-import torch
-from tensordict import TensorDict
+from typing import TYPE_CHECKING, Any, Self
 
 from flowpolicy.core import keys
 from flowpolicy.core.config import changed
 from flowpolicy.core.errors import ConfigError, ContractError, DataError, DataWarning
 from flowpolicy.core.files import unchanged_sha256
+from flowpolicy.core.protocols import Source
 from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.data.dataset import DataConfig, Dataset
 from flowpolicy.data.doctor import doubtful_start
-from flowpolicy.data.groups import Groups, GroupSampler
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
 from flowpolicy.train.online import OnlineConfig
+
+if TYPE_CHECKING:
+    from flowpolicy.core.protocols import AgentConfig
+else:
+    AgentConfig = Any  # the command line and stored files take the class of the agent that is there
+
+_AGENT = ("needs", "history", "chunk", "execute", "nfe", "previous", "horizon", "build")
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that decides the weights of a run. Presets are values of this class."""
 
-    agent: Any
+    agent: AgentConfig
     """Algorithm and its options."""
     env: str
     """Environment that the policy is meant for; its spec enters the contract."""
@@ -92,6 +96,11 @@ class Experiment:
     def __post_init__(self) -> None:
         require_ranges(self)
         agent = self.agent
+        if lacking := [name for name in _AGENT if not hasattr(agent, name)]:
+            raise ConfigError(
+                f"the agent {type(agent).__name__} has no {', '.join(lacking)}",
+                expected="what flowpolicy.core.protocols.AgentConfig lists",
+            )
         if agent.execute > agent.chunk:
             raise ConfigError(
                 f"--agent.execute {agent.execute}, --agent.chunk {agent.chunk}",
@@ -216,30 +225,26 @@ def _with_stated_shift(dataset: Dataset, env: Spec) -> Spec:
     return dataset.spec
 
 
-class Batches(Protocol):
-    """A source of batches."""
-
-    def draw(self, generator: torch.Generator) -> TensorDict:
-        """A batch; the generator is the only source of randomness."""
-
-
-def make_sampler(experiment: Experiment, dataset: Dataset, groups: Groups | None = None) -> Batches:
-    """The source of batches for the agent, whose ``needs`` is 'windows', 'transitions' or 'groups'."""
-    agent = experiment.agent
-    sizes = (agent.history, agent.chunk, experiment.batch_size, experiment.device)
-    if groups is not None:
-        return GroupSampler(WindowSampler(dataset, *sizes), groups)
-    if agent.needs == "windows":
-        return WindowSampler(dataset, *sizes, previous=agent.previous)
+def make_sampler(experiment: Experiment, dataset: Dataset) -> Source:
+    """The source of batches for the agent, whose ``needs`` is 'windows' or 'transitions'."""
+    if experiment.agent.needs == "windows":
+        return window_sampler(experiment, dataset)
     rewards = dataset.steps[keys.REWARD]
     if bool((rewards == rewards[0]).all()):
         warnings.warn(
-            f"{dataset.path}: every reward is {float(rewards[0]):g}, so all that {type(agent).__name__} can learn from "
-            "them is when an episode ends; label the file, or train a preset of imitation (flow-bc-*, dm1-*)",
+            f"{dataset.path}: every reward is {float(rewards[0]):g}, so all that {type(experiment.agent).__name__} can "
+            "learn from them is when an episode ends; label the file, or train a preset of imitation (flow-bc-*, "
+            "dm1-*)",
             DataWarning,
             stacklevel=2,
         )
     return transition_sampler(experiment, dataset, experiment.batch_size)
+
+
+def window_sampler(experiment: Experiment, dataset: Dataset) -> WindowSampler:
+    """Batches of windows as the experiment's agent wants them."""
+    agent, device = experiment.agent, experiment.device
+    return WindowSampler(dataset, agent.history, agent.chunk, experiment.batch_size, device, previous=agent.previous)
 
 
 def transition_sampler(experiment: Experiment, dataset: Dataset, batch_size: int) -> TransitionSampler:

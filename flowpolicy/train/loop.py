@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
@@ -17,26 +16,14 @@ from flowpolicy.core import checkpoint
 from flowpolicy.core.config import encode
 from flowpolicy.core.devices import find_device
 from flowpolicy.core.errors import ConfigError, TrainingError
-from flowpolicy.core.files import read_json, read_tensors, write_json, write_tensors, write_text
-from flowpolicy.core.protocols import Agent, Metrics, VecEnv
+from flowpolicy.core.files import read_json, write_json, write_tensors, write_text
+from flowpolicy.core.protocols import Metrics, VecEnv
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.core.spec import Contract, Spec, load_contract, save_contract
-from flowpolicy.data.dataset import Dataset, load_dataset
-from flowpolicy.data.normalize import Normalizer
-from flowpolicy.data.replay import MixedReplay
-from flowpolicy.data.windows import require_whole_chunks
-from flowpolicy.train.experiment import (
-    Batches,
-    Experiment,
-    make_contract,
-    make_sampler,
-    require_same_data,
-    transition_sampler,
-)
+from flowpolicy.core.spec import Spec, load_contract, save_contract
+from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.kinds import KINDS
 from flowpolicy.train.log import Logger, make_loggers
-from flowpolicy.train.online import OnlineSource
-from flowpolicy.train.post_training import load_start, require_same_start
+from flowpolicy.train.start import find_start, read_weights
 
 Report = Callable[[int, dict[str, float]], None]
 """Called with the finished updates and the newest metrics; drives the progress bar."""
@@ -66,7 +53,7 @@ class Trainer:
     Args:
         experiment: what to train.
         run: run folder.
-        env: spec of the environment that the policy is meant for.
+        env: spec of the environment that the policy is meant for; that of ``experiment.env`` unless given.
         resume: continue from the newest checkpoint of ``run``.
         slot: one environment to step in, where ``experiment.online`` asks for steps.
 
@@ -76,41 +63,24 @@ class Trainer:
         self,
         experiment: Experiment,
         run: Path,
-        env: Spec,
+        env: Spec | None = None,
         *,
         resume: bool = False,
         slot: VecEnv | None = None,
     ) -> None:
         find_device(experiment.device)
         torch.set_num_threads(experiment.threads)
-        self.experiment, self.run = experiment, run
+        self.run = run
         newest = checkpoint.resolve(run) if resume else None
         if not resume and run.exists() and any(run.glob(f"{checkpoint.FOLDER}/step_*")):
             raise ConfigError(
                 f"{run} already holds a run", fix=f"flowpolicy resume {run}, or choose another --out folder"
             )
-        dataset = load_dataset(experiment.data)
-        self.contract: Contract
-        self.contract, start = load_start(experiment, make_contract(experiment, dataset, env))
-        if newest:
-            stored = load_contract(newest / "contract.json")
-            require_same_data(dataset.sha256, stored, str(dataset.path))
-            require_same_start(self.contract, stored)
-            self.contract = stored
-        if experiment.data.short_episodes == "refuse":
-            require_whole_chunks(dataset, experiment.agent.chunk)
-        self.agent: Agent = experiment.agent.build(
-            self.contract,
-            start["base"].normalizer if start else Normalizer.fit(dataset, experiment.normalizer),
-            **start,
-            steps=experiment.steps,
-            seed=experiment.seed,
-            compile=experiment.compile,
-            device=experiment.device,
-        )
-        self.batches: Batches = (
-            self._collect(dataset, slot) if slot else make_sampler(experiment, dataset, start.get("groups"))
-        )
+        stored = load_contract(newest / "contract.json") if newest else None
+        start = find_start(experiment, run, env, stored, slot)
+        self.experiment, self.contract = start.experiment, start.contract
+        self.agent = start.agent()
+        self.source = start.source(self.agent)
         # The position of the batch stream is also the sampler's cursor: batches are drawn with replacement.
         self.streams = {
             name: torch_generator(experiment.seed, name, device=experiment.device) for name in ("batches", "noise")
@@ -120,22 +90,8 @@ class Trainer:
         self._unread: list[Metrics] = []
         if newest:
             self._restore(newest)
-        elif experiment.online.base:
-            base = checkpoint.resolve(Path(experiment.online.base))
-            self.agent.load_state_dict(read_weights(base))
-
-    def _collect(self, dataset: Dataset, slot: VecEnv) -> OnlineSource:
-        """Batches that mix the file with what the agent experiences in ``slot``."""
-        experiment, online = self.experiment, self.experiment.online
-        replay = MixedReplay(
-            dataset,
-            functools.partial(transition_sampler, experiment),
-            experiment.batch_size,
-            online.ratio,
-            self.run / "replay",
-        )
-        log = self.run / "episodes.csv"
-        return OnlineSource(online, self.agent, self.contract, slot, replay, experiment.seed, log)
+        else:
+            start.hand_over(self.agent)
 
     def train(self, report: Report = lambda step, row: None) -> Path:
         """Train to the end and return the last checkpoint."""
@@ -152,7 +108,7 @@ class Trainer:
                 if last or self.step % experiment.log_every == 0:
                     report(self.step, self._log(metrics, clock, loggers))
                 due |= self.step % experiment.checkpoint_every == 0
-                if last or (due and self._resumable):
+                if last or (due and self.source.at_boundary):
                     self._require_finite(metrics)
                     newest, due = self.save(), False
         finally:
@@ -160,18 +116,13 @@ class Trainer:
                 logger.close()
         return newest if newest != self.run else checkpoint.resolve(self.run)
 
-    @property
-    def _resumable(self) -> bool:
-        """Whether a checkpoint of this moment holds everything: not while an episode is being collected."""
-        return not isinstance(self.batches, OnlineSource) or self.batches.at_boundary
-
     def _finished(self) -> bool:
-        """Whether all updates are done, or the agent, if it is of the kind that does, has stopped early."""
-        return self.step >= self.experiment.steps or bool(getattr(self.agent, "stopped", False))
+        """Whether all updates are done, or the agent has stopped early."""
+        return self.step >= self.experiment.steps or self.agent.stopped
 
     def _update(self, clock: Clock) -> Metrics:
         start = time.perf_counter()
-        batch: TensorDict = self.batches.draw(self.streams["batches"])
+        batch: TensorDict = self.source.draw(self.streams["batches"])
         drawn = time.perf_counter()
         metrics = self.agent.update(batch, self.streams["noise"])
         done = time.perf_counter()
@@ -237,8 +188,8 @@ class Trainer:
         for name, stream in self.streams.items():
             stream.set_state(torch.frombuffer(bytearray(b64decode(state["generators"][name])), dtype=torch.uint8))
         self.step, self.seconds = state["step"], state["train_seconds"]
-        if isinstance(self.batches, OnlineSource):
-            self.batches.restore(state["online"])
+        # Runs from before every source had a state hold that of environment steps alone.
+        self.source.restore(state.get("source", state.get("online", {})))
 
     def _state(self) -> dict[str, Any]:
         streams = {name: b64encode(stream.get_state().numpy().tobytes()) for name, stream in self.streams.items()}
@@ -247,7 +198,7 @@ class Trainer:
             "step": self.step,
             "train_seconds": self.seconds,
             "generators": {name: state.decode() for name, state in streams.items()},
-            **({"online": self.batches.state()} if isinstance(self.batches, OnlineSource) else {}),
+            "source": self.source.state(),
         }
 
     def _config(self) -> dict[str, Any]:
@@ -280,8 +231,3 @@ class Trainer:
                 "",
             ]
         )
-
-
-def read_weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """What an agent's ``load_state_dict`` takes, from a checkpoint folder."""
-    return {path.stem: read_tensors(path) for path in folder.glob("*.safetensors")}

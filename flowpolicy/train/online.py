@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tensordict import TensorDict
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ActionError, TrainingError
 from flowpolicy.core.files import write_text
-from flowpolicy.core.protocols import Agent, Observation, VecEnv
+from flowpolicy.core.protocols import Agent, Observation, Source, VecEnv
 from flowpolicy.core.ranges import Count, NonNegative, Share, require_ranges
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import Contract
@@ -48,7 +49,7 @@ class OnlineConfig:
         require_ranges(self, "--online.")
 
 
-class OnlineSource:
+class OnlineSource(Source):
     """Steps the environment, keeps whole episodes, and draws mixed batches: the trainer's source of batches.
 
     Episode n always begins in the same initial state with the same noise, so a run that resumes at the end of an
@@ -96,7 +97,7 @@ class OnlineSource:
         """What :meth:`restore` needs; an episode under way is not part of it."""
         return {"updates": self.updates, "episodes": len(self.replay.episodes)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go on after :meth:`state`."""
         self.updates = state["updates"]
         self.replay.restore(state["episodes"])

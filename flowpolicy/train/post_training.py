@@ -8,8 +8,9 @@ from typing import Any
 
 from flowpolicy.core.errors import ConfigError, DataError
 from flowpolicy.core.spec import Contract
-from flowpolicy.data.groups import read_groups
+from flowpolicy.data.groups import Groups, read_groups
 from flowpolicy.policy.actor import PolicyConfig
+from flowpolicy.policy.policy import Policy
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.run import Run
 
@@ -73,12 +74,8 @@ def require_flow(policy: PolicyConfig, where: str) -> None:
         )
 
 
-def load_start(experiment: Experiment, contract: Contract) -> tuple[Contract, dict[str, Any]]:
-    """The contract with the hashes of base and groups, and the arguments that the agent takes beside the usual."""
-    if experiment.agent.needs != "groups":
-        return contract, {}
-    if not experiment.base or not experiment.groups:
-        raise ConfigError("post-training needs a base and groups", expected="--base RUN --groups FILE")
+def load_base(experiment: Experiment, contract: Contract) -> tuple[Contract, Policy, Groups]:
+    """The contract with the hashes of base and groups, and both."""
     run, groups = Run.load(experiment.base), read_groups(experiment.groups)
     base, digest = run.policy(device=experiment.device), run.identity.sha256
     groups.require_fit(base.contract, digest)
@@ -90,7 +87,7 @@ def load_start(experiment: Experiment, contract: Contract) -> tuple[Contract, di
         groups_sha256=groups.sha256,
         groups_source=str(groups.provenance.get("source")),
     )
-    return contract, {"base": base, "groups": groups}
+    return contract, base, groups
 
 
 def require_same_start(contract: Contract, stored: Contract) -> None:

@@ -76,7 +76,7 @@ def _train_alone(experiment: Experiment, folder: Path, progress: bool, resume: b
     data = dataclasses.replace(experiment.data, path=str(Path(experiment.data.path).absolute()))
     experiment = dataclasses.replace(experiment, data=data)
     with _slot(experiment, env) as slot:
-        trainer = Trainer(experiment, folder, env.spec(), resume=resume, slot=slot)
+        trainer = Trainer(experiment, folder, resume=resume, slot=slot)
         with _shown(trainer, folder, progress) as report:
             _trained(trainer, report)
     draw_curves(folder / "metrics.csv", folder / "curves.png")

@@ -23,7 +23,6 @@ from flowpolicy.evaluate.report import make_evaluation
 from flowpolicy.evaluate.rollout import rollout
 from flowpolicy.policy import Policy
 from flowpolicy.train import Trainer
-from flowpolicy.train.post_training import take_over
 from flowpolicy.train.verify import compare
 
 LENGTH = 40
@@ -84,15 +83,14 @@ def short(name, data):
 def post_training(name, data, folder):
     """A post-training preset with a base of two updates and groups of it."""
     base = short(BASES.get(name, "debug"), data)
-    Trainer(base, folder / "base", find_env(base.env).spec()).train()
+    Trainer(base, folder / "base").train()
     request = open_request(folder / "base", data=None, states=8, candidates=4, seed=0, share=0.4, nfe=None)
     found = request.candidate_chunks()
     score = found.action.mean((2, 3))
     judges = request.fitted(found, score, 0.0)
     write_groups(folder / "groups.hdf5", request.groups(found, score, judges, "critic"))
     experiment = dataclasses.replace(short(name, data), data=DataConfig())
-    experiment = dataclasses.replace(experiment, base=str(folder / "base"), groups=str(folder / "groups.hdf5"))
-    return take_over(experiment)
+    return dataclasses.replace(experiment, base=str(folder / "base"), groups=str(folder / "groups.hdf5"))
 
 
 RESUMED = {(type(preset.agent), type(find_env(preset.env))): name for name, (_, preset) in reversed(PRESETS.items())}
@@ -104,15 +102,17 @@ def test_preset(name, tmp_path):
     data = random_file(tmp_path / "data.hdf5", PRESETS[name][1].env)
     gdro = PRESETS[name][1].agent.needs == "groups"
     experiment = post_training(name, data, tmp_path) if gdro else short(name, data)
-    env, resumed = find_env(experiment.env), name in RESUMED.values()
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    Trainer(experiment if resumed else dataclasses.replace(experiment, steps=1), whole, env.spec()).train()
+    resumed = name in RESUMED.values()
+    trainer = Trainer(experiment if resumed else dataclasses.replace(experiment, steps=1), whole)
+    trainer.train()
     if resumed:
         shutil.copytree(whole, broken)
         shutil.rmtree(broken / "checkpoints" / "step_00000002")
         (broken / "checkpoints" / "LATEST").write_text("step_00000001\n")
-        Trainer(experiment, broken, env.spec(), resume=True).train()
+        Trainer(experiment, broken, resume=True).train()
         compare(checkpoint.resolve(whole), checkpoint.resolve(broken))
+    experiment = trainer.experiment  # with what a base decides
 
     policy = Policy.load(whole)
     shapes = {key: value.shape for key, value in policy.contract.spec.observation.items()}

@@ -15,7 +15,7 @@ from flowpolicy.configs.presets import KINDS, PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import decode
 from flowpolicy.core.errors import ConfigError, ContractError, DataError, MissingExtraError, TrainingError
-from flowpolicy.core.files import read_json
+from flowpolicy.core.files import read_json, sha256, write_json
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
@@ -62,7 +62,7 @@ def test_a_run_leaves_what_the_contract_promises(experiment, env, tmp_path):
     config = read_json(newest / "config.json")
     assert decode(config["experiment"], KINDS) == experiment
     policy = Policy.load(tmp_path / "run")
-    assert policy.contract.dataset_sha256 == checkpoint.read_json(newest / "contract.json")["dataset_sha256"]
+    assert policy.contract.dataset_sha256 == read_json(newest / "contract.json")["dataset_sha256"]
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     assert [int(row["step"]) for row in rows] == [2, 4, 6, 8, 10, 12]
     assert {"loss", "lr", "grad_norm", "data_ms", "update_ms", "log_ms", "dispersive"} <= set(rows[0])
@@ -162,6 +162,23 @@ def test_a_changed_file_is_not_resumed_on(experiment, env, tmp_path, demonstrati
     write_demonstrations(demonstrations, seed=3)
     with pytest.raises(DataError, match="has changed since"):
         Trainer(experiment, tmp_path / "run", env, resume=True)
+
+
+def test_an_agent_that_lacks_what_a_training_asks_for_is_refused(experiment):
+    agent = types.SimpleNamespace(needs="windows", history=1, chunk=2, execute=1, nfe=1, previous=False)
+    with pytest.raises(ConfigError, match="SimpleNamespace has no horizon, build"):
+        experiment.with_(agent=agent)
+
+
+def test_a_run_from_before_every_source_had_a_state_goes_on(experiment, env, tmp_path):
+    newest = Trainer(experiment, tmp_path / "run", env).train()
+    state = read_json(newest / "state.json")
+    assert state.pop("source") == {}
+    write_json(newest / "state.json", state)
+    write_json(
+        newest / "manifest.json", read_json(newest / "manifest.json") | {"state.json": sha256(newest / "state.json")}
+    )
+    assert Trainer(experiment, tmp_path / "run", env, resume=True).step == 12
 
 
 def test_data_of_another_environment_is_refused(experiment, spec, tmp_path):

@@ -105,10 +105,10 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(agent, offline, slot, t
 def test_batches_hold_the_share_of_experience_that_was_asked_for(ratio, fresh, offline, slot, tmp_path):
     train(offline, tmp_path / "base")
     trainer = train(online(offline, tmp_path / "base", ratio=ratio), tmp_path / "on", slot)
-    episodes = trainer.batches.replay.episodes
+    episodes = trainer.source.replay.episodes
     collected = {tuple(row.tolist()) for e in episodes for row in e["action"]}
     for seed in range(5):
-        batch = trainer.batches.replay.draw(torch.Generator().manual_seed(seed))
+        batch = trainer.source.replay.draw(torch.Generator().manual_seed(seed))
         assert sum(tuple(row.tolist()) in collected for row in batch["action"][:, 0]) == fresh
         assert batch.batch_size == torch.Size([8])
 
@@ -121,7 +121,7 @@ def test_episodes_are_whole_and_counted(offline, slot, tmp_path):
     trainer = train(online(offline, tmp_path / "base", updates_per_step=2), tmp_path / "on", slot)
     rows = list(csv.DictReader((tmp_path / "on" / "episodes.csv").open()))
     lengths = [int(row["length"]) for row in rows]
-    assert lengths == [len(e["action"]) for e in trainer.batches.replay.episodes]
+    assert lengths == [len(e["action"]) for e in trainer.source.replay.episodes]
     assert [int(row["step"]) for row in rows] == torch.tensor(lengths).cumsum(0).tolist()
     assert sum(lengths) <= 65 < sum(lengths) + find_env("toy").spec().horizon  # 130 updates, two per step
     assert indices == list(range(FIRST_INDEX, FIRST_INDEX + len(indices)))
@@ -129,8 +129,8 @@ def test_episodes_are_whole_and_counted(offline, slot, tmp_path):
 
 def test_a_deterministic_policy_explores_with_noise(offline, slot, tmp_path):
     train(offline, tmp_path / "base")
-    plain = train(online(offline, tmp_path / "base"), tmp_path / "plain", slot).batches.replay.episodes
-    noisy = train(online(offline, tmp_path / "base", noise=0.5), tmp_path / "noisy", slot).batches.replay.episodes
+    plain = train(online(offline, tmp_path / "base"), tmp_path / "plain", slot).source.replay.episodes
+    noisy = train(online(offline, tmp_path / "base", noise=0.5), tmp_path / "noisy", slot).source.replay.episodes
     assert not torch.equal(plain[0]["action"], noisy[0]["action"])
     assert plain[0]["action"].shape[1] == noisy[0]["action"].shape[1]
 

@@ -1,0 +1,150 @@
+"""What a run begins with: data alone, a policy that groups improve, or an agent that goes on in its environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from flowpolicy.core import checkpoint
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.files import read_tensors
+from flowpolicy.core.protocols import Agent, Source, VecEnv
+from flowpolicy.core.spec import Contract, Spec
+from flowpolicy.data.dataset import Dataset, load_dataset
+from flowpolicy.data.groups import Groups, GroupSampler
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.data.replay import MixedReplay
+from flowpolicy.data.windows import require_whole_chunks
+from flowpolicy.envs import find_env
+from flowpolicy.policy.policy import Policy
+from flowpolicy.train.experiment import (
+    Experiment,
+    make_contract,
+    make_sampler,
+    require_same_data,
+    transition_sampler,
+    window_sampler,
+)
+from flowpolicy.train.online import OnlineSource
+from flowpolicy.train.post_training import load_base, require_same_start, take_over
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Training data, and an agent that nothing has trained yet."""
+
+    experiment: Experiment
+    """What is trained, with all that another run decides for it."""
+    dataset: Dataset
+    contract: Contract
+    """Of the policy to be; the stored one where a run is resumed."""
+
+    def agent(self) -> Agent:
+        """The agent before its first update."""
+        return self._build(Normalizer.fit(self.dataset, self.experiment.normalizer))
+
+    def source(self, agent: Agent) -> Source:
+        """Where its batches come from."""
+        return make_sampler(self.experiment, self.dataset)
+
+    def hand_over(self, agent: Agent) -> None:
+        """Give the agent of a new run what another run has learned."""
+
+    def _build(self, normalizer: Normalizer, **more: Any) -> Agent:
+        experiment = self.experiment
+        return experiment.agent.build(
+            self.contract,
+            normalizer,
+            steps=experiment.steps,
+            seed=experiment.seed,
+            compile=experiment.compile,
+            device=experiment.device,
+            **more,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PostTrainingStart(Start):
+    """An agent that begins as a trained policy and learns from scored candidates of it."""
+
+    base: Policy
+    groups: Groups
+
+    @override
+    def agent(self) -> Agent:
+        return self._build(self.base.normalizer, base=self.base, groups=self.groups)
+
+    @override
+    def source(self, agent: Agent) -> Source:
+        return GroupSampler(window_sampler(self.experiment, self.dataset), self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineStart(Start):
+    """An agent that was trained on the data and goes on with environment steps between the updates."""
+
+    run: Path
+    """Folder of the new run, which keeps the episodes."""
+    slot: VecEnv
+    """One environment to step in."""
+
+    @override
+    def source(self, agent: Agent) -> Source:
+        experiment, online = self.experiment, self.experiment.online
+        replay = MixedReplay(
+            self.dataset,
+            functools.partial(transition_sampler, experiment),
+            experiment.batch_size,
+            online.ratio,
+            self.run / "replay",
+        )
+        log = self.run / "episodes.csv"
+        return OnlineSource(online, agent, self.contract, self.slot, replay, experiment.seed, log)
+
+    @override
+    def hand_over(self, agent: Agent) -> None:
+        agent.load_state_dict(read_weights(checkpoint.resolve(Path(self.experiment.online.base))))
+
+
+def find_start(
+    experiment: Experiment, run: Path, env: Spec | None, stored: Contract | None, slot: VecEnv | None
+) -> Start:
+    """What an experiment begins with, once everything that could be wrong with it was looked at.
+
+    Args:
+        experiment: what is trained.
+        run: its folder.
+        env: spec of the environment; that of the experiment's unless given.
+        stored: contract of the run where it is resumed: data, base and groups must be the same still.
+        slot: one environment to step in, where ``experiment.online`` asks for steps.
+
+    """
+    experiment = take_over(experiment)
+    dataset = load_dataset(experiment.data)
+    contract = make_contract(experiment, dataset, env or find_env(experiment.env).spec())
+    base = groups = None
+    if experiment.agent.needs == "groups":
+        contract, base, groups = load_base(experiment, contract)
+    if stored:
+        require_same_data(dataset.sha256, stored, str(dataset.path))
+        require_same_start(contract, stored)
+        contract = stored
+    if experiment.data.short_episodes == "refuse":
+        require_whole_chunks(dataset, experiment.agent.chunk)
+    if base is not None and groups is not None:
+        return PostTrainingStart(experiment, dataset, contract, base, groups)
+    if not experiment.online.base:
+        return Start(experiment, dataset, contract)
+    if slot is None:
+        raise ConfigError("an experiment with environment steps has no environment", expected="slot=env.make(1)")
+    return OnlineStart(experiment, dataset, contract, run, slot)
+
+
+def read_weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """What an agent's ``load_state_dict`` takes, from a checkpoint folder."""
+    return {path.stem: read_tensors(path) for path in folder.glob("*.safetensors")}
