@@ -10,11 +10,9 @@ if TYPE_CHECKING:
     from flowpolicy.policy.engines import Engine as Engine
     from flowpolicy.policy.engines import load_engine as load_engine
     from flowpolicy.policy.policy import Policy as Policy
-    from flowpolicy.policy.queue import ChunkQueue as ChunkQueue
     from flowpolicy.policy.session import Session as Session
 
 _HOMES = {
-    "ChunkQueue": "queue",
     "Engine": "engines",
     "Policy": "policy",
     "Session": "session",

@@ -100,4 +100,5 @@ class ChunkQueue:
 
 
 def _batch(rows: list[NDArray[Any]]) -> NDArray[np.float32]:
-    return np.stack(rows)[None].astype(np.float32)
+    batch: NDArray[np.float32] = np.stack(rows)[None].astype(np.float32)
+    return batch

@@ -57,14 +57,21 @@ class ActingPolicy(Protocol):
 class ChunkSource(Protocol):
     """What gives a session its chunks, wherever they are computed."""
 
-    contract: Contract
-    """What the policy was trained for."""
-    prefix: int
-    """Most committed actions that it continues; 0 for none."""
-    continues: bool
-    """Whether its decisions depend on the previous chunk."""
-    evaluations: int
-    """Network evaluations so far."""
+    @property
+    def contract(self) -> Contract:
+        """What the policy was trained for."""
+
+    @property
+    def prefix(self) -> int:
+        """Most committed actions that it continues; 0 for none."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether its decisions depend on the previous chunk."""
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations so far."""
 
     def stream(self, seed: int) -> Any:
         """The source of the noise of one episode; equal seeds give equal noise."""
@@ -302,7 +309,8 @@ class EngineSource:
         noise = self._scale * self.engine.noise(1, stream)
         told = () if committed is None else (committed.action, committed.length)
         self.evaluations += self.engine.nfe
-        return self.engine.act({key: value[None] for key, value in obs.items()}, noise, *told)[0]
+        chunk: NDArray[Any] = self.engine.act({key: value[None] for key, value in obs.items()}, noise, *told)[0]
+        return chunk
 
 
 class PolicySource:

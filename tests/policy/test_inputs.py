@@ -6,10 +6,11 @@ import torch
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import numpy_generator, torch_generator
-from flowpolicy.policy import ChunkQueue, load_engine
+from flowpolicy.policy import load_engine
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.history import ObservationHistory
 from flowpolicy.policy.inputs import require_committed, require_nfe, require_observations
+from flowpolicy.policy.queue import ChunkQueue
 
 from .engines.policies import SAMPLERS, make
 

@@ -18,8 +18,9 @@ from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
-from flowpolicy.policy import ChunkQueue, Policy
+from flowpolicy.policy import Policy
 from flowpolicy.policy.actor import KINDS, PolicyConfig
+from flowpolicy.policy.queue import ChunkQueue
 
 NETS = [MLP(width=16, depth=2), UNet(), Transformer(), Plain(width=16, depth=2)]
 

@@ -10,8 +10,8 @@ from flowpolicy.evaluate.plan import make_plan
 from flowpolicy.evaluate.rollout import rollout
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.goals import read_goal
-from flowpolicy.policy import ChunkQueue
 from flowpolicy.policy.previous import Previous
+from flowpolicy.policy.queue import ChunkQueue
 
 from ..evaluate.fakes import ChaosEnv, NetworkPolicy
 from .test_flow_policy import policy_with
