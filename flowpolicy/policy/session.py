@@ -370,16 +370,23 @@ class PolicySource:
         previous: Previous | None = None,
     ) -> NDArray[Any]:
         """(h, a) actions."""
-        if self._scale is not None and hasattr(self.policy, "noise_scale"):
-            self.policy.noise_scale = self._scale
         told: dict[str, Any] = {}
         if committed is not None:
             told["committed"] = Committed(*map(self._placed, committed))
         if previous is not None:
             told["previous"] = Previous(*map(self._placed, previous))
         seen = {key: self._placed(value[None]) for key, value in obs.items()}
-        chunk: NDArray[Any] = self.policy.act(seen, stream, self._nfe, **told)[0].cpu().numpy()
-        return chunk
+        own = getattr(self.policy, "noise_scale", 1.0)
+        if self._scale in (None, own):
+            chunk = self.policy.act(seen, stream, self._nfe, **told)
+        else:  # for this decision alone: others may act by the same policy
+            self.policy.noise_scale = self._scale
+            try:
+                chunk = self.policy.act(seen, stream, self._nfe, **told)
+            finally:
+                self.policy.noise_scale = own
+        found: NDArray[Any] = chunk[0].cpu().numpy()
+        return found
 
     def _placed(self, value: NDArray[Any]) -> torch.Tensor:
         return self._torch.from_numpy(value).to(self._device)

@@ -187,6 +187,8 @@ def test_without_noise_every_seed_does_the_same(kind, contract, tmp_path):
     middle = [Session(policy, seed=seed, noise_scale=0.0).act(obs) for seed in (0, 1)]
     whole = [Session(policy, seed=seed, noise_scale=1.0).act(obs) for seed in (0, 1)]
     assert np.array_equal(*middle) and not np.array_equal(*whole)
+    plain = [Session(policy, seed=seed).act(obs) for seed in (0, 1)]
+    assert np.array_equal(plain, whole), "what one session asks for is nothing to another"
 
 
 @pytest.mark.parametrize("kind", KINDS)
