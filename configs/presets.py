@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from flowpolicy.agents.base.optimizer import Optimizer
-from flowpolicy.agents.cloning.dm1 import DM1
+from flowpolicy.agents.cloning.dm1 import DM1, dm1_flow
 from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.agents.cloning.mip import MIP
 from flowpolicy.agents.cloning.regression import Regression
@@ -21,7 +21,6 @@ from flowpolicy.configs.ogbench import OGBENCH
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.envs.arm_tasks import ARM_TASKS
-from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
@@ -34,8 +33,8 @@ ARM_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"
 FAST = Optimizer(lr=2e-3)
 # Twice the default share of intervals that end at the data, on states of their own for development: 398 instead of
 # 391 of 400 Lift episodes; on the door 1 instead of 9 of 200, so that it keeps the default.
-DM1_ARM = DM1(chunk=4, execute=2, optimizer=FAST, pairs=PairLaw(share_endpoint=0.3))
-DM1_DOOR = replace(DM1_ARM, pairs=PairLaw())
+DM1_ARM = DM1(chunk=4, execute=2, optimizer=FAST, flow=dm1_flow(share_endpoint=0.3))
+DM1_DOOR = replace(DM1_ARM, flow=DM1.flow)
 FLOW_BC_ARM = FlowBC(chunk=4, execute=2, optimizer=FAST)
 REGRESSION_ARM = Regression(chunk=4, execute=2, optimizer=FAST)
 MIP_ARM = MIP(chunk=4, execute=2, optimizer=FAST)
@@ -44,7 +43,7 @@ CAN = replace(LIFT, env="can", steps=15_000)
 # Eight rows of 50 ms, replaced after two: ten decisions a second, and always 0.3 s of a newer plan in hand.
 REAL_KEYS = ("robot0_joint_pos", "robot0_eef_pos", "robot0_gripper_qpos")
 REAL_REACH = Experiment(
-    agent=DM1(net=MLP(width=256, depth=3), chunk=8, execute=2, optimizer=FAST, pairs=PairLaw(share_endpoint=0.3)),
+    agent=DM1(net=MLP(width=256, depth=3), chunk=8, execute=2, optimizer=FAST, flow=dm1_flow(share_endpoint=0.3)),
     env="franka-reach",
     data=DataConfig(filter_key="successful", obs_keys=(*REAL_KEYS, "goal")),
     steps=3_000,

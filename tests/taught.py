@@ -6,12 +6,12 @@ from torch import nn
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.trunk import FlowOutput
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import Policy
+from flowpolicy.policy.samplers import FlowSampler
 from flowpolicy.policy.teacher import Teacher
 
 CONTRACT = Contract(Spec({"state": ObservationSpec((2,))}, ActionSpec(2)), 1, 2, 2, 10)
@@ -45,7 +45,7 @@ class GaussianNet(nn.Module):
 
 def exact_policy(**options):
     """A policy with the exact velocity; its normaliser changes nothing."""
-    config = PolicyConfig(SMALL["net"], StateEncoder(width=0), "flow", flow=Sampling())
+    config = PolicyConfig(SMALL["net"], StateEncoder(width=0), FlowSampler())
     policy = Policy(config, CONTRACT, Normalizer({"state": 2}, 2))
     policy.actor.net = GaussianNet(**options)
     return policy.eval().requires_grad_(False)

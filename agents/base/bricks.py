@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -11,14 +11,30 @@ from torch import Tensor
 from flowpolicy.agents.base.value_learning import Transition
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Share
-from flowpolicy.flows.interpolant import interpolate, velocity
-from flowpolicy.flows.matching import matching_loss
-from flowpolicy.flows.meanflow import MeanFlow, meanflow
-from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
-from flowpolicy.flows.times import PairLaw
+from flowpolicy.flows.axes.consistency import ImprovedMeanFlow, MeanFlow, Problem
+from flowpolicy.flows.axes.interpolants import Linear
+from flowpolicy.flows.axes.losses import Squared, matching_loss
+from flowpolicy.flows.axes.registry import make
+from flowpolicy.flows.axes.solvers import Dynamics
+from flowpolicy.flows.axes.spec import Sampling
+from flowpolicy.flows.axes.time_laws import Ends
+from flowpolicy.flows.straight import interpolate, velocity
 from flowpolicy.nets.critic import Aggregation, Critic
-from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.actor import Actor
+from flowpolicy.policy.samplers import FlowSampler
+
+SolverName = Literal["euler", "midpoint", "heun"]
+STRAIGHT = Linear()
+
+
+def flow_of(solver: SolverName) -> FlowSampler:
+    """How a behaviour flow acts: Gaussian noise along the straight path."""
+    return FlowSampler(Sampling(solver=make("solver", solver)))
+
+
+def require_steps(solver: SolverName, evaluations: int) -> None:
+    """Raise ConfigError unless a solver can spend so many evaluations."""
+    make("solver", solver).steps(evaluations)
 
 
 def flow_loss(
@@ -35,8 +51,8 @@ def flow_sample(
 ) -> Float[Tensor, "b h a"]:
     """What the behaviour flow makes of ``noise``, clamped at the end; without gradients."""
     cond = flow.encoder(obs).cond
-    chunk = integrate(lambda x, t: flow.net(x, t, cond).value, noise, steps_for(evaluations, solver), solver)
-    return chunk.clamp(-1, 1)
+    field = Dynamics(lambda x, t: flow.net(x, t, cond).value, STRAIGHT)
+    return flow_of(solver).sampling.generate(field, noise, evaluations, None).clamp(-1, 1)
 
 
 def q_term(
@@ -68,27 +84,31 @@ def map_loss(
     noise: Float[Tensor, "b h a"],
     start: Float[Tensor, " b"],
     end: Float[Tensor, " b"],
-    pairs: PairLaw,
+    pairs: Ends,
     kappa: Share = 1.0,
-) -> MeanFlow:
-    """MeanFlow loss of the data: the behaviour as a flow map. ``start`` and ``end`` were drawn by ``pairs``."""
-    return meanflow(
-        cast(MapNet, actor.net),  # what the actor builds for the sampler 'map'
+) -> tuple[Float[Tensor, ""], Metrics]:
+    """MeanFlow loss of the data: the behaviour as a flow map. ``start`` and ``end`` were drawn by ``pairs``.
+
+    ``kappa`` is the share of the pair's velocity in what the derivative follows, see :class:`ImprovedMeanFlow`.
+    """
+    objective = MeanFlow() if kappa == 1 else ImprovedMeanFlow(kappa=kappa)
+    problem = Problem(
+        actor.net,
         interpolate(noise, t.action, start),
+        velocity(noise, t.action),
         start,
         end,
-        velocity(noise, t.action),
         actor.encoder(t.obs).cond,
-        t.valid,
-        skip=pairs.diagonal_rows(len(noise)),
-        kappa=kappa,
+        pairs.diagonal(len(noise)),
     )
+    return objective.loss(problem, t.valid, Squared(), STRAIGHT)
 
 
 def jump_from(actor: Actor, obs: Float[Tensor, "b n"], noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
     """``z + U(z, 0, 1)``, not clamped."""
-    cond = actor.encoder(obs).cond
-    return jump(lambda x, s, t: actor.net(x, s, t, cond).value, noise, 1)
+    start = noise.new_zeros(len(noise))
+    jump: Tensor = actor.net(noise, start, start + 1, actor.encoder(obs).cond).value
+    return noise + jump
 
 
 @torch.no_grad()

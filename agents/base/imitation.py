@@ -29,8 +29,9 @@ from flowpolicy.flows.real_time import committed_rows
 from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
-from flowpolicy.policy.actor import Actor, Net, PolicyConfig, Sampler
+from flowpolicy.policy.actor import Actor, Net, PolicyConfig
 from flowpolicy.policy.policy import Policy
+from flowpolicy.policy.samplers import Prefixed, Sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class ImitationConfig:
 
 
 class ImitationAgent(nn.Module):
-    """Base of the behaviour-cloning agents. One that sets ``takes_prefix`` appends :meth:`draw_committed` to its draws.
+    """Base of the behaviour-cloning agents. One that can be told a prefix appends :meth:`draw_committed` to its draws.
 
     Args:
         config: options.
@@ -80,8 +81,6 @@ class ImitationAgent(nn.Module):
         compile: compile the loss and its gradient into one graph.
 
     """
-
-    takes_prefix: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -95,10 +94,6 @@ class ImitationAgent(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        if config.prefix and not self.takes_prefix:
-            raise ConfigError(
-                f"{type(config).__name__} cannot be trained with --agent.prefix", expected="--agent.prefix 0"
-            )
         self.config, self.contract, self.steps = config, contract, steps
         self.policy_config = self.describe_policy()
         # torch initialises layers from its global generator only, so the fork keeps the caller's state.
@@ -114,7 +109,8 @@ class ImitationAgent(nn.Module):
     def describe_policy(self) -> PolicyConfig:
         """What rebuilds the policy. The networks of ``Actor`` are made from it."""
         config = self.config
-        return PolicyConfig(config.net, config.encoder, self.sampler, prefix=config.prefix)
+        sampler = Prefixed(self.sampler, config.prefix) if config.prefix else self.sampler
+        return PolicyConfig(config.net, config.encoder, sampler)
 
     @property
     def sampler(self) -> Sampler:

@@ -1,23 +1,22 @@
 """Any point on the axes of the flow laboratory as a behaviour-cloning agent.
 
-``FlowSpec()`` is flow behaviour cloning; every published method changes one value. ``as_flow`` says which point the
-agents with a file of their own are.
+``FlowSpec()`` is flow behaviour cloning; every published method changes one value. The named points with a file of
+their own are :mod:`flowpolicy.agents.cloning.flow_bc` and :mod:`flowpolicy.agents.cloning.dm1`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+import tyro
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
-from flowpolicy.agents.cloning.dm1 import DM1
-from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.agents.students.teaching import load_teacher, pairs, start_from
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS
@@ -25,20 +24,16 @@ from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.flows.axes.consistency import ImprovedMeanFlow, MeanFlow, Problem
+from flowpolicy.flows.axes.consistency import Problem
 from flowpolicy.flows.axes.couplings import Table
 from flowpolicy.flows.axes.guidance import Situation
-from flowpolicy.flows.axes.losses import Adaptive, Squared
 from flowpolicy.flows.axes.refusals import Setting, validate
-from flowpolicy.flows.axes.registry import make
-from flowpolicy.flows.axes.solvers import MapJumps
 from flowpolicy.flows.axes.sources import Mixed
 from flowpolicy.flows.axes.spec import FlowSpec
-from flowpolicy.flows.axes.time_laws import Ends
 from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
+from flowpolicy.flows.real_time import hold
 from flowpolicy.nets.flow_nets import MapNet
-from flowpolicy.policy.actor import PolicyConfig, Sampler
-from flowpolicy.policy.flow import seen, shaped
+from flowpolicy.policy.samplers import FlowSampler, Prefixed, Sampler, shaped
 from flowpolicy.policy.teacher import Teacher
 
 
@@ -46,8 +41,8 @@ from flowpolicy.policy.teacher import Teacher
 class Flow(ImitationConfig):
     """A point on the axes of the flow laboratory."""
 
-    flow: FlowSpec = FlowSpec()
-    """One value per axis."""
+    flow: Annotated[FlowSpec, tyro.conf.Suppress] = FlowSpec()
+    """One value per axis. On the command line its flags are ``--flow.AXIS``."""
     nfe: Few = 10
     """Network evaluations per chunk."""
     dispersive: Dispersive = Dispersive(weight=0.0)
@@ -87,6 +82,8 @@ class Flow(ImitationConfig):
     def check(self, action: int) -> None:
         """Refuse wrong combinations (:class:`flowpolicy.flows.axes.refusals.IncompatibleSpecError`)."""
         validate(self.flow, self.setting(action))
+        if self.prefix:
+            Prefixed(FlowSampler(self.flow.sampling()), self.prefix)  # refuses flows that move committed rows
         if self.asks_teacher and not self.teacher:
             raise ConfigError(f"{type(self).__name__} without a teacher", fix="flowpolicy distill RUN")
         if self.teacher and not self.asks_teacher:
@@ -123,14 +120,10 @@ class FlowAgent(ImitationAgent):
             start_from(self.actor, self.teacher.policy, config.teacher)
             self.ema.restart(self.actor)
 
-    def describe_policy(self) -> PolicyConfig:
-        """The sampling side of the spec goes into the checkpoint."""
-        return PolicyConfig(self.config.net, self.config.encoder, self.sampler, flow=self.sampling)
-
     @property
     def sampler(self) -> Sampler:
-        """What the spec says."""
-        return "flow"
+        """The sampling side of the spec."""
+        return FlowSampler(self.sampling)
 
     @torch.no_grad()
     def draws(self, batch: TensorDict, generator: torch.Generator) -> tuple[dict[str, Tensor]]:
@@ -143,7 +136,7 @@ class FlowAgent(ImitationAgent):
         drawn = {"noise": self._begin(pairing.noise, batch), **self._times(rows, progress, generator)}
         extra = {
             "weight": pairing.weight,
-            "share": spec.source.shares(rows, generator, acting=False),
+            "share": spec.source.shares(rows, generator),
         }
         drawn |= {name: value for name, value in extra.items() if value is not None}
         if spec.interpolant.latent:
@@ -152,6 +145,8 @@ class FlowAgent(ImitationAgent):
             drawn["drop"] = torch.rand(rows, generator=generator, device=data.device) < spec.guidance.drop
         if spec.guidance.hides:
             drawn["visible"] = self._visible(rows, generator)
+        if committed := self.draw_committed(data, generator):
+            drawn["committed"] = committed[0]
         if self._teacher:
             drawn |= self.taught(dict(batch[OBS].items()), data, drawn, progress, generator)
         return (drawn,)
@@ -229,7 +224,9 @@ class FlowAgent(ImitationAgent):
         noise, divergence = shaped(actor, d["noise"], cond, d.get("share"))
         if "drop" in d:
             cond = torch.where(d["drop"].unsqueeze(1), cast(Tensor, actor.null), cond)
-        loss, metrics = self._matching(noise, data, seen(self.sampling, cond, d.get("share")), valid, d)
+        if spec.source.inputs:
+            cond = torch.cat([d["share"].unsqueeze(1), cond], dim=1)
+        loss, metrics = self._matching(noise, data, cond, valid, d)
         if divergence is not None:
             loss = loss + cast(Mixed, spec.source).beta * divergence
             metrics["divergence"] = divergence.detach()
@@ -243,10 +240,13 @@ class FlowAgent(ImitationAgent):
         self, noise: Tensor, data: Tensor, cond: Tensor, valid: Tensor, d: dict[str, Tensor]
     ) -> tuple[Tensor, Metrics]:
         spec, path, s, z = self.spec, self.spec.interpolant, d["s"], d.get("z")
-        x = path.point(noise, data, s, z)
+        held = hold(
+            path.point(noise, data, s, z), path.velocity(noise, data, s, z), data, valid, cond, d.get("committed")
+        )
+        x, velocity, valid, cond = held
         if spec.target.integrates:
             predict = lambda x, s: self.actor.net(x, s, cond).value  # noqa: E731
-            errors = spec.target.errors(predict, x, path.velocity(noise, data, s, z), s, d["t"])
+            errors = spec.target.errors(predict, x, velocity, s, d["t"])
             start, curve = (spec.loss.reduce(error, valid, s, path, d.get("weight")) for error in errors)
             return start + curve, {"on_diagonal": start.detach(), "off_diagonal": curve.detach()}
         if not spec.consistency.two_time:
@@ -255,7 +255,7 @@ class FlowAgent(ImitationAgent):
         problem = Problem(
             cast(MapNet, self.actor.net),
             x,
-            path.velocity(noise, data, s, z),
+            velocity,
             s,
             d["t"],
             cond,
@@ -266,31 +266,16 @@ class FlowAgent(ImitationAgent):
 
 
 def as_flow(config: Any) -> Flow:
-    """The point on the axes that an agent is.
+    """The agent as a plain point on the axes.
 
     Raises:
         ConfigError: it is none.
 
     """
-    if isinstance(config, Flow):
-        return config
-    if isinstance(config, FlowBC):
-        return Flow(**_shared(config), flow=FlowSpec(solver=make("solver", config.solver)), nfe=config.nfe)
-    if isinstance(config, DM1) and config.kappa in (0.0, 1.0):
-        spec = FlowSpec(
-            time=Ends(config.pairs),
-            loss=Adaptive(config.adaptive_power) if config.adaptive_power else Squared(),
-            consistency=MeanFlow() if config.kappa else ImprovedMeanFlow(),
-            solver=MapJumps(),
+    if not isinstance(config, Flow):
+        raise ConfigError(
+            f"--flow flags with a preset of the agent {type(config).__name__}",
+            expected="a preset of Flow BC or DM1, which are points on the axes",
+            fix="flowpolicy train debug --flow.coupling c2ot",
         )
-        return Flow(**_shared(config), flow=spec, nfe=config.nfe, dispersive=config.dispersive)
-    raise ConfigError(
-        f"--flow flags with a preset of the agent {type(config).__name__}",
-        expected="a preset of Flow BC or DM1, which are points on the axes",
-        fix="flowpolicy train debug --flow.coupling c2ot",
-    )
-
-
-def _shared(config: ImitationConfig) -> dict[str, Any]:
-    """Options that every behaviour-cloning agent has."""
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(ImitationConfig)}
+    return Flow(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Flow)})

@@ -19,8 +19,10 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Positive
 from flowpolicy.core.references import Reference
-from flowpolicy.flows.matching import matching_loss
-from flowpolicy.policy.actor import REFINING, Sampler
+from flowpolicy.flows.axes.losses import matching_loss
+from flowpolicy.policy.samplers import Mip, Sampler
+
+REFINING = Mip().again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class MIPAgent(ImitationAgent):
     @property
     def sampler(self) -> Sampler:
         """Two evaluations, no noise."""
-        return "mip"
+        return Mip()
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
         """Noise of the second prediction's input."""

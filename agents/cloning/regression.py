@@ -14,9 +14,9 @@ from torch import Tensor
 
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.flows.matching import matching_loss
+from flowpolicy.flows.axes.losses import matching_loss
 from flowpolicy.flows.real_time import hold
-from flowpolicy.policy.actor import Sampler
+from flowpolicy.policy.samplers import Direct, Sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,11 @@ class RegressionAgent(ImitationAgent):
     """Mean squared error between predicted and demonstrated chunk."""
 
     config: Regression
-    takes_prefix = True
 
     @property
     def sampler(self) -> Sampler:
         """One evaluation, no noise."""
-        return "direct"
+        return Direct()
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
         """Committed rows (b, h) where the policy is to take a prefix; else nothing is random."""

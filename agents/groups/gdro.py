@@ -12,9 +12,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
+import tyro
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor
@@ -32,14 +33,15 @@ from flowpolicy.core.spec import Contract
 from flowpolicy.data.groups import Groups
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows import groups as mathematics
+from flowpolicy.flows.axes.consistency import MeanFlow, Problem
+from flowpolicy.flows.axes.interpolants import Linear
+from flowpolicy.flows.axes.losses import Squared, matching_loss
+from flowpolicy.flows.axes.time_laws import Ends, uniform
 from flowpolicy.flows.groups import Objective, Scale, Weight
-from flowpolicy.flows.interpolant import interpolate, velocity
-from flowpolicy.flows.matching import matching_loss
-from flowpolicy.flows.meanflow import meanflow
-from flowpolicy.flows.times import PairLaw, uniform
+from flowpolicy.flows.straight import interpolate, velocity
 from flowpolicy.nets.flow_nets import MapNet
-from flowpolicy.policy.actor import Sampler
 from flowpolicy.policy.policy import Policy
+from flowpolicy.policy.samplers import MAP, Sampler
 
 PUBLISHED = (Reference("GDRO: Group-level Reward Post-training Suitable for Diffusion Models", "2601.02036"),)
 BALANCE = (
@@ -55,7 +57,7 @@ class GDRO(ImitationConfig):
     needs: ClassVar[str] = "groups"
     optimizer: Optimizer = Optimizer(lr=1e-4, warmup=50, schedule="constant", ema=0.99)
     """Optimiser and averaging; the learning rate is a tenth of that of behaviour cloning."""
-    sampler: Sampler = "map"
+    sampler: Annotated[Sampler, tyro.conf.Suppress] = MAP
     """How the policy generates a chunk; the base's."""
     nfe: Few = 1
     """Network evaluations per chunk; the base's."""
@@ -85,7 +87,7 @@ class GDRO(ImitationConfig):
     """Weight of velocity matching on the dataset, which keeps the field valid everywhere."""
     map_weight: NonNegative = 1.0
     """Weight of the self-consistency of a flow map; without effect on a velocity network."""
-    pairs: PairLaw = PairLaw(share_diagonal=0.0, share_endpoint=0.5)
+    pairs: Ends = Ends(share_diagonal=0.0, share_endpoint=0.5)
     """Law of the intervals on which a flow map is kept consistent."""
     reference_rate: Share = 0.0
     """Share of the way to the averaged policy that the reference moves per update; 0 freezes it."""
@@ -176,7 +178,7 @@ class GDROAgent(ImitationAgent):
             bc_noise=torch.randn((g, h, a), **place),
             path=torch.randn((g, self.config.path_steps if self.chain else 0, k, h, a), **place),
         )
-        return *draws, torch.randn((2 * g, h, a), **place), *self.config.pairs.draw(2 * g, generator)
+        return *draws, torch.randn((2 * g, h, a), **place), *self.config.pairs.intervals(2 * g, generator)
 
     def draw_times(self, g: int, m: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times (g, m) of the velocity errors, and the density that they are drawn with."""
@@ -219,7 +221,7 @@ class GDROAgent(ImitationAgent):
             "bc_loss": self.behaviour_loss(windows, random),
         }
         weights = {"group_loss": 1.0, "anchor_loss": config.anchor, "bc_loss": config.bc_weight}
-        if config.sampler == "map":
+        if config.sampler.flow and config.sampler.flow.sampling.two_time:
             chosen = mathematics.tilted_choice(mathematics.softened_targets(scaled, config.temperature), random.member)
             tilted = chunks[torch.arange(len(chunks), device=chunks.device), chosen]
             terms["map_loss"] = self.map_loss(windows, obs, tilted, valid, *draws[8:])
@@ -260,7 +262,8 @@ class GDROAgent(ImitationAgent):
         x = interpolate(noise, data, s)
         with torch.no_grad():
             own = network(x, s, s, cond).value
-        return meanflow(network, x, s, t, own, cond, torch.cat([valid, windows[keys.VALID]])).loss
+        problem = Problem(network, x, own, s, t, cond, diagonal=0)
+        return MeanFlow().loss(problem, torch.cat([valid, windows[keys.VALID]]), Squared(), Linear())[0]
 
     def assess(self) -> None:
         """Judge the averaged policy; keep it if its corrected score is the best so far."""

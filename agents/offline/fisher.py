@@ -23,7 +23,7 @@ from jaxtyping import Float
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from flowpolicy.agents.base.bricks import flow_loss, flow_sample, jump_to_action, map_loss, q_term
+from flowpolicy.agents.base.bricks import flow_loss, flow_of, flow_sample, jump_to_action, map_loss, q_term
 from flowpolicy.agents.base.optimizer import Adam
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.errors import ConfigError
@@ -31,12 +31,12 @@ from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive
 from flowpolicy.core.references import Reference
 from flowpolicy.flows import fisher
+from flowpolicy.flows.axes.time_laws import Ends, uniform
 from flowpolicy.flows.fisher import Metric
-from flowpolicy.flows.interpolant import interpolate
-from flowpolicy.flows.solvers import Field
-from flowpolicy.flows.times import PairLaw, uniform
+from flowpolicy.flows.straight import Field, interpolate
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.actor import Net, PolicyConfig
+from flowpolicy.policy.samplers import MAP, Decorated, best_of_candidates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Fisher(ValueConfig):
     """Divide the Q term by the mean of abs(Q), so that the weight does not depend on the scale of the rewards."""
     overflow: NonNegative = 1.0
     """Weight of the squared distance of the decorated chunks from the box [-1, 1]."""
-    pairs: PairLaw = PairLaw()
+    pairs: Ends = Ends()
     """Law of the intervals [s, t] that the base 'map' is trained on."""
     candidates: Few = 1
     """Chunks generated and decorated per decision; the critic chooses."""
@@ -113,8 +113,9 @@ class FisherAgent(ValueAgent):
     def describe_policy(self) -> PolicyConfig:
         """The base's evaluations and one of the shift."""
         config = self.config
-        critic = config.critic if config.candidates > 1 else None
-        return PolicyConfig(config.net, config.encoder, config.base, config.candidates, critic, decorated=True)
+        base = Decorated(MAP if config.base == "map" else flow_of("euler"))
+        sampler = best_of_candidates(base, config.candidates, config.critic)
+        return PolicyConfig(config.net, config.encoder, sampler)
 
     def build_networks(self) -> None:
         """The dual variable."""
@@ -137,7 +138,7 @@ class FisherAgent(ValueAgent):
 
         batch, *size = action.shape
         noises = normal(3, batch, *size).unbind(0)
-        times = config.pairs.draw(batch, generator) if config.base == "map" else (uniform(batch, generator),)
+        times = config.pairs.intervals(batch, generator) if config.base == "map" else (uniform(batch, generator),)
         draws: tuple[Tensor, ...] = ()
         if metric.mode in ("curv", "kl2"):
             draws += (normal(batch, *size),)
@@ -159,7 +160,7 @@ class FisherAgent(ValueAgent):
         critic, metrics = self.critic_loss(t, target)
         if self.config.base == "map":
             start, end, *rest = rest
-            flow = map_loss(self.actor, t, noise, start, end, self.config.pairs).loss
+            flow = map_loss(self.actor, t, noise, start, end, self.config.pairs)[0]
         else:
             time, *rest = rest
             flow = flow_loss(self.actor, t, noise, time)

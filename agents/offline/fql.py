@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowpolicy.agents.base.bricks import flow_loss, flow_sample, q_term
+from flowpolicy.agents.base.bricks import SolverName, flow_loss, flow_of, flow_sample, q_term, require_steps
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative
 from flowpolicy.core.references import Reference
-from flowpolicy.flows.solvers import SolverName, steps_for
-from flowpolicy.flows.times import uniform
+from flowpolicy.flows.axes.time_laws import uniform
 from flowpolicy.policy.actor import Actor, PolicyConfig
+from flowpolicy.policy.samplers import OneStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class FQL(ValueConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        steps_for(self.flow_steps, self.solver)
+        require_steps(self.solver, self.flow_steps)
 
     @property
     def nfe(self) -> int:
@@ -61,12 +61,12 @@ class FQLAgent(ValueAgent):
 
     def describe_policy(self) -> PolicyConfig:
         """One evaluation of mu(s, z)."""
-        return PolicyConfig(self.config.net, self.config.encoder, "one_step")
+        return PolicyConfig(self.config.net, self.config.encoder, OneStep())
 
     def build_networks(self) -> None:
         """The behaviour flow."""
         config = self.config
-        self.flow = Actor(PolicyConfig(config.net, config.encoder, config.solver), self.contract)
+        self.flow = Actor(PolicyConfig(config.net, config.encoder, flow_of(config.solver)), self.contract)
 
     def groups(self) -> dict[str, Any]:
         """The flow has the actor's optimiser options and a state of its own."""

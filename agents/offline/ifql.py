@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowpolicy.agents.base.bricks import flow_loss
+from flowpolicy.agents.base.bricks import SolverName, flow_loss, flow_of, require_steps
 from flowpolicy.agents.base.value_learning import Transition
 from flowpolicy.agents.offline.iql import ImplicitAgent, ImplicitConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few
 from flowpolicy.core.references import Reference
-from flowpolicy.flows.solvers import SolverName, steps_for
-from flowpolicy.flows.times import uniform
+from flowpolicy.flows.axes.time_laws import uniform
 from flowpolicy.policy.actor import PolicyConfig
+from flowpolicy.policy.samplers import best_of_candidates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class IFQL(ImplicitConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        steps_for(self.flow_steps, self.solver)
+        require_steps(self.solver, self.flow_steps)
 
     @property
     def nfe(self) -> int:
@@ -62,8 +62,8 @@ class IFQLAgent(ImplicitAgent):
     def describe_policy(self) -> PolicyConfig:
         """The flow, and the critic that chooses."""
         config = self.config
-        critic = config.critic if config.candidates > 1 else None
-        return PolicyConfig(config.net, config.encoder, config.solver, config.candidates, critic)
+        sampler = best_of_candidates(flow_of(config.solver), config.candidates, config.critic)
+        return PolicyConfig(config.net, config.encoder, sampler)
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
         """Noise (b, h, a) and times (b,)."""

@@ -20,6 +20,7 @@ from flowpolicy.core.ranges import NonNegative, Share
 from flowpolicy.core.references import Reference
 from flowpolicy.nets.critic import Critic, CriticConfig
 from flowpolicy.policy.actor import PolicyConfig
+from flowpolicy.policy.samplers import Direct
 
 LARGEST_WEIGHT = 100.0
 """Cap of the exponential weights of the published code."""
@@ -88,7 +89,7 @@ class IQLAgent(ImplicitAgent):
 
     def describe_policy(self) -> PolicyConfig:
         """One evaluation, no noise."""
-        return PolicyConfig(self.config.net, self.config.encoder, "direct")
+        return PolicyConfig(self.config.net, self.config.encoder, Direct())
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
         """Nothing is random."""

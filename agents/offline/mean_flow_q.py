@@ -7,7 +7,7 @@ Time runs from noise (0) to data (1), opposite to the paper. What differs from t
 - Q is divided by its mean size, so that ``alpha`` does not depend on the scale of the rewards (10 to 11000 there);
 - what leaves the box is charged with its square, as the gradient of a clamped action is zero;
 - critic and actor have optimisers of their own;
-- intervals follow :class:`~flowpolicy.flows.times.PairLaw`, which holds exact shares of the diagonal and of (0, 1);
+- intervals follow :class:`~flowpolicy.flows.axes.time_laws.Ends`, with exact shares of the diagonal and of (0, 1);
 - targets are not clipped: the network starts at zero, so that the first targets are the velocities alone;
 - alpha is constant. The published rule compares the flow loss with its own moving average every 2000 updates,
   divides alpha by 1.25 unless the loss quintupled, and stops at a tenth: in a calm run that is all it does.
@@ -28,10 +28,11 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Share
 from flowpolicy.core.references import Reference
+from flowpolicy.flows.axes.time_laws import Ends
 from flowpolicy.flows.fisher import overflow
-from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.actor import Net, PolicyConfig
+from flowpolicy.policy.samplers import MAP, best_of_candidates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class MeanFlowQ(ValueConfig):
     """Divide the actor's Q term by the mean of abs(Q), so that alpha does not depend on the scale of the rewards."""
     overflow: NonNegative = 1.0
     """Weight of the squared distance of the actor's chunks from the box [-1, 1]."""
-    pairs: PairLaw = PairLaw()
+    pairs: Ends = Ends()
     """Law of the intervals [s, t] that are trained."""
     kappa: Share = 1.0
     """Share of the conditional velocity in the tangent; the rest is the network's own velocity."""
@@ -86,14 +87,14 @@ class MeanFlowQAgent(ValueAgent):
     def describe_policy(self) -> PolicyConfig:
         """One jump of the flow map per candidate."""
         config = self.config
-        critic = config.critic if config.candidates > 1 else None
-        return PolicyConfig(config.net, config.encoder, "map", config.candidates, critic)
+        sampler = best_of_candidates(MAP, config.candidates, config.critic)
+        return PolicyConfig(config.net, config.encoder, sampler)
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
         """Noise of the next actions (k, b, h, a), of the actor and of the flow (b, h, a), interval ends (b,)."""
         count = self.config.target_candidates
         noises = torch.randn((count + 2, *action.shape), generator=generator, device=action.device)
-        return noises[:count], noises[count], noises[count + 1], *self.config.pairs.draw(len(action), generator)
+        return noises[:count], noises[count], noises[count + 1], *self.config.pairs.intervals(len(action), generator)
 
     def losses(self, t: Transition, *draws: Tensor, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
         """Temporal difference; MeanFlow minus Q."""
@@ -104,10 +105,10 @@ class MeanFlowQAgent(ValueAgent):
             values = [self.target.value(t.next_obs, chunk) for chunk in chunks]
             target = self.bootstrap(t, torch.stack(values).amax(0))
         critic, metrics = self.critic_loss(t, target)
-        flow = map_loss(self.actor, t, noise, start, end, config.pairs, config.kappa)
+        flow, measured = map_loss(self.actor, t, noise, start, end, config.pairs, config.kappa)
         chunk = jump_from(self.actor, t.obs, z)
         climb, more = q_term(self.critic, t.obs, self.normalizer.within(chunk), normalize=config.normalize_q)
         beyond = overflow(chunk)
-        actor = config.alpha * flow.loss + climb + config.overflow * beyond
-        metrics |= {"meanflow": flow.loss.detach(), "overflow": beyond.detach(), **flow.metrics, **more}
+        actor = config.alpha * flow + climb + config.overflow * beyond
+        metrics |= {"meanflow": flow.detach(), "overflow": beyond.detach(), **measured, **more}
         return {"critic": critic, "actor": actor}, metrics

@@ -15,16 +15,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowpolicy.agents.base.bricks import flow_loss, flow_sample
+from flowpolicy.agents.base.bricks import flow_loss, flow_of, flow_sample
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent
 from flowpolicy.agents.offline.fql import FQL, FQLAgent
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative
 from flowpolicy.core.references import Reference
-from flowpolicy.flows.times import uniform
+from flowpolicy.flows.axes.time_laws import uniform
 from flowpolicy.policy.actor import PolicyConfig
-from flowpolicy.policy.policy import best_of
+from flowpolicy.policy.samplers import best_of, best_of_candidates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +74,8 @@ class QCAgent(ValueAgent):
     def describe_policy(self) -> PolicyConfig:
         """The flow, and the critic that chooses."""
         config = self.config
-        critic = config.critic if config.candidates > 1 else None
-        return PolicyConfig(config.net, config.encoder, config.solver, config.candidates, critic)
+        sampler = best_of_candidates(flow_of(config.solver), config.candidates, config.critic)
+        return PolicyConfig(config.net, config.encoder, sampler)
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
         """Noise of the next candidates (b k, h, a), of the flow (b, h, a), and times (b,)."""

@@ -22,6 +22,7 @@ from flowpolicy.core.ranges import Count, NonNegative
 from flowpolicy.core.references import Reference
 from flowpolicy.nets.critic import CriticConfig, polyak
 from flowpolicy.policy.actor import Actor, PolicyConfig
+from flowpolicy.policy.samplers import Direct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class ReBRACAgent(ValueAgent):
 
     def describe_policy(self) -> PolicyConfig:
         """One evaluation through tanh."""
-        return PolicyConfig(self.config.net, self.config.encoder, "squashed")
+        return PolicyConfig(self.config.net, self.config.encoder, Direct(squashed=True))
 
     def build_networks(self) -> None:
         """The target actor. The last layer of the actor starts small, so that tanh does not saturate."""

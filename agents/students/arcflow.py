@@ -23,10 +23,10 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, Share
+from flowpolicy.flows.axes.losses import matching_loss
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.targets import Curve, Segment
-from flowpolicy.flows.interpolant import interpolate, rows
-from flowpolicy.flows.matching import matching_loss
+from flowpolicy.flows.straight import interpolate, rows
 
 
 @dataclasses.dataclass(frozen=True)

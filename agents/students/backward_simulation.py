@@ -28,8 +28,9 @@ from flowpolicy.core.keys import OBS
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive, Share
 from flowpolicy.core.references import Reference
-from flowpolicy.flows.axes.guidance import NoGuidance, Situation
+from flowpolicy.flows.axes.guidance import NoGuidance
 from flowpolicy.flows.axes.registry import make
+from flowpolicy.flows.axes.time_laws import logit_normal, uniform
 from flowpolicy.flows.distillation import (
     Rollout,
     backward_simulation,
@@ -38,10 +39,9 @@ from flowpolicy.flows.distillation import (
     matching_gradient,
     step_of,
 )
-from flowpolicy.flows.interpolant import interpolate
-from flowpolicy.flows.times import logit_normal, uniform
+from flowpolicy.flows.straight import interpolate
 from flowpolicy.nets.flow_nets import MapNet
-from flowpolicy.policy.flow import dynamics
+from flowpolicy.policy.samplers import Decision, FlowSampler
 
 _LATEST = 0.98  # denoised samples of later times hardly differ from the samples
 
@@ -152,11 +152,8 @@ class BackwardSimulationAgent(FlowAgent):
         """Velocity of the network that follows the samples."""
         fake = self._fake[0]
         flat = fake.flatten(self.normalizer.obs(obs))
-        network = lambda *args: fake.net(*args).value  # noqa: E731, as the teacher's
-        at = Situation(path=self._fake_sampling.interpolant)
-        field = dynamics(fake, self._fake_sampling, network, flat, fake.encoder(flat).cond, None, at)
-        value: Tensor = field.velocity(x, t)
-        return value
+        decision = Decision(fake, self.normalizer, flat, fake.encoder(flat).cond)
+        return FlowSampler(self._fake_sampling).dynamics(decision).velocity(x, t)
 
     def loss(
         self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Any

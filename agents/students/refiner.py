@@ -21,14 +21,14 @@ from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.flows.axes.losses import matching_loss
 from flowpolicy.flows.axes.refusals import Setting
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.solvers import Plan
-from flowpolicy.flows.interpolant import rows
-from flowpolicy.flows.matching import matching_loss
+from flowpolicy.flows.straight import rows
 from flowpolicy.nets.flow_nets import VelocityNet
 from flowpolicy.nets.mlp import MLP
-from flowpolicy.policy.actor import PolicyConfig
+from flowpolicy.policy.samplers import FlowSampler, Sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +87,10 @@ class RefinerAgent(FlowAgent):
             parameter.requires_grad_(name.startswith("refiner."))
         self.ema.restart(self.actor)
 
+    @property
     @override
-    def describe_policy(self) -> PolicyConfig:
-        return dataclasses.replace(super().describe_policy(), refiner=self.config.refiner)
+    def sampler(self) -> Sampler:
+        return FlowSampler(self.sampling, self.config.refiner)
 
     @torch.no_grad()
     def draws(self, batch: TensorDict, generator: torch.Generator) -> tuple[dict[str, Tensor]]:
@@ -117,7 +118,7 @@ class RefinerAgent(FlowAgent):
         d = draws[0]
         cond, _ = self.actor.condition(self.normalizer.obs(obs))
         net = cast(VelocityNet, self.actor.refiner)
-        found = net(d["x"], d["t"], torch.cat([cond, d["v"].flatten(1)], dim=1)).value
+        found = net(d["x"], d["t"], torch.cat([d["v"].flatten(1), cond], dim=1)).value
         loss = matching_loss(found, d["change"], valid)
         return loss, {"unrefined": matching_loss(torch.zeros_like(found), d["change"], valid).detach()}
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flowpolicy.policy.engines.tape import aligned
 from flowpolicy.policy.policy import Policy
 
 Product = tuple[int, list[int], list[int]]
@@ -24,7 +23,7 @@ def products(policy: Policy, nfe: int, batch: int) -> list[Product]:
     """
     contract = policy.contract
     obs = {key: torch.zeros(batch, contract.history, *spec.shape) for key, spec in contract.spec.observation.items()}
-    noise = torch.zeros(batch * policy.config.candidates, contract.chunk, contract.spec.action.size)
+    noise = torch.zeros(batch * policy.shapes.candidates, contract.chunk, contract.spec.action.size)
     recorder = _Recorder()
     flat = policy.actor.flatten(policy.normalizer.obs(obs))
     with torch.no_grad(), recorder:
@@ -35,6 +34,14 @@ def products(policy: Policy, nfe: int, batch: int) -> list[Product]:
 def weight_bytes(found: list[Product]) -> int:
     """Bytes of all second factors, each counted once per use: a later use finds it gone from the nearest cache."""
     return sum(4 * int(np.prod(second)) for _, _, second in found)
+
+
+def aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros in float32 that begin at a multiple of 64 bytes: a cache line, and whole vector registers."""
+    size = 4 * int(np.prod(shape))
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
 
 
 class _Recorder(TorchDispatchMode):

@@ -35,10 +35,10 @@ def export(
     Args:
         run: run folder (its newest checkpoint) or checkpoint folder.
         to: 'onnx' for ONNX Runtime; 'pt2' for AOTInductor, native code for this kind of machine that needs torch and is
-            run as it is; 'numpy' for policies on MLPs, which then need NumPy and nothing else.
+            run as it is; 'numpy' needs NumPy and nothing else, and is slower.
         out: new folder.
         nfe: network evaluations per chunk; the contract's number unless given.
-        batches: batch sizes to write a graph for, onnx and pt2; numpy takes any.
+        batches: batch sizes to write a graph for.
         threads: threads that the code of pt2 is compiled for; the others choose when they load.
         overwrite: replace another export in --out.
 

@@ -46,7 +46,7 @@ def fit(
     from flowpolicy.core.files import read_json, read_tensors, write_json, write_tensors, write_text
     from flowpolicy.core.seed import torch_generator
     from flowpolicy.core.spec import save_contract
-    from flowpolicy.policy.fit import fitted, sampling_of
+    from flowpolicy.policy.fit import fitted
     from flowpolicy.train.kinds import KINDS
     from flowpolicy.train.run import Run
 
@@ -58,7 +58,7 @@ def fit(
     policy = fitted_to.policy()
     config, state = read_json(folder / "config.json"), read_json(folder / "state.json")
     observed = fitted_to.observations(samples, seed)
-    evaluations = sampling_of(policy).guidance.budget(nfe)
+    evaluations = policy.flow.sampling.guidance.budget(nfe)
     better = fitted(policy, observed, evaluations, what, torch_generator(seed, "fit"))
 
     def write(place: Path) -> None:

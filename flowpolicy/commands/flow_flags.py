@@ -6,9 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow import Flow, as_flow
-from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.flows.axes.registry import AXES, VALUES, make
 
@@ -42,11 +40,13 @@ def split_flow_flags(argv: Sequence[str]) -> tuple[dict[str, str] | None, list[s
 
 
 def with_flow(agent: Any, picked: dict[str, str]) -> Flow:
-    """The agent of a preset as a point on the axes, with some values replaced.
+    """The agent of a preset with some values of the axes replaced: then a plain point on them, no longer its name.
 
     A new solver brings its usual number of evaluations; guidance multiplies or adds to it.
     """
     config = as_flow(agent)
+    if not picked:
+        return agent
     spec = dataclasses.replace(config.flow, **{axis: make(axis, name) for axis, name in picked.items()})
     nfe = spec.solver.usual if "solver" in picked else config.flow.guidance.budget(config.nfe)
     return dataclasses.replace(config, flow=spec, nfe=spec.guidance.total(nfe))
@@ -61,7 +61,7 @@ def settled(agent: Flow, default: Flow, picked: dict[str, str]) -> Flow:
 
 def axes_help(agent: Any) -> str:
     """What the help of a preset says about the axes; empty where the agent is no point on them."""
-    if not isinstance(agent, (Flow, FlowBC, DM1)):
+    if not isinstance(agent, Flow):
         return ""
     lines = [f"  {PREFIX}{axis} {' | '.join(VALUES[axis])}" for axis in AXES]
     return (

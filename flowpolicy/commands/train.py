@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.commands.arguments import pick
 from flowpolicy.commands.flow_flags import axes_help, settled, split_flow_flags, with_flow
 from flowpolicy.configs.presets import PRESETS
@@ -77,9 +78,10 @@ def parse(base: Experiment, argv: Sequence[str], name: str, description: str) ->
             values[owner] = dataclasses.replace(values[owner], **{field: variants[variant]})
             del argv[at : at + 2]
     picked, argv = split_flow_flags(argv)
-    default: TrainCommand = TrainCommand(**values)
     if picked is not None:
         values["agent"] = with_flow(values["agent"], picked)
+    default: TrainCommand = TrainCommand(**values)
+    if isinstance(values["agent"], Flow):
         default = FlowTrainCommand(**values, flow=values["agent"].flow)
     command = tyro.cli(
         type(default),

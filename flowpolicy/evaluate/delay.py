@@ -18,7 +18,6 @@ from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.evaluate.rollout import Episode, rollout
 from flowpolicy.evaluate.statistics import Interval, bootstrap_mean, wilson
 from flowpolicy.evaluate.tables import score
-from flowpolicy.policy.guidance import GuidedPolicy
 from flowpolicy.policy.policy import Policy
 from flowpolicy.policy.session import ActingPolicy, Execution
 
@@ -38,7 +37,7 @@ def ways(policy: Policy) -> dict[str, Way]:
     if policy.prefix:
         found["real-time, trained"] = Way(policy, "real_time")
     try:
-        found["real-time, guided"] = Way(GuidedPolicy(policy), "real_time")
+        found["real-time, guided"] = Way(policy.guided(), "real_time")
     except ConfigError:
         return found  # no intermediate states to guide
     return found

@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from flowpolicy.flows.interpolant import rows, velocity_to_data
-from flowpolicy.flows.solvers import Field, MeanField
+from flowpolicy.flows.straight import Field, MeanField, rows, velocity_to_data
 
 
 class Line(NamedTuple):

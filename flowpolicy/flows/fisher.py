@@ -27,8 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.flows.interpolant import rows, velocity_to_score
-from flowpolicy.flows.solvers import Field, MeanField
+from flowpolicy.flows.straight import Field, MeanField, rows, velocity_to_score
 
 MetricMode = Literal["iso", "proxy", "score", "curv", "kl2"]
 

@@ -18,8 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from flowpolicy.flows.interpolant import rows, velocity_to_data
-from flowpolicy.flows.solvers import Field
+from flowpolicy.flows.straight import Field, rows, velocity_to_data
 
 GUIDANCE_LIMIT = 5.0
 """Largest strength of the guidance (arXiv 2506.07339, section 4.2)."""

@@ -28,7 +28,6 @@ from flowpolicy.core.spec import library_versions
 from flowpolicy.evaluate.report import git_commit
 from flowpolicy.flows.axes.registry import AXES, VALUES, make
 from flowpolicy.flows.axes.spec import FlowSpec
-from flowpolicy.flows.times import PairLaw
 from flowpolicy.lab.chunk_toy import ChunkToy
 from flowpolicy.lab.lab_plan import LabPlan
 from flowpolicy.lab.measure import agent_on, measure, observations, train
@@ -61,7 +60,7 @@ class Recipe:
     """Measure the solver that is fitted to the trained field as well."""
 
 
-KINDS_OF_RECORDS: dict[str, type] = {"recipe": Recipe, "lab_plan": LabPlan, "toy": ChunkToy, "pairs": PairLaw}
+KINDS_OF_RECORDS: dict[str, type] = {"recipe": Recipe, "lab_plan": LabPlan, "toy": ChunkToy}
 
 
 def parse_recipe(text: str) -> Recipe:

@@ -10,21 +10,20 @@ import uuid
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from flowpolicy.core.checkpoint import MANIFEST
 from flowpolicy.core.config import encode
 from flowpolicy.core.errors import ConfigError, FlowPolicyError, MissingExtraError
-from flowpolicy.core.files import flush, read_json, require_free, sha256, write_json, write_tensors, write_text
+from flowpolicy.core.files import flush, read_json, require_free, sha256, write_json, write_text
 from flowpolicy.core.seed import numpy_generator
 from flowpolicy.core.spec import library_versions, save_contract
 from flowpolicy.nets.layers import whole_operators
 from flowpolicy.policy.actor import KINDS
-from flowpolicy.policy.engines import aotinductor, eager, numpy_mlp, onnx_runtime
+from flowpolicy.policy.engines import aotinductor, eager, numpy_graph, onnx_runtime
 from flowpolicy.policy.engines.engine import TOLERANCE, Program
 from flowpolicy.policy.graph import ActGraph
 from flowpolicy.policy.package import HEADER, SCHEMA, Format, is_package, open_package, read_manifest
@@ -49,10 +48,10 @@ def export(
 
     Args:
         policy: on the CPU.
-        to: 'onnx' for ONNX Runtime, 'pt2' for AOTInductor, 'numpy' for the NumPy engine.
+        to: 'onnx' for ONNX Runtime, 'pt2' for AOTInductor, 'numpy' for NumPy alone.
         folder: new; or a package, whose files this would write again, or that is to be replaced.
         nfe: network evaluations per chunk; the contract's number unless given.
-        batches: batch sizes to write graphs for; the NumPy engine takes any.
+        batches: batch sizes to write graphs for.
         threads: threads that the code of 'pt2' is compiled for.
         source: where the policy comes from, for the card.
         overwrite: replace another package in ``folder``; files that no export wrote are never touched.
@@ -73,7 +72,7 @@ def export(
     temporary.mkdir(parents=True)
     try:
         files = _write_model(policy, to, temporary, nfe, batches, threads)
-        header = _header(policy, to, files, nfe, () if to == "numpy" else batches, threads if to == "pt2" else 0)
+        header = _header(policy, to, files, nfe, batches, threads if to == "pt2" else 0)
         header["source"] = source
         save_contract(temporary / "contract.json", policy.contract)
         write_text(temporary / "card.md", "")
@@ -116,8 +115,9 @@ def _header(
         "schema": SCHEMA,
         "format": to,
         "nfe": nfe,
-        "candidates": policy.config.candidates,
-        "prefix": policy.config.prefix,
+        "candidates": policy.shapes.candidates,
+        "prefix": policy.shapes.prefix,
+        "noise": policy.shapes.law._asdict(),
         "batches": list(batches),
         "threads": threads,
         "files": files,
@@ -138,28 +138,14 @@ def _write_model(
     policy: Policy, to: Format, folder: Path, nfe: int, batches: Sequence[int], threads: int
 ) -> dict[str, str]:
     graph = ActGraph(policy, nfe)
-    if to == "numpy":
-        if policy.config.flow is not None:
-            raise ConfigError(
-                f"the NumPy engine cannot run the solver '{policy.config.flow.solver.name}' of the flow laboratory",
-                expected="a policy of another agent",
-                fix="--to onnx runs every solver that draws no noise on the way",
-            )
-        net = encode(policy.config.net, KINDS)["class"]
-        if net not in numpy_mlp.TRUNKS:
-            raise ConfigError(
-                f"the NumPy engine cannot run the net '{net}'",
-                expected=" or ".join(numpy_mlp.TRUNKS),
-                fix="--to onnx runs every net",
-            )
-        write_tensors(folder / "model.safetensors", numpy_tensors(graph))
-        return {"any": "model.safetensors"}
     files = {}
     for batch in batches:
-        files[str(batch)] = f"batch_{batch}.{to}"
+        files[str(batch)] = f"batch_{batch}.{'safetensors' if to == 'numpy' else to}"
         path = folder / files[str(batch)]
         if to == "onnx":
             write_onnx(graph, batch, path)
+        elif to == "numpy":
+            numpy_graph.record(graph, batch, path)
         else:
             before = torch.get_num_threads()
             torch.set_num_threads(threads)
@@ -168,23 +154,6 @@ def _write_model(
             finally:
                 torch.set_num_threads(before)
     return files
-
-
-def numpy_tensors(graph: ActGraph) -> dict[str, Tensor]:
-    """Weights under their own names, the normaliser's numbers, and the time features of every evaluation."""
-    times: list[Tensor] = []
-    trunk = cast(nn.Module, graph.policy.actor.net.trunk)
-    hook = trunk.register_forward_pre_hook(lambda _, inputs: times.append(inputs[1][0]))
-    with torch.no_grad():
-        graph(*graph.example(1))
-    hook.remove()
-    action = graph.policy.normalizer.action_scaling
-    return {
-        **graph.policy.actor.state_dict(),
-        **{f"obs.{name}": getattr(graph, name) for name in ("offset", "limit")},
-        **{f"action.{name}": getattr(action, name) for name in ("offset", "scale", "limit")},
-        "times": torch.stack(times),
-    }
 
 
 def write_onnx(graph: ActGraph, batch: int, path: Path) -> None:
@@ -228,7 +197,7 @@ def difference(policy: Policy, program: Program, nfe: int, samples: int = SAMPLE
             affine, width = scaling[key], int(np.prod(view.shape[2:]))
             drawn = 3.0 * random.standard_normal((*view.shape[:2], width)) / affine.scale.numpy()
             view[...] = (drawn + affine.offset.numpy()).reshape(view.shape)
-        ours.noise[...] = random.standard_normal(ours.noise.shape)
+        ours.noise[...] = shapes.law.sample_numpy(ours.noise.shape, random)
         if ours.committed is not None and ours.length is not None:
             ours.committed[...] = offset + random.uniform(-1, 1, ours.chunk.shape) / unit
             ours.length[...] = random.integers(0, shapes.prefix + 1, batch)
@@ -246,7 +215,7 @@ def _difference(policy: Policy, folder: Path, to: Format, nfe: int, batches: Seq
         if to == "pt2":
             program = aotinductor.build(package, batch)
         else:
-            build = onnx_runtime.build if to == "onnx" else numpy_mlp.build
+            build = onnx_runtime.build if to == "onnx" else numpy_graph.build
             program = build(package, batch, threads)
         worst = max(worst, difference(policy, program, nfe))
     if not worst <= TOLERANCE:
@@ -260,11 +229,11 @@ def _difference(policy: Policy, folder: Path, to: Format, nfe: int, batches: Seq
 
 def _prefix_words(policy: Policy) -> str:
     size, chunk = policy.contract.spec.action.size, policy.contract.chunk
-    if not policy.config.prefix:
+    if not policy.shapes.prefix:
         return ""
     return (
         f" `committed` (b, {chunk}, {size}), actions that are executed meanwhile, and `length` (b,), int64, how many "
-        f"they are, 0 to {policy.config.prefix}; the chunk begins with them."
+        f"they are, 0 to {policy.shapes.prefix}; the chunk begins with them."
     )
 
 
@@ -285,7 +254,7 @@ def _card(header: dict[str, Any], policy: Policy) -> str:
             f"# {spec.env_id}: {header['format']} model",
             "",
             f"From {header['source'] or 'a policy in memory'}; {policy.parameters_count:,} parameters, "
-            f"{header['nfe']} network evaluation(s) per chunk. Batch sizes: {header['batches'] or 'any'}.",
+            f"{header['nfe']} network evaluation(s) per chunk. Batch sizes: {header['batches']}.",
             "",
             f"Inputs: `obs` (b, {contract.history}, {width}), the keys below side by side, oldest first, in the units "
             f"of the environment; `noise` (b x {header['candidates']}, {contract.chunk}, {spec.action.size}), standard "

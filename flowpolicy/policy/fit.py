@@ -7,40 +7,18 @@ import dataclasses
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import digest
-from flowpolicy.flows.axes.guidance import Situation
-from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.schedules import Boss, UniformSteps
 from flowpolicy.flows.axes.solvers import Euler, Fitted, Solver
-from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.flows.fitting import Trajectories, bellman, fit_subspace, step_costs, trajectories
-from flowpolicy.policy.flow import dynamics
 from flowpolicy.policy.policy import Policy
 
 FINE = 64
 """Euler steps of the trajectories that are fitted."""
 
 Method = Literal["olss", "boss"]
-
-
-def sampling_of(policy: Policy) -> Sampling:
-    """How a policy samples, whether or not it comes from the flow laboratory.
-
-    Raises:
-        ConfigError: it follows no velocity.
-
-    """
-    if policy.config.flow is not None:
-        return policy.config.flow
-    if policy.config.sampler not in ("euler", "midpoint", "heun"):
-        raise ConfigError(
-            f"a policy with the sampler '{policy.config.sampler}' follows no velocity that a solver could be fitted to",
-            fix="fit a policy of Flow BC or of the flow laboratory",
-        )
-    return Sampling(solver=make("solver", policy.config.sampler))
 
 
 def fitted(
@@ -63,22 +41,19 @@ def fitted(
         ConfigError: the policy has candidates, a decorator or a flow that is not deterministic.
 
     """
-    flow = sampling_of(policy)
+    sampler = policy.flow
+    flow = sampler.sampling
     mixed = flow.source.conditioned or flow.target.start or flow.target.integrates or flow.continues
-    if policy.config.candidates > 1 or policy.config.decorated or mixed or flow.guidance.intermediate:
+    if policy.config.sampler is not sampler or flow.two_time or mixed or flow.guidance.intermediate:
         raise ConfigError(
-            "a policy with candidates, a decorator, a conditioned source, a noise or segment prediction, a memory or "
-            "guidance that depends on the steps cannot be fitted",
-            expected="a flow from noise at time 0",
+            "a policy with candidates, a decorator, a prefix, a flow map, a conditioned source, a noise or segment "
+            "prediction, a memory or guidance that depends on the steps cannot be fitted",
+            expected="a velocity that carries noise from time 0",
         )
     rows = next(iter(obs.values())).shape[0]
     noise = flow.source.sample((rows, policy.contract.chunk, policy.contract.spec.action.size), generator)
     with torch.inference_mode():
-        flat = policy.normalized(obs)
-        network = lambda *args: policy.actor.net(*args).value  # noqa: E731, the call that counts is in the policy
-        field = dynamics(
-            policy.actor, flow, network, flat, policy.actor.encoder(flat).cond, None, Situation(path=flow.interpolant)
-        )
+        field = policy.dynamics(obs)
         paths = trajectories(field, noise, FINE)
     nodes = [bellman(step_costs(paths), evaluations)]
     weights = digest(policy.actor.state_dict())
@@ -95,7 +70,7 @@ def fitted(
     else:
         better = dataclasses.replace(flow, solver=Euler(), schedule=Boss(_times(paths, nodes[0]), weights))
     copied = copy.deepcopy(policy)
-    copied.config = dataclasses.replace(policy.config, sampler="flow", flow=better)
+    copied.config = dataclasses.replace(policy.config, sampler=dataclasses.replace(sampler, sampling=better))
     copied.contract = dataclasses.replace(policy.contract, nfe=flow.guidance.total(evaluations))
     return copied
 

@@ -111,8 +111,10 @@ def fold_scale(policy: Policy, scale: Float[Tensor, " n"]) -> None:
 
 
 def _inlets(policy: Policy) -> list[nn.Linear]:
-    nets = [policy.actor.net, policy.actor.decorator]
-    return [conditioned(net.trunk) for net in nets if net is not None]
+    actor = policy.actor
+    nets = [actor.net, actor.decorator, actor.refiner]
+    source = [] if actor.source is None else [actor.source.inlet]
+    return [conditioned(net.trunk) for net in nets if net is not None] + source
 
 
 def conditioned(trunk: Trunk) -> nn.Linear:

@@ -5,7 +5,7 @@
     FOLDER/engine.json       schema, format, evaluations, batch sizes, threads, files, tolerance and measured difference
     FOLDER/contract.json     what the policy may be used for and how
     FOLDER/card.md           the same in words
-    FOLDER/batch_N.onnx      one graph per batch size (ONNX), or batch_N.pt2 (AOTInductor), or model.safetensors (NumPy)
+    FOLDER/batch_N.onnx      one graph per batch size; batch_N.pt2 for AOTInductor, batch_N.safetensors for NumPy
     FOLDER/manifest.json     SHA-256 of every file
 """
 
@@ -20,13 +20,14 @@ from typing import Any, Literal, get_args
 from flowpolicy.core.checkpoint import MANIFEST
 from flowpolicy.core.errors import CheckpointError
 from flowpolicy.core.files import read_object
+from flowpolicy.core.noise import NoiseLaw
 from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.policy.engines.engine import Shapes
 
 Format = Literal["onnx", "pt2", "numpy"]
 HEADER = "engine.json"
-SCHEMA = 2
-"""Version 2 states the committed prefix; policies of version 1 have none."""
+SCHEMA = 3
+"""Version of ``engine.json``. Others are refused: the run is exported again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Package:
     """Chunks generated per row."""
     prefix: int
     """Most committed actions."""
+    noise: NoiseLaw
+    """Law of the noise at the start."""
     batches: tuple[int, ...]
     """Batch sizes with a graph of their own; empty where any size will do."""
     threads: int
@@ -57,7 +60,7 @@ class Package:
     @property
     def shapes(self) -> Shapes:
         """Sizes of the buffers."""
-        return Shapes(self.contract, self.candidates, self.prefix)
+        return Shapes(self.contract, self.candidates, self.prefix, self.noise)
 
     def read(self, batch: int | str) -> bytes:
         """The bytes of a model file, which are the ones that the manifest names."""
@@ -78,6 +81,7 @@ _HEADER: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "nfe": ("a number, at least 1", _count),
     "candidates": ("a number, at least 1", _count),
     "prefix": ("a number, at least 0", lambda value: _count(value, 0)),
+    "noise": ("entries, scale and dof of a law", lambda value: isinstance(value, dict) and NoiseLaw.fits(**value)),
     "threads": ("a number, at least 0", lambda value: _count(value, 0)),
     "batches": ("numbers, at least 1 each", lambda value: isinstance(value, list) and all(map(_count, value))),
     "files": (
@@ -100,11 +104,10 @@ def open_package(folder: Path) -> Package:
     for name in dict.fromkeys([HEADER, "contract.json", *manifest]):
         verified(folder, name, manifest)
     header = read_object(folder / HEADER)
-    if header.pop("schema", None) not in (1, SCHEMA):
+    if header.pop("schema", None) != SCHEMA:
         raise CheckpointError(
             f"{folder / HEADER} has an unknown schema version", fix="export again with this flowpolicy"
         )
-    header.setdefault("prefix", 0)
     for field, (what, fits) in _HEADER.items():
         if field not in header or not fits(header[field]):
             raise CheckpointError(
@@ -112,9 +115,9 @@ def open_package(folder: Path) -> Package:
                 expected=what,
                 fix="export the run again",
             )
-    fields = {field: header[field] for field in _HEADER if field != "batches"}
+    fields = {field: header[field] for field in _HEADER if field not in ("batches", "noise")}
     contract, batches = load_contract(folder / "contract.json"), tuple(header["batches"])
-    package = Package(folder=folder, contract=contract, batches=batches, **fields)
+    package = Package(folder=folder, contract=contract, batches=batches, noise=NoiseLaw(**header["noise"]), **fields)
     for name in package.files.values():
         if name not in manifest:
             raise CheckpointError(f"{folder / HEADER} names {name}, which the manifest does not", fix="export again")

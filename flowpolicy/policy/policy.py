@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -20,11 +23,10 @@ from flowpolicy.core.files import digest, read_object, write_json, write_tensors
 from flowpolicy.core.ranges import require_ranges
 from flowpolicy.core.spec import Contract, load_contract, save_contract
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.flows.solvers import SolverName, integrate, jump, steps_for
-from flowpolicy.policy.actor import KINDS, REFINING, SINGLE, Actor, PolicyConfig, load_strictly
+from flowpolicy.flows.axes.solvers import Dynamics
+from flowpolicy.policy.actor import KINDS, Actor, PolicyConfig, load_strictly
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.engines.engine import Shapes
-from flowpolicy.policy.flow import carry, generate, without_gradients
 from flowpolicy.policy.inputs import (
     require_committed,
     require_finite,
@@ -33,8 +35,21 @@ from flowpolicy.policy.inputs import (
     require_observations,
 )
 from flowpolicy.policy.previous import Previous
+from flowpolicy.policy.samplers import Decision, FlowSampler, Guided
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
+_M = TypeVar("_M", bound=Callable[..., Any])
+
+
+def without_gradients(method: _M) -> _M:
+    """Inference mode, or only no gradients where the policy differentiates its network while acting."""
+
+    @functools.wraps(method)
+    def run(self: Policy, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad() if self.config.sampler.differentiates else torch.inference_mode():
+            return method(self, *args, **kwargs)
+
+    return cast(_M, run)
 
 
 class Policy(nn.Module):
@@ -90,16 +105,15 @@ class Policy(nn.Module):
                 f"the generator is of type {type(generator).__name__}",
                 expected="a torch.Generator, such as torch.Generator().manual_seed(0)",
             )
-        seen, flow = self.observed(obs), self.config.flow
-        rows = len(seen[self.actor.keys[0]]) * (flow.guidance.candidates if flow else self.config.candidates)
-        shape = (rows, self.contract.chunk, self.contract.spec.action.size)
-        noise = (
-            flow.source.sample(shape, generator)
-            if flow
-            else torch.randn(shape, generator=generator, device=generator.device)
-        )
+        seen = self.observed(obs)
+        noise = self.noise_scale * self.noise(len(seen[self.actor.keys[0]]), generator)
         nfe = self.contract.nfe if nfe is None else nfe
-        return self._like(obs, self._act(seen, self.noise_scale * noise, nfe, committed, generator, previous))
+        return self._like(obs, self._act(seen, noise, nfe, committed, generator, previous))
+
+    def noise(self, rows: int, generator: torch.Generator) -> Float[Tensor, "bk h a"]:
+        """Noise of the sampler's law for so many observations, k chunks each, on the generator's device."""
+        sampler, each = self.config.sampler, (self.contract.chunk, self.contract.spec.action.size)
+        return sampler.law.sample((rows * sampler.candidates, *each), generator)
 
     @without_gradients
     def act_from(
@@ -149,14 +163,11 @@ class Policy(nn.Module):
         require_nfe(nfe)
         rows = len(seen[self.actor.keys[0]])
         each = (self.contract.chunk, self.contract.spec.action.size)
-        chooses = self.config.flow is not None or self.config.critic is not None
-        given = (getattr(noise, "shape", None) or (rows,))[0]
-        candidates = max(1, given // rows) if chooses else 1
-        require_numbers("the noise", noise, (rows * candidates, *each))
+        require_numbers("the noise", noise, (rows * self.config.sampler.candidates, *each))
         start = self._placed(noise)
         require_finite("the noise", start)
         if committed is not None:
-            require_committed(committed.action, committed.length, (rows, *each), self.config.prefix)
+            require_committed(committed.action, committed.length, (rows, *each), self.prefix)
         if previous is not None:
             previous.require((rows, *each))
         chunk = self.normalizer.unaction(self.decide(self.normalized(seen), start, nfe, committed, generator, previous))
@@ -172,49 +183,51 @@ class Policy(nn.Module):
         previous: Previous | None = None,
     ) -> Float[Tensor, "b h a"]:
         """:meth:`act_from` between the normaliser's two ends: from flat observation histories to chunks in [-1, 1]."""
-        if self.config.flow is not None:
-            return generate(self, flat, noise, nfe, generator, previous)
-        actor = self.actor
-        cond: Tensor = actor.encoder(flat).cond
-        candidates = noise.shape[0] // flat.shape[0]
-        if nfe % candidates:
-            raise ConfigError(
-                f"a policy cannot spend {nfe} evaluations on {candidates} candidates",
-                expected=f"a multiple of {candidates}",
-            )
-        spent = int(actor.decorator is not None)
-        if candidates > 1:
-            cond = cond.repeat_interleave(candidates, 0)
-        noise, cond = self._commit(noise, cond, committed, candidates)
-        # Only the finished chunk is clamped: half-way states are no actions, and clamping them spoils several steps.
-        chunk = self.normalizer.within(self._generate(noise, cond, nfe // candidates - spent, candidates))
-        if actor.decorator is not None:
-            chunk = self.normalizer.within(chunk + self.counted(actor.decorator, candidates)(chunk, cond))
-        if actor.critic is not None:
-            value = actor.critic.value(flat.repeat_interleave(candidates, 0), chunk).view(-1, candidates)
-            chunk = best_of(chunk.view(-1, candidates, *chunk.shape[1:]), value)
-        return chunk
+        decision = self.decision(flat, nfe, committed, generator, previous)
+        return self.config.sampler.sample(decision, noise)
+
+    def decision(
+        self,
+        flat: Float[Tensor, "b n"],
+        nfe: int,
+        committed: Committed | None = None,
+        generator: torch.Generator | None = None,
+        previous: Previous | None = None,
+    ) -> Decision:
+        """What the sampler may know: flat observation histories, scaled, and the rest in environment units."""
+        scaled = self.normalizer.action
+        return Decision(
+            self.actor,
+            self.normalizer,
+            flat,
+            self.actor.encoder(flat).cond,
+            nfe,
+            count=self._count,
+            generator=generator,
+            committed=None if committed is None else committed._replace(action=scaled(committed.action)),
+            previous=None
+            if previous is None
+            else previous._replace(executed=scaled(previous.executed), planned=scaled(previous.planned)),
+        )
+
+    def _count(self, evaluations: int) -> None:
+        self.evaluations += evaluations
 
     def require_plain_noise(self) -> None:
-        """Raise ConfigError unless standard normal noise at the start is all the chance that acting takes.
+        """Raise ConfigError unless the noise at the start is all the chance and memory that acting takes.
 
-        Engines and servers pass that noise in; a policy that wants more would act from the wrong law.
+        Engines and servers pass that noise in; a policy that wants more would act otherwise.
         """
-        flow = self.config.flow
-        if flow is None:
-            return
-        if not flow.source.standard or flow.solver.stochastic or flow.guidance.candidates > 1:
+        if reason := self.config.sampler.live:
             raise ConfigError(
-                f"the policy draws from the source '{flow.source.name}' with the solver '{flow.solver.name}' for "
-                f"{flow.guidance.candidates} chunk(s); engines and servers have normal noise for one chunk only",
+                f"engines and servers cannot run this policy: {reason}",
+                expected="a policy that is given its noise at the start, and nothing else by chance or from before",
                 fix="use Policy.load, whose act draws what the policy needs",
             )
-        self.require_no_memory()
 
     def require_no_memory(self) -> None:
         """Raise ConfigError where the policy continues its previous chunk: what calls this keeps none."""
-        flow = self.config.flow
-        if flow is not None and flow.continues:
+        if self.continues:
             raise ConfigError(
                 "the policy continues its previous chunk, and nothing here remembers it",
                 fix="roll it out with flowpolicy eval, or act with Policy.act(..., previous=...)",
@@ -223,92 +236,63 @@ class Policy(nn.Module):
     @property
     def continues(self) -> bool:
         """Whether decisions depend on the previous chunk."""
-        return self.config.flow is not None and self.config.flow.continues
+        return self.config.sampler.continues
 
     def normalized(self, obs: dict[str, Tensor]) -> Float[Tensor, "b n"]:
         """Flat, normalised observations."""
         return self.actor.flatten(self.normalizer.obs({key: obs[key] for key in self.actor.keys}))
 
-    def condition(self, obs: dict[str, Tensor]) -> Float[Tensor, "b c"]:
-        """What the network is told about observations, nothing being committed; see :meth:`evaluate`."""
-        cond: Tensor = self.actor.encoder(self.normalized(obs)).cond
-        width = self.contract.chunk if self.config.prefix else 0
-        return torch.cat([cond.new_zeros(cond.shape[0], width), cond], dim=1)
-
-    def evaluate(
-        self, x: Float[Tensor, "b h a"], s: Float[Tensor, " b"], t: Float[Tensor, " b"], cond: Float[Tensor, "b c"]
-    ) -> Float[Tensor, "b h a"]:
-        """Mean velocity from s to t of a flow map, else the velocity at s; normalised units; counted."""
-        network = self.counted(self.actor.net, 1)
-        return network(x, s, t, cond) if self.config.sampler == "map" else network(x, s, cond)
-
-    def _commit(
-        self, noise: Tensor, cond: Tensor, committed: Committed | None, candidates: int
-    ) -> tuple[Tensor, Tensor]:
-        """Noise whose committed rows are the actions themselves, and the condition that says which they are."""
-        if not self.config.prefix:
-            return noise, cond
-        if committed is None:
-            return noise, torch.cat([cond.new_zeros(cond.shape[0], noise.shape[1]), cond], dim=1)
-        rows = committed.rows.repeat_interleave(candidates, 0)
-        action = self.normalizer.action(committed.action).repeat_interleave(candidates, 0)
-        return torch.where(rows.unsqueeze(2), action, noise), torch.cat([rows.to(cond.dtype), cond], dim=1)
-
     @without_gradients
     def carry(self, obs: dict[str, Tensor], noise: Float[Tensor, "b h a"], nfe: int) -> Float[Tensor, "b h a"]:
         """Where the flow carries the noise: normalised, not clamped, without decorator and choice."""
-        flat = self.normalized(obs)
-        if self.config.flow is not None:
-            return carry(self, flat, noise, nfe)
-        return self._generate(noise, self.actor.encoder(flat).cond, nfe, 1)
+        self.require_no_memory()
+        decision = self.config.sampler.plain(self.decision(self.normalized(obs), nfe))
+        return self.flow.carry(decision, noise)
 
-    def _generate(self, noise: Tensor, cond: Tensor, nfe: int, candidates: int) -> Tensor:
-        sampler = self.config.sampler
-        network = self.counted(self.actor.net, candidates)
-        if sampler in SINGLE:
-            if nfe != 1:
-                name = "one-step" if sampler == "one_step" else "regression"
-                raise ConfigError(f"a {name} policy cannot act in {nfe} evaluations", expected="nfe 1")
-            if sampler == "one_step":
-                return network(noise, cond)
-            start = torch.zeros_like(noise) if not self.config.prefix else self._prefix_only(noise, cond)
-            chunk = network(start, noise.new_zeros(noise.shape[0]), cond)
-            return chunk.tanh() if sampler == "squashed" else chunk
-        if sampler == "mip":
-            if nfe != 2:
-                raise ConfigError(f"a mip policy acts in two evaluations, not in {nfe}", expected="nfe 2")
-            first = network(torch.zeros_like(noise), noise.new_zeros(noise.shape[0]), cond)
-            return network(first, noise.new_full(noise.shape[:1], REFINING), cond)
-        steps = steps_for(nfe, sampler)
-        if sampler == "map":
-            return jump(lambda x, s, t: network(x, s, t, cond), noise, steps)
-        return integrate(lambda x, t: network(x, t, cond), noise, steps, cast(SolverName, sampler))
+    def dynamics(self, obs: dict[str, Tensor]) -> Dynamics:
+        """The flow's velocity for fixed observations in environment units; of a flow map, also its mean velocity.
 
-    @staticmethod
-    def _prefix_only(noise: Tensor, cond: Tensor) -> Tensor:
-        """Zeros but in the committed rows: what a policy without noise starts from."""
-        return torch.where(cond[:, : noise.shape[1]].unsqueeze(2) > 0, noise, 0.0)
+        Not counted as evaluations.
+        """
+        return self.flow.dynamics(self.config.sampler.plain(self.decision(self.normalized(obs), 1)))
 
-    def counted(self, network: Callable[..., Any], candidates: int) -> Callable[..., Tensor]:
-        """The values of a network that count as ``candidates`` evaluations each."""
+    @property
+    def flow(self) -> FlowSampler:
+        """The flow that carries noise to chunks.
 
-        def call(*args: Tensor) -> Tensor:
-            if not torch.compiler.is_compiling():  # a compiled graph would be compiled anew for every count
-                self.evaluations += candidates
-            value: Tensor = network(*args).value
-            return value
+        Raises:
+            ConfigError: the policy has none.
 
-        return call
+        """
+        flow = self.config.sampler.flow
+        if flow is None:
+            raise ConfigError(
+                f"a {type(self.config.sampler).__name__} policy follows no flow",
+                expected="a policy of Flow BC, of DM1 or of the flow laboratory",
+            )
+        return flow
+
+    def guided(self) -> Policy:
+        """A policy with the same networks that continues committed actions untrained (:class:`Guided`).
+
+        Raises:
+            ConfigError: the policy has no intermediate states to guide.
+
+        """
+        guided = copy.copy(self)
+        guided.config = dataclasses.replace(self.config, sampler=Guided(self.config.sampler))
+        return guided
 
     @property
     def prefix(self) -> int:
-        """Most committed actions that it was trained to continue."""
-        return self.config.prefix
+        """Most committed actions that it can continue, always fewer than a chunk has."""
+        return min(self.config.sampler.prefix, self.contract.chunk - 1)
 
     @property
     def shapes(self) -> Shapes:
         """Sizes of what an engine of this policy reads and writes."""
-        return Shapes(self.contract, self.config.candidates, self.config.prefix)
+        sampler = self.config.sampler
+        return Shapes(self.contract, sampler.candidates, self.prefix, sampler.law)
 
     def save(self, run: Path) -> Path:
         """Write the policy alone as the checkpoint of step 0 of a run, for :meth:`load`; returns its folder."""
@@ -355,14 +339,9 @@ class Policy(nn.Module):
         weights = folder / ("ema.safetensors" if averaged else "weights.safetensors")
         load_strictly(policy.actor, weights)
         load_strictly(policy.normalizer, folder / "normalizer.safetensors")
-        if config.flow and config.flow.belongs_to not in ("", digest(policy.actor.state_dict())):
+        if config.sampler.belongs_to not in ("", digest(policy.actor.state_dict())):
             raise CheckpointError(
                 f"the solver of {folder} was fitted on other weights than {weights.name}",
                 fix="fit it again: flowpolicy fit RUN --nfe N",
             )
         return policy.to(device).eval().requires_grad_(False)
-
-
-def best_of(chunks: Float[Tensor, "b k h a"], values: Float[Tensor, "b k"]) -> Float[Tensor, "b h a"]:
-    """The candidate of the largest value in every row."""
-    return chunks[torch.arange(len(values), device=values.device), values.argmax(1)]

@@ -106,8 +106,7 @@ class Session:
 
     Args:
         policy: what decides: a :class:`~flowpolicy.policy.policy.Policy`, an engine of
-            :func:`~flowpolicy.policy.engines.load_engine`, or what stands in their place, such as
-            :class:`~flowpolicy.policy.guidance.GuidedPolicy`.
+            :func:`~flowpolicy.policy.engines.load_engine`, or what stands in their place.
         seed: of the first episode's noise.
         execute: actions of a chunk that are executed before the next decision; the contract's number unless given.
         nfe: network evaluations per chunk; the contract's number, or the engine's, unless given.
@@ -154,7 +153,7 @@ class Session:
         if execution == "real_time" and not self.most_committed:
             raise ConfigError(
                 "real-time chunking with a policy that was not trained to continue committed actions",
-                fix="train with --agent.prefix N, or act by GuidedPolicy(policy) where a velocity takes several steps",
+                fix="train with --agent.prefix N, or act by policy.guided() where a velocity takes several steps",
             )
         self.seed, self._resets = seed, 0
         self.episode = self.begin(seed)

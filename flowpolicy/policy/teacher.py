@@ -9,12 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.flows.axes.guidance import Situation
-from flowpolicy.flows.axes.solvers import Afp, Dynamics, MapJumps, Midpoint, Solver
-from flowpolicy.flows.axes.spec import Sampling
-from flowpolicy.policy.fit import sampling_of
-from flowpolicy.policy.flow import dynamics
+from flowpolicy.flows.axes.solvers import Afp, Dynamics, Midpoint, Solver
 from flowpolicy.policy.policy import Policy
+from flowpolicy.policy.samplers import BestOf, Decorated
 
 Inversion = Literal["afp", "midpoint", "exact"]
 
@@ -33,12 +30,12 @@ class Teacher:
     """
 
     def __init__(self, policy: Policy) -> None:
-        config = policy.config
-        sampling = Sampling(solver=MapJumps(), two_time=True) if config.sampler == "map" else sampling_of(policy)
+        sampler = policy.config.sampler
+        sampling = policy.flow.sampling
         wrong = {
-            f"it chooses among {config.candidates} candidates": config.candidates > 1,
-            "it is decorated": config.decorated,
-            "it continues committed actions": config.prefix > 0,
+            f"it chooses among {sampler.candidates} candidates": isinstance(sampler, BestOf),
+            "it is decorated": isinstance(sampler, Decorated),
+            "it continues committed actions": sampler.prefix > 0,
             "its network describes segments, not a velocity": sampling.target.integrates,
             "it continues its previous chunk": sampling.continues,
             "its guidance chooses or changes chunks": sampling.guidance.candidates > 1
@@ -68,10 +65,7 @@ class Teacher:
     @torch.no_grad()
     def dynamics(self, obs: dict[str, Tensor]) -> Dynamics:
         """The teacher's velocity for fixed observations; on a flow map, that of its diagonal."""
-        actor, flat = self.policy.actor, self.policy.normalized(obs)
-        network = lambda *args: actor.net(*args).value  # noqa: E731, nobody counts a teacher's evaluations
-        at = Situation(path=self.sampling.interpolant)
-        return dynamics(actor, self.sampling, network, flat, actor.encoder(flat).cond, None, at)
+        return self.policy.dynamics(obs)
 
     @torch.no_grad()
     def velocity(

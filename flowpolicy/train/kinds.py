@@ -35,7 +35,6 @@ from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.flows.dispersive import Dispersive
 from flowpolicy.flows.fisher import Metric
-from flowpolicy.flows.times import PairLaw
 from flowpolicy.policy.actor import KINDS as POLICY_KINDS
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.online import OnlineConfig
@@ -47,7 +46,6 @@ _OWN: dict[str, type] = {
     "online": OnlineConfig,
     "optimizer": Optimizer,
     "adam": Adam,
-    "pairs": PairLaw,
     "dispersive": Dispersive,
     "metric": Metric,
     "dm1": DM1,

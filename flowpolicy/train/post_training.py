@@ -9,13 +9,12 @@ from typing import Any
 from flowpolicy.core.errors import ConfigError, DataError
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.groups import Groups, read_groups
+from flowpolicy.flows.axes.interpolants import Linear
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import Policy
+from flowpolicy.policy.samplers import FlowSampler
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.run import Run
-
-FLOWS = ("map", "euler", "midpoint", "heun")
-"""Samplers of the policies that can be post-trained: those with a velocity."""
 
 
 def take_over(experiment: Experiment) -> Experiment:
@@ -63,14 +62,33 @@ def take_over(experiment: Experiment) -> Experiment:
 
 
 def require_flow(policy: PolicyConfig, where: str) -> None:
-    """Raise :class:`ConfigError` unless a policy is a plain flow: one candidate, a velocity or a flow map."""
-    if policy.sampler not in FLOWS or policy.candidates > 1 or policy.decorated:
-        kind = "decorated" if policy.decorated else f"best-of-{policy.candidates}" if policy.candidates > 1 else ""
-        if not kind and policy.sampler == "flow":
-            kind = "laboratory"
+    """Raise :class:`ConfigError` unless groups can shift the likelihood of a policy.
+
+    What a group teaches is a log-ratio, and it is estimated from the errors of a velocity between standard Gaussian
+    noise and chunks on the straight path. Solver, schedule and the objective of a flow map are free.
+    """
+    sampler, reason = policy.sampler, ""
+    if sampler.prefix:
+        reason = "continues committed actions, which no group holds"
+    elif not isinstance(sampler, FlowSampler):
+        reason = f"is a {type(sampler).__name__} policy, which has no likelihood that groups could shift"
+    else:
+        flow = sampler.sampling
+        wrong = [
+            flow.interpolant.flag if not isinstance(flow.interpolant, Linear) else "",
+            flow.source.flag if flow.source.name not in ("normal", "warm-start") else "",
+            flow.target.flag if flow.target.converts or flow.target.integrates else "",
+            flow.solver.flag if flow.solver.belongs_to else "",
+            flow.guidance.flag if flow.guidance.name != "none" else "",
+            "a refiner" if sampler.refiner else "",
+        ]
+        if any(wrong):
+            reason = f"has {' and '.join(filter(None, wrong))}, for which no log-ratio is known here"
+    if reason:
         raise ConfigError(
-            f"{where} is a {kind or policy.sampler} policy and has no likelihood that groups could shift",
-            expected="a flow policy: dm1-* or flow-bc-* without --flow flags",
+            f"{where} {reason}",
+            expected="a velocity or a flow map on the straight path from Gaussian noise: dm1-*, flow-bc-*, or --flow "
+            "flags of time, loss, consistency, coupling, solver and schedule",
         )
 
 

@@ -15,8 +15,11 @@ from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.normalize import Normalizer
+from flowpolicy.flows.axes.consistency import ImprovedMeanFlow
+from flowpolicy.flows.axes.registry import make
+from flowpolicy.flows.axes.spec import FlowSpec
+from flowpolicy.flows.axes.time_laws import Ends
 from flowpolicy.flows.dispersive import Dispersive
-from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.transformer import Transformer
@@ -44,7 +47,7 @@ def loss_of(config, path, seed=0):
         for name, value in agent.actor.named_parameters():
             value += 0.1 * torch.randn(value.shape, generator=torch_generator(seed, name))
     batch = windows.draw(torch_generator(seed, "draw"))
-    draws = agent.draw(batch[ACTION], torch_generator(seed, "noise"))
+    draws = agent.draws(batch, torch_generator(seed, "noise"))
     loss, metrics = agent.loss(dict(batch[OBS].items()), batch[ACTION], batch[VALID], *draws)
     return agent, loss, metrics
 
@@ -82,22 +85,22 @@ def test_deterministic_data_gives_zero_meanflow_loss_for_the_exact_network(demon
             return FlowOutput(self.value(x, s), {}), tangent
 
     agent.actor.net = Exact()
-    noise, s, t = agent.draw(constant, torch_generator(0, "noise"))
-    s = s.clamp(max=0.95)
-    loss, _ = agent.loss(dict(batch[OBS].items()), constant, batch[VALID], noise, s, torch.maximum(s, t))
+    (drawn,) = agent.draws(batch, torch_generator(0, "noise"))
+    s = drawn["s"].clamp(max=0.95)
+    drawn = {**drawn, "s": s, "t": torch.maximum(s, drawn["t"])}
+    loss, _ = agent.loss(dict(batch[OBS].items()), constant, batch[VALID], drawn)
     assert loss.item() < 1e-9
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"kappa": 0.3},
-        {"adaptive_power": 0.5},
-        {"pairs": PairLaw(share_diagonal=0.5)},
-        {"pairs": PairLaw(share_endpoint=0.4)},
-        {"pairs": PairLaw(share_uniform=0.9)},
-        {"pairs": PairLaw(logit_mean=-1.0)},
-        {"pairs": PairLaw(logit_std=0.2)},
+        {"flow": dataclasses.replace(DM1.flow, consistency=ImprovedMeanFlow(kappa=0.3))},
+        {"flow": dataclasses.replace(DM1.flow, time=Ends(share_diagonal=0.5))},
+        {"flow": dataclasses.replace(DM1.flow, time=Ends(share_endpoint=0.4))},
+        {"flow": dataclasses.replace(DM1.flow, time=Ends(share_uniform=0.9))},
+        {"flow": dataclasses.replace(DM1.flow, time=Ends(logit_mean=-1.0))},
+        {"flow": dataclasses.replace(DM1.flow, time=Ends(logit_std=0.2))},
         {"dispersive": Dispersive(kind="cosine")},
         {"dispersive": Dispersive(kind="hinge")},
         {"dispersive": Dispersive(kind="covariance")},
@@ -184,7 +187,7 @@ def test_regression_acts_in_one_evaluation_only(demonstrations):
 
 def test_a_solver_that_cannot_spend_the_evaluations_is_refused():
     with pytest.raises(ConfigError, match="nfe=3"):
-        FlowBC(solver="midpoint", nfe=3)
+        FlowBC(flow=FlowSpec(solver=make("solver", "midpoint")), nfe=3).check(2)
 
 
 def test_a_foreign_state_is_refused(demonstrations):

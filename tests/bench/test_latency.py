@@ -22,6 +22,7 @@ from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.unet import UNet
 from flowpolicy.policy import Policy
 from flowpolicy.policy.actor import PolicyConfig
+from flowpolicy.policy.samplers import MAP, FlowSampler
 
 CONTRACT = Contract(Spec({"a": ObservationSpec((3,)), "b": ObservationSpec((2,))}, ActionSpec(2)), 2, 4, 2, 1)
 
@@ -31,7 +32,8 @@ SMALL = MLP(width=16, depth=2)
 
 def policy(net=SMALL, sampler="map"):
     torch.manual_seed(0)
-    return Policy(PolicyConfig(net, StateEncoder(width=8), sampler), CONTRACT, Normalizer({"a": 3, "b": 2}, 2)).eval()
+    config = PolicyConfig(net, StateEncoder(width=8), {"map": MAP, "euler": FlowSampler()}[sampler])
+    return Policy(config, CONTRACT, Normalizer({"a": 3, "b": 2}, 2)).eval()
 
 
 def test_the_floor_is_every_product_and_nothing_else():

@@ -81,7 +81,7 @@ def test_without_a_flag_the_preset_is_what_it_was():
 def test_dm1_presets_keep_their_objective():
     agent = parse("dm1-lift", ["--flow.coupling", "c2ot"]).agent
     assert (agent.flow.consistency.name, agent.flow.solver.name, agent.nfe) == ("meanflow", "map", 1)
-    assert agent.flow.time.law.share_endpoint == 0.3 and agent.dispersive.weight == 0.5
+    assert agent.flow.time.share_endpoint == 0.3 and agent.dispersive.weight == 0.5
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from flowpolicy.core.seed import torch_generator
+from flowpolicy.flows.axes.interpolants import Linear
+from flowpolicy.flows.axes.solvers import Dynamics
+from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.flows.real_time import GUIDANCE_LIMIT, committed_rows, guidance_strength, guided, hold, soft_mask
-from flowpolicy.flows.solvers import integrate
+
+
+def integrate(field, x, steps):
+    return Sampling().generate(Dynamics(field, Linear()), x, steps, None)
 
 
 def random(*shape, seed=0):

@@ -11,7 +11,9 @@ import pytest
 
 PROGRAM = """
 import torch
-from flowpolicy.flows.meanflow import meanflow
+from flowpolicy.flows.axes.consistency import MeanFlow, Problem
+from flowpolicy.flows.axes.interpolants import Linear
+from flowpolicy.flows.axes.losses import Squared
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.transformer import Transformer
@@ -30,7 +32,7 @@ cond, valid = torch.randn(8, 4), torch.ones(8, 3, dtype=torch.bool)
 
 
 def loss(x, s, t):
-    return meanflow(net, x, s, t, w, cond, valid, skip=2).loss
+    return MeanFlow().loss(Problem(net, x, w, s, t, cond, 2), valid, Squared(), Linear())[0]
 
 
 def jvp(x, s):

@@ -9,11 +9,10 @@ from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.spec import Sampling
-from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy import Policy
-from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.fit import fitted
+from flowpolicy.policy.samplers import FlowSampler
 
 from .test_policy import make as make_policy
 from .test_policy import observe, store
@@ -26,6 +25,10 @@ def policy_with(contract, **values):
     made = {axis: make(axis, v) if isinstance(v, str) else v for axis, v in values.items()}
     sampling = Sampling(**made, two_time=two_time)
     return make_policy(contract, "flow", NET, flow=sampling)
+
+
+def policy_sampling(policy):
+    return policy.config.sampler.flow.sampling
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_a_loaded_policy_acts_like_the_stored_one_and_counts_its_evaluations(val
     obs = observe(contract)
     chunk = policy.act(obs, torch_generator(1), nfe)
     assert torch.equal(Policy.load(tmp_path).act(obs, torch_generator(1), nfe), chunk)
-    candidates = policy.config.flow.guidance.candidates
+    candidates = policy.config.sampler.candidates
     assert policy.evaluations == candidates * len(calls) == nfe
     assert chunk.shape == (3, contract.chunk, 2)
 
@@ -76,8 +79,8 @@ def test_guidance_of_one_is_none_and_the_null_condition_is_asked(contract):
     obs = observe(contract)
     guided = policy_with(contract, guidance="cfg")
     config = guided.config
-    one = dataclasses.replace(config.flow, guidance=make("guidance", "cfg", scale=1.0))
-    guided.config = dataclasses.replace(config, flow=one)
+    one = dataclasses.replace(policy_sampling(guided), guidance=make("guidance", "cfg", scale=1.0))
+    guided.config = dataclasses.replace(config, sampler=FlowSampler(one))
     plain = policy_with(contract)
     plain.actor.load_state_dict({k: v for k, v in guided.actor.state_dict().items() if k != "null"})
     chunk = plain.act(obs, torch_generator(0), 4)
@@ -91,18 +94,11 @@ def test_guidance_of_one_is_none_and_the_null_condition_is_asked(contract):
 
 
 def test_what_draws_on_the_way_needs_a_generator(contract):
-    for values in ({"solver": "sde"}, {"source": "mixed"}):
+    for values in ({"solver": "sde"}, {"source": make("source", "mixed", acting="uniform")}):
         policy = policy_with(contract, **values)
         noise = torch.randn(3, contract.chunk, 2, generator=torch_generator(0))
         with pytest.raises(ConfigError, match="generator"):
             policy.act_from(observe(contract), noise, 4)
-
-
-def test_sampler_and_flow_go_together():
-    with pytest.raises(ConfigError, match="both or neither"):
-        PolicyConfig(NET, StateEncoder(width=8), "flow")
-    with pytest.raises(ConfigError, match="both or neither"):
-        PolicyConfig(NET, StateEncoder(width=8), "euler", flow=Sampling())
 
 
 @pytest.mark.parametrize("method", ["olss", "boss"])
@@ -116,7 +112,8 @@ def test_a_fitted_policy_belongs_to_its_weights_and_olss_beats_euler(method, con
     if method == "olss":
         assert float((own - exact).square().mean()) < float((euler - exact).square().mean())
     else:
-        assert len(better.config.flow.schedule.nodes) == 5 and better.config.flow.solver.name == "euler"
+        sampling = policy_sampling(better)
+        assert len(sampling.schedule.nodes) == 5 and sampling.solver.name == "euler"
     assert better.contract.nfe == 4
     with pytest.raises(ConfigError, match="flowpolicy fit"):
         better.carry(new, noise, 5)
@@ -130,5 +127,5 @@ def test_a_fitted_policy_belongs_to_its_weights_and_olss_beats_euler(method, con
 
 
 def test_what_follows_no_velocity_cannot_be_fitted(contract):
-    with pytest.raises(ConfigError, match="no velocity"):
+    with pytest.raises(ConfigError, match="follows no flow"):
         fitted(make_policy(contract, "direct", NET), observe(contract), 4, "olss", torch_generator(0))

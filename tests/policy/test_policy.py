@@ -21,6 +21,9 @@ from flowpolicy.nets.unet import UNet
 from flowpolicy.policy import Policy
 from flowpolicy.policy.actor import KINDS, PolicyConfig
 from flowpolicy.policy.queue import ChunkQueue
+from flowpolicy.policy.samplers import MAP, BestOf, Decorated, Direct, Mip, OneStep, Prefixed
+
+from .ways import sampler as named
 
 NETS = [MLP(width=16, depth=2), UNet(), Transformer(), Plain(width=16, depth=2)]
 
@@ -31,7 +34,7 @@ def make(contract, sampler="map", net=NETS[0], **choice):
     for value in normalizer.state_dict().values():
         value.copy_(torch.rand(value.shape) + 0.5)
     normalizer.action_scaling.limit.fill_(float("inf"))
-    policy = Policy(PolicyConfig(net, StateEncoder(width=8), sampler, **choice), contract, normalizer)
+    policy = Policy(PolicyConfig(net, StateEncoder(width=8), named(sampler, **choice)), contract, normalizer)
     for parameter in policy.actor.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return policy.eval().requires_grad_(False)
@@ -98,10 +101,21 @@ def test_every_candidate_counts(contract):
     assert policy.evaluations == sum(rows) == 8
 
 
-@pytest.mark.parametrize("choice", [{"candidates": 2}, {"critic": CriticConfig()}, {"candidates": 0}])
-def test_candidates_and_critic_go_together(choice):
-    with pytest.raises(ConfigError, match="candidate"):
-        PolicyConfig(NETS[0], StateEncoder(width=8), "euler", **choice)
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda: BestOf(MAP, CriticConfig(), 1), "the best of 1"),
+        (lambda: BestOf(BestOf(MAP)), "makes 2 itself"),
+        (lambda: Decorated(BestOf(MAP)), "chooses among chunks"),
+        (lambda: Decorated(Prefixed(MAP, 2)), "continues a prefix"),
+        (lambda: Prefixed(OneStep(), 2), "a OneStep policy"),
+        (lambda: Prefixed(Mip(), 2), "a Mip policy"),
+        (lambda: Prefixed(Direct(), 0), "0 committed actions"),
+    ],
+)
+def test_samplers_that_cannot_be_wrapped_say_so(wrong, words):
+    with pytest.raises(ConfigError, match=words):
+        wrong()
 
 
 def test_a_one_step_actor_follows_the_noise_and_a_deterministic_one_does_not(contract):

@@ -7,7 +7,6 @@ import torch
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.policy.committed import Committed
-from flowpolicy.policy.guidance import GuidedPolicy
 from flowpolicy.policy.queue import ChunkQueue
 
 from .test_policy import make, observe
@@ -56,7 +55,7 @@ def bound_to(contract, lengths, overlap=3):
 @pytest.mark.parametrize(("sampler", "nfe"), [("euler", 5), ("midpoint", 4), ("heun", 4)])
 def test_a_guided_policy_begins_with_what_is_committed_and_counts_its_evaluations(sampler, nfe, contract):
     policy = make(contract, sampler)
-    guided, obs = GuidedPolicy(policy), observe(contract)
+    guided, obs = policy.guided(), observe(contract)
     bound = bound_to(contract, [1, 2, 3])
     found = guided.act(obs, torch_generator(1), nfe, bound)
     assert guided.evaluations == nfe
@@ -67,8 +66,8 @@ def test_a_guided_policy_begins_with_what_is_committed_and_counts_its_evaluation
     assert not torch.allclose(found[:, 3], plain[:, 3]), "the free actions ignore the guidance"
 
 
-@pytest.mark.parametrize("sampler", ["map", "direct", "one_step"])
-def test_a_policy_without_intermediate_states_cannot_be_guided(sampler, contract):
-    with pytest.raises(ConfigError, match=sampler) as refusal:
-        GuidedPolicy(make(contract, sampler))
+@pytest.mark.parametrize(("sampler", "kind"), [("map", "Flow"), ("direct", "Direct"), ("one_step", "OneStep")])
+def test_a_policy_without_intermediate_states_cannot_be_guided(sampler, kind, contract):
+    with pytest.raises(ConfigError, match=kind) as refusal:
+        make(contract, sampler).guided()
     assert "--agent.prefix" in refusal.value.fix

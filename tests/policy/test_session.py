@@ -13,7 +13,6 @@ from flowpolicy.core.seed import numpy_generator
 from flowpolicy.evaluate.plan import make_plan
 from flowpolicy.evaluate.rollout import rollout
 from flowpolicy.policy import Session, load_engine
-from flowpolicy.policy.guidance import GuidedPolicy
 
 from ..evaluate.fakes import ChaosEnv, NetworkPolicy
 from .engines.policies import make
@@ -177,8 +176,6 @@ def test_what_a_policy_cannot_act_by_is_refused(contract, tmp_path):
                 Session(actor, **options)
     with pytest.raises(ConfigError, match="load_engine"):
         Session(engine, nfe=2)
-    with pytest.raises(ConfigError, match="no scale"):
-        Session(GuidedPolicy(make(contract, sampler="euler")), noise_scale=0.5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

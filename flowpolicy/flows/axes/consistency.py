@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,16 +17,28 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Share
 from flowpolicy.flows.axes.interpolants import Interpolant
 from flowpolicy.flows.axes.losses import Loss
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
-from flowpolicy.flows.axes.time_laws import Dyadic, TimeLaw
-from flowpolicy.flows.interpolant import rows
-from flowpolicy.flows.meanflow import TangentMap
-from flowpolicy.flows.times import TimePair
+from flowpolicy.flows.axes.time_laws import Dyadic, TimeLaw, TimePair
+from flowpolicy.flows.straight import rows
 
 MEANFLOW = Reference("Mean Flows for One-step Generative Modeling", "2505.13447")
 FLOW_MAPS = Reference("How to Build a Consistency Model: Learning Flow Maps via Self-Distillation", "2505.18825")
+
+
+@runtime_checkable
+class TangentMap(Protocol):
+    """A mean-velocity network that gives its directional derivative with the value."""
+
+    def __call__(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor) -> Any:
+        """An object with the fields ``value`` (b, h, a) and ``features``: mean velocity from s to t at x."""
+
+    def with_tangent(
+        self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor, dx: Tensor, ds: Tensor, skip: int
+    ) -> tuple[Any, Tensor]:
+        """The same for all rows, and the derivative (b - skip, h, a) along (dx, ds) for rows ``skip`` to b."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +184,8 @@ class MeanFlow(Consistency):
 class ImprovedMeanFlow(MeanFlow):
     """MeanFlow whose derivative follows the network's own velocity, of less variance (iMF, arXiv 2512.02012)."""
 
+    kappa: Share = 0.0
+    """Share of the pair's velocity in what the derivative follows; 1 is MeanFlow."""
     own_tangent: ClassVar[bool] = True
 
     @override
@@ -179,7 +193,7 @@ class ImprovedMeanFlow(MeanFlow):
         p, k = problem, problem.diagonal
         with torch.no_grad():
             own = p.mean(p.x[k:], p.s[k:], p.s[k:], k)
-        return torch.cat([p.velocity[:k], own])
+        return torch.cat([p.velocity[:k], self.kappa * p.velocity[k:] + (1 - self.kappa) * own if self.kappa else own])
 
 
 @register(

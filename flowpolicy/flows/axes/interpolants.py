@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
-from flowpolicy.flows.interpolant import rows
+from flowpolicy.flows.straight import rows
 
 STOCHASTIC_INTERPOLANTS = Reference(
     "Stochastic Interpolants: A Unifying Framework for Flows and Diffusions", "2303.08797"

@@ -13,8 +13,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.noise import NoiseLaw
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
-from flowpolicy.flows.interpolant import rows
+from flowpolicy.flows.straight import rows
 
 _SAFE_MOMENTS = 4
 
@@ -34,17 +35,47 @@ class Source(Value):
     inputs: ClassVar[int] = 0
     """Numbers that the flow network is shown beside the condition."""
 
+    @property
+    def law(self) -> NoiseLaw:
+        """Law of the noise before a network of the observation shapes it; engines without torch draw from it too."""
+        return NoiseLaw()
+
     def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "b *d"]:
-        """Noise, before the network of a conditioned source shapes it; one draw per row."""
-        return torch.randn(shape, generator=generator, device=generator.device)
+        """Noise from the law; one draw per row."""
+        return self.law.sample(shape, generator)
+
+    @property
+    def draws_while_acting(self) -> bool:
+        """Whether acting takes chance beside this noise."""
+        return False
 
     def begin(self, history: Float[Tensor, "b o n"]) -> Float[Tensor, " b"]:
         """Time at which every row starts on the way to its previous chunk, for scaled observation histories."""
         return torch.zeros_like(history[:, 0, 0])
 
-    def shares(self, batch: int, generator: torch.Generator, *, acting: bool) -> Float[Tensor, " b"] | None:
-        """How far each row's noise is moved to the conditioned law; None for sources without one."""
+    def shares(self, batch: int, generator: torch.Generator) -> Float[Tensor, " b"] | None:
+        """How far each row's noise is moved to the conditioned law in training; None for sources without one."""
         return None
+
+    def acting_shares(
+        self, noise: Float[Tensor, "b *d"], generator: torch.Generator | None
+    ) -> Float[Tensor, " b"] | None:
+        """The same for a policy that acts from ``noise``; the generator is asked where ``draws_while_acting``."""
+        return None
+
+
+@register("source", "laplace", Reference("Kotz, Kozubowski, Podgorski: The Laplace Distribution and Generalizations"))
+@dataclasses.dataclass(frozen=True)
+class Laplace(Source):
+    """Independent Laplace entries of variance 1: heavier tails than a Gaussian, in every dimension on its own."""
+
+    gaussian: ClassVar[bool] = False
+    standard: ClassVar[bool] = False
+
+    @property
+    @override
+    def law(self) -> NoiseLaw:
+        return NoiseLaw("laplace")
 
 
 @register("source", "normal", Reference("Flow Matching for Generative Modeling", "2210.02747"))
@@ -81,14 +112,10 @@ class StudentT(Source):
                 fix="--flow.source.dof 32",
             )
 
+    @property
     @override
-    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "b *d"]:
-        normal = Source.sample(self, shape, generator)
-        if math.isinf(self.dof):
-            return self.scale * normal
-        half = torch.full(shape[:1], self.dof / 2, device=generator.device)
-        chi = 2 * torch._standard_gamma(half, generator=generator)
-        return self.scale * normal / rows((chi / self.dof).sqrt(), normal)
+    def law(self) -> NoiseLaw:
+        return NoiseLaw(scale=self.scale, dof=None if math.isinf(self.dof) else self.dof)
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
         """Weights that depend on the squared error need a fourth moment."""
@@ -128,11 +155,24 @@ class Mixed(Source):
     def inputs(self) -> int:  # type: ignore[override]
         return int(self.shown)
 
+    @property
     @override
-    def shares(self, batch: int, generator: torch.Generator, *, acting: bool) -> Float[Tensor, " b"] | None:
-        if acting and self.acting != "uniform":
-            return torch.full((batch,), float(self.acting == "one"), device=generator.device)
+    def draws_while_acting(self) -> bool:
+        return self.acting == "uniform"
+
+    @override
+    def shares(self, batch: int, generator: torch.Generator) -> Float[Tensor, " b"] | None:
         return torch.rand(batch, generator=generator, device=generator.device)
+
+    @override
+    def acting_shares(
+        self, noise: Float[Tensor, "b *d"], generator: torch.Generator | None
+    ) -> Float[Tensor, " b"] | None:
+        if not self.draws_while_acting:
+            return noise.new_full(noise.shape[:1], float(self.acting == "one"))
+        if generator is None:
+            raise ConfigError(f"the source {self.name} without a generator", fix="pass the one of act")
+        return self.shares(len(noise), generator)
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
         """The end w = 1 alone, and couplings, which would pair noise that the network has not shaped yet."""

@@ -14,7 +14,7 @@ from typing_extensions import override
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import PRINCIPLES, Interpolant
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
-from flowpolicy.flows.interpolant import rows
+from flowpolicy.flows.straight import rows
 
 ARCFLOW = Reference(
     "ArcFlow: Unleashing 2-Step Text-to-Image Generation via High-Precision Non-Linear Flow Distillation", "2602.09014"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,12 +17,29 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Positive
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
-from flowpolicy.flows.times import PairLaw, TimePair, logit_normal, uniform
 
 SCALING = Reference("Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", "2403.03206")
 IMAGE_SIZES = 1024
 """From this many numbers on, a reference size belongs to images: chunks have 7 to 112."""
+
+
+def uniform(batch: int, generator: torch.Generator) -> Float[Tensor, " b"]:
+    """Times uniform on [0, 1)."""
+    return torch.rand(batch, generator=generator, device=generator.device)
+
+
+def logit_normal(batch: int, generator: torch.Generator, mean: float, std: float) -> Float[Tensor, " b"]:
+    """Times ``sigmoid(mean + std z)``, z standard normal (Esser et al. 2024, arXiv 2403.03206)."""
+    return torch.sigmoid(mean + std * torch.randn(batch, generator=generator, device=generator.device))
+
+
+class TimePair(NamedTuple):
+    """Intervals [s, t], one per row, s the noisier end; 0 <= s <= t <= 1."""
+
+    s: Float[Tensor, " b"]
+    t: Float[Tensor, " b"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,24 +316,66 @@ class Split(Uniform):
 @register("time", "ends", Reference("Mean Flows for One-step Generative Modeling", "2505.13447"))
 @dataclasses.dataclass(frozen=True)
 class Ends(TimeLaw):
-    """DM1's law here: uniform and logit-normal times mixed, with a share of intervals that end at the data."""
+    """DM1's law here: uniform and logit-normal times mixed, with a share of intervals that end at the data.
 
-    law: PairLaw = PairLaw()
-    """Its shares; ``share_diagonal`` counts, not the objective's."""
+    The published law (MeanFlow, arXiv 2505.13447, section 4.3) almost never draws the interval (0, 1), the only one a
+    one-step policy is asked for (4 of a million rows), so a share of the rows ends at the data, half of it starting at
+    pure noise. The shares are exact counts, not probabilities: every batch holds them.
+    """
 
-    def diagonal(self, batch: int, share: float) -> int:
+    share_diagonal: float = 0.25
+    """Share of rows with s = t, where the loss is plain velocity matching; whatever the objective asks for."""
+    share_endpoint: float = 0.15
+    """Share of rows with t = 1: half of them with s = 0, the others with s uniform on (0, 1/2)."""
+    share_uniform: float = 0.5
+    """In all other rows: probability that a time is uniform rather than logit-normal."""
+    logit_mean: float = 0.4
+    """Mean of the logit-normal times, counted with data at 1 (the published -0.4 counts from the data)."""
+    logit_std: Positive = 1.0
+    """Standard deviation of the logit-normal times before the sigmoid."""
+
+    def __post_init__(self) -> None:
+        shares = (self.share_diagonal, self.share_endpoint, self.share_uniform)
+        if not all(0 <= share <= 1 for share in shares) or self.share_diagonal + self.share_endpoint > 1:
+            raise ConfigError(
+                f"the law ends has the shares diagonal {shares[0]}, endpoint {shares[1]}, uniform {shares[2]}",
+                expected="shares in [0, 1], diagonal and endpoint together at most 1",
+            )
+
+    def diagonal(self, batch: int, share: float = 0.0) -> int:
         """Its own share, whatever the objective asks for."""
-        return self.law.diagonal_rows(batch)
+        return math.floor(self.share_diagonal * batch)
+
+    def endpoint(self, batch: int) -> int:
+        """Number of rows with t = 1, right after the diagonal ones."""
+        return math.floor(self.share_endpoint * batch)
 
     @override
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
-        return dataclasses.replace(self.law, share_diagonal=1.0, share_endpoint=0.0).draw(count, generator).s
+        flat = uniform(count, generator)
+        peaked = logit_normal(count, generator, self.logit_mean, self.logit_std)
+        return torch.where(uniform(count, generator) < self.share_uniform, flat, peaked)
 
     @override
     def log_pdf(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        share = self.law.share_uniform
-        return (share + (1 - share) * LogitNormal(self.law.logit_mean, self.law.logit_std).log_pdf(t).exp()).log()
+        share = self.share_uniform
+        return (share + (1 - share) * LogitNormal(self.logit_mean, self.logit_std).log_pdf(t).exp()).log()
+
+    def intervals(self, batch: int, generator: torch.Generator) -> TimePair:
+        """Intervals of a batch in its own shares."""
+        return self.pairs(batch, self.diagonal(batch), generator)
 
     @override
     def pairs(self, batch: int, diagonal: int, generator: torch.Generator) -> TimePair:
-        return self.law.draw(batch, generator)
+        """Diagonal rows first, then endpoint rows, then sorted pairs.
+
+        The order lets the loss compute tangents for the rows after the diagonal ones only; it mixes with nothing,
+        because the rows of a batch are themselves independent draws.
+        """
+        endpoint = self.endpoint(batch)
+        s, t = TimeLaw.pairs(self, batch, diagonal, generator)
+        t[diagonal : diagonal + endpoint] = 1.0
+        start = 0.5 * uniform(endpoint, generator)
+        start[: (endpoint + 1) // 2] = 0.0
+        s[diagonal : diagonal + endpoint] = start
+        return TimePair(s, t)

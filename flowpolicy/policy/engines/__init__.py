@@ -173,9 +173,9 @@ def _builder(name: str, threads: int) -> Callable[[Package, int], Program]:
 
         torch.set_num_threads(threads)
         return aotinductor.build
-    from flowpolicy.policy.engines import numpy_mlp, onnx_runtime
+    from flowpolicy.policy.engines import numpy_graph, onnx_runtime
 
-    build = numpy_mlp.build if name == "numpy" else onnx_runtime.build
+    build = numpy_graph.build if name == "numpy" else onnx_runtime.build
     return lambda package, batch: build(package, batch, threads)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.noise import NoiseLaw
 from flowpolicy.core.spec import Contract
 from flowpolicy.policy.inputs import (
     require_committed,
@@ -68,6 +69,8 @@ class Shapes:
     """Chunks generated per row."""
     prefix: int = 0
     """Most committed actions."""
+    law: NoiseLaw = NoiseLaw()
+    """Law of the noise at the start."""
 
     def buffers(self, batch: int) -> Buffers:
         """Zeros at this batch size."""
@@ -103,7 +106,7 @@ class Engine:
 
     Args:
         name: kind of engine.
-        shapes: contract, number of candidates and longest prefix.
+        shapes: contract, number of candidates, longest prefix and law of the noise.
         nfe: network evaluations per chunk.
         programs: batch size -> program; run once each before they are handed over.
         load_s: seconds that loading and warming up took.
@@ -121,7 +124,7 @@ class Engine:
         measured: Mapping[str, float | str] | None = None,
     ) -> None:
         self.name, self.contract, self.nfe = name, shapes.contract, nfe
-        self.candidates, self.prefix = shapes.candidates, shapes.prefix
+        self.candidates, self.prefix, self.law = shapes.candidates, shapes.prefix, shapes.law
         self.batches = tuple(sorted(programs))
         self.load_s, self.measured = load_s, dict(measured or {})
         self._histories = shapes.contract.histories
@@ -131,9 +134,9 @@ class Engine:
         }
 
     def noise(self, rows: int, rng: np.random.Generator) -> Float32[np.ndarray, "bk h a"]:
-        """Standard normal noise for :meth:`act`: the same for every engine from the same generator state."""
+        """Noise of the policy's law for :meth:`act`: the same for every engine from the same generator state."""
         shape = (rows * self.candidates, self.contract.chunk, self.contract.spec.action.size)
-        return rng.standard_normal(shape, dtype=np.float32)
+        return self.law.sample_numpy(shape, rng)
 
     def act(
         self,

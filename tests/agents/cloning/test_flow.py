@@ -13,7 +13,6 @@ from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow import Flow, as_flow
 from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.agents.cloning.regression import Regression
-from flowpolicy.agents.offline.iql import IQL
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS, VALID
 from flowpolicy.core.seed import torch_generator
@@ -57,24 +56,11 @@ def trained(config, updates, seed=0):
 OBS_5 = {"state": torch.linspace(-1, 1, 10).reshape(5, 1, 2)}
 
 
-@pytest.mark.parametrize(
-    "config",
-    [FlowBC(**SMALL), FlowBC(**SMALL, solver="midpoint", nfe=4), DM1(**SMALL), DM1(**SMALL, kappa=0.0)],
-    ids=["flow-bc", "midpoint", "dm1", "improved"],
-)
-def test_older_agents_are_points_on_the_axes_bit_for_bit(config):
-    old, new = trained(config, 5)[0], trained(as_flow(config), 5)[0]
-    for name, value in old.actor.state_dict().items():
-        assert torch.equal(value, new.actor.state_dict()[name]), name
-    chunks = [agent.policy().act(OBS_5, torch_generator(1)) for agent in (old, new)]
-    assert torch.equal(*chunks)
-
-
-def test_other_agents_are_none():
-    for config in (Regression(**SMALL), DM1(**SMALL, kappa=0.5)):
-        with pytest.raises(ConfigError, match="points on the axes"):
-            as_flow(config)
-    assert not isinstance(IQL(), Flow)
+def test_named_agents_are_points_on_the_axes():
+    assert as_flow(FlowBC(**SMALL)) == Flow(**SMALL)
+    assert as_flow(DM1(**SMALL)) == Flow(**SMALL, flow=DM1.flow, nfe=1, dispersive=DM1.dispersive)
+    with pytest.raises(ConfigError, match="points on the axes"):
+        as_flow(Regression(**SMALL))
 
 
 SUITE = {

@@ -9,7 +9,7 @@ import torch
 from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.core.references import citations
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.flows.times import PairLaw
+from flowpolicy.flows.axes.time_laws import Ends
 from flowpolicy.flows.trajectory_balance import kernels
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
@@ -237,7 +237,7 @@ def test_every_objective_raises_the_reward(objective):
         ("anchor", 1.0),
         ("bc_weight", 1.0),
         ("map_weight", 0.1),
-        ("pairs", PairLaw()),
+        ("pairs", Ends()),
         ("reference_rate", 0.5),
     ],
 )

@@ -11,8 +11,8 @@ from flowpolicy.agents.offline.fisher import Fisher
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import torch_generator
+from flowpolicy.flows.axes.time_laws import Ends
 from flowpolicy.flows.fisher import Metric
-from flowpolicy.flows.times import PairLaw
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.flow_nets import DecoratorNet
@@ -132,7 +132,7 @@ SCORE, FEW, CURV, GLOBAL = Metric(), Metric(samples=2), Metric(mode="curv"), Met
 EFFECTS = [
     (SMALL, {"base": "euler"}),
     (dataclasses.replace(SMALL, base="euler"), {"flow_steps": 5}),
-    (SMALL, {"pairs": PairLaw(share_diagonal=0.5)}),
+    (SMALL, {"pairs": Ends(share_diagonal=0.5)}),
     (SMALL, {"budget": 0.2}),
     (SMALL, {"initial_weight": 1.0}),
     (SMALL, {"normalize_q": False}),

@@ -10,7 +10,7 @@ from flowpolicy.agents.offline.mean_flow_q import MeanFlowQ
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.flows.times import PairLaw
+from flowpolicy.flows.axes.time_laws import Ends
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
@@ -118,7 +118,7 @@ def test_the_target_takes_the_best_of_its_candidates(demonstrations):
         {"alpha": 3.0},
         {"normalize_q": False},
         {"overflow": 9.0},
-        {"pairs": PairLaw(share_endpoint=0.5)},
+        {"pairs": Ends(share_endpoint=0.5)},
         {"kappa": 0.5},
         {"target_candidates": 2},
     ],

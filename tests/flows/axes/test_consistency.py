@@ -10,7 +10,6 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.consistency import (
     CentralDifference,
     Eulerian,
-    ImprovedMeanFlow,
     Lagrangian,
     MeanFlow,
     Problem,
@@ -114,18 +113,6 @@ def test_a_trajectory_step_has_at_least_order_three():
     far = dataclasses.replace(far, velocity=p.network.velocity(far.x, far.s))
     errors = [value_and_gradient(Trajectory(step=h), far)[0] ** 0.5 for h in (0.02, 0.01)]
     assert errors[1] < 1e-4 and errors[0] / errors[1] > 7.5
-
-
-def test_meanflow_with_the_velocity_of_the_pair_is_the_function_that_dm1_uses():
-    from flowpolicy.flows.meanflow import meanflow
-
-    p = problem(diagonal=8)
-    p = dataclasses.replace(p, velocity=torch.randn(p.x.shape, generator=torch.Generator().manual_seed(7), dtype=F64))
-    valid = torch.rand(32, 2, generator=torch.Generator().manual_seed(8)) < 0.8
-    for objective, kappa in ((MeanFlow(), 1.0), (ImprovedMeanFlow(), 0.0)):
-        mine = objective.loss(p, valid, Squared(), Linear())[0]
-        theirs = meanflow(p.network, p.x, p.s, p.t, p.velocity, p.cond, valid, skip=8, kappa=kappa).loss
-        assert float(mine) == pytest.approx(float(theirs), rel=1e-12)
 
 
 def test_two_jumps_over_nothing_or_everything_are_one():

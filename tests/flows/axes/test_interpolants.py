@@ -7,7 +7,7 @@ import torch
 
 import flowpolicy.flows.axes  # noqa: F401, registers the values
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.flows import interpolant as straight
+from flowpolicy.flows import straight
 from flowpolicy.flows.axes.interpolants import Latent, Linear, VariancePreserving
 from flowpolicy.flows.axes.registry import VALUES, make
 

@@ -67,12 +67,13 @@ def test_divergence_in_closed_form():
 
 
 def test_shares_while_acting():
-    assert (Mixed().shares(5, random(), acting=True) == 0).all()
-    assert (Mixed(acting="one", shown=True).shares(5, random(), acting=True) == 1).all()
-    training = Mixed().shares(2000, random(), acting=False)
+    noise = torch.zeros(2000, 1)
+    assert (Mixed().acting_shares(noise, None) == 0).all()
+    assert (Mixed(acting="one", shown=True).acting_shares(noise, None) == 1).all()
+    training = Mixed().shares(2000, random())
     assert stats.kstest(training.numpy(), "uniform").pvalue > 0.01
-    assert torch.equal(Mixed(acting="uniform").shares(2000, random(), acting=True), training)
-    assert Normal().shares(5, random(), acting=True) is None
+    assert torch.equal(Mixed(acting="uniform").acting_shares(noise, random()), training)
+    assert Normal().acting_shares(noise, random()) is None
 
 
 def test_the_start_is_late_where_nothing_moves():

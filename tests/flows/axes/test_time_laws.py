@@ -9,8 +9,7 @@ from scipy import integrate, stats
 import flowpolicy.flows.axes  # noqa: F401, registers the values
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import VALUES, make
-from flowpolicy.flows.axes.time_laws import Beta, Dyadic, Ends, Grid, LogitNormal, Shifted, Split, UShape
-from flowpolicy.flows.times import PairLaw
+from flowpolicy.flows.axes.time_laws import Beta, Dyadic, Grid, LogitNormal, Shifted, Split, UShape
 
 LAWS = {name: cls() for name, cls in VALUES["time"].items()}
 LAWS |= {"shifted-2.5": Shifted(mean=0.3, std=0.8, shift=2.5), "u-1": UShape(1.0), "beta-3": Beta(3.0)}
@@ -101,9 +100,6 @@ def test_dyadic_intervals():
 def test_shares_are_exact_counts():
     s, t = Split(0.5, 0.25).pairs(80, 40, random())
     assert int((s == t).sum()) == 40 and int((t == 1).sum()) == 20
-    law = PairLaw(share_endpoint=0.3)
-    mine, theirs = Ends(law).pairs(50, 99, random()), law.draw(50, random())
-    assert torch.equal(mine.s, theirs.s) and torch.equal(mine.t, theirs.t)
 
 
 @pytest.mark.parametrize(

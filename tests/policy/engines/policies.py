@@ -15,6 +15,8 @@ from flowpolicy.policy import Policy
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.committed import Committed
 
+from ..ways import sampler as named
+
 MLPS = {"mlp": MLP(width=24, depth=3), "plain": Plain(width=24, depth=3)}
 NETS = {**MLPS, "unet": UNet(width=8, levels=2), "transformer": Transformer(width=16, depth=2, heads=2)}
 SAMPLERS = {"map": 1, "euler": 3, "midpoint": 4, "heun": 4, "direct": 1, "squashed": 1, "one_step": 1, "mip": 2}
@@ -35,7 +37,8 @@ def make(contract, net="mlp", sampler="map", encoder=12, constant=False, **choic
     normalizer.action_scaling.limit.fill_(float("inf"))
     if constant:
         normalizer.observation("goal").limit[-1] = normalizer.action_scaling.limit[0] = 0.0
-    policy = Policy(PolicyConfig(NETS[net], StateEncoder(width=encoder), sampler, **choice), contract, normalizer)
+    config = PolicyConfig(NETS[net], StateEncoder(width=encoder), named(sampler, **choice))
+    policy = Policy(config, contract, normalizer)
     for name, parameter in policy.actor.named_parameters():
         drawn = torch.randn(parameter.shape, generator=generator)
         fan = parameter.shape[-1] if parameter.dim() == 2 else 1
@@ -53,17 +56,17 @@ def decisions(policy, batch, count=8):
             key: 2.0 * random.standard_normal((batch, contract.history, *spec.shape))
             for key, spec in contract.spec.observation.items()
         }
-        shape = (batch * policy.config.candidates, contract.chunk, contract.spec.action.size)
+        shape = (batch * policy.shapes.candidates, contract.chunk, contract.spec.action.size)
         yield obs, random.standard_normal(shape).astype(np.float32)
 
 
 def commitment(policy, batch, random):
     """Committed actions and how many, every number in turn; nothing for a policy that continues none."""
-    if not policy.config.prefix:
+    if not policy.prefix:
         return ()
     action, scaling = policy.contract.spec.action.size, policy.normalizer.action_scaling
     drawn = random.uniform(-1, 1, (batch, policy.contract.chunk, action)) / scaling.scale.numpy()
-    lengths = random.permutation(np.arange(batch) % (policy.config.prefix + 1))
+    lengths = random.permutation(np.arange(batch) % (policy.prefix + 1))
     return (drawn + scaling.offset.numpy()).astype(np.float32), lengths
 
 

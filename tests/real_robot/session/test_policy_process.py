@@ -140,10 +140,11 @@ def test_a_trained_prefix_reaches_the_network_of_any_engine(tmp_path, engine):
     from flowpolicy.data.normalize import Normalizer
     from flowpolicy.policy.actor import PolicyConfig
     from flowpolicy.policy.policy import Policy
+    from flowpolicy.policy.samplers import MAP, Prefixed
 
     torch.manual_seed(0)
     shapes = {key: spec.shape[0] for key, spec in CONTRACT.spec.observation.items()}
-    config = PolicyConfig(DM1().net, DM1().encoder, "map", prefix=3)
+    config = PolicyConfig(DM1().net, DM1().encoder, Prefixed(MAP, 3))
     policy = Policy(config, CONTRACT, Normalizer(shapes, 8))
     for parameter in policy.actor.parameters():  # a new network answers zero to everything
         torch.nn.init.normal_(parameter, std=0.1)

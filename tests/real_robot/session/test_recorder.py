@@ -19,6 +19,7 @@ from flowpolicy.data.normalize import Normalizer, NormalizerConfig
 from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import Policy
+from flowpolicy.policy.samplers import Direct
 from flowpolicy.real_robot.arm.envelope_limits import policy_limits
 from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.chunks import hermite
@@ -316,7 +317,7 @@ def test_a_policy_that_moves_what_never_moved_is_found_before_the_arm_moves(sim,
     shapes = {key: spec.shape[0] for key, spec in dataset.spec.observation.items()}
     # A new network says the middle of its range. Unscaled, as policies of before had a gripper that never moved, that
     # is shut; scaled to the data it is what they hold.
-    config = PolicyConfig(DM1().net, DM1().encoder, "direct")
+    config = PolicyConfig(DM1().net, DM1().encoder, Direct())
     made = Contract(ArmTaskConfig().spec(), history=2, chunk=8, execute=4, nfe=1)
     (told,) = [
         line for line in compare_outputs(Policy(config, made, Normalizer(shapes, 8)), dataset) if "gripper" in line

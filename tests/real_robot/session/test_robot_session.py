@@ -19,6 +19,7 @@ from flowpolicy.data.normalize import Normalizer
 from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import Policy
+from flowpolicy.policy.samplers import Direct
 from flowpolicy.real_robot.arm.arm_model import Gains
 from flowpolicy.real_robot.arm.envelope_limits import policy_limits
 from flowpolicy.real_robot.arm.models.franka import FR3
@@ -235,7 +236,7 @@ def test_a_policy_process_that_is_stopped_or_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWPOLICY_SHM", str(tmp_path / "shm"))
     shapes = {key: spec.shape[0] for key, spec in ArmTaskConfig().spec().observation.items()}
     # A new network of a policy without noise says: no step. What counts is whether it says it.
-    config = PolicyConfig(DM1().net, DM1().encoder, "direct")
+    config = PolicyConfig(DM1().net, DM1().encoder, Direct())
     Policy(config, contract(execute=2), Normalizer(shapes, 8)).save(tmp_path / "run")
     with start_session(Setup()) as running:
         running.start("policy_process", {"run": str(tmp_path / "run"), "seed": 0})

@@ -11,7 +11,7 @@ from typing_extensions import override
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.guidance.method import Fields, Guidance, Situation
 from flowpolicy.flows.axes.registry import Reference, register
-from flowpolicy.flows.solvers import Field
+from flowpolicy.flows.straight import Field
 
 
 @register("guidance", "cfg", Reference("Classifier-Free Diffusion Guidance", "2207.12598"))

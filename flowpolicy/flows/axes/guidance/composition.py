@@ -14,7 +14,7 @@ from typing_extensions import override
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.guidance.method import Fields, Guidance, Situation
 from flowpolicy.flows.axes.registry import Conflict, Reference, register
-from flowpolicy.flows.solvers import Field
+from flowpolicy.flows.straight import Field
 
 
 @register(

@@ -15,7 +15,7 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import Interpolant, Linear
 from flowpolicy.flows.axes.registry import Value, register
 from flowpolicy.flows.goals import AT_REST, Goal, read_goal
-from flowpolicy.flows.solvers import Field, MeanField
+from flowpolicy.flows.straight import Field, MeanField
 
 
 class Fields(NamedTuple):

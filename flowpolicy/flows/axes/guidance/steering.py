@@ -14,9 +14,8 @@ from typing_extensions import override
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.guidance.method import Aimed, Fields, Guidance, Situation
 from flowpolicy.flows.axes.registry import Reference, register
-from flowpolicy.flows.interpolant import rows
 from flowpolicy.flows.real_time import GUIDANCE_LIMIT
-from flowpolicy.flows.solvers import Field, MeanField
+from flowpolicy.flows.straight import Field, MeanField, rows
 
 Look = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Velocity at x, and the chunk that it points to."""

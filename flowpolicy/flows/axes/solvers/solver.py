@@ -18,8 +18,7 @@ from torch import Tensor
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.interpolants import Interpolant
 from flowpolicy.flows.axes.registry import Value
-from flowpolicy.flows.interpolant import rows
-from flowpolicy.flows.solvers import Field, MeanField
+from flowpolicy.flows.straight import Field, MeanField, rows
 
 Times = tuple[float, ...]
 """Rising times of a grid."""

@@ -1,4 +1,4 @@
-"""The linear interpolant between noise and data, and what a velocity says about both.
+"""The straight line between noise and data, and what a velocity on it says about both.
 
 Convention (ND): noise at t = 0, data at t = 1, ``x_t = (1 - t) noise + t data``, velocity = data - noise.
 MeanFlow and DM1 run time the other way (DN: data at 0). At the border, ``t_ND = 1 - t_DN`` and every
@@ -9,8 +9,16 @@ Source: Lipman et al. 2023 (arXiv 2210.02747); Liu et al. 2023 (arXiv 2209.03003
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor
+
+Field = Callable[[Tensor, Tensor], Tensor]
+"""Velocity at (x (b, *d), t (b,)) -> (b, *d)."""
+
+MeanField = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Mean velocity at (x (b, *d), s (b,), t (b,)) -> (b, *d)."""
 
 
 def rows(time: Float[Tensor, " b"], like: Float[Tensor, "b *d"]) -> Float[Tensor, "b *ones"]:
@@ -38,38 +46,9 @@ def velocity_to_data(
     return x + (1 - rows(t, x)) * v
 
 
-def velocity_to_noise(
-    x: Float[Tensor, "b *d"], v: Float[Tensor, "b *d"], t: Float[Tensor, " b"]
-) -> Float[Tensor, "b *d"]:
-    """Posterior mean of the noise, ``x - t v``."""
-    return x - rows(t, x) * v
-
-
 def velocity_to_score(
     x: Float[Tensor, "b *d"], v: Float[Tensor, "b *d"], t: Float[Tensor, " b"]
 ) -> Float[Tensor, "b *d"]:
     """Gradient of the log density of ``x_t``, ``(t v - x) / (1 - t)``; t < 1, standard Gaussian noise only."""
     time = rows(t, x)
     return (time * v - x) / (1 - time)
-
-
-def data_to_velocity(
-    x: Float[Tensor, "b *d"], data: Float[Tensor, "b *d"], t: Float[Tensor, " b"]
-) -> Float[Tensor, "b *d"]:
-    """Velocity of a data prediction, ``(data - x) / (1 - t)``; t < 1."""
-    return (data - x) / (1 - rows(t, x))
-
-
-def noise_to_velocity(
-    x: Float[Tensor, "b *d"], noise: Float[Tensor, "b *d"], t: Float[Tensor, " b"]
-) -> Float[Tensor, "b *d"]:
-    """Velocity of a noise prediction, ``(x - noise) / t``; t > 0."""
-    return (x - noise) / rows(t, x)
-
-
-def score_to_velocity(
-    x: Float[Tensor, "b *d"], score: Float[Tensor, "b *d"], t: Float[Tensor, " b"]
-) -> Float[Tensor, "b *d"]:
-    """Velocity of a score, ``(x + (1 - t) score) / t``; t > 0, standard Gaussian noise only."""
-    time = rows(t, x)
-    return (x + (1 - time) * score) / time

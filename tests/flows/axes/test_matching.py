@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from flowpolicy.flows.matching import adaptive_weight, matching_loss
+from flowpolicy.flows.axes.interpolants import Linear
+from flowpolicy.flows.axes.losses import Adaptive, adaptive_weight, matching_loss
 
 
 def test_mean_over_valid_entries_by_hand():
@@ -17,7 +18,7 @@ def test_mean_over_valid_entries_by_hand():
 
 def test_nothing_valid_is_zero_with_a_finite_gradient():
     prediction = torch.ones(2, 3, 1, requires_grad=True)
-    loss = matching_loss(prediction, torch.zeros(2, 3, 1), torch.zeros(2, 3, dtype=torch.bool), power=0.5)
+    loss = matching_loss(prediction, torch.zeros(2, 3, 1), torch.zeros(2, 3, dtype=torch.bool))
     (gradient,) = torch.autograd.grad(loss, prediction)
     assert float(loss.detach()) == 0 and torch.equal(gradient, torch.zeros(2, 3, 1))
 
@@ -29,7 +30,7 @@ def test_nothing_valid_is_zero_with_a_finite_gradient():
 def test_adaptive_weight(power, constant, error, contribution):
     prediction = torch.full((1, 2, 3), error**0.5, dtype=torch.float64)
     valid = torch.ones(1, 2, dtype=torch.bool)
-    loss = matching_loss(prediction, torch.zeros_like(prediction), valid, power, constant)
+    loss = Adaptive(power, constant).reduce(prediction, valid, torch.zeros(1), Linear())
     assert float(loss) == pytest.approx(contribution, abs=5e-8)
 
 

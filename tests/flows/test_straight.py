@@ -1,6 +1,6 @@
 import torch
 
-from flowpolicy.flows import interpolant as ip
+from flowpolicy.flows import straight as ip
 
 
 def draw():
@@ -31,9 +31,6 @@ def test_conversions_recover_both_ends():
     noise, data, t = draw()
     x, v = ip.interpolate(noise, data, t), ip.velocity(noise, data)
     torch.testing.assert_close(ip.velocity_to_data(x, v, t), data)
-    torch.testing.assert_close(ip.velocity_to_noise(x, v, t), noise)
-    torch.testing.assert_close(ip.data_to_velocity(x, data, t), v)
-    torch.testing.assert_close(ip.noise_to_velocity(x, noise, t), v)
 
 
 def test_score_of_the_gaussian(lab):
@@ -42,7 +39,6 @@ def test_score_of_the_gaussian(lab):
     v = lab.velocity(x, t)
     exact = -(x - t * lab.mean) / (t**2 * lab.std**2 + (1 - t) ** 2)
     torch.testing.assert_close(ip.velocity_to_score(x, v, t), exact)
-    torch.testing.assert_close(ip.score_to_velocity(x, exact, t), v)
 
 
 def test_conditional_velocity_is_unbiased(lab):
