@@ -23,6 +23,7 @@ from flowpolicy.policy.samplers import Direct
 from flowpolicy.real_robot.arm.arm_model import Gains
 from flowpolicy.real_robot.arm.envelope_limits import policy_limits
 from flowpolicy.real_robot.arm.models.franka import FR3
+from flowpolicy.real_robot.arm.models.ur5e import UR5E
 from flowpolicy.real_robot.bridge.ring_records import tick_type
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.client_errors import classify, within
@@ -201,32 +202,36 @@ def test_mistakes_exit_with_2_and_a_hint(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_record_train_check_run_replay_on_the_fake_arm(flowpolicy, tmp_path):
-    done = flowpolicy("record", "--out", "demos", "--episodes", 2)
+@pytest.mark.parametrize(("arm", "other"), [(FR3, "fer"), (UR5E, "fr3")], ids=lambda arm: getattr(arm, "name", arm))
+def test_record_train_check_run_replay_on_the_fake_arm(flowpolicy, tmp_path, arm, other):
+    this = ("--arm", arm.name.lower())
+    done = flowpolicy("record", *this, "--out", "demos", "--episodes", 2)
     assert done.returncode == 0, done.stderr
     assert "success 2/2" in done.stdout
-    train = ["train", "dm1-franka-reach", "--data.path", "demos/demos.hdf5", "--steps", "5", "--no-compile"]
+    train = ["train", f"dm1-{arm.family}-reach", "--data.path", "demos/demos.hdf5", "--steps", "5", "--no-compile"]
     trained = here(*train, "--out", "run", "--no-tensorboard", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     # The observations mean the tool that they were recorded with, the joints the arm.
-    for words, line in ((("--tool", 0.25), "tool: 'tool point 0.1034 m"), (("--model", "FER"), "robot: 'Franka FR3'")):
+    tool = f"tool point {arm.hand.length:g} m"
+    for words, line in (((*this, "--tool", 0.25), f"tool: '{tool}"), (("--arm", other), f"robot: '{arm.robot}'")):
         refused = here("robot", "check", "run", "--no-connect", *words, cwd=tmp_path)
         assert refused.returncode == 2
         assert line in refused.stderr
-    mixed = here("robot", "record", "--out", "demos", "--episodes", 1, "--tool", 0.25, cwd=tmp_path)
+    mixed = here("robot", "record", *this, "--out", "demos", "--episodes", 1, "--tool", 0.25, cwd=tmp_path)
     assert mixed.returncode == 2
-    assert "tool point 0.1034 m beyond the flange against tool point 0.25 m" in mixed.stderr
-    assert here("robot", "replay", "demos/demos.hdf5", "--tool", 0.25, cwd=tmp_path).returncode == 2
-    checked = flowpolicy("check", "run")
+    assert f"{tool} beyond the flange against tool point 0.25 m" in mixed.stderr
+    assert here("robot", "replay", "demos/demos.hdf5", *this, "--tool", 0.25, cwd=tmp_path).returncode == 2
+    assert here("robot", "replay", "demos/demos.hdf5", "--arm", other, cwd=tmp_path).returncode == 2
+    checked = flowpolicy("check", "run", *this)
     assert checked.returncode == 0, checked.stderr
     assert "20 Hz" in checked.stdout and "PREEMPT_RT" in checked.stdout
     assert "within what the data hold" in checked.stdout
-    assert "joints [0.0, -0.785, 0.0, -2.356, 0.0, 1.571, 0.785]" in checked.stdout
+    assert f"{arm.name} by 'fake', joints {np.round(arm.home, 3).tolist()}" in checked.stdout
     # Untrained, it does not get there; what counts is that it was driven and recorded.
-    played = flowpolicy("run", "run", "--episodes", 1, "--shadow", "--out", "shadow")
+    played = flowpolicy("run", "run", *this, "--episodes", 1, "--shadow", "--out", "shadow")
     assert "success 0/1" in played.stdout, played.stderr
     assert list((tmp_path / "shadow").glob("*episode_0001*"))
-    replayed = flowpolicy("replay", "demos/demos.hdf5")
+    replayed = flowpolicy("replay", "demos/demos.hdf5", *this)
     assert replayed.returncode == 0, replayed.stderr
     assert "largest distance" in replayed.stdout
 
