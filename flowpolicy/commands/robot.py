@@ -59,17 +59,15 @@ def check(
         token_file: file with the server's token; FLOWPOLICY_TOKEN unless given.
 
     """
-    from flowpolicy.commands.robot_session import PolicyAt, check_policy
     from flowpolicy.real_robot.drivers.driver_protocols import RobotError
     from flowpolicy.real_robot.drivers.priority import real_time_kernel
     from flowpolicy.real_robot.session.launch import start_session
+    from flowpolicy.real_robot.session.play import PolicyAt, check_policy
     from flowpolicy.real_robot.session.policy_process import is_address
 
     lines, warnings = check_policy(PolicyAt(run, token_file), setup)
     if not is_address(run):  # a server has no data
-        from flowpolicy.commands.robot_outputs import check_outputs
-
-        more, told = check_outputs(run, setup.limits)
+        more, told = _outputs(run, setup)
         lines, warnings = lines + more, warnings + told
     sys.stdout.write("\n".join(lines + [f"warning       {line}" for line in warnings]) + "\n")
     if connect:
@@ -86,6 +84,21 @@ def check(
                 kernel = "with" if real_time_kernel() else "without"
                 sys.stdout.write(f"host          kernel {kernel} PREEMPT_RT; {rights}\n")
             sys.stdout.write(f"robot         {setup.arm_model.name} by '{setup.driver}', joints {joints} rad\n")
+
+
+def _outputs(run: str, setup: Setup) -> tuple[list[str], list[str]]:
+    """What was compared, and warnings, of a run whose training file is here."""
+    from flowpolicy.core.errors import CheckpointError, DataError
+    from flowpolicy.real_robot.session.outputs import compare_outputs, compare_workspace
+    from flowpolicy.train.run import Run
+
+    checked = Run.load(run)
+    try:
+        dataset = checked.dataset()
+    except (CheckpointError, DataError) as error:
+        return [], [f"what the policy asks for was not compared with its data: {error.what}"]
+    warnings = compare_outputs(checked.policy(), dataset) + compare_workspace(dataset, setup.limits)
+    return [] if warnings else ["outputs       on recorded observations within what the data hold"], warnings
 
 
 def home(setup: Robot = DEFAULT) -> int:
@@ -128,14 +141,19 @@ def deploy(
         engine: what computes a run's decisions: onnx, eager, ...; auto measures those that are ready within seconds.
 
     """
-    from flowpolicy.commands.robot_session import PolicyAt, check_policy, play, task_of
+    from flowpolicy.real_robot.session.play import PolicyAt, check_policy, play, task_of
 
     policy = PolicyAt(run, token_file, engine)
     _, warnings = check_policy(policy, setup)
     sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
     folder = out or (Path("robot-runs") if "://" in run else Path(run) / "robot")
-    outcomes = play(setup, task_of(policy.contract()), folder, episodes, seed, policy, patience)
-    return 0 if all(outcome.reason in ("success", "time is up") for outcome in outcomes) else 1
+    played = play(setup, task_of(policy.contract()), folder, episodes, seed, policy, patience, tell=_tell_operator)
+    sys.stdout.write("\n".join(played.lines) + "\n")
+    return 0 if all(outcome.reason in ("success", "time is up") for outcome in played.outcomes) else 1
+
+
+def _tell_operator(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def record(
@@ -157,11 +175,11 @@ def record(
         patience: seconds that the session waits after a fault for `flowpolicy robot recover`.
 
     """
-    from flowpolicy.commands.robot_session import play
+    from flowpolicy.real_robot.session.play import play
 
-    outcomes = play(setup, task, out, episodes, seed, None, patience)
-    sys.stdout.write(f"demonstrations {out / 'demos.hdf5'}\n")
-    return 0 if all(outcome.success for outcome in outcomes) else 1
+    played = play(setup, task, out, episodes, seed, None, patience, tell=_tell_operator)
+    sys.stdout.write("\n".join([*played.lines, f"demonstrations {out / 'demos.hdf5'}"]) + "\n")
+    return 0 if all(outcome.success for outcome in played.outcomes) else 1
 
 
 def replay(file: Annotated[Path, tyro.conf.Positional], /, setup: Robot = DEFAULT, episode: str = "demo_0") -> int:
@@ -173,9 +191,12 @@ def replay(file: Annotated[Path, tyro.conf.Positional], /, setup: Robot = DEFAUL
         episode: which one.
 
     """
-    from flowpolicy.commands.robot_session import replay_episode
+    from flowpolicy.real_robot.session.replay_episode import replay_episode
 
-    return replay_episode(setup, file, episode)
+    replayed = replay_episode(setup, file, episode)
+    told = f"largest distance from the recorded joints {1e3 * replayed.distance:.1f} mrad"
+    sys.stdout.write(f"{replayed.reason}; {told}\n")
+    return 0 if replayed.complete else 1
 
 
 def salvage(folder: Annotated[Path, tyro.conf.Positional], /) -> None:

@@ -26,6 +26,17 @@ _PAUSE_S = 0.5
 """Between two attempts to connect anew."""
 
 
+def served_contract(url: str, token: str) -> Contract:
+    """What the policy of a server was trained for.
+
+    Raises:
+        ServingError: nobody answers, or the token is refused.
+
+    """
+    with PolicyClient(url, token) as client:
+        return read_contract(client.contract, url)
+
+
 class RemotePolicy:
     """Decides on a server (:class:`flowpolicy.policy.session.ChunkSource`).
 

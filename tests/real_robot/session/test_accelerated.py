@@ -8,7 +8,6 @@ import h5py
 import numpy as np
 import pytest
 
-from flowpolicy.commands import robot_session
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.real_robot.arm.envelope_limits import policy_limits
 from flowpolicy.real_robot.arm.models.franka import FR3
@@ -16,6 +15,7 @@ from flowpolicy.real_robot.bridge.ring_records import Session, tick_type
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.driver_protocols import Clock, RobotError
 from flowpolicy.real_robot.drivers.fake import FakeArm, FakeGripper
+from flowpolicy.real_robot.session import play as playing
 from flowpolicy.real_robot.session.accelerated import accelerated_session
 from flowpolicy.real_robot.session.launch import Setup
 from flowpolicy.real_robot.session.operate import wait_for_recovery
@@ -143,7 +143,7 @@ def test_the_scene_obeys_the_impedance_law_and_its_gripper_the_workers_manners()
 @pytest.mark.slow
 def test_a_demonstration_is_recorded_and_lifts_the_cube(shm):
     pytest.importorskip("mujoco")
-    outcomes = robot_session.play(Setup(driver="scene"), "lift", shm / "out", 1, 0, None, 5.0)
+    outcomes = playing.play(Setup(driver="scene"), "lift", shm / "out", 1, 0, None, 5.0).outcomes
     assert [outcome.reason for outcome in outcomes] == ["success"]
     with h5py.File(shm / "out" / "demos.hdf5") as file:
         demo = file["data/demo_0"]
@@ -177,9 +177,9 @@ def test_a_fault_costs_its_episode_and_not_the_session(shm, monkeypatch, capsys)
         elif len(done) == 1 and state is State.FAULT:
             done.append(sessions[0].session.command("recover"))
 
-    monkeypatch.setattr(robot_session, "start_session", started)
+    monkeypatch.setattr(playing, "start_session", started)
     monkeypatch.setattr(ConsoleView, "watch", watch)
-    outcomes = robot_session.play(Setup(), "reach", shm / "out", 2, 0, None, 5.0)
+    outcomes = playing.play(Setup(), "reach", shm / "out", 2, 0, None, 5.0).outcomes
     assert "the bridge went FAULT" in outcomes[0].reason
     assert outcomes[1].success
     assert "flowpolicy robot recover" in capsys.readouterr().err

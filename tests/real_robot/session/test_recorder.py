@@ -11,7 +11,6 @@ import pytest
 
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.cli import main
-from flowpolicy.commands.robot_outputs import compare_outputs, compare_workspace
 from flowpolicy.core.errors import ContractError, DataError
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.dataset import DataConfig, load_dataset
@@ -26,6 +25,7 @@ from flowpolicy.real_robot.bridge.chunks import hermite
 from flowpolicy.real_robot.bridge.ring_records import tick_type, unpack_chunk
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.session.episodes import INDEX
+from flowpolicy.real_robot.session.outputs import compare_outputs, compare_workspace
 from flowpolicy.real_robot.session.recorder import Recorder, salvage
 
 from ..simulated import DT, LIMITS, Simulation

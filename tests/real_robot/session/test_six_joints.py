@@ -8,8 +8,6 @@ import h5py
 import numpy as np
 import pytest
 
-from flowpolicy.commands import robot_session
-from flowpolicy.commands.robot_session import PolicyAt, check_policy
 from flowpolicy.core.errors import ConfigError, ContractError, DataError
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.dataset import DataConfig, load_dataset
@@ -20,8 +18,10 @@ from flowpolicy.real_robot.bridge.ring_records import Session
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.driver_protocols import GripperState
 from flowpolicy.real_robot.drivers.fake import FakeArm
+from flowpolicy.real_robot.session import play as playing
 from flowpolicy.real_robot.session.accelerated import accelerated_session
 from flowpolicy.real_robot.session.launch import Setup
+from flowpolicy.real_robot.session.play import PolicyAt, check_policy
 from flowpolicy.real_robot.session.policy_process import PolicyLoop
 
 SETUP = Setup(arm="ur5e")
@@ -56,7 +56,7 @@ def simulated(tmp_path, monkeypatch):
         with accelerated_session(setup, numpy_body) as running:
             yield running
 
-    monkeypatch.setattr(robot_session, "start_session", started)
+    monkeypatch.setattr(playing, "start_session", started)
     return tmp_path
 
 
@@ -75,7 +75,7 @@ def test_six_joints_home_within_their_limits(simulated):
 
 
 def test_six_joints_are_recorded_trained_on_and_played_by_their_policy(simulated, make_policy):
-    outcomes = robot_session.play(SETUP, "reach", simulated / "demos", 2, 0, None, 5.0)
+    outcomes = playing.play(SETUP, "reach", simulated / "demos", 2, 0, None, 5.0).outcomes
     assert [outcome.reason for outcome in outcomes] == ["success", "success"]
     with h5py.File(simulated / "demos" / "demos.hdf5") as file:
         stated, demo = json.loads(file["data"].attrs["env_args"]), file["data/demo_0"]
@@ -90,12 +90,12 @@ def test_six_joints_are_recorded_trained_on_and_played_by_their_policy(simulated
     run = make_policy(dataset.spec, simulated / "run")
     lines, _ = check_policy(PolicyAt(run), SETUP)
     assert any("Universal Robots UR5e" in line for line in lines)
-    (outcome,) = robot_session.play(SETUP, "reach", simulated / "out", 1, 0, PolicyAt(run), 5.0)
+    (outcome,) = playing.play(SETUP, "reach", simulated / "out", 1, 0, PolicyAt(run), 5.0).outcomes
     assert outcome.reason == "time is up"  # it was not trained
     with h5py.File(simulated / "out" / "episode_0001.hdf5") as file:
         assert len(file["data/demo_0/decisions"]) > 100
     with pytest.raises(DataError, match=r"robot: Universal Robots UR5e against Franka FR3"):
-        robot_session.play(Setup(), "reach", simulated / "demos", 1, 0, None, 5.0)
+        playing.play(Setup(), "reach", simulated / "demos", 1, 0, None, 5.0)
 
 
 def test_a_policy_of_another_arm_is_refused(simulated, make_policy):

@@ -1,11 +1,11 @@
-"""What the robot commands do: sessions, episodes, checks."""
+"""Episodes of a policy, or of the scripted operator, played and recorded in one session; and what is checked before."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError, ContractError
+from flowpolicy.core.files import read_tensors
 from flowpolicy.core.seed import numpy_generator
-from flowpolicy.core.spec import UNSTATED, Contract, load_contract, read_contract
+from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.envs import find_env
 from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.real_robot.cameras.cameras import parse_camera, recorded_levels
@@ -23,13 +24,14 @@ from flowpolicy.real_robot.session.camera_process import size_path
 from flowpolicy.real_robot.session.check import check_contract, speed_warnings, unstated_warnings
 from flowpolicy.real_robot.session.episodes import INDEX, read_env_args, require_same_robot, told_gaps
 from flowpolicy.real_robot.session.launch import RunningSession, Setup, start_session
-from flowpolicy.real_robot.session.operate import PERIOD, Operator, Outcome, play_episode, wait_for_recovery
+from flowpolicy.real_robot.session.operate import Operator, Outcome, play_episode, wait_for_recovery
 from flowpolicy.real_robot.session.operator_keys import reading_keys
 from flowpolicy.real_robot.session.policy_process import is_address, read_token
+from flowpolicy.real_robot.session.remote_policy import served_contract
 from flowpolicy.real_robot.session.service_levels import ServiceLevels, service_levels
 from flowpolicy.real_robot.session.session_console import ConsoleView
 from flowpolicy.real_robot.tasks.lift_servo import ServoConfig
-from flowpolicy.real_robot.tasks.tasks import Lift, Plan, Reach, Task, Waypoint
+from flowpolicy.real_robot.tasks.tasks import Lift, Reach, Task
 from flowpolicy.real_robot.twin.twin import TwinLink
 
 _RATE = 250.0
@@ -63,11 +65,7 @@ class PolicyAt:
         """What it was trained for; a server is asked."""
         if not is_address(self.run):
             return load_contract(resolve(Path(self.run)) / "contract.json")
-        from flowpolicy.serve.client import PolicyClient
-
-        token = read_token(str(self.token_file) if self.token_file else None)
-        with PolicyClient(self.run, token) as client:
-            return read_contract(client.contract, self.run)
+        return served_contract(self.run, read_token(str(self.token_file) if self.token_file else None))
 
 
 def task_of(contract: Contract) -> str:
@@ -77,8 +75,6 @@ def task_of(contract: Contract) -> str:
 
 def check_policy(policy: PolicyAt, setup: Setup) -> tuple[list[str], list[str]]:
     """What was compared between a policy and the robot, and what would be clipped; raises where they disagree."""
-    from flowpolicy.core.files import read_tensors
-
     contract = policy.contract()
     robot = dataclasses.replace(_config(contract), arm=setup.arm, tool=setup.tool_length).spec()
     lines = check_contract(contract, robot)
@@ -94,12 +90,39 @@ def check_policy(policy: PolicyAt, setup: Setup) -> tuple[list[str], list[str]]:
     return lines, warnings + speed_warnings(largest, np.array(setup.limits.velocity))
 
 
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """What came of a session."""
+
+    outcomes: list[Outcome]
+    lines: list[str]
+    """Successes, service levels, and how each camera fared."""
+
+
 def play(
-    setup: Setup, task_name: str, out: Path, episodes: int, seed: int, policy: PolicyAt | None, patience: float
-) -> list[Outcome]:
+    setup: Setup,
+    task_name: str,
+    out: Path,
+    episodes: int,
+    seed: int,
+    policy: PolicyAt | None,
+    patience: float,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Played:
     """Play and record episodes of a policy, or of the scripted operator where ``policy`` is None.
 
-    A fault ends its episode; the next one begins when the bridge has recovered, within ``patience`` s.
+    A fault ends its episode; the next one begins when the bridge has recovered.
+
+    Args:
+        setup: the robot.
+        task_name: what is played.
+        out: folder of the recordings.
+        episodes: how many.
+        seed: of the episodes and the policy's noise.
+        policy: what decides.
+        patience: seconds to wait for the bridge to recover.
+        tell: told how each episode ended.
+
     """
     config = ArmTaskConfig(task_name, arm=setup.arm, tool=setup.tool_length)  # type: ignore[arg-type]
     spec = config.spec()
@@ -150,109 +173,17 @@ def play(
                 outcome = Outcome(number, False, 0.0, stopped.what)
             outcomes.append(outcome)
             won = sum(one.success for one in outcomes)
-            sys.stderr.write(
-                f"episode {number}: {outcome.reason} after {outcome.seconds:.1f} s ({won}/{len(outcomes)})\n"
-            )
-    _report(setup, out, outcomes, service_levels(view.ticks, _RATE))
-    return outcomes
+            tell(f"episode {number}: {outcome.reason} after {outcome.seconds:.1f} s ({won}/{len(outcomes)})")
+    return Played(outcomes, _summary(setup, out, outcomes, service_levels(view.ticks, _RATE)))
 
 
-def _report(setup: Setup, out: Path, outcomes: list[Outcome], levels: ServiceLevels | None) -> None:
-    """Successes, service levels, and how each camera fared."""
+def _summary(setup: Setup, out: Path, outcomes: list[Outcome], levels: ServiceLevels | None) -> list[str]:
     # In simulated time nothing is late and nothing is lost: what the first line tells.
     lines = levels.lines()[setup.driver == "scene" :] if levels else []
     files = [path for one in outcomes if (path := out / f"episode_{one.number:04d}.hdf5").exists()]
     lines += [camera.line(name) for name, camera in recorded_levels(files).items()]
     lines += [f"{path.name}: {gaps}" for path in files if (gaps := told_gaps(path))]
-    sys.stdout.write("\n".join([f"success {sum(one.success for one in outcomes)}/{len(outcomes)}", *lines]) + "\n")
-
-
-def replay_episode(setup: Setup, file: Path, episode: str) -> int:
-    """Play the recorded reference open-loop; prints how far the arm came from the recorded positions."""
-    from flowpolicy.data.hdf5 import open_hdf5, read_array, require_group
-
-    with open_hdf5(file) as stored:
-        demo = require_group(require_group(stored, "data", file), episode, file)
-        actions = read_array(demo, "actions", file)
-        measured = read_array(require_group(demo, "obs", file), "robot0_joint_pos", file)
-        path = read_array(require_group(demo, "robot", file), "q_ref", file)
-    here, joints = ArmTaskConfig(arm=setup.arm, tool=setup.tool_length).spec(), setup.arm_model.joints
-    for field, said in (("robot", here.robot), ("tool", here.tool)):
-        stated = read_env_args(file).get(field, said)
-        if stated not in (UNSTATED, said):
-            raise ContractError(
-                f"{file} was recorded with another {field}: {stated}, here {said}",
-                fix="replay it with the --arm and --tool that it was recorded with",
-            )
-    if actions.shape[1:] != (joints + 1,):
-        raise ContractError(
-            f"{file}: {episode} has actions of shape {actions.shape}",
-            expected=f"(steps, {joints + 1}): steps of the joints, and opening, as `robot record` writes them",
-        )
-    legs = [Waypoint(q, float(opening), PERIOD) for q, opening in zip(path[1:], actions[:-1, -1], strict=True)]
-    plan = _Rows(path[0], float(actions[0, -1]), legs)
-    task = _Replay(plan)
-    with start_session(setup) as running:
-        view = ConsoleView(running.session)
-        outcome = play_episode(
-            running,
-            task,
-            1,
-            numpy_generator(0, "replay"),
-            horizon_s=plan.seconds + 0.5,
-            demonstrate=task.demonstrate,
-            operator=Operator(running),
-            watch=view.watch,
-        )
-    ticks = view.ticks
-    ticks = ticks[(ticks["episode"] == 1) & (ticks["chunk"] > 0)]
-    if not len(ticks):
-        raise ConfigError(f"nothing was played: {outcome.reason}")
-    times = task.started + PERIOD * np.arange(len(measured))
-    played = np.stack([np.interp(times, ticks["t_mono"], ticks["q"][:, joint]) for joint in range(joints)], 1)
-    worst = float(np.abs(played - measured)[: len(times) - 1].max())
-    sys.stdout.write(f"{outcome.reason}; largest distance from the recorded joints {1e3 * worst:.1f} mrad\n")
-    return 0 if outcome.reason == "time is up" else 1
-
-
-class _Rows(Plan):
-    """A plan that runs straight from row to row, as recorded."""
-
-    def rows(self, times: np.ndarray, tick: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Linear between the recorded rows."""
-        q = np.stack([np.interp(times, self._times, self._q[:, joint]) for joint in range(self._q.shape[1])], 1)
-        leg = np.clip(np.searchsorted(self._times, times) - 1, 0, len(self._gripper) - 1)
-        return q, self._gripper[leg]
-
-
-class _Replay:
-    """A task that only time ends."""
-
-    name = "replay"
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan, self.started = plan, 0.0
-
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Nothing."""
-        return np.zeros(3)
-
-    def look(self) -> None:
-        """Nothing."""
-
-    def aside(self, tick: Any, rng: Any) -> Plan:
-        """To where the recording began."""
-        q, opening = self._plan.rows(np.zeros(1))
-        return Plan(tick["q_cmd"], float(opening[0]), [Waypoint(q[0], float(opening[0]), 1.5)])
-
-    def solved(self, tick: Any) -> bool:
-        """Never."""
-        return False
-
-    def demonstrate(self, tick: Any, rng: Any = None) -> Plan:
-        """The recorded rows."""
-        self.started = float(tick["t_mono"])
-        return self._plan
+    return [f"success {sum(one.success for one in outcomes)}/{len(outcomes)}", *lines]
 
 
 def _config(contract: Contract) -> ArmTaskConfig:

@@ -6,32 +6,18 @@ import numpy as np
 import torch
 
 from flowpolicy.core import keys
-from flowpolicy.core.errors import CheckpointError, DataError
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.data.dataset import Dataset
 from flowpolicy.policy.policy import Policy
 from flowpolicy.real_robot.arm.braking import Motion
 from flowpolicy.real_robot.arm.envelope import Envelope
 from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits
-from flowpolicy.train.run import Run
 
 JOINTS = "robot0_joint_pos"
 _ROWS = 200
 """Observations that a policy is tried on."""
 _SLACK, _SHARE = 0.05, 0.01
 """How far beyond the data, as a share of their range, counts as outside, and how many answers may be."""
-
-
-def check_outputs(run: str, limits: EnvelopeLimits) -> tuple[list[str], list[str]]:
-    """What was compared, and warnings, of a run whose training file is here, for an arm within ``limits``."""
-    checked = Run.load(run)
-    policy = checked.policy()
-    try:
-        dataset = checked.dataset()
-    except (CheckpointError, DataError) as error:
-        return [], [f"what the policy asks for was not compared with its data: {error.what}"]
-    warnings = compare_outputs(policy, dataset) + compare_workspace(dataset, limits)
-    return [] if warnings else ["outputs       on recorded observations within what the data hold"], warnings
 
 
 def compare_workspace(dataset: Dataset, limits: EnvelopeLimits) -> list[str]:
