@@ -74,7 +74,21 @@ def test_named_flags_exist(capsys):
     known = ""
     offline = [["train", f"{agent}-door-human"] for agent in ("fql", "ifql", "iql", "rebrac", "qc", "fisher")]
     others = [["train", "gdro-lift"], ["groups", "make"], ["serve"], ["robot", "record"], ["export"], ["card"]]
-    for words in (["train", "dm1-lift"], ["data", "make"], ["eval"], ["bench", "update"], *offline, *others):
+    laboratory = [
+        "train",
+        "dm1-lift",
+        "--flow.loss",
+        "adaptive",
+    ]  # options of the axes are shown where an axis is picked
+    for words in (
+        ["train", "dm1-lift"],
+        laboratory,
+        ["data", "make"],
+        ["eval"],
+        ["bench", "update"],
+        *offline,
+        *others,
+    ):
         with pytest.raises(SystemExit):
             main([*words, "--help"])
         known += capsys.readouterr().out
