@@ -89,12 +89,10 @@ def test_by_hand_it_repeats_an_episode_of_a_rollout():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rollout_runs_on_engines_and_does_not_depend_on_its_slots(kind, contract, tmp_path):
-    policy = NetworkPolicy(history=1)
-    contract = policy.contract
+def test_a_rollout_runs_on_engines_and_does_not_depend_on_its_slots(kind, tmp_path):
     found = []
     for slots in (1, 3):
-        actor = acting_on_chaos(kind, contract, tmp_path)
+        actor = acting_on_chaos(kind, NetworkPolicy(history=1).contract, tmp_path)
         found.append([(e.return_, e.length, e.evaluations) for e in rollout(actor, ChaosEnv(slots), PLAN)])
     assert found[0] == found[1] and len(set(found[0])) == len(PLAN.indices)
 
@@ -241,3 +239,17 @@ def test_an_exported_policy_acts_without_torch(contract, tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     expected = Session(load_engine(tmp_path / "export"), seed=1).act(obs)
     assert done.stdout.strip() == f"{expected.tolist()} False"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_an_environment_gives_wrong_is_named_in_a_rollout_too(kind, tmp_path):
+    actor = acting_on_chaos(kind, NetworkPolicy(history=1).contract, tmp_path)
+    for spoil, message in (
+        (lambda obs: obs * np.nan, "'state' holds NaN"),
+        (lambda obs: obs[:, :2], "'state' has shape"),
+    ):
+        env = ChaosEnv(2)
+        reset = env.reset
+        env.reset = lambda indices, slots, reset=reset, spoil=spoil: {"state": spoil(reset(indices, slots)["state"])}
+        with pytest.raises(ConfigError, match=message):
+            rollout(actor, env, PLAN)
