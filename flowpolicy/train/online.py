@@ -150,7 +150,7 @@ class _Explorer:
     def act(
         self, obs: dict[str, torch.Tensor], generator: torch.Generator, nfe: int | None = None, **told: Any
     ) -> torch.Tensor:
-        """See :meth:`flowpolicy.policy.policy.Policy.act`."""
+        """The policy's chunk with noise; arguments of :meth:`flowpolicy.policy.policy.Policy.act`."""
         chunk: torch.Tensor = self.policy.act(obs, generator, nfe, **told)
         if not self.noise:
             return chunk
