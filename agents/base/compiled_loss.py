@@ -1,52 +1,200 @@
-"""Losses compiled for speed: what PyTorch's compiler must be told, and what it need not check twice."""
+"""Losses compiled into one graph, and what is said where a loss cannot be compiled or was compiled with a mistake.
+
+A compiled graph holds the Python values that its loss read while it was traced. PyTorch guards them: a loss that reads
+``self.updates`` is traced anew when that number has changed, seconds for every update. Here such a loss is refused by
+name, whenever the number first changes. What changes from update to update must be an argument of the loss, a tensor
+among its draws.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ast
+import contextlib
+import re
+import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowpolicy.core.errors import TrainingError
+
 REALIZE = 8
 """Operations after which a value that is used twice is stored. With the compiler's own threshold (30), activations
 under a normalisation are computed for the mean, for the variance and for the result: 6 to 11 % of an FQL update."""
+BACKEND = "inductor"
+"""What makes programs of the graphs; tests that only need the graphs take 'aot_eager', which is faster to compile."""
+TOLERANCE = 0.01
+"""Largest difference of a compiled loss from the eager one, in units of its largest part. Rounding makes some 1e-6."""
+
+UNCOMPILED = "train uncompiled: --no-compile"
+_FIX_NUMBER = (
+    "draw it: return torch.tensor(number) from `draw` or `draws`, and take it as an argument of the loss; "
+    f"or {UNCOMPILED}"
+)
+_FIX_SHAPE = (
+    "torch.where(condition, a, b), or a product with the mask, in the place of `if`, of indexing by a mask, of slices "
+    f"by a counted length and of .item(); or {UNCOMPILED}"
+)
 
 
 class CompiledLoss:
     """A loss and its gradient, compiled into one graph per signature of its arguments.
 
-    The compiler guards every call with checks of all parameters, 0.8 ms of the 13 of a small FQL update. They are made
-    while a signature (shapes, dtypes, further values) is new; a known one only selects its graph.
+    The first call of a signature (shapes, dtypes, further values) compares the compiled loss with the eager one. A call
+    of a known signature that would have to be compiled again because a Python number has changed is refused.
 
     Args:
-        loss: pure function of tensors, dictionaries of tensors and hashable values. What else it reads, such as the
-            networks of an agent, must keep shapes and identity.
+        loss: pure function of tensors, of containers of tensors and of hashable values that returns a pair, the loss
+            first. What else it reads, such as the networks and options of an agent, must stay as it is.
         device: where it runs.
+
+    Raises:
+        TrainingError: when called: the loss cannot be compiled, or not be trusted when it is.
 
     """
 
     def __init__(self, loss: Callable[..., Any], device: torch.device | str) -> None:
-        options: dict[str, Any] = {"realize_opcount_threshold": REALIZE} if torch.device(device).type == "cpu" else {}
-        self._compiled = torch.compile(loss, dynamic=False, options=options)
-        self._known: set[Any] = set()
+        own = BACKEND == "inductor" and torch.device(device).type == "cpu"
+        options: dict[str, Any] = {"options": {"realize_opcount_threshold": REALIZE}} if own else {}
+        self._eager, self._name = loss, _name(loss)
+        self._compiled = torch.compile(_own_code(loss), dynamic=False, fullgraph=True, backend=BACKEND, **options)
+        self._known: dict[Any, list[float]] = {}
 
     def __call__(self, *arguments: Any, **switches: Any) -> Any:
         """What the loss returns."""
-        signature = (torch.is_grad_enabled(), _signature(arguments), _signature(switches))
-        if signature in self._known:
-            with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+        numbers: list[float] = []
+        signature = (torch.is_grad_enabled(), _signature(arguments, numbers), _signature(switches, numbers))
+        if signature not in self._known:
+            with explained(self._name):
+                result = self._compiled(*arguments, **switches)
+            self._require_equal(result[0], self._eager(*arguments, **switches))
+            self._known[signature] = numbers
+            return result
+        if numbers != self._known[signature]:
+            raise TrainingError(
+                f"{self._name} is given a Python number that changes: {self._known[signature]} was {numbers} before",
+                expected="tensors: a compiled loss holds the Python numbers that it was compiled with",
+                fix=_FIX_NUMBER,
+            )
+        try:
+            with explained(self._name), torch.compiler.set_stance("fail_on_recompile"):
                 return self._compiled(*arguments, **switches)
-        result = self._compiled(*arguments, **switches)
-        self._known.add(signature)
-        return result
+        except _RecompileError as found:
+            found.require_harmless(self._name)
+        with explained(self._name):
+            return self._compiled(*arguments, **switches)
+
+    def _require_equal(self, compiled: Tensor, eager: tuple[Tensor, dict[str, Any]]) -> None:
+        parts = [value.detach().abs().max() for value in (eager[0], *eager[1].values()) if isinstance(value, Tensor)]
+        scale = torch.stack([part.to(compiled.device, compiled.dtype) for part in parts]).amax()
+        difference = (compiled.detach() - eager[0].detach()).abs()
+        if bool(difference > TOLERANCE * scale):  # what is not finite is the trainer's business
+            raise TrainingError(
+                f"{self._name} is {float(compiled):.6g} when compiled and {float(eager[0]):.6g} when not, for the same "
+                f"arguments",
+                expected="a function of its arguments, which draws nothing and changes nothing itself",
+                fix=f"draw random numbers in `draw` or `draws`, with the given generator; or {UNCOMPILED}",
+            )
 
 
-def _signature(value: Any) -> Any:
+class _RecompileError(Exception):
+    """PyTorch would have to compile a loss again: its own words."""
+
+    def require_harmless(self, name: str) -> None:
+        """Raise TrainingError if it is for a number that has changed; other values are few, and may be compiled."""
+        place = ""
+        for line in reversed(str(self).splitlines()):
+            if found := re.match(r'\s*-\s+File "(.+)", line (\d+), in (\S+)', line):
+                place = place or f", read by {found[3]} ({found[1]}:{found[2]})"
+            elif found := re.match(r"\s*- \d+/\d+: (.*?)(?:\s+#.*)?$", line):
+                if _is_number(found[1]):
+                    what, _, then = found[1].partition(" == ")
+                    raise TrainingError(
+                        f"{name} reads a Python number that changes: {what} was {then} when it was compiled{place}",
+                        expected="a compiled loss holds the Python numbers that it was compiled with",
+                        fix=_FIX_NUMBER,
+                    ) from None
+                place = ""
+
+
+def _is_number(guard: str) -> bool:
+    """Whether a broken guard is one of a number or of a length."""
+    try:
+        value = ast.literal_eval(guard.rpartition(" == ")[2])
+    except (SyntaxError, ValueError):
+        return False
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@contextlib.contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Turn what PyTorch says about a loss into an error that names the cause and the mend.
+
+    Args:
+        name: of the loss.
+
+    """
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        if text.startswith("Detected recompile"):
+            raise _RecompileError(text) from None
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        places = re.findall(r'File "([^"\n]+)", line (\d+), in (\S+?),?\n\s+([^\n]+)', text)
+        place = "" if not places else "{2} ({0}:{1}), `{3}`".format(*places[-1])
+        first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+        if "RecompileLimit" in type(error).__name__:
+            raise TrainingError(
+                f"{name} has been compiled so often that PyTorch gives up: shapes, or Python values that it reads, "
+                "keep changing",
+                expected="batches of one size, and tensors for what changes",
+                fix=_FIX_NUMBER,
+            ) from error
+        if "data-dependent" in text.lower():
+            raise TrainingError(
+                f"{name} cannot be compiled: its course or the shape of a tensor depends on the values of tensors"
+                + (f": {place}" if place else ""),
+                expected="the same operations on the same shapes in every update",
+                fix=_FIX_SHAPE,
+            ) from error
+        raise TrainingError(
+            f"{name} cannot be compiled" + (f": {place}" if place else "") + f": {first}",
+            expected="operations of PyTorch",
+            fix=f"rewrite that line, or {UNCOMPILED}",
+        ) from error
+
+
+def _name(loss: Callable[..., Any]) -> str:
+    owner = getattr(loss, "__self__", None)
+    return f"the loss of {type(owner).__name__}" if owner is not None else getattr(loss, "__name__", "the loss")
+
+
+def _own_code(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with a code object of its own: PyTorch keeps graphs by code, and counts them."""
+    function = getattr(loss, "__func__", loss)
+    if not isinstance(function, types.FunctionType):
+        return loss
+    code = function.__code__.replace()
+    copy = types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return types.MethodType(copy, loss.__self__) if isinstance(loss, types.MethodType) else copy
+
+
+def _signature(value: Any, numbers: list[float]) -> Any:
+    """What a graph is made for; the Python numbers of ``value`` are appended to ``numbers``."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype
     if isinstance(value, dict):
-        return tuple((name, _signature(each)) for name, each in value.items())
+        return tuple((name, _signature(each, numbers)) for name, each in value.items())
     if isinstance(value, tuple | list):
-        return tuple(_signature(each) for each in value)
+        return tuple(_signature(each, numbers) for each in value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        numbers.append(value)
+        return type(value)
     return value

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.agents.base.compiled_loss import explained
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Decay, Natural, NonNegative, Positive, require_ranges
 from flowpolicy.nets.ema import EMA
@@ -123,7 +124,8 @@ class Stepper:
         """
         for optimizer in self._torch.values():
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with explained("the gradient of the loss"):  # compiled when it is first asked for
+            loss.backward()
         metrics: Metrics = {}
         for name, (options, parameters) in self.groups.items():
             prefix = f"{name}_" if name else ""

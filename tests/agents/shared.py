@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from flowpolicy.agents.base import compiled_loss
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.dataset import DataConfig, load_dataset
@@ -11,8 +13,10 @@ from flowpolicy.data.normalize import Normalizer, NormalizerConfig
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
 
+from .uninstrumented import uninstrumented
 
-def build(config, path, *, steps=50, seed=0):
+
+def build(config, path, *, steps=50, seed=0, compile=False):
     """An agent on the file ``path`` and the sampler that it needs."""
     dataset = load_dataset(DataConfig(path=str(path)))
     spec = Spec(
@@ -20,7 +24,7 @@ def build(config, path, *, steps=50, seed=0):
     )
     contract = Contract(spec, config.history, config.chunk, config.execute, config.nfe)
     normalizer = Normalizer.fit(dataset, NormalizerConfig())
-    agent = config.build(contract, normalizer, steps=steps, seed=seed, compile=False)
+    agent = config.build(contract, normalizer, steps=steps, seed=seed, compile=compile)
     if config.needs == "windows":
         return agent, WindowSampler(dataset, config.history, config.chunk, 32, previous=config.previous)
     return agent, TransitionSampler(dataset, config.history, config.chunk, 32, horizon=config.horizon)
@@ -30,8 +34,25 @@ def flat(state):
     return {f"{file}/{name}": value.clone() for file, tensors in state.items() for name, value in tensors.items()}
 
 
-def check_agent(config, path):
-    """Learns, acts, is reproducible by seed and resumes bit for bit."""
+def check_compiled(config, path):
+    """The compiled loss teaches what the eager one does, and reads nothing that changes."""
+    with uninstrumented(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled_loss, "BACKEND", "aot_eager")
+        learned = []
+        for compile in (False, True):
+            agent, windows = build(config, path, compile=compile)
+            draw, noise = torch_generator(0, "draw"), torch_generator(0, "noise")
+            for _ in range(4):
+                agent.update(windows.draw(draw), noise)
+            learned.append(flat(agent.state_dict()))
+    for name, value in learned[0].items():
+        torch.testing.assert_close(learned[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def check_agent(config, path, *, compiled=True):
+    """Learns, compiled as well as not, acts, is reproducible by seed and resumes bit for bit."""
+    if compiled:
+        check_compiled(config, path)
     agent, windows = build(config, path)
     draw, noise = torch_generator(0, "draw"), torch_generator(0, "noise")
     torch.manual_seed(1)
