@@ -11,25 +11,10 @@ import tyro
 
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import require_free
 from flowpolicy.core.progress import download_bar, progress_bar
 from flowpolicy.core.ranges import Count, NonNegative, Seed, Workers
-
-Task = Literal[
-    "lift",
-    "can",
-    "toy",
-    "cube-single",
-    "cube-double",
-    "scene",
-    "puzzle-3x3",
-    "pointmaze-medium",
-    "pointmaze-large",
-    "maze2d-umaze",
-    "maze2d-medium",
-    "maze2d-large",
-]
 
 _SPREAD_ROWS = 100_000  # what the distances of a thousand states to all need: 0.4 GB
 
@@ -48,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def make(
-    task: Annotated[Task, tyro.conf.Positional],
+    task: Annotated[str, tyro.conf.Positional],
     /,
     out: Path,
     episodes: Count = 200,
@@ -60,7 +45,8 @@ def make(
     """Generate data: RoboMimic HDF5 for lift, can and toy, D4RL HDF5 for maze2d, OGBench npz for the others.
 
     Args:
-        task: what to demonstrate.
+        task: lift, can, toy, maze2d-umaze, -medium or -large; or of OGBench pointmaze-medium, cube-single, scene,
+            puzzle-3x3 and their larger kin.
         out: file to write; .npz for OGBench, which gets FILE-val.npz with a tenth as many episodes beside it.
         episodes: number of (training) episodes in the file.
         seed: same seed, same file content, whatever the number of workers.
@@ -72,8 +58,11 @@ def make(
     """
     from flowpolicy.envs.demonstrators import TASKS, make_demonstrations
     from flowpolicy.envs.maze2d_data import MAZES, make_maze2d
-    from flowpolicy.envs.ogbench_data import make_ogbench, validation_episodes, validation_path
+    from flowpolicy.envs.ogbench_data import RECORDERS, make_ogbench, validation_episodes, validation_path
 
+    known = [*TASKS, *MAZES, *RECORDERS]
+    if task not in known:
+        raise ConfigError(f"nothing generates data of '{task}'", expected=nearest(task, known))
     scripted = task in TASKS
     if not scripted and quality != "expert":
         raise ConfigError(f"--quality {quality} does not exist for {task}", fix="leave --quality out")

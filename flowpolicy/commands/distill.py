@@ -4,30 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from flowpolicy.commands.arguments import call
 from flowpolicy.core.ranges import Count, Few, Natural, Positive, Seed, Share
-
-if TYPE_CHECKING:
-    from flowpolicy.train import Experiment
-
-Method = Literal[
-    "reflow",
-    "improved-reflow",
-    "annealed-reflow",
-    "k-step",
-    "slimflow",
-    "boss",
-    "refiner",
-    "backward-simulation",
-    "arcflow",
-]
-
-SAMPLES = 512
-"""Training observations that a method fits something to beforehand."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -38,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
 def distill(
     run: Annotated[Path, tyro.conf.Positional],
     /,
-    method: Method = "reflow",
+    method: str = "reflow",
     steps: Count = 2_500,
     nfe: Few = 1,
     teacher_nfe: Few = 32,
@@ -75,50 +57,13 @@ def distill(
         out: run folder of the student; RUN-METHOD unless given.
 
     """
+    from flowpolicy.agents.students.distillation import Order
     from flowpolicy.commands.train import report
-    from flowpolicy.core.checkpoint import resolve, run_of
+    from flowpolicy.train.derive import student
+    from flowpolicy.train.run import Run
     from flowpolicy.train.training import train
 
-    home = run_of(resolve(run))
-    experiment = student(
-        run,
-        method,
-        steps=steps,
-        seed=seed,
-        nfe=nfe,
-        teacher_nfe=teacher_nfe,
-        width=width,
-        depth=depth,
-        lr=lr,
-        real=real,
-        inversion=inversion,
-    )
-    report(train(experiment, out or home.with_name(f"{home.name}-{method}")))
-
-
-def student(run: Path, method: Method, *, steps: int, seed: int, **order: Any) -> Experiment:
-    """The experiment that trains a student of the policy in ``run``.
-
-    Args:
-        run: run or checkpoint folder of the teacher.
-        method: what the student is trained on.
-        steps: gradient updates.
-        seed: seeds weights, batches and noise.
-        order: fields of :class:`flowpolicy.agents.students.distillation.Order`.
-
-    Raises:
-        ConfigError: the teacher does not fit the method, or the order does not.
-
-    """
-    import dataclasses
-
-    from flowpolicy.agents.students.distillation import Order, student_of
-    from flowpolicy.train.run import Run
-
     teacher = Run.load(run)
-    experiment = teacher.experiment
-    teacher.data()
-    agent, _ = student_of(
-        teacher.checkpoint, experiment.agent, method, Order(**order), lambda: teacher.observations(SAMPLES, seed)
-    )
-    return dataclasses.replace(experiment, agent=agent, steps=steps, seed=seed)
+    order = Order(nfe=nfe, teacher_nfe=teacher_nfe, width=width, depth=depth, lr=lr, real=real, inversion=inversion)
+    experiment = student(teacher, method, order, steps=steps, seed=seed)
+    report(train(experiment, out or teacher.path.with_name(f"{teacher.path.name}-{method}")))

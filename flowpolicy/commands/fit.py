@@ -40,36 +40,8 @@ def fit(
         out: run folder of the result; RUN-WHATNFE unless given.
 
     """
-    from flowpolicy.core import checkpoint
-    from flowpolicy.core.config import encode
-    from flowpolicy.core.errors import ConfigError
-    from flowpolicy.core.files import read_json, read_tensors, write_json, write_tensors, write_text
-    from flowpolicy.core.seed import torch_generator
-    from flowpolicy.core.spec import save_contract
-    from flowpolicy.policy.fit import fitted
-    from flowpolicy.train.kinds import KINDS
+    from flowpolicy.train.derive import fit_solver
     from flowpolicy.train.run import Run
 
-    fitted_to = Run.load(run)
-    home, folder = fitted_to.path, fitted_to.checkpoint
-    target = out or home.with_name(f"{home.name}-{what}{nfe}")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} is there already", fix="choose another --out folder")
-    policy = fitted_to.policy()
-    config, state = read_json(folder / "config.json"), read_json(folder / "state.json")
-    observed = fitted_to.observations(samples, seed)
-    evaluations = policy.flow.sampling.guidance.budget(nfe)
-    better = fitted(policy, observed, evaluations, what, torch_generator(seed, "fit"))
-
-    def write(place: Path) -> None:
-        # The raw weights are the averaged ones here: the fit belongs to these alone.
-        for name in ("weights", "ema"):
-            write_tensors(place / f"{name}.safetensors", read_tensors(folder / "ema.safetensors"))
-        write_tensors(place / "normalizer.safetensors", read_tensors(folder / "normalizer.safetensors"))
-        write_json(place / "state.json", state)
-        write_json(place / "config.json", {**config, "policy": encode(better.config, KINDS)})
-        save_contract(place / "contract.json", better.contract)
-        write_text(place / "card.md", f"# {what} for {nfe} evaluations, fitted to {run}\n")
-
-    checkpoint.publish(target, state["step"], write)
-    sys.stdout.write(f"fitted {what}, {nfe} evaluations per chunk: {target}\n")
+    made = fit_solver(Run.load(run), nfe, what, samples=samples, seed=seed, out=out)
+    sys.stdout.write(f"fitted {what}, {nfe} evaluations per chunk: {made.path}\n")

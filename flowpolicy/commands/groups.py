@@ -93,9 +93,9 @@ def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Makin
     """
     _require_sensible(options)
     require_free(options.out, options.overwrite)
-    from flowpolicy.commands import group_sources
     from flowpolicy.data.groups import describe_groups, read_groups, write_groups
     from flowpolicy.data.report import print_rows
+    from flowpolicy.train import group_sources
 
     request = group_sources.open_request(
         run,
@@ -167,8 +167,8 @@ def picture(
         out: picture; RUN/corrected.png unless given.
 
     """
-    from flowpolicy.commands.group_sources import success_along
     from flowpolicy.evaluate.corrected_figure import draw_corrected
+    from flowpolicy.train.group_sources import success_along
 
     png = Path(out) if out else run / "corrected.png"
     success = success_along(run, episodes, seed) if episodes else []

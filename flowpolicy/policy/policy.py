@@ -294,17 +294,33 @@ class Policy(nn.Module):
         sampler = self.config.sampler
         return Shapes(self.contract, sampler.candidates, self.prefix, sampler.law)
 
-    def save(self, run: Path) -> Path:
-        """Write the policy alone as the checkpoint of step 0 of a run, for :meth:`load`; returns its folder."""
+    def save(
+        self,
+        run: Path,
+        *,
+        step: int = 0,
+        config: Mapping[str, Any] | None = None,
+        also: Callable[[Path], None] = lambda folder: None,
+    ) -> Path:
+        """Write the policy as a checkpoint of a run, for :meth:`load`; returns its folder.
+
+        Args:
+            run: run folder.
+            step: updates that it took.
+            config: what ``config.json`` holds beside the policy.
+            also: writes further files into the folder that it is given.
+
+        """
 
         def write(folder: Path) -> None:
             for name in ("weights", "ema"):
                 write_tensors(folder / f"{name}.safetensors", self.actor.state_dict())
             write_tensors(folder / "normalizer.safetensors", self.normalizer.state_dict())
-            write_json(folder / "config.json", {"policy": encode(self.config, KINDS)})
+            write_json(folder / "config.json", {**(config or {}), "policy": encode(self.config, KINDS)})
             save_contract(folder / "contract.json", self.contract)
+            also(folder)
 
-        return checkpoint.publish(run, 0, write)
+        return checkpoint.publish(run, step, write)
 
     @property
     def parameters_count(self) -> int:

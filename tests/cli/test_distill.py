@@ -1,7 +1,5 @@
 """``flowpolicy distill`` as a user meets it: every method, resume, eval, cite, and errors with code 2."""
 
-import typing
-
 import pytest
 
 from flowpolicy.agents.students.distillation import METHODS
@@ -18,8 +16,10 @@ from .test_flow_flags import QUICK, flowpolicy
 SHORT = ["--steps", 6, "--teacher-nfe", 4, "--nfe", 2]
 
 
-def test_the_command_line_knows_the_methods_that_there_are():
-    assert set(typing.get_args(distill.Method)) == set(METHODS)
+def test_the_help_explains_the_methods_that_there_are_and_others_are_refused(trained, capsys):
+    assert [name for name in METHODS if f"'{name}'" not in distill.distill.__doc__] == []
+    assert flowpolicy("distill", trained, "--method", "reflov") == 2
+    assert "did you mean 'reflow'" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 from flowpolicy.cli import main
-from flowpolicy.commands.suite import Job, require_current
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import sha256
+from flowpolicy.lab.suite_jobs import SuiteJob, require_current
 
 from ..conftest import write_demonstrations
 
@@ -142,7 +142,7 @@ def test_a_card_is_of_one_checkpoint_and_one_plan(toy_run):
 
 def test_a_suite_does_not_take_the_record_of_a_run_that_has_gone_on(toy_run):
     record = toy_run.parent / "debug-seed0.json"
-    job = Job("toy", "debug", 0, toy_run, record, (), ())
+    job = SuiteJob("toy", "debug", 0, toy_run, record, (), ())
     assert run("eval", toy_run, "--episodes", 1, "--json", record) == 0
     require_current([job])
     (toy_run / "checkpoints" / "LATEST").write_text("step_00000002\n")

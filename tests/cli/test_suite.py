@@ -3,10 +3,11 @@ import json
 import pytest
 
 from flowpolicy.cli import main
-from flowpolicy.commands.suite import find_suite, plan_jobs, run_suite
+from flowpolicy.commands.suite import run_suite
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.configs.suites import SUITES, Arm, Suite
 from flowpolicy.core.errors import ConfigError, TrainingError
+from flowpolicy.lab.suite_jobs import find_suite, plan_jobs
 
 
 def parsed(words):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from flowpolicy.commands.group_sources import open_request
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.seed import numpy_generator, torch_generator
@@ -23,6 +22,7 @@ from flowpolicy.evaluate.report import make_evaluation
 from flowpolicy.evaluate.rollout import rollout
 from flowpolicy.policy import Policy
 from flowpolicy.train import Trainer
+from flowpolicy.train.group_sources import open_request
 from flowpolicy.train.verify import compare
 
 LENGTH = 40

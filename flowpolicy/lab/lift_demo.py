@@ -1,0 +1,80 @@
+"""The demonstration: three policies for Lift, trained on the same demonstrations and played on one plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from flowpolicy.configs.presets import PRESETS
+from flowpolicy.core import checkpoint
+from flowpolicy.core.errors import ConfigError, TrainingError
+from flowpolicy.core.files import unchanged_sha256
+from flowpolicy.data.dataset import DataConfig, open_recording
+from flowpolicy.envs import find_env
+from flowpolicy.evaluate.plan import make_plan
+from flowpolicy.train.run import Run
+
+METHODS = {"dm1": "dm1-lift", "flow_bc": "flow-bc-lift", "regression": "regression-lift"}
+"""Folder under the demo's -> preset."""
+
+
+def require_sensible(out: Path, episodes: int) -> None:
+    """Refuse what could not work, before minutes of work."""
+    make_plan(find_env("lift").spec().env_id, episodes, seed=0)
+    for folder in (out, *out.parents):
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder} is a file", expected="--out FOLDER, which is made if it does not exist")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def require_this_demo(out: Path, data: Path, demonstrations: int) -> None:
+    """Refuse a folder whose data or runs are not of this demo: its table would not be about them."""
+    fix = "choose another --out folder"
+    if data.exists():
+        with open_recording(DataConfig(path=str(data))) as recording:
+            found = len(recording.lengths)
+        if found != demonstrations:
+            raise ConfigError(
+                f"{data} holds {found} demonstrations, and --demonstrations says {demonstrations}",
+                fix=f"{fix}, or add --demonstrations {found}",
+            )
+    for name, preset in METHODS.items():
+        if not checkpoint.newest(out / name):
+            continue
+        stored, wanted = Run.load(out / name), PRESETS[preset][1]
+        for field in dataclasses.fields(wanted):
+            has, should = getattr(stored.experiment, field.name), getattr(wanted, field.name)
+            if field.name != "data" and has != should:
+                raise ConfigError(
+                    f"{out / name} was trained otherwise than this demo does: {field.name} is {has}",
+                    expected=f"{should}, as in the preset {preset}",
+                    fix=fix,
+                )
+        if not data.exists() or stored.contract.dataset_sha256 != unchanged_sha256(data):
+            raise ConfigError(f"{out / name} was trained on other data than {data}", fix=fix)
+
+
+def train_all(out: Path, data: Path) -> None:
+    """Train what is not finished, as many runs at a time as there are cores: each uses one thread."""
+    waiting = [command for name, preset in METHODS.items() if (command := _training(out / name, preset, data))]
+    # Several live progress bars would overwrite each other; this makes the trainings print lines instead.
+    environment = {**os.environ, "TTY_COMPATIBLE": "0"}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        codes = list(
+            pool.map(lambda command: subprocess.run(command, check=False, env=environment).returncode, waiting)
+        )
+    if any(codes):
+        raise TrainingError("a training of the demo failed; its message stands above", fix="mend it and run again")
+
+
+def _training(folder: Path, preset: str, data: Path) -> list[str]:
+    """The command that trains or resumes a run; empty if it is finished."""
+    flowpolicy = [sys.executable, "-m", "flowpolicy"]
+    if not checkpoint.newest(folder):
+        return [*flowpolicy, "train", preset, "--data.path", str(data), "--out", str(folder)]
+    finished = Run.load(folder).step == PRESETS[preset][1].steps
+    return [] if finished else [*flowpolicy, "resume", str(folder)]

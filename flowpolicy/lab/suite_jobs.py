@@ -1,0 +1,137 @@
+"""Runs of a suite: what is to be trained and evaluated, which of it is done, and doing the rest in processes."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowpolicy.configs.suites import SUITES, Suite
+from flowpolicy.core import checkpoint
+from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.progress import progress_bar
+from flowpolicy.evaluate.records import identity
+from flowpolicy.evaluate.report import load_evaluation
+
+Words = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SuiteJob:
+    """One run of a suite."""
+
+    task: str
+    arm: str
+    seed: int
+    run: Path
+    record: Path
+    train: Words
+    """Words after ``flowpolicy`` that train it."""
+    evaluate: Words
+
+
+def find_suite(name: str) -> Suite:
+    """The suite of this name."""
+    if name not in SUITES:
+        raise ConfigError(f"unknown suite '{name}'", expected=nearest(name, SUITES))
+    return SUITES[name]
+
+
+def plan_jobs(
+    suite: Suite,
+    data: Path,
+    out: Path,
+    records: Path,
+    *,
+    arms: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> list[SuiteJob]:
+    """The runs of a suite: seed by seed, so that an unfinished suite has all arms before it has a second seed."""
+    for chosen, known, noun in ((arms, suite.arms, "arm"), (tasks, suite.tasks, "task")):
+        for word in chosen:
+            if word not in known:
+                raise ConfigError(f"the suite has no {noun} '{word}'", expected=nearest(word, known))
+    if beyond := [seed for seed in seeds if not 0 <= seed < suite.seeds]:
+        raise ConfigError(f"the suite has no seed {beyond[0]}", expected=f"0 to {suite.seeds - 1}")
+    jobs = []
+    for seed, arm, task in itertools.product(seeds or range(suite.seeds), arms or suite.arms, tasks or suite.tasks):
+        file, folder = data_file(task, data), out / task / f"{arm}-seed{seed}"
+        record = records / task / f"{arm}-seed{seed}.json"
+        preset = f"{suite.arms[arm].preset}-{task}"
+        words = (*suite.flags, *suite.arms[arm].flags, "--seed", str(seed))
+        train = ("train", preset, "--data.path", str(file), *words, "--out", str(folder))
+        episodes = ("--episodes", str(suite.episodes), "--seed", "0")
+        jobs.append(
+            SuiteJob(task, arm, seed, folder, record, train, ("eval", str(folder), *episodes, "--json", str(record)))
+        )
+    return jobs
+
+
+def data_file(task: str, folder: Path) -> Path:
+    """Where a suite looks for the training file of a task: RoboMimic and D4RL data are HDF5, OGBench's npz."""
+    return folder / f"{task}.{'hdf5' if task.endswith('-human') or task == 'toy' else 'npz'}"
+
+
+def require_data(suite: Suite, task: str, folder: Path) -> None:
+    """Generate the training file of a task that is missing; raise ConfigError where it cannot be generated."""
+    file, episodes = data_file(task, folder), suite.tasks[task]
+    if file.exists():
+        return
+    if not episodes:
+        raise ConfigError(f"{file} is missing", fix=f"put D4RL's {task} file there; it cannot be generated")
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ("data", "make", task, "--episodes", str(episodes), "--seed", "0", "--out", str(file))
+    subprocess.run([sys.executable, "-m", "flowpolicy", *words], check=True)
+
+
+def require_current(done: Iterable[SuiteJob]) -> None:
+    """Refuse a record whose run has gone on, or was trained anew, since it was evaluated."""
+    for job in done:
+        if not (newest := checkpoint.newest(job.run)):
+            continue  # the record alone is there, which is enough
+        if not identity(job.run / checkpoint.FOLDER / newest).made(load_evaluation(job.record)):
+            raise ConfigError(
+                f"{job.record} is of another checkpoint than {newest} of {job.run}",
+                fix="move the record away and run the same command again",
+            )
+
+
+def run_jobs(todo: list[SuiteJob], jobs: int, title: str) -> list[SuiteJob]:
+    """Run the jobs, some side by side; the failed ones."""
+    failed: list[SuiteJob] = []
+    finished, lock = 0, threading.Lock()
+    with progress_bar(title, max(1, len(todo))) as move, ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+
+        def work(job: SuiteJob) -> None:
+            nonlocal finished
+            good = _run_one(job)
+            with lock:
+                finished += 1
+                failed.extend([] if good else [job])
+                move(finished, f"{job.task}/{job.arm}-seed{job.seed} {'done' if good else 'FAILED'}")
+
+        list(pool.map(work, todo))
+    return failed
+
+
+def _run_one(job: SuiteJob) -> bool:
+    """Train (or resume) and evaluate in processes of their own; True if both went well."""
+    started = any(job.run.glob("checkpoints/step_*"))
+    job.run.mkdir(parents=True, exist_ok=True)
+    with log_of(job).open("a") as log:
+        for words in (("resume", str(job.run)) if started else job.train, job.evaluate):
+            command = [sys.executable, "-m", "flowpolicy", *words]
+            if subprocess.run(command, stdout=log, stderr=log, check=False).returncode:
+                return False
+    return True
+
+
+def log_of(job: SuiteJob) -> Path:
+    """The file that its commands write to."""
+    return job.run.with_suffix(".log")
