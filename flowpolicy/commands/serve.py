@@ -43,7 +43,7 @@ def serve(
         run: run folder (its newest checkpoint, now and later) or checkpoint folder.
         config: options of the server.
         nfes: numbers of network evaluations to choose from, by the time left; the contract's unless given.
-        engine: 'auto' takes the faster of 'numpy' (MLPs) and 'eager' (every policy), ready in seconds. 'onnx' and
+        engine: 'auto' takes the faster of 'numpy' and 'eager', ready in seconds. 'onnx' and
             'aotinductor' are built in a process of their own, which takes them longer and is worth it for U-Nets and
             transformers; also 'compile' and 'cuda_graph'.
         threads: threads of the engine.

@@ -104,12 +104,12 @@ def fields(config, prefix="--"):
         if dataclasses.is_dataclass(value):
             yield from fields(value, f"{prefix}{name}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield f"{prefix}{name}", declared
+            yield f"{prefix}{name}".replace("--agent.flow.", "--flow."), declared
 
 
 # Values of the flow axes and of the Fisher metric state their bounds in words of their own (``__post_init__``), where
 # bounds depend on each other; what is not finite is refused all the same.
-OWN_WORDS = ("--agent.flow.", "--agent.pairs.", "--agent.metric.")
+OWN_WORDS = ("--flow.", "--agent.pairs.", "--agent.metric.")
 
 
 def test_every_number_of_a_preset_has_a_range():
@@ -118,7 +118,7 @@ def test_every_number_of_a_preset_has_a_range():
 
 
 PRESET_OF = {flag: name for name, (_, preset) in PRESETS.items() for flag, _ in fields(preset)}
-SIGNED = {"--data.reward_shift", "--agent.pairs.logit_mean"}
+SIGNED = {"--data.reward_shift", "--agent.pairs.logit_mean", "--flow.time.logit_mean"}
 
 
 def taken(flag, value, capsys, run):
