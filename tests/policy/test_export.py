@@ -63,7 +63,7 @@ def test_a_computer_without_torch_acts_alike(form, contract, tmp_path):
 
 def test_the_folder_says_what_it_is(package, contract):
     assert {path.name for path in package.iterdir()} == {
-        "card.md", "contract.json", "engine.json", "manifest.json", "model.safetensors"
+        "card.md", "contract.json", "engine.json", "manifest.json", "batch_1.safetensors"
     }  # fmt: skip
     opened = open_package(package)
     assert opened.contract == contract
@@ -77,7 +77,7 @@ def test_the_folder_says_what_it_is(package, contract):
     }
 
 
-@pytest.mark.parametrize("name", ["card.md", "contract.json", "engine.json", "model.safetensors"])
+@pytest.mark.parametrize("name", ["card.md", "contract.json", "engine.json", "batch_1.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "edited", "missing"])
 def test_a_damaged_file_is_refused(name, damage, package):
     path = package / name
@@ -94,7 +94,7 @@ def test_a_damaged_file_is_refused(name, damage, package):
     "foreign", [b"", b"PK\x03\x04 a pickle in a zip", b"\x80\x04\x95", b'{"a": {"dtype": "F32"}}' + b"0" * 64]
 )
 def test_a_foreign_model_under_right_hashes_is_refused(foreign, package):
-    (package / "model.safetensors").write_bytes(foreign)
+    (package / "batch_1.safetensors").write_bytes(foreign)
     reseal(package)
     with pytest.raises(CheckpointError, match="holds no model"):
         load_engine(package, "numpy")
@@ -103,9 +103,10 @@ def test_a_foreign_model_under_right_hashes_is_refused(foreign, package):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("schema", 3, "unknown schema version"),
+        ("schema", 4, "unknown schema version"),
         ("nfe", None, "does not describe a model"),
-        ("files", {"any": "../elsewhere.safetensors"}, "the manifest does not"),
+        ("noise", {"entries": "cauchy", "scale": 1.0, "dof": None}, "does not describe a model"),
+        ("files", {"1": "../elsewhere.safetensors"}, "the manifest does not"),
     ],
 )
 def test_a_description_that_is_not_ours_is_refused(field, value, message, package):
@@ -156,19 +157,20 @@ def test_an_export_is_for_its_engine_and_its_evaluations(package):
 
 
 def test_a_model_that_computes_something_else_is_never_published(contract, tmp_path, monkeypatch):
-    weights = exporting.numpy_tensors
+    record = exporting.numpy_graph.record
 
-    def wrong(graph):
-        return {**weights(graph), "obs.offset": weights(graph)["obs.offset"] + 0.01}
+    def wrong(graph, batch, path):
+        graph.offset.add_(0.01)
+        record(graph, batch, path)
 
-    monkeypatch.setattr(exporting, "numpy_tensors", wrong)
+    monkeypatch.setattr(exporting.numpy_graph, "record", wrong)
     with pytest.raises(FlowPolicyError, match="differs from the policy by"):
         export(make(contract), "numpy", tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_export_is_replaced_whole_and_nothing_else_is(package, contract, tmp_path):
-    before = sha256(package / "model.safetensors")
+    before = sha256(package / "batch_1.safetensors")
     with pytest.raises(FlowPolicyError, match="add --overwrite"):
         export(make(contract, "plain"), "numpy", package)
     (package / "notes.txt").write_text("mine")
@@ -177,7 +179,7 @@ def test_an_export_is_replaced_whole_and_nothing_else_is(package, contract, tmp_
     (package / "notes.txt").unlink()
     export(make(contract, "plain"), "numpy", package, overwrite=True)
     export(make(contract, "plain"), "numpy", package)  # the very same files
-    assert sha256(package / "model.safetensors") != before
+    assert sha256(package / "batch_1.safetensors") != before
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match="not empty and no export"):

@@ -106,11 +106,11 @@ def acting_on_chaos(kind, contract, folder):
     from flowpolicy.nets.mlp import MLP
     from flowpolicy.policy import Policy
     from flowpolicy.policy.actor import PolicyConfig
+    from flowpolicy.policy.samplers import FlowSampler
 
     torch.manual_seed(0)
-    policy = Policy(
-        PolicyConfig(MLP(width=16, depth=2), StateEncoder(width=8), "euler"), contract, Normalizer({"state": 3}, 2)
-    )
+    config = PolicyConfig(MLP(width=16, depth=2), StateEncoder(width=8), FlowSampler())
+    policy = Policy(config, contract, Normalizer({"state": 3}, 2))
     if kind == "policy":
         return policy.eval()
     policy.save(folder)

@@ -7,6 +7,8 @@ import torch
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.registry import make
+from flowpolicy.flows.axes.spec import Sampling
+from flowpolicy.policy.samplers import FlowSampler
 from flowpolicy.policy.teacher import Teacher
 
 from ..taught import exact_policy, exact_teacher, noise_of, observed
@@ -52,15 +54,14 @@ def test_round_trips_of_a_few_steps():
 )
 def test_policies_that_cannot_teach_say_why(choice, reason):
     policy = exact_policy()
-    flow = dataclasses.replace(policy.config.flow, **choice)
-    policy.config = dataclasses.replace(policy.config, flow=flow)
+    policy.config = dataclasses.replace(policy.config, sampler=FlowSampler(Sampling(**choice)))
     with pytest.raises(ConfigError, match=reason):
         Teacher(policy)
 
 
 def test_evaluations_that_its_solver_cannot_spend_are_refused():
     policy = exact_policy()
-    flow = dataclasses.replace(policy.config.flow, solver=make("solver", "midpoint"))
-    policy.config = dataclasses.replace(policy.config, flow=flow)
+    midpoint = FlowSampler(Sampling(solver=make("solver", "midpoint")))
+    policy.config = dataclasses.replace(policy.config, sampler=midpoint)
     with pytest.raises(ConfigError, match="nfe=3"):
         Teacher(policy).require_evaluations(3)

@@ -1,6 +1,5 @@
 """Policies that continue committed actions, and those of the flow laboratory, by every engine."""
 
-import dataclasses
 import subprocess
 import sys
 
@@ -15,7 +14,6 @@ from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.policy import load_engine
 from flowpolicy.policy.export import export
 from flowpolicy.policy.graph import ActGraph
-from flowpolicy.policy.package import open_package
 
 from .policies import CRITIC, SAMPLERS, commitment, decisions, distance, eager, make
 from .test_engines import COMPILERS, flat, needs_onnx, path, with_nfe
@@ -100,20 +98,6 @@ def test_what_cannot_be_continued_is_refused(contract, tmp_path):
         none.act(obs, noise, action, np.array([1]))
 
 
-def test_an_export_of_the_first_schema_continues_nothing(contract, tmp_path):
-    from flowpolicy.core.files import read_json, sha256, write_json
-
-    policy = make(contract)
-    export(policy, "numpy", tmp_path / "model")
-    header = read_json(tmp_path / "model" / "engine.json")
-    assert header.pop("prefix") == 0
-    write_json(tmp_path / "model" / "engine.json", {**header, "schema": 1})
-    manifest = read_json(tmp_path / "model" / "manifest.json")
-    write_json(tmp_path / "model" / "manifest.json", {name: sha256(tmp_path / "model" / name) for name in manifest})
-    assert open_package(tmp_path / "model").prefix == 0
-    assert distance(policy, load_engine(tmp_path / "model"), 1) < 2e-5
-
-
 @pytest.mark.parametrize("name", LABORATORY)
 def test_the_folded_graph_samples_as_the_laboratory_does(name, contract):
     policy = laboratory(contract, name)
@@ -122,16 +106,44 @@ def test_the_folded_graph_samples_as_the_laboratory_does(name, contract):
     assert distance(policy, Graph(policy, LABORATORY[name][0]), 3) < 2e-5
 
 
-def test_what_an_engine_cannot_sample_is_named(contract, tmp_path):
-    laboratory(contract, "ab2").save(tmp_path)
-    with pytest.raises(ConfigError, match="cannot run the solver 'ab2'"):
-        load_engine(tmp_path, "numpy")
-    policy = laboratory(contract, "euler")
-    policy.config = dataclasses.replace(
-        policy.config, flow=dataclasses.replace(policy.config.flow, source=value("source", "student-t"))
-    )
-    with pytest.raises(ConfigError, match="the source 'student-t'"):
-        ActGraph(policy, 3)
+@pytest.mark.parametrize(
+    ("sampling", "reason"),
+    [
+        ({"solver": value("solver", "sde")}, "its solver 'sde' draws noise"),
+        ({"source": value("source", "mixed", acting="uniform")}, "its source 'mixed' draws more"),
+        ({"source": value("source", "warm-start")}, "continues its previous chunk"),
+        ({"interpolant": value("interpolant", "bridge")}, "continues its previous chunk"),
+    ],
+)
+def test_what_an_engine_cannot_sample_is_named(sampling, reason, contract, tmp_path):
+    make(contract, sampler="flow", flow=Sampling(**sampling)).save(tmp_path)
+    for name in ("numpy", "eager"):
+        with pytest.raises(ConfigError, match=reason):
+            load_engine(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "nfe", "kurtosis"),
+    [
+        ({"source": value("source", "laplace")}, 3, 6.0),
+        ({"source": value("source", "student-t", dof=12.0)}, 3, 3 + 6 / (12 - 4)),
+        ({"source": value("source", "mixed")}, 3, 3.0),
+        ({"source": value("source", "mixed", acting="one", shown=True)}, 3, 3.0),
+        ({"guidance": value("guidance", "best-of-n")}, 16, 3.0),
+    ],
+)
+def test_engines_draw_the_noise_of_the_source(sampling, nfe, kurtosis, contract, tmp_path):
+    """Fourth moments of the noise that engines draw, in closed form; and the chunks that they make of it."""
+    policy = make(with_nfe(contract, nfe), sampler="flow", flow=Sampling(**sampling))
+    policy.save(tmp_path)
+    for name in ("numpy", "eager"):
+        engine = load_engine(tmp_path, name, batches=[2])
+        assert distance(policy, engine, 2) < 2e-5
+        noise = engine.noise(60_000, np.random.default_rng(0)).astype(np.float64)
+        variance = np.square(noise).mean()
+        assert np.mean(noise**4) / variance**2 == pytest.approx(kurtosis, rel=0.05)
+    drawn = policy.noise(60_000, torch.Generator().manual_seed(0)).double()
+    assert float(drawn.square().mean()) == pytest.approx(variance, rel=0.02)
 
 
 def test_the_eager_engine_runs_the_laboratory(contract, tmp_path):

@@ -226,7 +226,6 @@ def test_auto_measures_what_it_can_have_and_keeps_the_fastest(contract, tmp_path
 @pytest.mark.parametrize(
     ("net", "arguments", "message"),
     [
-        ("unet", {"engine": "numpy"}, "cannot run the net 'unet'"),
         ("mlp", {"engine": "nunpy"}, "did you mean 'numpy'"),
         ("mlp", {"engine": "numpy", "device": "cuda"}, "runs on the CPU"),
         ("mlp", {"engine": "cuda_graph"}, "runs on a CUDA device"),
