@@ -17,6 +17,7 @@ import numpy as np
 from flowpolicy.bench.lerobot import PROGRAM, lerobot_settings
 from flowpolicy.bench.products import Product, products, weight_bytes
 from flowpolicy.core.errors import ConfigError, FlowPolicyError
+from flowpolicy.core.files import require_program
 from flowpolicy.policy.engines import ENGINES, FORMATS
 from flowpolicy.policy.export import export
 from flowpolicy.policy.policy import Policy
@@ -58,6 +59,8 @@ def bench_latency(
         p99, ratio_p50 of the fastest at the first batch size and number of threads. ``left_out``: engine -> reason.
 
     """
+    if peer_python:
+        require_program(peer_python, "--peer-python")
     policy, left_out, rows = Policy.load(run), dict[str, str](), list[dict[str, Any]]()
     nfe = policy.contract.nfe if nfe is None else nfe
     found = {batch: products(policy, nfe, batch) for batch in batches}

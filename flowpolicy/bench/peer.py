@@ -26,6 +26,7 @@ from flowpolicy.agents.offline.fql import FQL
 from flowpolicy.bench.measure import spread
 from flowpolicy.bench.update import make_agent
 from flowpolicy.core.errors import ConfigError, TrainingError
+from flowpolicy.core.files import require_program
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Spec
 from flowpolicy.nets.plain import Plain
@@ -85,6 +86,8 @@ def bench_peer(
     settings = peer_settings(config, spec, threads)
     if not (peer / "agents" / "fql.py").is_file():
         raise ConfigError(f"{peer} holds no agents/fql.py", expected="a checkout of github.com/seohongpark/fql")
+    if python:
+        require_program(python, "--peer-python")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     seconds = np.zeros((rounds, 2))

@@ -122,11 +122,12 @@ def latency(
         rounds: alternated rounds.
         peer_python: Python that can import lerobot: its diffusion policy joins the rounds, in 10 and 100 steps.
         json: where to write the figures.
-        overwrite: replace an existing file at --json.
+        overwrite: replace existing files at --json and --picture.
         picture: where to draw them; RUN/bench/latency.png unless given.
 
     """
     _require_free(json, overwrite)
+    _require_free(picture, overwrite)
     import tempfile
 
     from flowpolicy.bench.latency import bench_latency
@@ -256,9 +257,10 @@ def serve(
     _require_free(json, overwrite)
     from flowpolicy.bench.serve import bench_serve, serve_table, served
 
+    about = _checkpoint(run)
     with served(run, ["--engine", engine, "--threads", str(threads), "--max-clients", str(clients)]) as (url, name):
         result = bench_serve(url, clients=clients, rate_hz=rate_hz, seconds=seconds, budget_ms=budget_ms)
-    _show({**result, **_checkpoint(run), "engine": name, "threads": threads}, serve_table, json)
+    _show({**result, **about, "engine": name, "threads": threads}, serve_table, json)
 
 
 def seams(

@@ -11,6 +11,7 @@ import tyro
 
 from flowpolicy.commands.arguments import call
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.files import read_secret
 from flowpolicy.core.ranges import Few, Threads
 from flowpolicy.serve.config import ServerConfig
 
@@ -61,10 +62,7 @@ def serve(
 def _token(path: Path | None) -> str:
     if path is None:
         return os.environ.get(TOKEN, "")
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--token-file {path} cannot be read as text: {error}") from error
+    token = read_secret(path)
     if len(token) < 16:
         raise ConfigError(
             f"--token-file {path} holds {len(token)} characters",

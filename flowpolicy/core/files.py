@@ -9,12 +9,14 @@ import functools
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowpolicy.core.errors import CheckpointError, FlowPolicyError
+from flowpolicy.core.errors import CheckpointError, ConfigError, FlowPolicyError
 
 if TYPE_CHECKING:  # a robot's computer reads contracts and runs exported policies without torch
     import torch
@@ -46,6 +48,55 @@ def require_free(path: Path, overwrite: bool = False) -> None:
             expected="a path where nothing stands",
             fix="choose another path, or add --overwrite to replace what is there",
         )
+    require_writable(path.parent)
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made, or in which nothing can be written, before any work is done for it.
+
+    Raises:
+        FlowPolicyError: a file stands where a folder is needed.
+        OSError: the operating system refuses.
+
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise FlowPolicyError(f"{there} is a file", expected="a folder", fix="name another place, or move the file")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:  # of the folder, not of the file that was tried in it
+        raise OSError(error.errno, error.strerror, str(there)) from error
+
+
+def require_program(program: str, flag: str) -> None:
+    """Refuse a program that cannot be run, before any work is done for it.
+
+    Args:
+        program: its path, or its name on the search path.
+        flag: the flag that names it.
+
+    Raises:
+        ConfigError: there is none.
+
+    """
+    if shutil.which(program) is None:
+        raise ConfigError(f"{flag} {program} is no program that can be run", fix="check the path and its permissions")
+
+
+def read_secret(path: Path) -> str:
+    """The text of a file that holds a token, without the space around it.
+
+    Raises:
+        ConfigError: there is none, or it holds something else.
+
+    """
+    try:
+        if path.is_file() and path.stat().st_size > 4096:
+            raise ConfigError(f"{path} holds {path.stat().st_size} bytes", expected="a token of a few dozen characters")
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as text: {error}") from error
 
 
 @contextlib.contextmanager
@@ -114,11 +165,17 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or broken one is a :class:`CheckpointError` that names it."""
     try:
+        if (size := path.stat().st_size) > _LARGEST_JSON:
+            raise CheckpointError(f"{path} is no JSON file of flowpolicy: it has {size:,} bytes", fix="check the path")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing", fix="restore the file, or point at another run") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}", fix="restore the file from a copy") from error
+
+
+_LARGEST_JSON = 1 << 28
+"""Bytes: more than any that is written here, and less than the memory of a robot's computer."""
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, nearest
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
-from flowpolicy.data.hdf5 import EpisodeColumns, open_hdf5, read_array, require_flags, require_numbers, require_steps
+from flowpolicy.data.hdf5 import (
+    EpisodeColumns,
+    find_array,
+    open_hdf5,
+    read_array,
+    require_flags,
+    require_numbers,
+    require_steps,
+)
 
 STATE = "state"
 """Name of the one observation key."""
@@ -108,7 +116,7 @@ def initial_states(path: Path) -> dict[str, NDArray[Any]]:
 def _split(file: h5py.File, path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """First rows (E,), rows after the last (E,) and terminal flags (N,)."""
     terminals = require_flags(read_array(file, "terminals", path), "terminals", path)
-    steps = len(file["actions"]) if "actions" in file else len(terminals)
+    steps = len(find_array(file, "actions", path)) if "actions" in file else len(terminals)
     if steps == 0:
         raise DataError(f"{path}: actions holds no step")
     require_steps(terminals, steps, 1, "terminals", path)

@@ -160,17 +160,26 @@ def _from_hdf5(error: BaseException) -> bool:
 
 def read_array(group: h5py.Group, name: str, path: Path) -> NDArray[Any]:
     """All values of a dataset; missing and unreadable ones are errors that name the key."""
+    node = find_array(group, name, path)
+    try:
+        return np.asarray(node[()])
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{path}: {key_of(group, name)} cannot be read: {error}", fix="copy or generate the file again"
+        ) from error
+
+
+def find_array(group: h5py.Group, name: str, path: Path) -> h5py.Dataset:
+    """A dataset of real numbers, unread; anything else is an error that names the key."""
     key = key_of(group, name)
     if name not in group:
         raise DataError(f"{path}: {key} is missing", expected=f"found: {', '.join(map(str, group)) or 'nothing'}")
     node = group[name]
     if not isinstance(node, h5py.Dataset):
-        raise DataError(f"{path}: {key} is a group", expected="an array")
+        what = "a group" if isinstance(node, h5py.Group) else "the description of a type"
+        raise DataError(f"{path}: {key} is {what}", expected="an array")
     require_numbers(node, key, path)
-    try:
-        return np.asarray(node[()])
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: {key} cannot be read: {error}", fix="copy or generate the file again") from error
+    return node
 
 
 def read_attribute(node: h5py.Group, name: str, path: Path, default: Any = None) -> Any:

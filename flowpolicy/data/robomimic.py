@@ -158,7 +158,8 @@ class RobomimicRecording:
         if both := sorted(set(self._masks.get("train", ())) & set(self._masks.get("valid", ())), key=_number):
             yield f"mask/train and mask/valid share episodes: {_few(both)}"
         stated = read_attribute(self.data, "total", self.path)
-        rows = sum(len(self.data[name]["actions"]) for name in known if "actions" in self.data[name])
+        arrays = [self.data[name].get("actions") for name in known]
+        rows = sum(len(node) for node in arrays if isinstance(node, h5py.Dataset) and node.shape)
         if stated is not None and not np.array_equal(stated, rows):
             yield f"the attribute total says {stated} steps, and the episodes hold {rows}"
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import ActionError, ContractError
+from flowpolicy.core.files import read_secret
 from flowpolicy.core.seed import derive
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.engines import ENGINES, Engine, load_engine
@@ -61,7 +62,7 @@ def is_address(run: str) -> bool:
 
 def read_token(path: str | None) -> str:
     """What a policy server wants to see: content of a file, else of FLOWPOLICY_TOKEN, else nothing."""
-    return os.environ.get("FLOWPOLICY_TOKEN", "") if path is None else Path(path).read_text(encoding="utf-8").strip()
+    return os.environ.get("FLOWPOLICY_TOKEN", "") if path is None else read_secret(Path(path))
 
 
 class PolicyLoop:

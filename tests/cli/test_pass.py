@@ -1,82 +1,260 @@
-"""Every command with every kind of wrong path: exit code 2 and words, never a traceback, and nothing is changed."""
+"""Every path that a command takes, with every kind of wrong path: exit code 2 and words, and nothing is changed."""
 
+import contextlib
+import dataclasses
 import hashlib
+import re
+import signal
+import socket
+import time
 
+import h5py
+import numpy as np
 import pytest
 
 from flowpolicy.cli import main
+from flowpolicy.core.files import held_alone
 
-from ..conftest import write_demonstrations
+from .parsers import commands, options
 
-NEW = "NEW"
-"""A path where nothing stands."""
+IN = ("missing", "folder", "text", "empty", "truncated", "unicode", "long", "below a file", "huge", "busy")
+"""Where something is to be read. 'huge' has 1 GiB, 'busy' is being written by somebody else."""
+OUT = ("text", "folder", "missing", "unicode", "long", "below a file", "read-only")
+"""Where something is to be written."""
+NEW = ("folder", "missing", "unicode")
+"""Of those, where something can be written: right answers."""
 
-COMMANDS = {
-    "data info": ("data", "info", "PATH"),
-    "data label": ("data", "label", "PATH", "--env", "cube-single", "--out", NEW),
-    "data make": ("data", "make", "toy", "--episodes", "1", "--workers", "1", "--out", "PATH/x.hdf5"),
-    "data rollouts": ("data", "rollouts", "PATH", "--episodes", "1", "--out", NEW),
-    "doctor": ("doctor", "PATH"),
-    "train": ("train", "debug", "--data.path", "PATH", "--steps", "1", "--out", NEW),
-    "train groups": ("train", "debug-gdro", "--base", "PATH", "--groups", "PATH", "--out", NEW),
-    "resume": ("resume", "PATH"),
-    "online": ("online", "PATH", "--steps", "1", "--out", NEW),
-    "groups make": ("groups", "make", "PATH", "--source", "returns", "--out", NEW),
-    "groups picture": ("groups", "picture", "PATH"),
-    "eval": ("eval", "PATH", "--episodes", "1"),
-    "compare": ("compare", "PATH", "PATH"),
-    "card": ("card", "PATH", "--episodes", "1"),
-    "export": ("export", "PATH", "--to", "numpy", "--out", NEW),
-    "fit": ("fit", "PATH", "--out", NEW),
-    "distill": ("distill", "PATH", "--out", NEW),
-    "serve": ("serve", "PATH"),
-    "serve token": ("serve", "PATH", "--token-file", "PATH"),
-    "cite": ("cite", "PATH"),
-    "suite table": ("suite", "table", "offline-rl", "--records", "PATH"),
-    "bench latency": ("bench", "latency", "PATH", "--calls", "1", "--rounds", "1"),
-    "robot check": ("robot", "check", "PATH", "--no-connect"),
-    "robot replay": ("robot", "replay", "PATH"),
-    "robot salvage": ("robot", "salvage", "PATH"),
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A command line with PATH where the wrong path goes; @ is the folder with the good files."""
+
+    command: str
+    option: str
+    words: str
+    kinds: tuple[str, ...] = IN
+    right: tuple[str, ...] = ()
+    """Kinds that may be a right answer."""
+
+
+def out(command, option, words, right=NEW, skip=()):
+    return Row(command, option, words, tuple(kind for kind in OUT if kind not in skip), right)
+
+
+RUN, Q, DATA, FRANKA = "@/run", "@/q", "@/data.hdf5", "@/franka"
+SUITE = "suite run offline-rl --tasks door-human --arms fql"
+FEW = f"--data.path {DATA} --steps 1 --no-tensorboard --batch-size 8"
+GROUPS = "--source returns --states 8 --candidates 4"
+ONLY_OVERWRITES = ("text",)
+JSON = {"skip": NEW}
+"""Records: written where nothing stands, after the minutes of a measurement."""
+ROWS = (
+    Row("train", "--data.path", "train debug --data.path PATH --steps 1 --out @new"),
+    Row("train", "--base", "train debug-gdro --base PATH --groups @/groups.hdf5 --out @new"),
+    Row("train", "--groups", f"train debug-gdro --base {RUN} --groups PATH --out @new"),
+    Row("train", "--online.base", "train fql-toy --online.base PATH --out @new"),
+    Row(
+        "train",
+        "--agent.teacher",
+        f"train debug --flow.coupling table --agent.teacher PATH --data.path {DATA} --out @new",
+    ),
+    out("train", "--out", f"train debug {FEW} --out PATH", skip=("missing",)),
+    Row("online", "RUN", "online PATH --steps 1 --out @new"),
+    Row("online", "--data.path", f"online {Q} --steps 1 --data.path PATH --out @new"),
+    Row("online", "--base", f"online {Q} --steps 1 --base PATH --out @new"),
+    Row("online", "--groups", f"online {Q} --steps 1 --groups PATH --out @new"),
+    Row("online", "--online.base", f"online {Q} --steps 1 --online.base PATH --out @new"),
+    out("online", "--out", f"online {Q} --steps 1 --out PATH", skip=NEW),
+    out("data make", "--out", "data make toy --episodes 1 --workers 1 --out PATH", right=("missing", "unicode")),
+    Row("data rollouts", "RUN", "data rollouts PATH --episodes 1 --out @new"),
+    out("data rollouts", "--out", f"data rollouts {RUN} --episodes 1 --workers 1 --out PATH", right=(), skip=NEW),
+    out("data download", "--folder", "data download door-human-v1 --folder PATH", skip=NEW),
+    Row("data label", "FILE", "data label PATH --env cube-single --out @new"),
+    out("data label", "--out", "data label @/cube.npz --env cube-single --out PATH", right=(), skip=NEW),
+    Row("data info", "FILE", "data info PATH"),
+    Row("doctor", "FILE", "doctor PATH"),
+    Row("groups make", "RUN", "groups make PATH --source returns --out @new"),
+    Row("groups make", "--data", f"groups make {RUN} --source returns --data PATH --out @new"),
+    Row("groups make", "--critic", f"groups make {RUN} --source critic --critic PATH --out @new"),
+    Row("groups make", "--held-out", f"groups make {RUN} --source critic --critic {Q} --held-out PATH --out @new"),
+    out(
+        "groups make",
+        "--out",
+        f"groups make {RUN} {GROUPS} --out PATH",
+        right=(),
+        skip=NEW,
+    ),
+    Row("groups picture", "RUN", "groups picture PATH"),
+    out("groups picture", "--out", f"groups picture {RUN} --out PATH", skip=ONLY_OVERWRITES),
+    Row("resume", "RUN", "resume PATH"),
+    Row("resume", "--data.path", f"resume {RUN} --data.path PATH"),
+    Row("eval", "RUN", "eval PATH --episodes 1"),
+    Row("eval", "--plan", f"eval {RUN} --plan PATH"),
+    out("eval", "--json", f"eval {RUN} --episodes 1 --seed 1 --json PATH", right=("missing",), skip=("unicode",)),
+    Row("compare", "RUN-A", f"compare PATH {RUN}"),
+    Row("compare", "RUN-B", f"compare {RUN} PATH"),
+    Row("serve", "RUN", "serve PATH"),
+    Row("serve", "--token-file", f"serve {RUN} --engine eager --token-file PATH"),
+    Row("card", "RUN", "card PATH --episodes 1"),
+    Row("suite run", "--data", f"{SUITE} --data PATH --out @new"),
+    out(
+        "suite run", "--out", "suite run offline-rl --tasks door-human --arms fql --data @/folder --out PATH", right=()
+    ),
+    out("suite run", "--records", f"{SUITE} --data @/folder --out @new --records PATH", right=()),
+    Row("suite table", "--records", "suite table offline-rl --records PATH"),
+    out("suite table", "--picture", "suite table offline-rl --records @/folder --picture PATH", right=()),
+    Row("export", "RUN", "export PATH --to numpy --out @new"),
+    out("export", "--out", f"export {RUN} --to numpy --out PATH", skip=("missing",)),
+    out("demo", "--out", "demo --demonstrations 1 --episodes 1 --out PATH", skip=NEW),
+    Row("robot check", "RUN", "robot check PATH --no-connect"),
+    Row("robot check", "--token-file", "robot check ws://127.0.0.1:1 --no-connect --token-file PATH"),
+    Row("robot run", "RUN", "robot run PATH"),
+    Row("robot run", "--token-file", "robot run ws://127.0.0.1:1 --token-file PATH"),
+    out("robot run", "--out", f"robot run {FRANKA} --out PATH", skip=NEW),
+    out("robot record", "--out", "robot record --episodes 1 --out PATH", skip=NEW),
+    Row("robot replay", "FILE", "robot replay PATH"),
+    Row("robot salvage", "FOLDER", "robot salvage PATH", right=("folder",)),
+    Row("robot twin", "--venv", "robot twin --venv PATH"),
+    out("lab", "--out", "lab --updates 1 --seeds 1 --out PATH", skip=NEW),
+    Row("fit", "RUN", "fit PATH --nfe 2 --out @new"),
+    out("fit", "--out", f"fit {RUN} --nfe 2 --out PATH", skip=("missing", "unicode", "folder")),
+    Row("distill", "RUN", "distill PATH --out @new"),
+    out("distill", "--out", f"distill {RUN} --steps 1 --out PATH", skip=NEW),
+    Row("cite", "RUN", "cite PATH"),
+    Row("bench update", "--peer-path", "bench update fql-toy --peer fql --peer-path PATH --rounds 1"),
+    Row("bench update", "--peer-python", "bench update fql-toy --peer fql --peer-path @/peer --peer-python PATH"),
+    out("bench update", "--json", "bench update --json PATH", **JSON),
+    Row("bench latency", "RUN", "bench latency PATH --calls 1 --rounds 1"),
+    Row("bench latency", "--peer-python", f"bench latency {RUN} --engines eager --calls 1 --peer-python PATH"),
+    out("bench latency", "--json", f"bench latency {RUN} --json PATH", **JSON),
+    out("bench latency", "--picture", f"bench latency {RUN} --picture PATH", **JSON),
+    out("bench data", "--json", "bench data --json PATH", **JSON),
+    Row("bench serve", "RUN", "bench serve PATH --seconds 1"),
+    out("bench serve", "--json", f"bench serve {RUN} --json PATH", **JSON),
+    out("bench rollout", "--json", "bench rollout --json PATH", **JSON),
+    out("bench seams", "--json", "bench seams --json PATH", **JSON),
+)
+NO_PATHS = {
+    ("train", "--data.filter-key"),
+    ("online", "--data.filter-key"),
+    ("data download", "--sha256"),
+    ("doctor", "--env"),
 }
-HARMLESS = {("data make", "folder"), ("data make", "missing"), ("data make", "unicode"), ("robot salvage", "folder")}
-"""Where a folder, or a new one, is a right answer."""
-PATHS = ("missing", "folder", "text", "empty", "truncated", "unicode", "long", "below a file")
+"""Text whose help speaks of files."""
+
+
+def test_every_path_that_a_command_takes_has_a_row():
+    taken = set()
+    for command in commands():
+        for name, option in options(command).items():
+            speaks = re.search(r"\b(file|folder|picture|path|run|checkout|python)\b", option.help, re.IGNORECASE)
+            if "PATH" in option.takes or ("STR" in option.takes and speaks):
+                taken.add((command, name))
+    assert taken - NO_PATHS - {(row.command, row.option) for row in ROWS} == set()
+
+
+def run(words):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    return stopped.value.code
 
 
 @pytest.fixture(scope="module")
-def demonstrations(tmp_path_factory):
-    return write_demonstrations(tmp_path_factory.mktemp("whole") / "demonstrations.hdf5").read_bytes()
+def good(tmp_path_factory):
+    """A data file, runs of it and what belongs to them."""
+    from flowpolicy.configs.presets import PRESETS
+    from flowpolicy.core.spec import Contract
+    from flowpolicy.data.normalize import Normalizer
+    from flowpolicy.envs import find_env
+    from flowpolicy.nets.mlp import MLP
+
+    home = tmp_path_factory.mktemp("good")
+    few = f"--data.path {home}/data.hdf5 --steps 2 --batch-size 8 --no-compile --no-tensorboard --agent.net.width 8"
+    for words in (
+        f"data make toy --episodes 30 --workers 1 --out {home}/data.hdf5",
+        f"train debug {few} --out {home}/run",
+        f"train fql-toy {few} --agent.critic.width 8 --out {home}/q",
+        f"eval {home}/run --episodes 1",
+        f"groups make {home}/run {GROUPS} --out {home}/groups.hdf5",
+    ):
+        assert run(words.split()) == 0
+    (home / "folder").mkdir()
+    (home / "peer" / "agents").mkdir(parents=True)
+    (home / "peer" / "agents" / "fql.py").write_text("")
+    np.savez(home / "cube.npz", observations=np.zeros((4, 3)))
+    config, spec = PRESETS["dm1-franka-reach"][1].agent, find_env("franka-reach").spec()
+    config = dataclasses.replace(config, net=MLP(width=8, depth=1))
+    contract = Contract(spec, config.history, config.chunk, config.execute, config.nfe)
+    sizes = {name: each.shape[0] for name, each in spec.observation.items()}
+    agent = config.build(contract, Normalizer(sizes, spec.action.size), steps=1, seed=0, compile=False)
+    agent.policy().save(home / "franka")
+    return home
 
 
 @pytest.fixture
-def paths(tmp_path_factory, demonstrations):
-    home = tmp_path_factory.mktemp("pass")
-    (home / "folder").mkdir()
+def paths(tmp_path, good):
+    """Kind -> a wrong path of that kind, all of them new."""
+    home = tmp_path / "wrong"
+    (home / "folder").mkdir(parents=True)
     (home / "text").write_text("hello")
     (home / "empty").write_bytes(b"")
-    (home / "truncated").write_bytes(demonstrations[: len(demonstrations) // 2])
-    named = {name: home / name for name in ("missing", "folder", "text", "empty", "truncated")}
+    content = (good / "data.hdf5").read_bytes()
+    (home / "truncated").write_bytes(content[: len(content) // 2])
+    with (home / "huge").open("wb") as sparse:
+        sparse.truncate(1 << 30)
+    named = {name: home / name for name in ("missing", "folder", "text", "empty", "truncated", "huge", "busy")}
     odd = {"unicode": home / "Dätä 数据 'q' [1]", "long": home / ("x" * 5000), "below a file": home / "text" / "x"}
-    return named | odd
+    with h5py.File(home / "busy", "w") as file:
+        file["data/demo_0/actions"] = np.zeros((2, 2))
+        file.flush()
+        yield named | odd | {"read-only": "/sys/flowpolicy"}
 
 
-def content(paths):
-    files = (path for name, path in paths.items() if name in ("text", "empty", "truncated"))
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+def content(folder):
+    """Hash of every file below a folder; of a sparse one its size. Locks come and go."""
+    return {
+        path: path.stat().st_size if path.name == "huge" else hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
-@pytest.mark.parametrize("kind", PATHS)
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_wrong_path_ends_in_words(command, kind, paths, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.command} {row.option}")
+def test_a_wrong_path_ends_in_words(row, good, paths, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = content(paths)
-    words = [word.replace("PATH", str(paths[kind])).replace(NEW, str(tmp_path / "new")) for word in COMMANDS[command]]
-    with pytest.raises(SystemExit) as stopped:
-        main(words)
-    told = capsys.readouterr()
-    wanted = (0, 2) if (command, kind) in HARMLESS else (2,)
-    assert stopped.value.code in wanted, told
-    assert stopped.value.code == 0 or "error:" in told.err
-    assert content(paths) == before
-    if (command, kind) not in HARMLESS:
-        assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+    ended = signal.getsignal(signal.SIGTERM)  # robot twin sets it
+    faults = []
+    for kind in row.kinds:
+        new = tmp_path / "new" / kind.replace(" ", "_")
+        before = content(good) | content(tmp_path)
+        words = [
+            word.replace("PATH", str(paths[kind])).replace("@new", str(new)).replace("@", str(good))
+            for word in row.words.split()
+        ]
+        start = time.monotonic()
+        try:
+            code = run(words)
+        except Exception as error:
+            code = f"{type(error).__name__}: {error}"
+        told, after = capsys.readouterr(), content(good) | content(tmp_path)
+        if code not in ((0, 2) if kind in row.right else (2,)) or (code == 2 and "error:" not in told.err):
+            faults.append((kind, code, told.err[-300:], told.out[-300:]))
+        if time.monotonic() - start > 60:
+            faults.append((kind, "took more than 60 s"))
+        if changed := [path for path, found in before.items() if after.get(path) != found]:
+            faults.append((kind, "changed", changed))
+        if code == 2 and (made := [path for path in after if path not in before]):
+            faults.append((kind, "left behind", made))
+    signal.signal(signal.SIGTERM, ended)
+    assert not faults
+
+
+def test_a_port_in_use_and_a_run_in_work_are_told(good, tmp_path, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert run(["serve", f"{good}/run", "--engine", "eager", "--port", str(taken.getsockname()[1])]) == 2
+    assert "--port" in capsys.readouterr().err
+    with held_alone(tmp_path / "run", "somebody"), contextlib.chdir(tmp_path):
+        assert run(["train", "debug", "--data.path", f"{good}/data.hdf5", "--steps", "1", "--out", "run"]) == 2
+    assert "somebody" in capsys.readouterr().err

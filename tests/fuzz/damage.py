@@ -74,10 +74,10 @@ def damage_hdf5(path: Path, chance: random.Random) -> str:
             del file[name]
             return f"{name}: gone"
         if how == 2:
-            link = chance.choice((h5py.SoftLink("/nowhere"), h5py.SoftLink("/"), h5py.ExternalLink("no.hdf5", "/x")))
+            links = (h5py.SoftLink("/nowhere"), h5py.SoftLink("/"), h5py.ExternalLink("no.hdf5", "/x"))
             del file[name]
-            file[name] = link
-            return f"{name}: a link"
+            file[name] = chance.choice((*links, np.dtype("f4")))
+            return f"{name}: a link, or a type"
         if how == 3:
             target = f"{name.rpartition('/')[0]}/{chance.choice(NAMES) or 'x'}"
             with contextlib.suppress(ValueError, KeyError):  # there is one of that name

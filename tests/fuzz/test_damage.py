@@ -4,6 +4,8 @@ import gzip
 import json
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from flowpolicy.core.errors import FlowPolicyError
@@ -41,6 +43,17 @@ def test_bytes_that_once_went_wrong_are_refused(name, read, tmp_path):
     path.write_bytes(gzip.decompress((FOUND / f"{name}.hdf5.gz").read_bytes()))
     with pytest.raises(FlowPolicyError, match=r"damaged|neither text nor numbers"):
         read(path)
+
+
+@pytest.mark.parametrize(("name", "key"), [("d4rl", "actions"), ("robomimic", "data/demo_0/actions")])
+def test_the_description_of_a_type_is_no_array(name, key, tmp_path):
+    path = tmp_path / "file.hdf5"
+    FORMATS[name].write(path)
+    with h5py.File(path, "a") as file:
+        del file[key]
+        file[key] = np.dtype("f4")
+    with pytest.raises(FlowPolicyError, match="actions is"):
+        read_dataset(path)
 
 
 def edited(name, edit, folder, file):
