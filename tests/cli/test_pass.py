@@ -139,6 +139,7 @@ NO_PATHS = {
     ("online", "--data.filter-key"),
     ("data download", "--sha256"),
     ("doctor", "--env"),
+    ("robot run", "--engine"),
 }
 """Text whose help speaks of files."""
 

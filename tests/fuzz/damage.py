@@ -163,8 +163,12 @@ def damage_safetensors(path: Path, chance: random.Random) -> str:
     if chance.random() < 0.4:
         size = int.from_bytes(content[:8], "little")
         try:
-            header = changed_json(json.loads(content[8 : 8 + size]), chance)
-        except ValueError:  # damaged before
+            header = json.loads(content[8 : 8 + size])
+            if "graph" in (stated := header.get("__metadata__", {})) and chance.random() < 0.8:
+                stated["graph"] = json.dumps(changed_json(json.loads(stated["graph"]), chance))  # of an export
+            else:
+                header = changed_json(header, chance)
+        except (ValueError, TypeError, AttributeError):  # damaged before
             return "unreadable"
         words = json.dumps(header).encode()
         path.write_bytes(len(words).to_bytes(8, "little") + words + content[8 + size :])

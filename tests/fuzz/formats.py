@@ -211,7 +211,7 @@ class Format:
     files that differ from their hashes are refused before anything looks at them."""
 
 
-PACKAGE = ("engine.json", "engine.json", "contract.json", "manifest.json", "model.safetensors")
+PACKAGE = ("engine.json", "contract.json", "manifest.json", "batch_1.safetensors", "batch_1.safetensors")
 FORMATS: dict[str, Format] = {
     "robomimic": Format(write_robomimic, read_dataset, ("file.hdf5",)),
     "d4rl": Format(write_d4rl, read_dataset, ("file.hdf5",)),

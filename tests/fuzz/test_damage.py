@@ -7,6 +7,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from flowpolicy.core.errors import FlowPolicyError
 from flowpolicy.data.groups import read_groups
@@ -93,7 +95,6 @@ def put(*place, value):
         ("config", "config.json", put("policy", value=None), "holds no policy"),
         ("manifest", "manifest.json", lambda value: [value], "no JSON object"),
         ("manifest", "manifest.json", put("ema.safetensors", value=None), "was altered"),
-        ("package", "engine.json", put("policy", value={}), "no model of its own description"),
         ("package", "engine.json", put("candidates", value={"class": "x"}), "candidates is"),
         ("package", "engine.json", put("files", value=0), "files is 0"),
         ("package", "contract.json", put("history", value=3), "no model of its own description"),
@@ -106,16 +107,16 @@ def test_edits_that_once_went_wrong_are_refused(name, file, edit, said, tmp_path
 
 def test_an_edited_experiment_is_refused_by_its_place(tmp_path):
     folder = edited("config", put("experiment", "agent", value={}), tmp_path, "config.json")
-    with pytest.raises(FlowPolicyError, match=r"config\.json: 'dict' object has no attribute"):
+    with pytest.raises(FlowPolicyError, match="the agent dict has no"):
         Run.load(folder).experiment  # noqa: B018  read when it is asked for
 
 
 def test_tensors_of_other_sizes_than_an_export_says_are_refused(tmp_path):
-    from safetensors.numpy import load_file, save_file
-
     edited("package", lambda value: value, tmp_path, "engine.json")
-    tensors = load_file(tmp_path / PACKAGE[-1])
-    save_file(tensors | {"obs.offset": tensors["obs.offset"][:0]}, tmp_path / PACKAGE[-1])
+    with safe_open(tmp_path / PACKAGE[-1], "numpy") as file:
+        tensors, stated = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    largest = max(tensors, key=lambda name: tensors[name].size)
+    save_file(tensors | {largest: tensors[largest][:-1]}, tmp_path / PACKAGE[-1], stated)
     seal(tmp_path)
     with pytest.raises(FlowPolicyError, match="no model of its own description"):
         FORMATS["package"].read(tmp_path)

@@ -207,18 +207,22 @@ def build(package: Package, batch: int, threads: int) -> Program:
     from safetensors.numpy import load
 
     set_blas_threads(threads)
-    buffers = package.shapes.buffers(batch)
     try:
+        buffers = package.shapes.buffers(batch)
         content = package.read(batch)
         size = int.from_bytes(content[:8], "little")
         steps = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["graph"])
         run = _laid_out(steps, load(content), buffers.inputs, buffers.chunk)
         run()
-    except (SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except (SafetensorError, *_WRONG) as error:
         raise CheckpointError(
             f"{package.folder} holds no model of its own description: {error!r}", fix="export the run again"
         ) from error
     return Program(buffers, run)
+
+
+_WRONG = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, StopIteration)
+"""What operators and buffers raise where a graph is not one of its contract."""
 
 
 def _laid_out(
