@@ -62,7 +62,7 @@ def rollout(
     nfe: int | None = None,
     progress: Callable[[Episode], None] | None = None,
     record: Collection[int] = (),
-    noise_scale: float | None = None,
+    noise_scale: float = 1.0,
     device: torch.device | str | None = None,
     execution: Execution = "naive",
     most_committed: int | None = None,
@@ -77,7 +77,7 @@ def rollout(
         nfe: network evaluations per chunk; the contract's number, or the engine's, unless given.
         progress: called with every episode as it ends.
         record: positions in the plan whose frames are kept.
-        noise_scale: factor of the policy's initial noise; what the policy says unless given.
+        noise_scale: factor of the policy's initial noise: 1 acts by the law that was learned, 0 by its middle.
         device: where the policy lives; what its parameters say unless given.
         execution: what to do about delayed observations (:mod:`flowpolicy.envs.delay`).
         most_committed: rows that may be committed in real time; as many as the policy can continue unless given.

@@ -65,9 +65,6 @@ class Policy(nn.Module):
     evaluations: int
     """Network evaluations since construction: counted where the network is called, not claimed. With N candidates
     every step of the solver evaluates the network for N of them and counts N; the critic's own is not counted."""
-    noise_scale: float = 1.0
-    """Factor of the initial noise that :meth:`act` draws: 1 samples the law that was learned; 0 takes its middle, the
-    same chunk every time. Not part of a checkpoint: who acts decides."""
 
     def __init__(self, config: PolicyConfig, contract: Contract, normalizer: Normalizer) -> None:
         super().__init__()
@@ -106,7 +103,7 @@ class Policy(nn.Module):
                 expected="a torch.Generator, such as torch.Generator().manual_seed(0)",
             )
         seen = self.observed(obs)
-        noise = self.noise_scale * self.noise(len(seen[self.actor.keys[0]]), generator)
+        noise = self.noise(len(seen[self.actor.keys[0]]), generator)
         nfe = self.contract.nfe if nfe is None else nfe
         return self._like(obs, self._act(seen, noise, nfe, committed, generator, previous))
 

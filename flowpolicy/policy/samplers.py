@@ -544,7 +544,8 @@ class Guided(Wrapper):
 
     def __post_init__(self) -> None:
         inner = self.inner
-        if not isinstance(inner, FlowSampler) or inner.sampling.two_time or _moves_committed_rows(inner.sampling):
+        flow = inner.flow if isinstance(inner, FlowSampler | Prefixed) else None
+        if flow is None or flow.sampling.two_time or _moves_committed_rows(flow.sampling):
             raise ConfigError(
                 f"guidance towards committed actions of a {type(inner).__name__} policy",
                 expected="a velocity that a solver integrates in several steps on the straight path",
@@ -568,10 +569,10 @@ class Guided(Wrapper):
 
     def sample(self, decision: Decision, noise: Float[Tensor, "bk h a"]) -> Float[Tensor, "b h a"]:
         """The wrapped flow, steered."""
-        committed, flow = decision.committed, cast(FlowSampler, self.inner).sampling
+        committed, flow = decision.committed, cast(FlowSampler, self.inner.flow).sampling
         if committed is None:
             return self.inner.sample(decision, noise)
-        field = dynamics(decision, flow, None, Situation(path=flow.interpolant))
+        field = dynamics(self.inner.plain(decision), flow, None, Situation(path=flow.interpolant))
         weight = soft_mask(committed.length, committed.overlap, noise.shape[1])
         steered = guided(field.velocity, committed.action, weight, self.limit)
         chunk = flow.generate(Dynamics(steered, flow.interpolant), noise, decision.nfe, decision.generator)

@@ -48,7 +48,8 @@ class ActingPolicy(Protocol):
         """(b, h, a) actions in environment units for observations name -> (b, o, *shape).
 
         With the execution 'real_time' it is given ``committed=`` too (:class:`flowpolicy.policy.committed.Committed`),
-        and ``previous=`` (:class:`flowpolicy.policy.previous.Previous`) where it has a true attribute ``continues``.
+        and ``previous=`` (:class:`flowpolicy.policy.previous.Previous`) where it has a true attribute ``continues``;
+        with another scale of the noise than 1 it is asked for ``noise(1, generator)`` and then by ``act_from``.
         How many actions may be committed is its attribute ``prefix``; all but the last of a chunk where it has none.
         """
 
@@ -110,8 +111,7 @@ class Session:
         seed: of the first episode's noise.
         execute: actions of a chunk that are executed before the next decision; the contract's number unless given.
         nfe: network evaluations per chunk; the contract's number, or the engine's, unless given.
-        noise_scale: factor of the initial noise: 1 acts by the law that was learned, 0 by its middle. What the policy
-            says unless given.
+        noise_scale: factor of the initial noise: 1 acts by the law that was learned, 0 by its middle.
         execution: what is done about observations that are older than the last action.
         most_committed: rows that may be committed with the execution 'real_time'; as many as the policy can continue
             unless given.
@@ -129,7 +129,7 @@ class Session:
         seed: int = 0,
         execute: int | None = None,
         nfe: int | None = None,
-        noise_scale: float | None = None,
+        noise_scale: float = 1.0,
         execution: Execution = "naive",
         most_committed: int | None = None,
         device: torch.device | str | None = None,
@@ -281,17 +281,17 @@ class EngineSource:
     Args:
         engine: loaded.
         nfe: what is asked for; an engine has one number of evaluations.
-        noise_scale: factor of the noise; 1 unless given.
+        noise_scale: factor of the noise.
 
     """
 
     continues = False
 
-    def __init__(self, engine: Engine, nfe: int | None, noise_scale: float | None) -> None:
+    def __init__(self, engine: Engine, nfe: int | None, noise_scale: float) -> None:
         if nfe not in (None, engine.nfe):
             raise ConfigError(f"nfe={nfe} with an engine of {engine.nfe}", fix=f"load_engine(..., nfe={nfe})")
         self.engine, self.contract, self.prefix = engine, engine.contract, engine.prefix
-        self.evaluations, self._scale = 0, 1.0 if noise_scale is None else noise_scale
+        self.evaluations, self._scale = 0, noise_scale
 
     def stream(self, seed: int) -> np.random.Generator:
         """A generator of NumPy."""
@@ -318,14 +318,12 @@ class PolicySource:
     Args:
         policy: acts.
         nfe: network evaluations per chunk; the contract's unless given.
-        noise_scale: factor of the noise; the policy's own unless given.
+        noise_scale: factor of the noise.
         device: where it lives; that of its parameters unless given.
 
     """
 
-    def __init__(
-        self, policy: Any, nfe: int | None, noise_scale: float | None, device: torch.device | str | None
-    ) -> None:
+    def __init__(self, policy: Any, nfe: int | None, noise_scale: float, device: torch.device | str | None) -> None:
         import torch
 
         self.policy, self._nfe, self._scale, self._torch = policy, nfe, noise_scale, torch
@@ -333,7 +331,7 @@ class PolicySource:
             parameters = getattr(policy, "parameters", tuple)
             device = next((value.device for value in parameters()), "cpu")
         self._device = torch.device(device)
-        if noise_scale not in (None, 1.0) and not hasattr(policy, "noise_scale"):
+        if noise_scale != 1 and not hasattr(policy, "noise"):
             raise ConfigError(f"noise_scale={noise_scale} with a {type(policy).__name__}, whose noise has no scale")
 
     @property
@@ -375,15 +373,11 @@ class PolicySource:
         if previous is not None:
             told["previous"] = Previous(*map(self._placed, previous))
         seen = {key: self._placed(value[None]) for key, value in obs.items()}
-        own = getattr(self.policy, "noise_scale", 1.0)
-        if self._scale in (None, own):
+        if self._scale == 1:
             chunk = self.policy.act(seen, stream, self._nfe, **told)
-        else:  # for this decision alone: others may act by the same policy
-            self.policy.noise_scale = self._scale
-            try:
-                chunk = self.policy.act(seen, stream, self._nfe, **told)
-            finally:
-                self.policy.noise_scale = own
+        else:
+            noise, nfe = self._scale * self.policy.noise(1, stream), self._nfe or self.contract.nfe
+            chunk = self.policy.act_from(seen, noise, nfe, generator=stream, **told)
         found: NDArray[Any] = chunk[0].cpu().numpy()
         return found
 

@@ -137,12 +137,12 @@ class _Explorer:
 
     Args:
         policy: acts; replaced by newer ones in the middle of an episode.
-        noise: standard deviation in the scaled box, where one size of noise fits every dimension.
+        deviation: of the noise, in the scaled box, where one size fits every dimension.
 
     """
 
-    def __init__(self, policy: Any, noise: float) -> None:
-        self.policy, self.noise = policy, noise
+    def __init__(self, policy: Any, deviation: float) -> None:
+        self.policy, self.deviation = policy, deviation
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.policy, name)
@@ -152,11 +152,11 @@ class _Explorer:
     ) -> torch.Tensor:
         """The policy's chunk with noise; arguments of :meth:`flowpolicy.policy.policy.Policy.act`."""
         chunk: torch.Tensor = self.policy.act(obs, generator, nfe, **told)
-        if not self.noise:
+        if not self.deviation:
             return chunk
         normalizer = self.policy.normalizer
         scaled = normalizer.action(chunk)
-        wobble = self.noise * torch.randn(scaled.shape, generator=generator, device=generator.device).to(scaled)
+        wobble = self.deviation * torch.randn(scaled.shape, generator=generator, device=generator.device).to(scaled)
         return normalizer.unaction(normalizer.within(scaled + wobble))
 
 
