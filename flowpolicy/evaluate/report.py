@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-import flowpolicy
 from flowpolicy.core.errors import EvaluationError
 from flowpolicy.core.files import read_json, write_json
 from flowpolicy.core.spec import library_versions
@@ -284,7 +283,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
 
 def git_commit() -> str:
     """Commit of the running flowpolicy sources; empty where they are not under version control."""
-    folder = Path(flowpolicy.__file__).parent
+    folder = Path(__file__).parents[1]
     # A wheel installed in a virtual environment inside some other repository is not part of it.
     if _git(folder, "ls-files", "--error-unmatch", "__init__.py") == "":
         return ""
