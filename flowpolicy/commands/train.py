@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tyro
 
@@ -94,11 +94,11 @@ def parse(base: Experiment, argv: Sequence[str], name: str, description: str) ->
     if isinstance(command, FlowTrainCommand):
         from flowpolicy.envs import find_env
 
-        agent = dataclasses.replace(command.agent, flow=command.flow)
+        agent = dataclasses.replace(cast(Flow, command.agent), flow=command.flow)
         if not any(word.partition("=")[0] == "--agent.nfe" for word in argv):
             agent = settled(agent, values["agent"], picked or {})
+        agent.check(find_env(command.env).spec().action.size)
         command = dataclasses.replace(command, agent=agent)
-        command.agent.check(find_env(command.env).spec().action.size)
     return command
 
 

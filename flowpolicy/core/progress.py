@@ -27,7 +27,11 @@ def progress_bar(
     On a file or pipe it writes some plain lines instead, and nothing at all where ``shown`` is False.
     """
     if not shown:
-        yield lambda finished, note="": None
+
+        def ignore(finished: int, note: str = "") -> None:
+            pass
+
+        yield ignore
         return
     console = Console(stderr=True)
     if not console.is_terminal:

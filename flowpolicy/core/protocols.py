@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -26,6 +26,8 @@ Observation = dict[str, NDArray[Any]]
 @runtime_checkable
 class AgentConfig(Protocol):
     """A frozen dataclass in ``agents/`` that names an algorithm and its options: the ``agent`` of an experiment."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def needs(self) -> str:
@@ -123,6 +125,7 @@ class Source(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on after :meth:`state`."""
+        return None  # noqa: RET501, an empty body would be abstract
 
 
 @dataclasses.dataclass

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import digest
