@@ -113,12 +113,6 @@ class Interpolant(Value):
         e = self.effective(t, x)
         return (e.dbeta * x - e.beta * v) / e.wronskian
 
-    def score(
-        self, x: Float[Tensor, "b *d"], v: Float[Tensor, "b *d"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b *d"]:
-        """Gradient of the log density of x_t; t < 1, standard Gaussian noise only."""
-        return -self.noise(x, v, t) / self.effective(t, x).sigma
-
     def from_data(
         self, x: Float[Tensor, "b *d"], data: Float[Tensor, "b *d"], t: Float[Tensor, " b"], floor: float = 0.0
     ) -> Float[Tensor, "b *d"]:

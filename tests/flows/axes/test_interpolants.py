@@ -47,14 +47,13 @@ def test_ends_and_derivatives(name):
 
 
 @pytest.mark.parametrize("name", [n for n in PATHS if n != "encode-decode"])
-def test_a_velocity_gives_data_noise_and_score_and_back(name):
+def test_a_velocity_gives_data_and_noise_and_back(name):
     path = PATHS[name]
     v = exact_velocity(path, X, TIMES)
     _, data, _, off = posterior(path, X, TIMES)
     sigma = (path.coefficients(TIMES).alpha ** 2 + path.coefficients(TIMES).gamma ** 2).sqrt()
     torch.testing.assert_close(path.data(X, v, TIMES), data, atol=1e-10, rtol=0)
     torch.testing.assert_close(path.noise(X, v, TIMES), sigma * off, atol=1e-10, rtol=0)
-    torch.testing.assert_close(path.score(X, v, TIMES), -off, atol=1e-10, rtol=0)
     torch.testing.assert_close(path.from_data(X, data, TIMES), v, atol=1e-10, rtol=0)
     torch.testing.assert_close(path.from_noise(X, sigma * off, TIMES), v, atol=1e-9, rtol=0)
 
