@@ -151,7 +151,7 @@ def test_train_fit_distill_and_cite(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert flowpolicy("train", "debug", "--flow.target", "data", *QUICK, "--out", "run") == 0
     assert flowpolicy("fit", "run", "--nfe", 2, "--samples", 64) == 0
-    stored = read_json(resolve(tmp_path / "run-olss2") / "config.json")["policy"]["flow"]
+    stored = read_json(resolve(tmp_path / "run-olss2") / "config.json")["policy"]["sampler"]["sampling"]
     assert stored["solver"]["class"] == "solver/olss" and len(stored["solver"]["coefficients"]) == 2
     assert flowpolicy("eval", "run-olss2", "--episodes", 2, "--json", "fitted.json") == 0
     assert json.loads((tmp_path / "fitted.json").read_text())["nfe"] == 2
