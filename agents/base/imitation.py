@@ -117,12 +117,12 @@ class ImitationAgent(nn.Module):
         """How the trained policy generates a chunk."""
         raise NotImplementedError
 
-    def draws(self, batch: TensorDict, generator: torch.Generator) -> tuple[Any, ...]:
+    def draws(self, batch: TensorDict, generator: torch.Generator) -> Any:
         """Everything random in one update, where that depends on more than the chunks."""
         return self.draw(batch[ACTION], generator)
 
-    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Everything random in one update."""
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> Any:
+        """Everything random in one update: a tensor, a named tuple or a dictionary of tensors."""
         raise NotImplementedError
 
     def draw_committed(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -138,7 +138,7 @@ class ImitationAgent(nn.Module):
         obs: dict[str, Tensor],
         action: Float[Tensor, "b h a"],
         valid: Bool[Tensor, "b h"],
-        *draws: Tensor,
+        draws: Any,
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Scalar loss and metrics of one batch in environment units."""
         raise NotImplementedError
@@ -146,7 +146,7 @@ class ImitationAgent(nn.Module):
     def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
         """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
         draws = self.draws(batch, generator)
-        loss, metrics = self._loss(dict(batch[OBS].items()), batch[ACTION], batch[VALID], *draws)
+        loss, metrics = self._loss(dict(batch[OBS].items()), batch[ACTION], batch[VALID], draws)
         return {"loss": loss.detach(), **self.optimizer.step(loss, len(batch)), **metrics}
 
     @property

@@ -162,21 +162,21 @@ class ValueAgent(nn.Module):
             "actor": (config.actor_optimizer, ("actor.encoder", "actor.net")),
         }
 
-    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Everything random in one update."""
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> Any:
+        """Everything random in one update: a tensor, or a named tuple of tensors."""
         raise NotImplementedError
 
     def switches(self) -> dict[str, bool]:
         """Keyword arguments of ``losses`` that differ between updates; every combination is compiled once."""
         return {}
 
-    def losses(self, t: Transition, *draws: Tensor, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
+    def losses(self, t: Transition, draws: Any, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
         """Losses by name, to be summed, and further metrics. Each loss reaches the networks of one optimiser."""
         raise NotImplementedError
 
-    def loss(self, batch: dict[str, Any], *draws: Tensor, **switches: bool) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: dict[str, Any], draws: Any, **switches: bool) -> tuple[Tensor, Metrics]:
         """Sum of the losses, and the metrics, of one batch in environment units."""
-        losses, metrics = self.losses(self.transition(batch), *draws, **switches)
+        losses, metrics = self.losses(self.transition(batch), draws, **switches)
         total = torch.stack(list(losses.values())).sum()
         named = {f"{name}_loss": value.detach() for name, value in losses.items()}
         return total, {"loss": total.detach(), **named, **metrics}
@@ -218,7 +218,7 @@ class ValueAgent(nn.Module):
         """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
         inputs = batch.to_dict()  # the compiled loss takes plain dictionaries
         switches = self.switches()
-        loss, metrics = self._loss(inputs, *self.draw(batch[keys.ACTION], generator), **switches)
+        loss, metrics = self._loss(inputs, self.draw(batch[keys.ACTION], generator), **switches)
         self.optimizer.step(loss, len(batch))
         self.follow(**switches)
         return metrics

@@ -126,7 +126,7 @@ class FlowAgent(ImitationAgent):
         return FlowSampler(self.sampling)
 
     @torch.no_grad()
-    def draws(self, batch: TensorDict, generator: torch.Generator) -> tuple[dict[str, Tensor]]:
+    def draws(self, batch: TensorDict, generator: torch.Generator) -> dict[str, Tensor]:
         """Noise, times, and whatever else the values of the axes draw."""
         spec, rows, progress = self.spec, len(batch[ACTION]), self.updates / max(self.steps, 1)
         data = self.normalizer.action(batch[ACTION])
@@ -149,7 +149,7 @@ class FlowAgent(ImitationAgent):
             drawn["committed"] = committed[0]
         if self._teacher:
             drawn |= self.taught(dict(batch[OBS].items()), data, drawn, progress, generator)
-        return (drawn,)
+        return drawn
 
     def _begin(self, noise: Tensor, batch: TensorDict) -> Tensor:
         """Where the path starts: at the noise, or at the actions before the window."""
@@ -213,10 +213,10 @@ class FlowAgent(ImitationAgent):
         return ends
 
     def loss(
-        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Any
+        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], d: dict[str, Tensor]
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """What the spec says, and the two regularisers where they are on."""
-        d, actor, spec = draws[0], self.actor, self.spec
+        actor, spec = self.actor, self.spec
         data = d["data"] if "data" in d else self.normalizer.action(action)
         valid = valid | d["made"].unsqueeze(1) if "made" in d else valid
         flat = actor.flatten(self.normalizer.obs(obs))

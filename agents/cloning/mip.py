@@ -56,18 +56,22 @@ class MIPAgent(ImitationAgent):
         """Two evaluations, no noise."""
         return Mip()
 
-    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> Float[Tensor, "b h a"]:
         """Noise of the second prediction's input."""
-        return (torch.randn(action.shape, generator=generator, device=action.device),)
+        return torch.randn(action.shape, generator=generator, device=action.device)
 
     def loss(
-        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Tensor
+        self,
+        obs: dict[str, Tensor],
+        action: Float[Tensor, "b h a"],
+        valid: Bool[Tensor, "b h"],
+        draws: Float[Tensor, "b h a"],
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Sum of the two mean squared errors, over 0.9^2 and ``noise^2``."""
         data, start = self.normalizer.action(action), action.new_zeros(len(action))
         cond, _ = self.actor.condition(self.normalizer.obs(obs))
         first = self.actor.net(torch.zeros_like(data), start, cond).value
-        second = self.actor.net(data + self.config.noise * draws[0], start + REFINING, cond).value
+        second = self.actor.net(data + self.config.noise * draws, start + REFINING, cond).value
         errors = [matching_loss(value, data, valid) for value in (first, second)]
         loss = errors[0] / REFINING**2 + errors[1] / self.config.noise**2
         return loss, {"first": errors[0].detach(), "second": errors[1].detach()}

@@ -45,7 +45,7 @@ class RegressionAgent(ImitationAgent):
         return self.draw_committed(action, generator)
 
     def loss(
-        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Tensor
+        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], draws: Any
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Mean squared error in normalised units."""
         data = self.normalizer.action(action)

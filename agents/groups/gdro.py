@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 import tyro
@@ -22,13 +22,13 @@ from torch import Tensor
 
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.agents.base.optimizer import Optimizer
-from flowpolicy.agents.groups.assessment import Assessment, Assessor, field
-from flowpolicy.agents.groups.group_scores import Draws, chain_of, scored
+from flowpolicy.agents.groups.assessment import Assessment, Assessor, field, velocity_errors
 from flowpolicy.core import keys
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Positive, Share
 from flowpolicy.core.references import Reference
+from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.groups import Groups
 from flowpolicy.data.normalize import Normalizer
@@ -39,10 +39,13 @@ from flowpolicy.flows.axes.losses import Squared, matching_loss
 from flowpolicy.flows.axes.time_laws import Ends, uniform
 from flowpolicy.flows.groups import Objective, Scale, Weight
 from flowpolicy.flows.straight import interpolate, velocity
+from flowpolicy.flows.trajectory_balance import Kernels, kernels, noised_path, path_log_ratio
 from flowpolicy.nets.flow_nets import MapNet
+from flowpolicy.policy.actor import Actor
 from flowpolicy.policy.policy import Policy
 from flowpolicy.policy.samplers import MAP, Sampler
 
+_GROUPS = 256  # on which the reference's uncertainty is measured
 PUBLISHED = (Reference("GDRO: Group-level Reward Post-training Suitable for Diffusion Models", "2601.02036"),)
 BALANCE = (
     Reference("Flow Network based Generative Models for Non-Iterative Diverse Candidate Generation", "2106.04399"),
@@ -122,6 +125,28 @@ class GDRO(ImitationConfig):
         return GDROAgent(self, *args, **kwargs)
 
 
+class GDRODraws(NamedTuple):
+    """Everything random in one update: g groups of k candidates, and g windows of the dataset."""
+
+    t: Float[Tensor, "g m"]
+    density: Float[Tensor, "g m"]
+    """Density with which the times are drawn; 1 where they are uniform."""
+    noise: Float[Tensor, "g m h a"]
+    tie: Float[Tensor, "g k"]
+    member: Float[Tensor, " g"]
+    """Which candidate the map is trained on, see :func:`flowpolicy.flows.groups.tilted_choice`."""
+    bc_t: Float[Tensor, " b"]
+    bc_noise: Float[Tensor, "b h a"]
+    path: Float[Tensor, "g n k h a"]
+    """Noise of the trajectories of 'trajectory_balance'; n is 0 for the other objectives."""
+    map_noise: Float[Tensor, "n h a"]
+    """What the map's intervals start from: of a candidate of every group, and of every window."""
+    start: Float[Tensor, " n"]
+    """Of these intervals."""
+    end: Float[Tensor, " n"]
+    """Of the same intervals."""
+
+
 class GDROAgent(ImitationAgent):
     """Trains a copy of the base on groups, and acts as the base does.
 
@@ -165,20 +190,23 @@ class GDROAgent(ImitationAgent):
         """Whether patience has run out."""
         return 0 < self.config.patience <= int(self.assessment.stale)
 
-    def draw(self, action: Float[Tensor, "g k h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """:class:`Draws`, then noise (2 g, h, a) and intervals s, t (2 g,) of the map."""
+    def draw(self, action: Float[Tensor, "g k h a"], generator: torch.Generator) -> GDRODraws:
+        """Noises, times, lots and intervals."""
         (g, k, h, a), m = action.shape, self.config.draws
         place: dict[str, Any] = {"generator": generator, "device": action.device}
-        draws = Draws(
-            *self.draw_times(g, m, generator),
+        t, density = self.draw_times(g, m, generator)
+        return GDRODraws(
+            t,
+            density,
             noise=torch.randn((g, m, h, a), **place),
             tie=torch.rand((g, k), **place),
             member=torch.rand(g, **place),
             bc_t=uniform(g, generator),
             bc_noise=torch.randn((g, h, a), **place),
             path=torch.randn((g, self.config.path_steps if self.chain else 0, k, h, a), **place),
+            map_noise=torch.randn((2 * g, h, a), **place),
+            **dict(zip(("start", "end"), self.config.pairs.intervals(2 * g, generator), strict=True)),
         )
-        return *draws, torch.randn((2 * g, h, a), **place), *self.config.pairs.intervals(2 * g, generator)
 
     def draw_times(self, g: int, m: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Times (g, m) of the velocity errors, and the density that they are drawn with."""
@@ -193,7 +221,7 @@ class GDROAgent(ImitationAgent):
         """One gradient step, and every ``assess_every`` of them an assessment; its values stand until the next."""
         group = batch[keys.GROUP]
         plain = batch.exclude(keys.GROUP).to_dict()  # the compiled loss takes plain dictionaries
-        loss, metrics = self._loss(plain, group.to_dict(), *self.draw(group[keys.ACTION], generator))
+        loss, metrics = self._loss(plain, group.to_dict(), self.draw(group[keys.ACTION], generator))
         metrics = {"loss": loss.detach(), **self.optimizer.step(loss, len(batch)), **metrics}
         slow, average = dict(self.reference.named_parameters()), self.ema.state_dict()
         with torch.no_grad():
@@ -203,28 +231,28 @@ class GDROAgent(ImitationAgent):
         return metrics | self.assessment.metrics()
 
     def loss(  # type: ignore[override]
-        self, windows: dict[str, Any], group: dict[str, Any], *draws: Tensor
+        self, windows: dict[str, Any], group: dict[str, Any], draws: GDRODraws
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Group loss, anchor, behaviour cloning and, on a flow map, self-consistency."""
-        config, random = self.config, Draws(*draws[:8])
+        config = self.config
         chunks, valid = self.normalizer.action(group[keys.ACTION]), group[keys.VALID]
         scaled = mathematics.advantages(group[keys.SCORE], self.scale)
         gate = mathematics.spread_gate(group[keys.SCORE], self.scale, config.gate)
-        order = mathematics.ranking(scaled, random.tie)
+        order = mathematics.ranking(scaled, draws.tie)
         obs = self.normalizer.obs(group[keys.OBS])
-        scores, errors = scored(config, self.beta, self.chain, self.actor, self.reference, obs, chunks, valid, random)
+        scores, errors = self.scored(obs, chunks, valid, draws)
         preference = mathematics.group_loss(config.objective, scores, errors, scaled, config.temperature, order)
         best = order[:, :1]
         terms = {
             "group_loss": (gate * preference).mean(),
             "anchor_loss": (gate * errors.gather(1, best).squeeze(1)).mean(),
-            "bc_loss": self.behaviour_loss(windows, random),
+            "bc_loss": self.behaviour_loss(windows, draws),
         }
         weights = {"group_loss": 1.0, "anchor_loss": config.anchor, "bc_loss": config.bc_weight}
         if config.sampler.flow and config.sampler.flow.sampling.two_time:
-            chosen = mathematics.tilted_choice(mathematics.softened_targets(scaled, config.temperature), random.member)
+            chosen = mathematics.tilted_choice(mathematics.softened_targets(scaled, config.temperature), draws.member)
             tilted = chunks[torch.arange(len(chunks), device=chunks.device), chosen]
-            terms["map_loss"] = self.map_loss(windows, obs, tilted, valid, *draws[8:])
+            terms["map_loss"] = self.map_loss(windows, obs, tilted, valid, draws)
             weights["map_loss"] = config.map_weight
         total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         metrics = {name: value.detach() for name, value in terms.items()}
@@ -233,12 +261,38 @@ class GDROAgent(ImitationAgent):
         metrics["gate"] = gate.mean()
         return total, metrics
 
-    def behaviour_loss(self, windows: dict[str, Any], random: Draws) -> Float[Tensor, ""]:
+    def scored(
+        self,
+        obs: dict[str, Tensor],
+        chunks: Float[Tensor, "g k h a"],
+        valid: Bool[Tensor, "g h"],
+        draws: GDRODraws,
+    ) -> tuple[Float[Tensor, "g k"], Float[Tensor, "g k"]]:
+        """Log-ratios to the reference of normalised candidates, and their errors in the units of velocity matching.
+
+        'trajectory_balance' takes the log-ratios of whole trajectories, the other objectives estimate them from
+        velocity errors. Gradients pass through both results.
+        """
+        error = velocity_errors(self.actor, obs, chunks, valid, draws.t, draws.noise)
+        entries = (valid.sum(1, keepdim=True) * chunks.shape[3]).clamp(min=1)
+        errors = (error / draws.density.unsqueeze(2)).mean(1) / entries
+        if self.chain is not None:
+            states = noised_path(chunks, draws.path)
+            predicted = predicted_chunks(self.actor, obs, states[:, :-1], self.chain)
+            with torch.no_grad():
+                known = predicted_chunks(self.reference, obs, states[:, :-1], self.chain)
+            return path_log_ratio(states, predicted, known, self.chain, valid), errors
+        with torch.no_grad():
+            known = velocity_errors(self.reference, obs, chunks, valid, draws.t, draws.noise)
+        weight = mathematics.time_weight(draws.t, self.config.weight) / draws.density
+        return mathematics.log_ratio(error, known, weight, self.beta, limit=20.0), errors
+
+    def behaviour_loss(self, windows: dict[str, Any], draws: GDRODraws) -> Float[Tensor, ""]:
         """Velocity matching on the dataset."""
         data = self.normalizer.action(windows[keys.ACTION])
         cond, _ = self.actor.condition(self.normalizer.obs(windows[keys.OBS]))
-        predicted = field(self.actor, interpolate(random.bc_noise, data, random.bc_t), random.bc_t, cond)
-        return matching_loss(predicted, velocity(random.bc_noise, data), windows[keys.VALID])
+        predicted = field(self.actor, interpolate(draws.bc_noise, data, draws.bc_t), draws.bc_t, cond)
+        return matching_loss(predicted, velocity(draws.bc_noise, data), windows[keys.VALID])
 
     def map_loss(
         self,
@@ -246,9 +300,7 @@ class GDROAgent(ImitationAgent):
         obs: dict[str, Tensor],
         tilted: Float[Tensor, "g h a"],
         valid: Bool[Tensor, "g h"],
-        noise: Float[Tensor, "n h a"],
-        s: Float[Tensor, " n"],
-        t: Float[Tensor, " n"],
+        draws: GDRODraws,
     ) -> Float[Tensor, ""]:
         """The map against the flow of its own diagonal, at points of tilted candidates and of the dataset.
 
@@ -259,7 +311,8 @@ class GDROAgent(ImitationAgent):
         data = torch.cat([tilted, self.normalizer.action(windows[keys.ACTION])])
         inputs = self.normalizer.obs(windows[keys.OBS])
         cond, _ = self.actor.condition({name: torch.cat([obs[name], inputs[name]]) for name in obs})
-        x = interpolate(noise, data, s)
+        s, t = draws.start, draws.end
+        x = interpolate(draws.map_noise, data, s)
         with torch.no_grad():
             own = network(x, s, s, cond).value
         problem = Problem(network, x, own, s, t, cond, diagonal=0)
@@ -308,3 +361,29 @@ class GDROAgent(ImitationAgent):
                 f"the checkpoint does not fit the agent of its config: {error}",
                 fix="resume with the flowpolicy version that wrote it",
             ) from error
+
+
+def predicted_chunks(
+    actor: Actor, obs: Mapping[str, Tensor], states: Float[Tensor, "g n k h a"], chain: Kernels
+) -> Float[Tensor, "g n k h a"]:
+    """Chunks that a policy predicts from the states of trajectories, ``x + (1 - t) v(x, t)``."""
+    g, n, k, h, a = states.shape
+    cond, _ = actor.condition(dict(obs))
+    conds = cond[:, None, None].expand(g, n, k, cond.shape[1]).reshape(-1, cond.shape[1])
+    times = chain.start.reshape(1, n, 1).expand(g, n, k).reshape(-1)
+    velocity = field(actor, states.reshape(-1, h, a), times, conds).view(states.shape)
+    return states + (1 - chain.start).reshape(1, n, 1, 1, 1) * velocity
+
+
+@torch.no_grad()
+def chain_of(reference: Actor, groups: Groups, normalizer: Normalizer, steps: int) -> Kernels:
+    """The chain of a reference, whose uncertainty about the chunk is measured on candidates; the same every time."""
+    place = normalizer.action(groups.action[:1]).device
+    chunks = normalizer.action(groups.action[:_GROUPS].to(place))
+    obs = normalizer.obs({name: value[:_GROUPS].to(place) for name, value in groups.obs.items()})
+    noise = torch.randn((len(chunks), steps, *chunks.shape[1:]), generator=torch_generator(0, "chain")).to(place)
+    states = noised_path(chunks, noise)[:, :-1]
+    start = kernels(torch.zeros(steps, device=place))
+    error = (predicted_chunks(reference, obs, states, start) - chunks.unsqueeze(1)).square()
+    valid = groups.valid[:_GROUPS].to(place)[:, None, None, :, None].expand_as(error)
+    return kernels((error * valid).sum((0, 2)) / valid.sum((0, 2)).clamp(min=1))

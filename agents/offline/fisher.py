@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -104,6 +104,29 @@ class Dual(nn.Module):
         self.precision: Tensor
 
 
+class FisherDraws(NamedTuple):
+    """Everything random in one update; None where base or metric do not ask for it."""
+
+    next_noise: Float[Tensor, "b h a"]
+    """Of the next action."""
+    z: Float[Tensor, "b h a"]
+    """What the base starts from where its chunk is shifted."""
+    noise: Float[Tensor, "b h a"]
+    """What the behaviour starts from."""
+    time: Float[Tensor, " b"]
+    """Where the behaviour is trained; of a map, where its intervals start."""
+    end: Float[Tensor, " b"] | None = None
+    """Where they end."""
+    blur: Float[Tensor, "b h a"] | None = None
+    """Noise of the blurred base chunks, where curvature or divergence are taken."""
+    probes: Float[Tensor, "2 b d"] | None = None
+    """Signs of Hutchinson's estimate of the divergence."""
+    score_blur: Float[Tensor, "n h a"] | None = None
+    """Noise of the blurred behaviour actions whose scores are taken, some for every row."""
+    score_noise: Float[Tensor, "n h a"] | None = None
+    """What these actions start from; None where they are the data's."""
+
+
 class FisherAgent(ValueAgent):
     """Critic, behaviour, shift and weight in one backward pass; no gradient of one reaches another."""
 
@@ -129,8 +152,8 @@ class FisherAgent(ValueAgent):
             "dual": (config.dual_optimizer, ("dual",)),
         }
 
-    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Noise of next action, base and flow (b, h, a); the flow's times, (b,) or two of them; the metric's draws."""
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> FisherDraws:
+        """Noises, times, and what the metric asks for."""
         config, metric = self.config, self.config.metric
 
         def normal(*shape: int) -> Tensor:
@@ -139,45 +162,42 @@ class FisherAgent(ValueAgent):
         batch, *size = action.shape
         noises = normal(3, batch, *size).unbind(0)
         times = config.pairs.intervals(batch, generator) if config.base == "map" else (uniform(batch, generator),)
-        draws: tuple[Tensor, ...] = ()
+        draws = FisherDraws(*noises, *times)
         if metric.mode in ("curv", "kl2"):
-            draws += (normal(batch, *size),)
+            draws = draws._replace(blur=normal(batch, *size))
         if metric.mode == "kl2":
             shape = (2, batch, math.prod(size))
-            draws += (2.0 * torch.randint(0, 2, shape, generator=generator, device=action.device) - 1,)
+            signs = torch.randint(0, 2, shape, generator=generator, device=action.device)
+            draws = draws._replace(probes=2.0 * signs - 1)
         elif metric.mode != "iso":
-            draws += (normal(batch * max(1, self._drawn), *size),)
-            draws += (normal(batch * self._drawn, *size),) if self._drawn else ()
-        return *noises, *times, *draws
+            draws = draws._replace(score_blur=normal(batch * max(1, self._drawn), *size))
+            if self._drawn:
+                draws = draws._replace(score_noise=normal(batch * self._drawn, *size))
+        return draws
 
-    def losses(self, t: Transition, *draws: Tensor, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
+    def losses(self, t: Transition, draws: FisherDraws, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
         """Temporal difference, behaviour, shift and weight."""
-        next_noise, z, noise, *rest = draws
         with torch.no_grad():
-            base = self.behave(t.next_obs, next_noise)
+            base = self.behave(t.next_obs, draws.next_noise)
             next_action = self.normalizer.within(base + self.shift(base, self.actor.encoder(t.next_obs).cond))
             target = self.bootstrap(t, self.target.value(t.next_obs, next_action))
         critic, metrics = self.critic_loss(t, target)
         if self.config.base == "map":
-            start, end, *rest = rest
-            flow = map_loss(self.actor, t, noise, start, end, self.config.pairs)[0]
+            flow = map_loss(self.actor, t, draws.noise, draws.time, _given(draws.end), self.config.pairs)[0]
         else:
-            time, *rest = rest
-            flow = flow_loss(self.actor, t, noise, time)
-        decorator, dual, more = self.decorator_losses(t, z, *rest)
+            flow = flow_loss(self.actor, t, draws.noise, draws.time)
+        decorator, dual, more = self.decorator_losses(t, draws)
         return {"critic": critic, "flow": flow, "decorator": decorator, "dual": dual}, metrics | more
 
-    def decorator_losses(
-        self, t: Transition, z: Float[Tensor, "b h a"], *draws: Tensor
-    ) -> tuple[Tensor, Tensor, Metrics]:
+    def decorator_losses(self, t: Transition, draws: FisherDraws) -> tuple[Tensor, Tensor, Metrics]:
         """``-Q(s, b + shift) + weight * charge + overflow``, which reaches the shift alone, and the weight's loss."""
         config, dual = self.config, self.dual
         cond = self.actor.encoder(t.obs).cond.detach()
-        base = self.behave(t.obs, z)
+        base = self.behave(t.obs, draws.z)
         shift = self.shift(base, cond)
         chunk = base + shift
         climb, metrics = q_term(self.critic, t.obs, self.normalizer.within(chunk), normalize=config.normalize_q)
-        charge = self.charge(t, cond, base, shift, *draws)
+        charge = self.charge(t, cond, base, shift, draws)
         spent, beyond = charge.divergence.mean(), fisher.overflow(chunk)
         loss = climb + dual.log_weight.exp().detach() * spent + config.overflow * beyond
         metrics |= {
@@ -189,35 +209,37 @@ class FisherAgent(ValueAgent):
         }
         return loss, fisher.dual_loss(dual.log_weight, spent, config.budget), metrics
 
-    def charge(self, t: Transition, cond: Tensor, base: Tensor, shift: Tensor, *draws: Tensor) -> fisher.Charge:
+    def charge(self, t: Transition, cond: Tensor, base: Tensor, shift: Tensor, draws: FisherDraws) -> fisher.Charge:
         """What the shifts (b, h, a) of the base chunks cost, per row; the gradient reaches the shift alone."""
         metric, flat = self.config.metric, shift.flatten(1)
         if metric.mode == "iso":
             return fisher.charge(metric, flat)
         if metric.sampled:
-            return fisher.charge(metric, flat, self.scores(t, cond, *draws), self.dual.precision)
-        blur, *rest = draws
+            return fisher.charge(metric, flat, self.scores(t, cond, draws), self.dual.precision)
         time = base.new_full(base.shape[:1], metric.time)
-        x, one = interpolate(blur, base, time), flat.new_ones(())
+        x, one = interpolate(_given(draws.blur), base, time), flat.new_ones(())
         field = self.field(cond)
         if metric.mode == "curv":
             tangent = fisher.derivative(field, x, time, shift.detach()).flatten(1)
-            return fisher.Charge(fisher.charge_curvature(metric, flat, tangent, self.scores(t, cond, *rest)), one)
+            return fisher.Charge(fisher.charge_curvature(metric, flat, tangent, self.scores(t, cond, draws)), one)
         with torch.no_grad():
             score = fisher.action_score(x, field(x, time), time).flatten(1)
         # The blurred density is that of x / t, so shift and divergence are taken there, not at the base chunk.
         moved, divergences = fisher.shift_and_divergence(
-            lambda a: self.shift(a.view(shift.shape), cond).flatten(1), (x / metric.time).flatten(1), rest[0]
+            lambda a: self.shift(a.view(shift.shape), cond).flatten(1),
+            (x / metric.time).flatten(1),
+            _given(draws.probes),
         )
         return fisher.Charge(fisher.charge_kl(metric, moved, score, divergences), one)
 
     @torch.no_grad()
-    def scores(self, t: Transition, cond: Tensor, blur: Tensor, *noise: Tensor) -> Float[Tensor, "b k d"]:
+    def scores(self, t: Transition, cond: Tensor, draws: FisherDraws) -> Float[Tensor, "b k d"]:
         """Scores, or what the released code takes for them, of k behaviour actions per state."""
         metric, count = self.config.metric, max(1, self._drawn)
-        action = self.behave(t.obs.repeat_interleave(count, 0), noise[0]) if noise else t.action
+        noise = draws.score_noise
+        action = t.action if noise is None else self.behave(t.obs.repeat_interleave(count, 0), noise)
         time = action.new_full(action.shape[:1], metric.time)
-        x = interpolate(blur, action, time)
+        x = interpolate(_given(draws.score_blur), action, time)
         v = self.field(cond.repeat_interleave(count, 0))(x, time)
         score = fisher.proxy_score(v, time) if metric.mode == "proxy" else fisher.action_score(x, v, time)
         return score.view(len(t.obs), count, -1)
@@ -254,3 +276,9 @@ class FisherAgent(ValueAgent):
         """Behaviour samples per state that the metric asks for."""
         metric = self.config.metric
         return metric.samples if metric.sampled else 0
+
+
+def _given(drawn: Tensor | None) -> Tensor:
+    """What base or metric asked for."""
+    assert drawn is not None
+    return drawn

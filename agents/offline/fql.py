@@ -8,7 +8,7 @@ solver. The target critic follows the parameters after the update; in the publis
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -53,6 +53,19 @@ class FQL(ValueConfig):
         return FQLAgent(self, *args, **kwargs)
 
 
+class FQLDraws(NamedTuple):
+    """Everything random in one update."""
+
+    next_noise: Float[Tensor, "b h a"]
+    """Of the next action."""
+    z: Float[Tensor, "b h a"]
+    """What the one-step policy starts from."""
+    noise: Float[Tensor, "b h a"]
+    """What the flow starts from."""
+    time: Float[Tensor, " b"]
+    """Where the flow is trained."""
+
+
 class FQLAgent(ValueAgent):
     """Critic, behaviour flow and one-step policy, in one backward pass; acts by mu(s, z), z fresh every time."""
 
@@ -72,20 +85,19 @@ class FQLAgent(ValueAgent):
         """The flow has the actor's optimiser options and a state of its own."""
         return super().groups() | {"flow": (self.config.actor_optimizer, ("flow",))}
 
-    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Noise of the next action, of the policy and of the flow, each (b, h, a), and times (b,)."""
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> FQLDraws:
+        """Noises and times."""
         noises = torch.randn((3, *action.shape), generator=generator, device=action.device)
-        return *noises.unbind(0), uniform(action.shape[0], generator)
+        return FQLDraws(*noises.unbind(0), uniform(action.shape[0], generator))
 
-    def losses(self, t: Transition, *draws: Tensor, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
+    def losses(self, t: Transition, draws: FQLDraws, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
         """Temporal difference, velocity matching, and distillation minus Q."""
-        next_noise, z, noise, time = draws
         with torch.no_grad():
-            next_action = self.normalizer.within(one_step(self.actor, t.next_obs, next_noise))
+            next_action = self.normalizer.within(one_step(self.actor, t.next_obs, draws.next_noise))
             target = self.bootstrap(t, self.target.value(t.next_obs, next_action))
         critic, metrics = self.critic_loss(t, target)
-        actor, more = self.actor_loss(t, z)
-        flow = flow_loss(self.flow, t, noise, time)
+        actor, more = self.actor_loss(t, draws.z)
+        flow = flow_loss(self.flow, t, draws.noise, draws.time)
         return {"critic": critic, "actor": actor, "flow": flow}, metrics | more
 
     def actor_loss(self, t: Transition, z: Float[Tensor, "b h a"]) -> tuple[Float[Tensor, ""], Metrics]:

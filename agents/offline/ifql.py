@@ -8,7 +8,7 @@ observation at a time only; here every row has candidates of its own.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -54,6 +54,13 @@ class IFQL(ImplicitConfig):
         return IFQLAgent(self, *args, **kwargs)
 
 
+class FlowDraws(NamedTuple):
+    """What velocity matching draws."""
+
+    noise: Float[Tensor, "b h a"]
+    time: Float[Tensor, " b"]
+
+
 class IFQLAgent(ImplicitAgent):
     """Regresses the velocity of the data; acts by the candidate of the largest Q."""
 
@@ -65,13 +72,13 @@ class IFQLAgent(ImplicitAgent):
         sampler = best_of_candidates(flow_of(config.solver), config.candidates, config.critic)
         return PolicyConfig(config.net, config.encoder, sampler)
 
-    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> FlowDraws:
         """Noise (b, h, a) and times (b,)."""
         noise = torch.randn(action.shape, generator=generator, device=action.device)
-        return noise, uniform(action.shape[0], generator)
+        return FlowDraws(noise, uniform(action.shape[0], generator))
 
-    def losses(self, t: Transition, *draws: Tensor, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
+    def losses(self, t: Transition, draws: FlowDraws, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
         """Critic, value, and velocity matching."""
         losses, _, metrics = self.implicit(t)
-        losses["flow"] = flow_loss(self.actor, t, *draws)
+        losses["flow"] = flow_loss(self.actor, t, draws.noise, draws.time)
         return losses, metrics

@@ -95,7 +95,7 @@ class IQLAgent(ImplicitAgent):
         """Nothing is random."""
         return ()
 
-    def losses(self, t: Transition, *draws: Tensor, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
+    def losses(self, t: Transition, draws: Any, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
         """Critic, value, and the weighted log-likelihood of the data's actions.
 
         The weights come from the same evaluation of the target critic as the value loss.

@@ -16,7 +16,7 @@ Time runs from noise (0) to data (1), opposite to the paper. What differs from t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -79,6 +79,21 @@ class MeanFlowQ(ValueConfig):
         return MeanFlowQAgent(self, *args, **kwargs)
 
 
+class MeanFlowQDraws(NamedTuple):
+    """Everything random in one update."""
+
+    next_noise: Float[Tensor, "k b h a"]
+    """Of the candidates of the next chunk."""
+    z: Float[Tensor, "b h a"]
+    """What the actor starts from where it climbs."""
+    noise: Float[Tensor, "b h a"]
+    """What the flow starts from."""
+    start: Float[Tensor, " b"]
+    """Of the intervals on which the flow is trained."""
+    end: Float[Tensor, " b"]
+    """Of the same intervals."""
+
+
 class MeanFlowQAgent(ValueAgent):
     """Critic and flow map; acts by z + U(z, 0, 1)."""
 
@@ -90,23 +105,23 @@ class MeanFlowQAgent(ValueAgent):
         sampler = best_of_candidates(MAP, config.candidates, config.critic)
         return PolicyConfig(config.net, config.encoder, sampler)
 
-    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Noise of the next actions (k, b, h, a), of the actor and of the flow (b, h, a), interval ends (b,)."""
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> MeanFlowQDraws:
+        """Noises and intervals."""
         count = self.config.target_candidates
         noises = torch.randn((count + 2, *action.shape), generator=generator, device=action.device)
-        return noises[:count], noises[count], noises[count + 1], *self.config.pairs.intervals(len(action), generator)
+        ends = self.config.pairs.intervals(len(action), generator)
+        return MeanFlowQDraws(noises[:count], noises[count], noises[count + 1], *ends)
 
-    def losses(self, t: Transition, *draws: Tensor, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
+    def losses(self, t: Transition, draws: MeanFlowQDraws, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
         """Temporal difference; MeanFlow minus Q."""
         config = self.config
-        next_noise, z, noise, start, end = draws
         with torch.no_grad():
-            chunks = [self.normalizer.within(jump_to_action(self.actor, t.next_obs, n)) for n in next_noise]
+            chunks = [self.normalizer.within(jump_to_action(self.actor, t.next_obs, n)) for n in draws.next_noise]
             values = [self.target.value(t.next_obs, chunk) for chunk in chunks]
             target = self.bootstrap(t, torch.stack(values).amax(0))
         critic, metrics = self.critic_loss(t, target)
-        flow, measured = map_loss(self.actor, t, noise, start, end, config.pairs, config.kappa)
-        chunk = jump_from(self.actor, t.obs, z)
+        flow, measured = map_loss(self.actor, t, draws.noise, draws.start, draws.end, config.pairs, config.kappa)
+        chunk = jump_from(self.actor, t.obs, draws.z)
         climb, more = q_term(self.critic, t.obs, self.normalizer.within(chunk), normalize=config.normalize_q)
         beyond = overflow(chunk)
         actor = config.alpha * flow + climb + config.overflow * beyond

@@ -9,7 +9,7 @@ if the episode truly terminated.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -66,6 +66,17 @@ class QC(FQL):
         return agent(self, *args, **kwargs)
 
 
+class QCDraws(NamedTuple):
+    """Everything random in one update."""
+
+    next_noise: Float[Tensor, "n h a"]
+    """Of the candidates of the next chunk, k for every row."""
+    noise: Float[Tensor, "b h a"]
+    """What the flow starts from."""
+    time: Float[Tensor, " b"]
+    """Where the flow is trained."""
+
+
 class QCAgent(ValueAgent):
     """Acts by the flow chunk that the critic values most; so do the targets."""
 
@@ -77,21 +88,20 @@ class QCAgent(ValueAgent):
         sampler = best_of_candidates(flow_of(config.solver), config.candidates, config.critic)
         return PolicyConfig(config.net, config.encoder, sampler)
 
-    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Noise of the next candidates (b k, h, a), of the flow (b, h, a), and times (b,)."""
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> QCDraws:
+        """Noises and times."""
         rows, *shape = action.shape
         candidates = rows * self.config.target_candidates
         noise = torch.randn((candidates + rows, *shape), generator=generator, device=action.device)
-        return *noise.split([candidates, rows]), uniform(rows, generator)
+        return QCDraws(*noise.split([candidates, rows]), uniform(rows, generator))
 
-    def losses(self, t: Transition, *draws: Tensor, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
+    def losses(self, t: Transition, draws: QCDraws, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
         """Temporal difference of chunks, and velocity matching."""
-        next_noise, noise, time = draws
         with torch.no_grad():
-            chunk = self.best(t.next_obs, next_noise)
+            chunk = self.best(t.next_obs, draws.next_noise)
             target = self.bootstrap(t, self.target.value(t.next_obs, chunk))
         critic, metrics = self.critic_loss(t, target)
-        return {"critic": critic, "flow": flow_loss(self.actor, t, noise, time)}, metrics
+        return {"critic": critic, "flow": flow_loss(self.actor, t, draws.noise, draws.time)}, metrics
 
     @torch.no_grad()
     def best(self, obs: Float[Tensor, "b n"], noise: Float[Tensor, "bk h a"]) -> Float[Tensor, "b h a"]:

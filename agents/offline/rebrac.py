@@ -80,17 +80,19 @@ class ReBRACAgent(ValueAgent):
         # Every update reports the same metrics: those of the actor are the newest ones.
         self.register_buffer("last", torch.zeros(3))
 
-    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> tuple[Tensor, ...]:
+    def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> Float[Tensor, "b h a"]:
         """Noise on the next action (b, h, a)."""
-        return (torch.randn(action.shape, generator=generator, device=action.device),)
+        return torch.randn(action.shape, generator=generator, device=action.device)
 
     def switches(self) -> dict[str, bool]:
         """Whether the actor is updated."""
         return {"full": self.updates % self.config.actor_every == 0}
 
-    def losses(self, t: Transition, *draws: Tensor, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
+    def losses(
+        self, t: Transition, draws: Float[Tensor, "b h a"], **switches: bool
+    ) -> tuple[dict[str, Tensor], Metrics]:
         """Temporal difference with the penalised target; every few updates the actor's loss."""
-        critic, metrics = self.critic_loss(t, self.penalised_target(t, *draws))
+        critic, metrics = self.critic_loss(t, self.penalised_target(t, draws))
         if not switches["full"]:
             return {"critic": critic}, metrics
         actor, more = self.actor_loss(t)

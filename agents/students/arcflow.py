@@ -86,7 +86,7 @@ class ArcFlowAgent(FlowAgent):
     config: ArcFlow
 
     @torch.no_grad()
-    def draws(self, batch: TensorDict, generator: torch.Generator) -> tuple[dict[str, Tensor]]:
+    def draws(self, batch: TensorDict, generator: torch.Generator) -> dict[str, Tensor]:
         """Starts ``x``, ``s`` of segments; times ``after`` (b, n) in them, ``span``s and the teacher's ``slope``s."""
         config, obs = self.config, dict(batch[OBS].items())
         data = self.normalizer.action(batch[ACTION])
@@ -100,7 +100,7 @@ class ArcFlowAgent(FlowAgent):
         progress = self.updates / max(self.steps, 1)
         ratio = max(0.0, 1 - progress / config.mixing) if config.mixing else 0.0
         own, taught = self.intervals(count, ratio, generator)
-        return ({"x": x, "s": s, **self.follow(obs, curve, x, s, own, taught)},)
+        return {"x": x, "s": s, **self.follow(obs, curve, x, s, own, taught)}
 
     def intervals(
         self, count: int, ratio: float, generator: torch.Generator
@@ -147,10 +147,9 @@ class ArcFlowAgent(FlowAgent):
         return target.curve(self.actor.net(x, s, self.actor.condition(obs).cond).value)
 
     def loss(
-        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Any
+        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], d: dict[str, Tensor]
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Squared error of the curve's mean velocities after all times."""
-        d = draws[0]
         curve = self.segment(self.normalizer.obs(obs), d["x"], d["s"])
         losses = []
         for k in range(d["after"].shape[1]):

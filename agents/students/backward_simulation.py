@@ -156,11 +156,10 @@ class BackwardSimulationAgent(FlowAgent):
         return FlowSampler(self._fake_sampling).dynamics(decision).velocity(x, t)
 
     def loss(
-        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Any
+        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], d: dict[str, Tensor]
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """The flow map's loss; on policy the judged sample too."""
-        loss, metrics = super().loss(obs, action, valid, *draws)
-        d = draws[0]
+        loss, metrics = super().loss(obs, action, valid, d)
         if "push" not in d:
             return loss, metrics
         mean = self.mean(self.normalizer.obs(obs))

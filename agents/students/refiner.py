@@ -93,7 +93,7 @@ class RefinerAgent(FlowAgent):
         return FlowSampler(self.sampling, self.config.refiner)
 
     @torch.no_grad()
-    def draws(self, batch: TensorDict, generator: torch.Generator) -> tuple[dict[str, Tensor]]:
+    def draws(self, batch: TensorDict, generator: torch.Generator) -> dict[str, Tensor]:
         """Points ``x`` at ``t`` that a step of the teacher has led to, its velocity before and the change since."""
         spec, obs = self.spec, dict(batch[OBS].items())
         data = self.normalizer.action(batch[ACTION])
@@ -109,13 +109,12 @@ class RefinerAgent(FlowAgent):
         later = (t + distance).clamp(max=1)
         x = x + rows(later - t, x) * v
         change = self.teacher.velocity(obs, x, later) - v
-        return ({"x": x, "t": later, "v": v, "change": change},)
+        return {"x": x, "t": later, "v": v, "change": change}
 
     def loss(
-        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], *draws: Any
+        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], d: dict[str, Tensor]
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Squared error of the change, and beside it that of predicting none."""
-        d = draws[0]
         cond, _ = self.actor.condition(self.normalizer.obs(obs))
         net = cast(VelocityNet, self.actor.refiner)
         found = net(d["x"], d["t"], torch.cat([d["v"].flatten(1), cond], dim=1)).value

@@ -86,14 +86,14 @@ class Strangers(RegressionAgent):
 
 
 class Annealed(Strangers):
-    def loss(self, obs, action, valid, *draws):
+    def loss(self, obs, action, valid, draws):
         return self.error(obs, action).mean() * self.updates / self.steps, {}
 
 
 class LateStage(Strangers):
     weight = 1
 
-    def loss(self, obs, action, valid, *draws):
+    def loss(self, obs, action, valid, draws):
         return self.error(obs, action).mean() * self.weight, {}
 
     def update(self, batch, generator):
@@ -106,14 +106,14 @@ class Progress(Strangers):
     def drawn(self):
         return (self.updates / self.steps,)
 
-    def loss(self, obs, action, valid, *draws):
-        return self.error(obs, action).mean() * draws[0], {}
+    def loss(self, obs, action, valid, draws):
+        return self.error(obs, action).mean() * draws, {}
 
 
 class Growing(Strangers):
     seen: list
 
-    def loss(self, obs, action, valid, *draws):
+    def loss(self, obs, action, valid, draws):
         return self.error(obs, action).mean() * len(self.seen), {}
 
     def update(self, batch, generator):
@@ -122,7 +122,7 @@ class Growing(Strangers):
 
 
 class Branching(Strangers):
-    def loss(self, obs, action, valid, *draws):
+    def loss(self, obs, action, valid, draws):
         error = self.error(obs, action)
         if error.mean() > 1:
             error = error.sqrt()
@@ -130,14 +130,14 @@ class Branching(Strangers):
 
 
 class Printing(Strangers):
-    def loss(self, obs, action, valid, *draws):
+    def loss(self, obs, action, valid, draws):
         error = self.error(obs, action).mean()
         print("loss", error)
         return error, {}
 
 
 class Noisy(Strangers):
-    def loss(self, obs, action, valid, *draws):
+    def loss(self, obs, action, valid, draws):
         return (self.error(obs, action) * torch.rand_like(action)).mean(), {}
 
 
@@ -150,10 +150,10 @@ class RightlyAnnealed(Strangers):
     def drawn(self):
         return (torch.tensor(self.updates / self.steps),)
 
-    def loss(self, obs, action, valid, *draws):
+    def loss(self, obs, action, valid, draws):
         error = self.error(obs, action)
         error = error.abs() if self.late else error
-        return error[valid].mean() * (1 + draws[0]), {"rows": valid.sum()}
+        return error[valid].mean() * (1 + draws), {"rows": valid.sum()}
 
     def update(self, batch, generator):
         self.late = self.updates >= 4

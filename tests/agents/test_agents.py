@@ -48,7 +48,7 @@ def loss_of(config, path, seed=0):
             value += 0.1 * torch.randn(value.shape, generator=torch_generator(seed, name))
     batch = windows.draw(torch_generator(seed, "draw"))
     draws = agent.draws(batch, torch_generator(seed, "noise"))
-    loss, metrics = agent.loss(dict(batch[OBS].items()), batch[ACTION], batch[VALID], *draws)
+    loss, metrics = agent.loss(dict(batch[OBS].items()), batch[ACTION], batch[VALID], draws)
     return agent, loss, metrics
 
 
@@ -85,7 +85,7 @@ def test_deterministic_data_gives_zero_meanflow_loss_for_the_exact_network(demon
             return FlowOutput(self.value(x, s), {}), tangent
 
     agent.actor.net = Exact()
-    (drawn,) = agent.draws(batch, torch_generator(0, "noise"))
+    drawn = agent.draws(batch, torch_generator(0, "noise"))
     s = drawn["s"].clamp(max=0.95)
     drawn = {**drawn, "s": s, "t": torch.maximum(s, drawn["t"])}
     loss, _ = agent.loss(dict(batch[OBS].items()), constant, batch[VALID], drawn)
@@ -174,7 +174,7 @@ def test_padded_steps_do_not_count(demonstrations):
     other = batch[ACTION].clone()
     other[:, 2:] = 0.77
     obs = dict(batch[OBS].items())
-    assert agent.loss(obs, batch[ACTION], valid)[0].item() == agent.loss(obs, other, valid)[0].item()
+    assert agent.loss(obs, batch[ACTION], valid, ())[0].item() == agent.loss(obs, other, valid, ())[0].item()
 
 
 def test_regression_acts_in_one_evaluation_only(demonstrations):

@@ -86,8 +86,8 @@ def test_a_target_does_not_depend_on_the_rest_of_the_batch(name, demonstrations)
     for rows in (32, 8):
         part = {key: value[:rows] for key, value in batch.items()}
         inputs = {key: dict(value.items()) if "obs" in key else value for key, value in part.items()}
-        cut = [draw[: rows * (draw.shape[0] // 32)] for draw in draws]
-        agent.losses(agent.transition(inputs), *cut, **agent.switches())
+        cut = draws and type(draws)(*(draw[: rows * (draw.shape[0] // 32)] for draw in draws))
+        agent.losses(agent.transition(inputs), cut, **agent.switches())
     torch.testing.assert_close(seen[0][:8], seen[1], rtol=1e-5, atol=1e-6)
 
 
@@ -167,7 +167,7 @@ def test_critics_are_shown_actions_as_they_are_executed(config, demonstrations):
     inputs = {name: dict(value.items()) if "obs" in name else value for name, value in batch.items()}
     draws = agent.draw(batch["action"], torch_generator(1))
     torch.manual_seed(0)
-    before = agent.loss(inputs, *draws, **agent.switches())[0]
+    before = agent.loss(inputs, draws, **agent.switches())[0]
     critics = [module for module in agent.modules() if isinstance(module, Critic)]
     with torch.no_grad():
         for critic in critics:
@@ -176,4 +176,4 @@ def test_critics_are_shown_actions_as_they_are_executed(config, demonstrations):
             weight[:, first :: agent.normalizer.action_scaling.limit.numel()] += 10.0
     torch.manual_seed(0)
     assert critics
-    assert float(agent.loss(inputs, *draws, **agent.switches())[0]) == float(before)
+    assert float(agent.loss(inputs, draws, **agent.switches())[0]) == float(before)

@@ -70,7 +70,7 @@ def test_nothing_moves_without_a_preference():
         rows = batch(groups, random)
         rows_group = rows["group"].to_dict()
         draws = agent.draw(rows["group", "action"], random)
-        loss, metrics = agent.loss(rows.exclude("group").to_dict(), rows_group, *draws)
+        loss, metrics = agent.loss(rows.exclude("group").to_dict(), rows_group, draws)
         loss.backward()
         worst = max(float(p.grad.abs().max()) for p in agent.actor.parameters() if p.grad is not None)
         assert worst < 1e-6
@@ -87,7 +87,7 @@ def test_the_loss_at_the_reference_is_log_factorial():
     random = torch_generator(0)
     rows = batch(groups, random)
     _, metrics = agent.loss(
-        rows.exclude("group").to_dict(), rows["group"].to_dict(), *agent.draw(rows["group", "action"], random)
+        rows.exclude("group").to_dict(), rows["group"].to_dict(), agent.draw(rows["group", "action"], random)
     )
     if float(metrics["gate"]) == 1.0:
         assert float(metrics["group_loss"]) == pytest.approx(float(torch.tensor(9.0).lgamma()) / 7, abs=1e-5)
@@ -102,17 +102,17 @@ def test_the_anchor_touches_the_best_candidate_alone():
     rows = batch(groups, random)
     draws = agent.draw(rows["group", "action"], random)
     inputs = rows.exclude("group").to_dict(), rows["group"].to_dict()
-    anchor = agent.loss(*inputs, *draws)[1]["anchor_loss"]
+    anchor = agent.loss(*inputs, draws)[1]["anchor_loss"]
     best = inputs[1]["score"].argmax(1)
     moved = inputs[1]["action"].clone()
     others = torch.ones(len(best), 8, dtype=torch.bool).scatter(1, best[:, None], False)
     moved[others] += 0.05
-    assert float(agent.loss(inputs[0], inputs[1] | {"action": moved}, *draws)[1]["anchor_loss"]) == float(anchor)
+    assert float(agent.loss(inputs[0], inputs[1] | {"action": moved}, draws)[1]["anchor_loss"]) == float(anchor)
     moved = inputs[1]["action"].clone()
     moved[~others] += 0.05
-    assert float(agent.loss(inputs[0], inputs[1] | {"action": moved}, *draws)[1]["anchor_loss"]) != float(anchor)
+    assert float(agent.loss(inputs[0], inputs[1] | {"action": moved}, draws)[1]["anchor_loss"]) != float(anchor)
     without = build(base, groups, anchor=0.0, gate=0.0)
-    total, parts = without.loss(*inputs, *draws)
+    total, parts = without.loss(*inputs, draws)
     assert float(total.detach()) == pytest.approx(float(parts["group_loss"]))
 
 

@@ -83,7 +83,7 @@ def test_each_loss_reaches_its_own_networks_only(metric, base, demonstrations):
         "dual": ("dual.",),
     }
     names, parameters = zip(*((n, p) for n, p in agent.named_parameters() if p.requires_grad), strict=True)
-    losses, _ = agent.losses(t, *draws)
+    losses, _ = agent.losses(t, draws)
     assert losses.keys() == owners.keys()
     for loss, prefix in owners.items():
         gradients = torch.autograd.grad(losses[loss], parameters, allow_unused=True, retain_graph=True)
@@ -154,7 +154,7 @@ EFFECTS = [
 def test_every_option_changes_a_loss(base, change, demonstrations):
     def losses(config):
         agent, t, draws = prepared(config, demonstrations)
-        return {name: float(value) for name, value in agent.losses(t, *draws)[0].items()}
+        return {name: float(value) for name, value in agent.losses(t, draws)[0].items()}
 
     assert losses(base) != losses(dataclasses.replace(base, **change))
 

@@ -53,7 +53,7 @@ def make(demonstrations, **change):
 
 def test_each_loss_reaches_the_networks_of_its_own_optimiser(demonstrations):
     agent, t, draws = make(demonstrations)
-    for name, loss in agent.losses(t, *draws)[0].items():
+    for name, loss in agent.losses(t, draws)[0].items():
         agent.zero_grad(set_to_none=True)
         loss.backward(retain_graph=True)
         reached = {n.split(".")[0] for n, p in agent.named_parameters() if p.grad is not None}
@@ -102,11 +102,11 @@ def test_a_normalised_q_term_does_not_see_the_scale_of_rewards(demonstrations):
 
 def test_held_out_networks_change_nothing_but_their_report(demonstrations):
     agent, t, draws = make(demonstrations, critic=CriticConfig(width=32, depth=2, held_out=2))
-    losses, metrics = agent.losses(t, *draws)
+    losses, metrics = agent.losses(t, draws)
     with torch.no_grad():
         for parameter in agent.critic.parameters():
             parameter[2:].mul_(3.0)
-    other, moved = agent.losses(t, *draws)
+    other, moved = agent.losses(t, draws)
     assert torch.equal(losses["actor"], other["actor"]) and metrics["target_mean"] == moved["target_mean"]
     assert metrics["q_held_out"] != moved["q_held_out"]
     assert metrics["q_policy_held_out"] != moved["q_policy_held_out"]
@@ -137,7 +137,7 @@ def test_held_out_networks_change_nothing_but_their_report(demonstrations):
 def test_every_option_changes_the_loss(change, demonstrations):
     def loss(**change):
         agent, t, draws = make(demonstrations, **change)
-        return sum(agent.losses(t, *draws)[0].values()).item()
+        return sum(agent.losses(t, draws)[0].values()).item()
 
     assert loss(**change) != loss()
 

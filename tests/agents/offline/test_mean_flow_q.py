@@ -78,7 +78,7 @@ def prepared(config, path):
 
 def test_each_loss_reaches_its_own_networks_only(demonstrations):
     agent, t, draws = prepared(SMALL, demonstrations)
-    losses, _ = agent.losses(t, *draws)
+    losses, _ = agent.losses(t, draws)
     for loss, prefix in {"critic": "critic.", "actor": "actor.net."}.items():
         named = {n: p for n, p in agent.named_parameters() if p.requires_grad}
         gradients = torch.autograd.grad(losses[loss], tuple(named.values()), allow_unused=True, retain_graph=True)
@@ -89,7 +89,7 @@ def test_each_loss_reaches_its_own_networks_only(demonstrations):
 
 def test_the_loss_is_q_plus_alpha_times_meanflow(demonstrations):
     agent, t, draws = prepared(dataclasses.replace(SMALL, overflow=0.0, normalize_q=False, alpha=3.0), demonstrations)
-    losses, metrics = agent.losses(t, *draws)
+    losses, metrics = agent.losses(t, draws)
     chunk = jump_from(agent.actor, t.obs, draws[1]).clamp(-1, 1)
     q = agent.critic.values(t.obs, chunk).mean()
     torch.testing.assert_close(losses["actor"], 3 * metrics["meanflow"] - q)
@@ -97,19 +97,19 @@ def test_the_loss_is_q_plus_alpha_times_meanflow(demonstrations):
 
 def test_normalised_q_does_not_depend_on_the_scale_of_the_critic(demonstrations):
     agent, t, draws = prepared(SMALL, demonstrations)
-    before = agent.losses(t, *draws)[0]["actor"]
+    before = agent.losses(t, draws)[0]["actor"]
     with torch.no_grad():
         agent.critic.head.weight.mul_(7.0)
         agent.critic.head.bias.mul_(7.0)
-    torch.testing.assert_close(agent.losses(t, *draws)[0]["actor"], before)
+    torch.testing.assert_close(agent.losses(t, draws)[0]["actor"], before)
 
 
 def test_the_target_takes_the_best_of_its_candidates(demonstrations):
     agent, t, draws = prepared(dataclasses.replace(SMALL, target_candidates=3), demonstrations)
     with torch.no_grad():
-        values = [agent.target.value(t.next_obs, jump_from(agent.actor, t.next_obs, n).clamp(-1, 1)) for n in draws[0]]
+        values = [agent.target.value(t.next_obs, jump_from(agent.actor, t.next_obs, n).clamp(-1, 1)) for n in draws]
     expected = t.returns + t.discount * torch.stack(values).amax(0)
-    torch.testing.assert_close(agent.losses(t, *draws)[1]["target_mean"], expected.mean())
+    torch.testing.assert_close(agent.losses(t, draws)[1]["target_mean"], expected.mean())
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_the_target_takes_the_best_of_its_candidates(demonstrations):
 def test_every_option_changes_a_loss(change, demonstrations):
     def losses(config):
         agent, t, draws = prepared(config, demonstrations)
-        return {name: value.item() for name, value in agent.losses(t, *draws)[0].items()}
+        return {name: value.item() for name, value in agent.losses(t, draws)[0].items()}
 
     assert losses(SMALL) != losses(dataclasses.replace(SMALL, **change))
 
