@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -27,9 +27,13 @@ SolverName = Literal["euler", "midpoint", "heun"]
 STRAIGHT = Linear()
 
 
+# Made once: PyTorch's compiler traces what they do, and not how they are made.
+_FLOWS = {name: FlowSampler(Sampling(solver=make("solver", name))) for name in get_args(SolverName)}
+
+
 def flow_of(solver: SolverName) -> FlowSampler:
     """How a behaviour flow acts: Gaussian noise along the straight path."""
-    return FlowSampler(Sampling(solver=make("solver", solver)))
+    return _FLOWS[solver]
 
 
 def require_steps(solver: SolverName, evaluations: int) -> None:

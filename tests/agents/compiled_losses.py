@@ -107,7 +107,7 @@ class Progress(Strangers):
         return (self.updates / self.steps,)
 
     def loss(self, obs, action, valid, draws):
-        return self.error(obs, action).mean() * draws, {}
+        return self.error(obs, action).mean() * draws[0], {}
 
 
 class Growing(Strangers):
@@ -153,7 +153,7 @@ class RightlyAnnealed(Strangers):
     def loss(self, obs, action, valid, draws):
         error = self.error(obs, action)
         error = error.abs() if self.late else error
-        return error[valid].mean() * (1 + draws), {"rows": valid.sum()}
+        return error[valid].mean() * (1 + draws[0]), {"rows": valid.sum()}
 
     def update(self, batch, generator):
         self.late = self.updates >= 4

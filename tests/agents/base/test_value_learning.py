@@ -86,7 +86,9 @@ def test_a_target_does_not_depend_on_the_rest_of_the_batch(name, demonstrations)
     for rows in (32, 8):
         part = {key: value[:rows] for key, value in batch.items()}
         inputs = {key: dict(value.items()) if "obs" in key else value for key, value in part.items()}
-        cut = draws and type(draws)(*(draw[: rows * (draw.shape[0] // 32)] for draw in draws))
+        each = [draws] if isinstance(draws, torch.Tensor) else draws
+        cut = [draw[: rows * (draw.shape[0] // 32)] for draw in each]
+        cut = cut[0] if isinstance(draws, torch.Tensor) else draws and type(draws)(*cut)
         agent.losses(agent.transition(inputs), cut, **agent.switches())
     torch.testing.assert_close(seen[0][:8], seen[1], rtol=1e-5, atol=1e-6)
 

@@ -51,7 +51,7 @@ def test_acting_refines_the_first_prediction_without_noise(demonstrations):
     # 0.1 from zeros at time 0, then half of it and 0.36 + 0.1.
     torch.testing.assert_close(chunk, torch.full_like(chunk, 0.05 + 0.46))
     assert torch.equal(policy.act(obs, torch_generator(0)), policy.act(obs, torch_generator(9)))
-    with pytest.raises(ConfigError, match="two evaluations"):
+    with pytest.raises(ConfigError, match="cannot act in 1 evaluations"):
         policy.act(obs, torch_generator(0), 1)
 
 

@@ -105,12 +105,11 @@ def test_at_the_start_the_policy_is_the_behaviour(metric, net, demonstrations):
     assert torch.equal(decorated, policy.act(obs, torch_generator(1), nfe=1))
     assert policy.evaluations == 3
 
-    cond, z = agent.actor.encoder(t.obs).cond, draws[1]
+    cond, z = agent.actor.encoder(t.obs).cond, draws.z
     shifts = []
     forward = agent.shift
     agent.shift = lambda base, cond: shifts.append(forward(base, cond)) or shifts[-1]
-    used = {"map": 5, "euler": 4}[config.base]
-    loss, _, metrics = agent.decorator_losses(t, z, *draws[used:])
+    loss, _, metrics = agent.decorator_losses(t, draws)
     assert metrics["charge"] == 0
     shift = shifts[0]
     assert not shift.any()

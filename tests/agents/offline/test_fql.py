@@ -63,7 +63,7 @@ def test_each_loss_reaches_the_networks_of_its_own_optimiser(demonstrations):
 def test_distillation_has_no_gradient_where_policy_and_flow_agree(demonstrations):
     """With the alpha term alone; and none of it enters the flow."""
     agent, t, draws = make(demonstrations)
-    noise = draws[1]
+    noise = draws.z
     sample = flow_sample(agent.flow, t.obs, noise, 10, "euler")
     assert not sample.requires_grad
 
@@ -87,7 +87,7 @@ def test_distillation_has_no_gradient_where_policy_and_flow_agree(demonstrations
 def test_a_normalised_q_term_does_not_see_the_scale_of_rewards(demonstrations):
     """Invariant to Q -> cQ, and -1 or +1 where Q has one sign."""
     agent, t, draws = make(demonstrations)
-    chunk = one_step(agent.actor, t.obs, draws[1])
+    chunk = one_step(agent.actor, t.obs, draws.z)
     before = q_term(agent.critic, t.obs, chunk, normalize=True)[0]
     with torch.no_grad():
         agent.critic.head.weight.mul_(7.0)

@@ -90,7 +90,7 @@ def test_each_loss_reaches_its_own_networks_only(demonstrations):
 def test_the_loss_is_q_plus_alpha_times_meanflow(demonstrations):
     agent, t, draws = prepared(dataclasses.replace(SMALL, overflow=0.0, normalize_q=False, alpha=3.0), demonstrations)
     losses, metrics = agent.losses(t, draws)
-    chunk = jump_from(agent.actor, t.obs, draws[1]).clamp(-1, 1)
+    chunk = jump_from(agent.actor, t.obs, draws.z).clamp(-1, 1)
     q = agent.critic.values(t.obs, chunk).mean()
     torch.testing.assert_close(losses["actor"], 3 * metrics["meanflow"] - q)
 
@@ -107,7 +107,9 @@ def test_normalised_q_does_not_depend_on_the_scale_of_the_critic(demonstrations)
 def test_the_target_takes_the_best_of_its_candidates(demonstrations):
     agent, t, draws = prepared(dataclasses.replace(SMALL, target_candidates=3), demonstrations)
     with torch.no_grad():
-        values = [agent.target.value(t.next_obs, jump_from(agent.actor, t.next_obs, n).clamp(-1, 1)) for n in draws]
+        values = [
+            agent.target.value(t.next_obs, jump_from(agent.actor, t.next_obs, n).clamp(-1, 1)) for n in draws.next_noise
+        ]
     expected = t.returns + t.discount * torch.stack(values).amax(0)
     torch.testing.assert_close(agent.losses(t, draws)[1]["target_mean"], expected.mean())
 
