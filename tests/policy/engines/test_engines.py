@@ -2,10 +2,6 @@
 
 import dataclasses
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,10 +103,9 @@ def test_numpy_decorates_and_chooses(choice, batch, contract, tmp_path):
         ("mlp", "map", {}),
         ("mlp", "midpoint", {}),
         ("mlp", "squashed", {}),
+        ("mlp", "heun", {}),
         ("plain", "one_step", {}),
-        ("unet", "map", {}),
-        ("unet", "euler", {}),
-        ("transformer", "heun", {}),
+        ("transformer", "map", {}),
         ("mlp", "euler", CHOICES["both"]),
     ],
     ids=str,
@@ -118,10 +113,11 @@ def test_numpy_decorates_and_chooses(choice, batch, contract, tmp_path):
 def test_onnx_computes_what_the_policy_does(net, sampler, choice, contract, tmp_path):
     each = SAMPLERS[sampler] + choice.get("decorated", False)
     policy = make(with_nfe(contract, each * choice.get("candidates", 1)), net, sampler, **choice)
-    export(policy, "onnx", tmp_path / "model", batches=[1, 2])
+    batches = (1, 2) if choice else (2,)
+    export(policy, "onnx", tmp_path / "model", batches=batches)
     engine = load_engine(tmp_path / "model")
-    assert (engine.name, engine.batches) == ("onnx", (1, 2))
-    for batch in (1, 2):
+    assert (engine.name, engine.batches) == ("onnx", batches)
+    for batch in batches:
         assert distance(policy, engine, batch) < 2e-5
 
 
@@ -130,38 +126,6 @@ def test_eager_engine_is_the_policy_bit_for_bit(contract, tmp_path):
     policy = make(contract)
     policy.save(tmp_path)
     assert distance(policy, load_engine(tmp_path, "eager", batches=[2]), 2) == 0.0
-
-
-COMPILERS = """
-import sys
-
-import torch
-from flowpolicy.policy import Policy, load_engine
-from tests.policy.engines.policies import distance
-
-torch.set_num_threads(1)
-policy = Policy.load(sys.argv[1])
-for name in ("compile", "aotinductor"):
-    engine = load_engine(sys.argv[1], name, batches=[2])
-    assert distance(policy, engine, 2) < 2e-5, name
-    print(name, engine.nfe)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("net", "sampler"), [("unet", "euler"), ("transformer", "map")])
-def test_compilers_compute_what_the_policy_does(net, sampler, contract, tmp_path):
-    nfe = SAMPLERS[sampler]
-    make(with_nfe(contract, nfe), net, sampler).save(tmp_path)
-    # In a process without the type-checking import hook, which compilers cannot trace.
-    done = subprocess.run([sys.executable, "-c", COMPILERS, str(tmp_path)], capture_output=True, text=True, env=path())
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout == f"compile {nfe}\naotinductor {nfe}\n"
-
-
-def path():
-    root = str(Path(__file__).parents[3])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), root]))}
 
 
 @pytest.mark.gpu

@@ -1,0 +1,48 @@
+"""Engines that generate code, in a process without the type-checking import hook, which compilers cannot trace.
+
+One process for all, and no network twice: nearly all of the time is the C++ compiler's. That each network can be traced
+is shown by tests/nets/test_compile.py.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .policies import make
+from .test_commitment import laboratory
+
+PROGRAM = """
+import sys
+
+import torch
+from flowpolicy.policy import Policy, load_engine
+from tests.policy.engines.policies import distance
+
+torch.set_num_threads(1)
+for name, folder in zip(sys.argv[1::2], sys.argv[2::2]):
+    policy, engine = Policy.load(folder), load_engine(folder, name, batches=[2])
+    assert distance(policy, engine, 2) < 2e-5, (folder, name)
+    assert (engine.name, engine.nfe, engine.prefix) == (name, policy.contract.nfe, policy.prefix)
+"""
+
+
+@pytest.mark.slow
+def test_compilers_compute_what_the_policy_does(contract, tmp_path):
+    continuing, guided = make(contract, prefix=2), laboratory(contract, "cfg")
+    policies = {
+        "compile": [continuing, guided],
+        "aotinductor": [continuing, make(contract, "unet"), make(contract, "transformer")],
+    }
+    words = []
+    for engine, those in policies.items():
+        for number, policy in enumerate(those):
+            policy.save(tmp_path / f"{engine}-{number}")
+            words += [engine, str(tmp_path / f"{engine}-{number}")]
+    root = str(Path(__file__).parents[3])
+    paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), root]))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
