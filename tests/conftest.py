@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -60,6 +61,14 @@ def demonstrations(tmp_path: Path) -> Path:
 
 def read(path: Path):
     return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="session")
+def compiler_cache(tmp_path_factory):
+    """Environment with a cache of this session: that of another must not decide whether the compiler works."""
+    base = tmp_path_factory.getbasetemp()
+    home = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor")}
 
 
 @contextlib.contextmanager

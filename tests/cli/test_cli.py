@@ -194,12 +194,10 @@ def test_killed_and_resumed_equals_uninterrupted(debug_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_verify_resume_with_the_compiled_update(tmp_path):
-    # The cache of another session must not decide whether the compiler works.
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+def test_verify_resume_with_the_compiled_update(tmp_path, compiler_cache):
     flags = ["--compile", "--steps", "30", "--agent.net.width", "32", "--out", "run", "--verify-resume"]
     command = [*COMMAND, "train", "debug", *flags]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=compiler_cache)
     assert done.returncode == 0, done.stderr
     assert "equal bit for bit" in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "LATEST").exists()

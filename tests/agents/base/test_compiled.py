@@ -4,7 +4,6 @@ The U-Net and the transformer pass the same program (``python -c PROGRAM unet``)
 generate: tests/nets/test_compile.py traces and differentiates them, which is where layers fail.
 """
 
-import os
 import subprocess
 import sys
 
@@ -54,8 +53,6 @@ torch.testing.assert_close(torch.tensor(losses(True)), torch.tensor(losses(False
 
 
 @pytest.mark.slow
-def test_compiled_updates_equal_the_eager_ones(tmp_path):
-    # The cache of another session must not decide whether the compiler works.
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM, "mlp"], capture_output=True, text=True, env=environment)
+def test_compiled_updates_equal_the_eager_ones(compiler_cache):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, "mlp"], capture_output=True, text=True, env=compiler_cache)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,6 +1,5 @@
 """The compiled update of value learning, through the code generator, against the eager one."""
 
-import os
 import subprocess
 import sys
 
@@ -49,8 +48,6 @@ for config in (FQL(**small, flow_steps=2), ReBRAC(**small)):
 
 
 @pytest.mark.slow
-def test_compiled_updates_equal_the_eager_ones(tmp_path):
-    # The cache of another session must not decide whether the compiler works.
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
+def test_compiled_updates_equal_the_eager_ones(compiler_cache):
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=compiler_cache)
     assert done.returncode == 0, done.stderr[-3000:]
