@@ -13,6 +13,7 @@ from flowpolicy.data.normalize import Normalizer, NormalizerConfig
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
 
+from ..conftest import repeat
 from .uninstrumented import uninstrumented
 
 
@@ -58,9 +59,7 @@ def check_agent(config, path, *, compiled=True):
     torch.manual_seed(1)
     global_state = torch.random.get_rng_state()
     start = flat(agent.state_dict())
-    losses = []
-    for _ in range(20):
-        losses.append(float(agent.update(windows.draw(draw), noise)["loss"]))
+    losses = repeat(lambda: float(agent.update(windows.draw(draw), noise)["loss"]), 20)
     assert torch.equal(torch.random.get_rng_state(), global_state), "an update drew from the global generator"
     trained = flat(agent.state_dict())
     # The normaliser is fitted, not trained, and its limits are infinite where it does not clamp.

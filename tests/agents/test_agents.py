@@ -25,6 +25,7 @@ from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
 
+from ..conftest import repeat
 from .shared import build, check_agent
 
 SMALL = {"net": MLP(width=32, depth=2), "encoder": StateEncoder(width=8), "chunk": 4, "execute": 4}
@@ -202,10 +203,13 @@ def one_evaluation(config, steps):
     contract = Contract(Spec({"state": ObservationSpec((1,))}, ActionSpec(2)), 1, 1, 1, config.nfe)
     agent = config.build(contract, Normalizer({"state": 1}, 2), steps=steps, seed=0, compile=False)
     state, valid, random = torch.zeros(256, 1, 1), torch.ones(256, 1, dtype=torch.bool), torch_generator(0, "modes")
-    for _ in range(steps):
+
+    def update():
         mode = torch.randint(0, 2, (256, 1, 1), generator=random) - 0.5
         action = mode + 0.02 * torch.randn(256, 1, 2, generator=random)
         agent.update(TensorDict({OBS: {"state": state}, ACTION: action, VALID: valid}, [256]), random)
+
+    repeat(update, steps)
     return agent.policy().act({"state": torch.zeros(1000, 1, 1)}, torch_generator(1), nfe=1)[:, 0]
 
 

@@ -22,6 +22,7 @@ from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
 from flowpolicy.policy.committed import Committed
 
+from ...conftest import repeat
 from ..shared import build, check_agent
 
 SMALL = {"net": MLP(width=32, depth=2), "encoder": StateEncoder(width=8), "chunk": 4, "execute": 2, "prefix": 2}
@@ -111,9 +112,12 @@ def test_the_free_action_has_the_conditional_law_of_the_data(config):
     contract = Contract(Spec({"state": ObservationSpec((1,))}, ActionSpec(1)), 1, 2, 1, agent_config.nfe)
     agent = agent_config.build(contract, Normalizer({"state": 1}, 1), steps=steps, seed=0, compile=False)
     state, valid, random = torch.zeros(256, 1, 1), torch.ones(256, 2, dtype=torch.bool), torch_generator(0, "pairs")
-    for _ in range(steps):
+
+    def update():
         action = (1.6 * torch.rand(256, 1, 1, generator=random) - 0.8).expand(256, 2, 1)
         agent.update(TensorDict({OBS: {"state": state}, ACTION: action, VALID: valid}, [256]), random)
+
+    repeat(update, steps)
     policy = agent.policy()
     given = torch.linspace(-0.7, 0.7, 200).view(200, 1, 1).expand(200, 2, 1)
     one = torch.ones(200, dtype=torch.long)

@@ -19,6 +19,7 @@ from flowpolicy.core.seed import torch_generator
 from flowpolicy.nets.critic import Critic, CriticConfig
 from flowpolicy.nets.plain import Plain
 
+from ...conftest import repeat
 from ..offline.bandit import bandit
 from ..shared import build
 
@@ -112,8 +113,7 @@ def test_fitted_values_of_a_chain_of_five_steps():
         },
         [5],
     )
-    for _ in range(800):
-        agent.update(batch, torch_generator(0))
+    repeat(lambda: agent.update(batch, torch_generator(0)), 800)
     value = agent.critic.value(place[:1, 0], torch.zeros(1, 1, 2))
     assert value.item() == pytest.approx(-4.90099501, abs=0.05)
 

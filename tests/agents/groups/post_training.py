@@ -19,6 +19,8 @@ from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 
+from ...conftest import repeat
+
 SIZES = {"history": 1, "chunk": 1, "execute": 1}
 SMALL = {"net": MLP(width=32, depth=2), "encoder": StateEncoder(width=8)}
 FIT = {"config": CriticConfig(width=32, depth=2)}
@@ -46,8 +48,7 @@ def trained(config, draw, steps, *, seed=0, lr=2e-3, rows=128):
     contract = Contract(SPEC, config.history, config.chunk, config.execute, config.nfe)
     config = dataclasses.replace(config, optimizer=Optimizer(lr=lr, warmup=20))
     agent, random = config.build(contract, normalizer(), steps=steps, seed=seed, compile=False), torch_generator(seed)
-    for _ in range(steps):
-        agent.update(windows(draw(rows, random)), random)
+    repeat(lambda: agent.update(windows(draw(rows, random)), random), steps)
     return agent.policy()
 
 
@@ -57,6 +58,7 @@ def base_of(name):
     return trained(BASES[name], gaussian, 200 if name == "dm1" else 150, lr=4e-3)
 
 
+@functools.cache
 def groups_of(policy, reward, *, states=256, candidates=8, seed=0, judged=None, epochs=12):
     """Groups of a policy's own chunks; the training judge is fitted to ``reward``, the other to ``judged``."""
     obs, random = {"state": torch.zeros(states, 1, 1)}, torch_generator(seed, "groups")
@@ -106,7 +108,7 @@ def batch(groups, random, size=32, draw=gaussian):
 
 def run(agent, groups, steps, seed=0, draw=gaussian, size=32):
     random = torch_generator(seed, "run")
-    return [agent.update(batch(groups, random, size, draw), random) for _ in range(steps)]
+    return repeat(lambda: agent.update(batch(groups, random, size, draw), random), steps)
 
 
 def sample(policy, n=4000):

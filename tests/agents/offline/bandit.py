@@ -12,6 +12,8 @@ from flowpolicy.data.normalize import Normalizer
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.plain import Plain
 
+from ...conftest import repeat
+
 MEAN, DEVIATION = torch.tensor([0.2, -0.1]), 0.3
 EULER = 0.24687
 """Deviation of ten Euler steps of the exact field of N(mean, 0.3^2)."""
@@ -54,6 +56,5 @@ def batch(reward, random, rows=128, chunk=1):
 def train(config, reward, steps):
     """The agent after ``steps`` updates, and 2000 chunks of its policy."""
     agent, random = bandit(config), torch_generator(0, "bandit")
-    for _ in range(steps):
-        agent.update(batch(reward, random, chunk=config.chunk), random)
+    repeat(lambda: agent.update(batch(reward, random, chunk=config.chunk), random), steps)
     return agent, agent.policy().act({"state": torch.zeros(2000, 1, 1)}, torch_generator(1))

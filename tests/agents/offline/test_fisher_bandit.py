@@ -23,6 +23,8 @@ from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.trunk import FlowOutput
 
+from ...conftest import repeat
+
 STD = torch.tensor([0.05, 0.4])
 TIME = 0.95
 BLURRED = STD.square() + ((1 - TIME) / TIME) ** 2
@@ -62,8 +64,9 @@ def decorate(metric, budget, q, *, steps=300, normalize=False):
     random, action = torch_generator(0, "bandit"), torch.zeros(ROWS, 1, 2)
     state = {"state": torch.zeros(ROWS, 1, 1)}
     groups = dict(agent.optimizer.groups)
-    for step in range(steps):
-        decay = 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    def update():
+        decay = 0.5 * (1 + math.cos(math.pi * agent.updates / steps))
         for name, (options, parameters) in groups.items():
             agent.optimizer.groups[name] = Group(dataclasses.replace(options, lr=options.lr * decay), parameters)
         batch = {
@@ -77,6 +80,8 @@ def decorate(metric, budget, q, *, steps=300, normalize=False):
             keys.NEXT_ACTION: action[:, 0],
         }
         agent.update(TensorDict(batch, [ROWS]), random)
+
+    repeat(update, steps)
     with torch.no_grad():
         base = agent.behave(torch.zeros(2000, 1), torch.randn(2000, 1, 2, generator=random))
         return agent, base[:, 0], agent.shift(base, torch.zeros(2000, 1))[:, 0]
