@@ -1,5 +1,6 @@
 """One state with known laws: base policies, groups of their chunks, and GDRO agents on them."""
 
+import copy
 import dataclasses
 import functools
 
@@ -58,9 +59,13 @@ def base_of(name):
     return trained(BASES[name], gaussian, 200 if name == "dm1" else 150, lr=4e-3)
 
 
-@functools.cache
-def groups_of(policy, reward, *, states=256, candidates=8, seed=0, judged=None, epochs=12):
+def groups_of(policy, reward, **options):
     """Groups of a policy's own chunks; the training judge is fitted to ``reward``, the other to ``judged``."""
+    return copy.deepcopy(_groups_of(policy, reward, **options))  # tests change them
+
+
+@functools.cache
+def _groups_of(policy, reward, *, states=256, candidates=8, seed=0, judged=None, epochs=12):
     obs, random = {"state": torch.zeros(states, 1, 1)}, torch_generator(seed, "groups")
     rows = {"state": obs["state"].repeat_interleave(candidates, 0)}
     action = policy.act(rows, random).clone().view(states, candidates, 1, 2)
