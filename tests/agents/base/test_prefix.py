@@ -6,10 +6,10 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from flowpolicy.agents.base.imitation import ImitationAgent
 from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow_bc import FlowBC
+from flowpolicy.agents.cloning.mip import MIP
 from flowpolicy.agents.cloning.regression import Regression
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS, VALID
@@ -82,25 +82,23 @@ def test_a_prefix_must_leave_room_for_what_is_executed(config):
 
 
 def test_an_agent_that_knows_no_prefix_refuses_it():
-    class Deaf(ImitationAgent):
-        sampler = "euler"
-
-    contract = Contract(Spec({"state": ObservationSpec((1,))}, ActionSpec(1)), 1, 4, 2, 1)
-    with pytest.raises(ConfigError, match="cannot be trained with"):
-        Deaf(AGENTS["flow_bc"], contract, Normalizer({"state": 1}, 1), steps=1, seed=0, compile=False)
+    config = MIP(net=MLP(width=8, depth=1), chunk=4, execute=2, prefix=2)
+    contract = Contract(Spec({"state": ObservationSpec((1,))}, ActionSpec(1)), 1, 4, 2, config.nfe)
+    with pytest.raises(ConfigError, match="a prefix of 2 committed actions with a Mip"):
+        config.build(contract, Normalizer({"state": 1}, 1), steps=1, seed=0, compile=False)
 
 
 def test_simulated_delays_are_uniform_and_cost_nothing_where_they_are_off(demonstrations):
-    agent, _ = build(AGENTS["dm1"], demonstrations)
-    action = torch.zeros(3000, 4, 2)
-    *_, rows = agent.draw(action, torch_generator(0))
+    agent, windows = build(AGENTS["dm1"], demonstrations)
+    (rows,) = agent.draw_committed(torch.zeros(3000, 4, 2), torch_generator(0))
     counts = torch.bincount(rows.sum(1), minlength=5)
     assert counts[3:].sum() == 0
     assert all(abs(count - 1000) < 3 * (3000 * 2 / 9) ** 0.5 for count in counts[:3].tolist())
     plain, _ = build(dataclasses.replace(AGENTS["dm1"], prefix=0), demonstrations)
-    with_prefix, without = agent.draw(action, torch_generator(0)), plain.draw(action, torch_generator(0))
-    assert len(without) == 3
-    assert all(torch.equal(a, b) for a, b in zip(with_prefix, without, strict=False))
+    batch = windows.draw(torch_generator(0))
+    (with_prefix,), (without,) = (each.draws(batch, torch_generator(1)) for each in (agent, plain))
+    assert with_prefix.keys() - without.keys() == {"committed"}
+    assert all(torch.equal(with_prefix[name], value) for name, value in without.items())
 
 
 @pytest.mark.parametrize("config", [DM1, FlowBC])

@@ -1,6 +1,5 @@
 """Policies that continue committed actions, and those of the flow laboratory, by every engine."""
 
-
 import numpy as np
 import pytest
 import torch
