@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.nets.plain import PlainMLP
 from flowpolicy.nets.transformer import ChunkTransformer
@@ -41,6 +42,8 @@ class ActGraph(nn.Module):
     def __init__(self, policy: Policy, nfe: int) -> None:
         super().__init__()
         policy.require_plain_noise()
+        if reason := policy.config.sampler.interpreted:
+            raise ConfigError(f"no graph can hold this policy: {reason}", fix="--engine eager")
         self.policy, self.nfe = copy.deepcopy(policy), nfe
         scaling = [policy.normalizer.observation(key) for key in policy.actor.keys]
         self.register_buffer("offset", torch.cat([affine.offset for affine in scaling]))

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.noise import NoiseLaw
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.flows.axes.guidance import Situation
+from flowpolicy.flows.axes.guidance import Aimed, Situation
 from flowpolicy.flows.axes.interpolants import Linear
 from flowpolicy.flows.axes.solvers import Dynamics, MapJumps
 from flowpolicy.flows.axes.sources import divergence, mix
@@ -169,6 +170,11 @@ class Sampler:
         """Why engines and servers, which draw noise at the start and remember nothing, cannot act so; or empty."""
         return ""
 
+    @property
+    def interpreted(self) -> str:
+        """Why no compiled or exported graph can hold this, only Python; or empty."""
+        return "it differentiates its network while it acts" if self.differentiates else ""
+
     def build(self, net: Net, sizes: Sizes) -> dict[str, Part]:
         """The networks, by their name in the actor; 'net' is the one that generates."""
         raise NotImplementedError
@@ -291,6 +297,13 @@ class FlowSampler(Sampler):
             return f"its source '{flow.source.name}' draws more than the noise"
         return "it continues its previous chunk" if flow.continues else ""
 
+    @property
+    @override
+    def interpreted(self) -> str:
+        guidance = self.sampling.guidance
+        reads = f"its guidance '{guidance.name}' reads a goal" if isinstance(guidance, Aimed) else ""
+        return reads or super().interpreted
+
     def build(self, net: Net, sizes: Sizes) -> dict[str, Part]:
         """Velocity network or flow map, and what source and guidance ask for."""
         flow, (_, encoder, chunk, action, told) = self.sampling, sizes
@@ -390,6 +403,11 @@ class Wrapper(Sampler):
     def live(self) -> str:
         """The wrapped sampler's."""
         return self.inner.live
+
+    @property
+    def interpreted(self) -> str:
+        """The wrapped sampler's."""
+        return self.inner.interpreted
 
     def build(self, net: Net, sizes: Sizes) -> dict[str, Part]:
         """The wrapped sampler's networks."""
@@ -564,8 +582,8 @@ class Guided(Wrapper):
 
     @property
     def live(self) -> str:
-        """Engines hold no backward pass."""
-        return "it differentiates its network while it acts"
+        """Engines are told no overlap with the previous chunk."""
+        return "it is guided towards its previous chunk"
 
     def sample(self, decision: Decision, noise: Float[Tensor, "bk h a"]) -> Float[Tensor, "b h a"]:
         """The wrapped flow, steered."""

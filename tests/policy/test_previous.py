@@ -10,6 +10,7 @@ from flowpolicy.evaluate.plan import make_plan
 from flowpolicy.evaluate.rollout import rollout
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.goals import read_goal
+from flowpolicy.policy.graph import ActGraph
 from flowpolicy.policy.previous import Previous
 from flowpolicy.policy.queue import ChunkQueue
 
@@ -58,7 +59,7 @@ def test_a_bridge_starts_from_what_was_executed(contract):
     # Without spread the noise says nothing, and one Euler step is x + v(x, 0).
     assert torch.equal(chunk, policy.act(obs, other, 1, previous=given))
     start = policy.normalizer.action(given.executed)
-    v = policy.evaluate(start, torch.zeros(3), torch.zeros(3), policy.condition(obs))
+    v = policy.dynamics(obs).at(start, 0.0)
     expected = policy.normalizer.unaction((start + v).clamp(-1, 1))
     torch.testing.assert_close(chunk, expected, atol=1e-6, rtol=0)
     # Unknown actions are the middle of the range, as in the first decision.
@@ -124,9 +125,11 @@ def test_engines_and_robots_refuse_what_they_cannot_give(contract):
         for refuse in (policy.require_plain_noise, policy.require_no_memory):
             with pytest.raises(ConfigError, match="continues its previous chunk"):
                 refuse()
-    with pytest.raises(ConfigError, match="one chunk only"):
-        policy_with(contract, guidance="best-of-n").require_plain_noise()
-    policy_with(contract, guidance="noise-opt").require_plain_noise()
+    for name in ("best-of-n", "noise-opt"):
+        policy = policy_with(contract, guidance=name)
+        policy.require_plain_noise()
+        with pytest.raises(ConfigError, match="reads a goal"):
+            ActGraph(policy, policy.config.sampler.flow.sampling.guidance.total(2))
 
 
 def test_a_composition_asks_for_observations_that_exist(contract):

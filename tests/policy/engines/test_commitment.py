@@ -126,7 +126,6 @@ def test_what_an_engine_cannot_sample_is_named(sampling, reason, contract, tmp_p
         ({"source": value("source", "student-t", dof=12.0)}, 3, 3 + 6 / (12 - 4)),
         ({"source": value("source", "mixed")}, 3, 3.0),
         ({"source": value("source", "mixed", acting="one", shown=True)}, 3, 3.0),
-        ({"guidance": value("guidance", "best-of-n")}, 16, 3.0),
     ],
 )
 def test_engines_draw_the_noise_of_the_source(sampling, nfe, kurtosis, contract, tmp_path):
