@@ -10,10 +10,10 @@ from collections.abc import Callable
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.envs.adroit import AdroitConfig
 from flowpolicy.envs.arm_tasks import ARM_TASKS, ArmTaskConfig
-from flowpolicy.envs.d4rl import SUITE as D4RL_SUITE
-from flowpolicy.envs.d4rl import D4RLConfig
-from flowpolicy.envs.ogbench import SUITE as OGBENCH_SUITE
-from flowpolicy.envs.ogbench import OGBenchConfig
+from flowpolicy.envs.d4rl_env import SUITE as D4RL_SUITE
+from flowpolicy.envs.d4rl_env import D4RLConfig
+from flowpolicy.envs.ogbench_env import SUITE as OGBENCH_SUITE
+from flowpolicy.envs.ogbench_env import OGBenchConfig
 from flowpolicy.envs.robosuite import RobosuiteConfig
 from flowpolicy.envs.toy import ToyConfig
 

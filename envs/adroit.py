@@ -19,8 +19,8 @@ from flowpolicy.core.errors import ConfigError, DataError, MissingExtraError, ne
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.d4rl import initial_states
+from flowpolicy.envs.action_replay import Replayed, replay_episodes
 from flowpolicy.envs.rendering import choose_opengl, opengl
-from flowpolicy.envs.replay import Replayed, replay_episodes
 from flowpolicy.envs.vector import Outcome, SerialVecEnv
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ import numpy as np
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import replacing
 from flowpolicy.core.seed import derive, numpy_generator
-from flowpolicy.envs.d4rl import SUITE, D4RLConfig, D4RLEnv
+from flowpolicy.envs.d4rl_env import SUITE, D4RLConfig, D4RLEnv
 from flowpolicy.envs.worker import in_order
 
 MAZES = tuple(name for name in SUITE if name.startswith("maze2d-"))

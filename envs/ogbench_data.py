@@ -25,7 +25,7 @@ from flowpolicy.core.errors import ConfigError, SimulatorError, nearest
 from flowpolicy.core.seed import derive, numpy_generator
 from flowpolicy.data.ogbench import open_npz, write_npz
 from flowpolicy.envs.global_random import GlobalRandom
-from flowpolicy.envs.ogbench import SUITE, TASKS, OGBenchConfig, create, reset_seeded
+from flowpolicy.envs.ogbench_env import SUITE, TASKS, OGBenchConfig, create, reset_seeded
 from flowpolicy.envs.worker import in_order
 
 EPISODE_ROWS = 1001

@@ -24,8 +24,8 @@ from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import ObservationSpec, Spec
 from flowpolicy.data.controllers import action_of, robot_of
 from flowpolicy.data.robomimic import read_initial_state
+from flowpolicy.envs.action_replay import replay_episodes, require_recorded_in
 from flowpolicy.envs.rendering import choose_opengl, opengl
-from flowpolicy.envs.replay import replay_episodes, require_recorded_in
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import numpy as np
 from flowpolicy.core.seed import derive, numpy_generator
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.robomimic import StoredState, read_initial_state
+from flowpolicy.envs.action_replay import replay_episodes, require_recorded_in
 from flowpolicy.envs.recording import Recording, make_episode
-from flowpolicy.envs.replay import replay_episodes, require_recorded_in
 from flowpolicy.envs.vector import Outcome, SerialVecEnv
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from flowpolicy.agents.base.value_learning import Transition
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Share
 from flowpolicy.flows.axes.consistency import ImprovedMeanFlow, MeanFlow, Problem
+from flowpolicy.flows.axes.flow_spec import Sampling
 from flowpolicy.flows.axes.interpolants import Linear
 from flowpolicy.flows.axes.losses import Squared, matching_loss
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.solvers import Dynamics
-from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.flows.axes.time_laws import Ends
 from flowpolicy.flows.straight import interpolate, velocity
 from flowpolicy.nets.critic import Aggregation, Critic

@@ -28,8 +28,8 @@ from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.core.ranges import Few
 from flowpolicy.core.references import Reference
 from flowpolicy.flows.axes.consistency import MeanFlow
+from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.solvers import MapJumps
-from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.flows.axes.time_laws import Ends
 from flowpolicy.flows.dispersive import Dispersive
 

@@ -26,10 +26,10 @@ from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.consistency import Problem
 from flowpolicy.flows.axes.couplings import Table
+from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.guidance import Situation
 from flowpolicy.flows.axes.refusals import Setting, validate
 from flowpolicy.flows.axes.sources import Mixed
-from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
 from flowpolicy.flows.real_time import hold
 from flowpolicy.nets.flow_nets import MapNet

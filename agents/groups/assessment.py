@@ -13,9 +13,9 @@ from flowpolicy.agents.groups.judges import Judge, load_judge
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.data.groups import Groups
+from flowpolicy.data.group_file import Groups
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.flows.groups import Weight, importance_times, time_weight
+from flowpolicy.flows.group_objectives import Weight, importance_times, time_weight
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.actor import Actor
 from flowpolicy.policy.policy import Policy

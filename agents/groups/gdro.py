@@ -30,14 +30,14 @@ from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Positive, S
 from flowpolicy.core.references import Reference
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
-from flowpolicy.data.groups import Groups
+from flowpolicy.data.group_file import Groups
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.flows import groups as mathematics
+from flowpolicy.flows import group_objectives as mathematics
 from flowpolicy.flows.axes.consistency import MeanFlow, Problem
 from flowpolicy.flows.axes.interpolants import Linear
 from flowpolicy.flows.axes.losses import Squared, matching_loss
 from flowpolicy.flows.axes.time_laws import Ends, uniform
-from flowpolicy.flows.groups import Objective, Scale, Weight
+from flowpolicy.flows.group_objectives import Objective, Scale, Weight
 from flowpolicy.flows.straight import interpolate, velocity
 from flowpolicy.flows.trajectory_balance import Kernels, kernels, noised_path, path_log_ratio
 from flowpolicy.nets.flow_nets import MapNet
@@ -134,7 +134,7 @@ class GDRODraws(NamedTuple):
     noise: Float[Tensor, "g m h a"]
     tie: Float[Tensor, "g k"]
     member: Float[Tensor, " g"]
-    """Which candidate the map is trained on, see :func:`flowpolicy.flows.groups.tilted_choice`."""
+    """Which candidate the map is trained on, see :func:`flowpolicy.flows.group_objectives.tilted_choice`."""
     bc_t: Float[Tensor, " b"]
     bc_noise: Float[Tensor, "b h a"]
     path: Float[Tensor, "g n k h a"]

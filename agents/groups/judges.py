@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from flowpolicy.core.config import decode, encode
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.data.groups import StoredJudge
+from flowpolicy.data.group_file import StoredJudge
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.nets.critic import Critic, CriticConfig
 

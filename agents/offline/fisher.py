@@ -1,8 +1,9 @@
 """The Fisher Decorator: a behaviour flow, and a small residual that climbs the critic within a budget of nats.
 
 Fisher Decorator (arXiv 2604.17919) on DeFlow (arXiv 2601.10471). The policy plays ``b + shift(s, b)``, b from the
-behaviour flow, the shift trained on Q minus a weight times what it costs (:mod:`flowpolicy.flows.fisher`). The weight
-is adapted until the mean cost is the budget. What differs from the released code (docs/methods/fisher-decorator.md):
+behaviour flow, the shift trained on Q minus a weight times what it costs (:mod:`flowpolicy.flows.fisher_metric`). The
+weight is adapted until the mean cost is the budget. What differs from the released code
+(docs/methods/fisher-decorator.md):
 
 - the true score, the curvature, or the KL to second order instead of a proxy, and no normalisation, so that the
   budget is in nats per dimension and one grid serves every task (``metric`` keeps the released form);
@@ -30,9 +31,8 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive
 from flowpolicy.core.references import Reference
-from flowpolicy.flows import fisher
 from flowpolicy.flows.axes.time_laws import Ends, uniform
-from flowpolicy.flows.fisher import Metric
+from flowpolicy.flows.fisher_metric import Metric
 from flowpolicy.flows.straight import Field, interpolate
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.actor import Net, PolicyConfig

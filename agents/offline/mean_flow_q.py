@@ -29,7 +29,7 @@ from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Share
 from flowpolicy.core.references import Reference
 from flowpolicy.flows.axes.time_laws import Ends
-from flowpolicy.flows.fisher import overflow
+from flowpolicy.flows.fisher_metric import overflow
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.actor import Net, PolicyConfig
 from flowpolicy.policy.samplers import MAP, best_of_candidates

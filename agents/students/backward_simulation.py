@@ -31,7 +31,8 @@ from flowpolicy.core.references import Reference
 from flowpolicy.flows.axes.guidance import NoGuidance
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.time_laws import logit_normal, uniform
-from flowpolicy.flows.distillation import (
+from flowpolicy.flows.straight import interpolate
+from flowpolicy.flows.student_targets import (
     Rollout,
     backward_simulation,
     last_steps,
@@ -39,7 +40,6 @@ from flowpolicy.flows.distillation import (
     matching_gradient,
     step_of,
 )
-from flowpolicy.flows.straight import interpolate
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.samplers import Decision, FlowSampler
 

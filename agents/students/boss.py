@@ -21,8 +21,8 @@ from flowpolicy.core.references import Reference
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.schedules import Boss
-from flowpolicy.flows.distillation import segment_lines
 from flowpolicy.flows.fitting import bellman, step_costs, trajectories
+from flowpolicy.flows.student_targets import segment_lines
 
 
 @dataclasses.dataclass(frozen=True)

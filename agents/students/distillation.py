@@ -16,8 +16,8 @@ from flowpolicy.agents.cloning.flow import Flow, as_flow
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import digest
 from flowpolicy.core.ranges import Few, Natural, Positive, Share
+from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.registry import make
-from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.policy import Policy
 from flowpolicy.policy.teacher import Inversion, Teacher, inverter

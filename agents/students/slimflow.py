@@ -25,7 +25,7 @@ from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, Share
 from flowpolicy.core.references import Reference
 from flowpolicy.flows.axes.registry import make
-from flowpolicy.flows.distillation import guided_line
+from flowpolicy.flows.student_targets import guided_line
 from flowpolicy.policy.actor import Actor
 
 

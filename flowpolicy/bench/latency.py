@@ -19,7 +19,7 @@ from flowpolicy.bench.products import Product, products, weight_bytes
 from flowpolicy.core.errors import ConfigError, FlowPolicyError
 from flowpolicy.core.files import require_program
 from flowpolicy.policy.engines import ENGINES, FORMATS
-from flowpolicy.policy.export import export
+from flowpolicy.policy.exporting import export
 from flowpolicy.policy.policy import Policy
 
 FLOORS, READ = ("products, NumPy", "products, torch"), "one read of the weights"

@@ -23,7 +23,7 @@ from rich.table import Table
 from tensordict import TensorDict
 
 from flowpolicy.agents.offline.fql import FQL
-from flowpolicy.bench.measure import spread
+from flowpolicy.bench.timing import spread
 from flowpolicy.bench.update import make_agent
 from flowpolicy.core.errors import ConfigError, TrainingError
 from flowpolicy.core.files import require_program

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flowpolicy.agents.base.imitation import ImitationAgent
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow_bc import FlowBC
-from flowpolicy.bench.measure import alternate, spread
+from flowpolicy.bench.timing import alternate, spread
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec

@@ -189,7 +189,7 @@ def data(
 
     import torch
 
-    from flowpolicy.bench.data import bench_data, data_table
+    from flowpolicy.bench.batches import bench_data, data_table
     from flowpolicy.bench.update import make_agent
     from flowpolicy.configs.presets import PRESETS
     from flowpolicy.core.seed import torch_generator
@@ -220,7 +220,7 @@ def rollout(
 
     """
     _require_free(json, overwrite)
-    from flowpolicy.bench.rollout import bench_rollout, rollout_table
+    from flowpolicy.bench.env_steps import bench_rollout, rollout_table
 
     _show(bench_rollout(task=task, num_envs=slots, rounds=rounds), rollout_table, json)
 
@@ -255,7 +255,7 @@ def serve(
 
     """
     _require_free(json, overwrite)
-    from flowpolicy.bench.serve import bench_serve, serve_table, served
+    from flowpolicy.bench.server_load import bench_serve, serve_table, served
 
     about = _checkpoint(run)
     with served(run, ["--engine", engine, "--threads", str(threads), "--max-clients", str(clients)]) as (url, name):

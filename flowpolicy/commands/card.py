@@ -50,10 +50,10 @@ def card(
 
     """
     from flowpolicy.core import checkpoint
-    from flowpolicy.evaluate.card import NFES, supported
-    from flowpolicy.evaluate.card import card as draw
     from flowpolicy.evaluate.evaluation import acted, loaded
     from flowpolicy.evaluate.plan import make_plan
+    from flowpolicy.evaluate.policy_card import NFES, supported
+    from flowpolicy.evaluate.policy_card import card as draw
     from flowpolicy.evaluate.records import card_name, make_way
 
     with loaded(run) as (policy, env, folder):
@@ -102,8 +102,8 @@ def _delay(
     """The curve of success against delay."""
     from flowpolicy.core.files import write_text
     from flowpolicy.core.spec import library_versions
-    from flowpolicy.evaluate.card import card_title
-    from flowpolicy.evaluate.delay import delay_curve, delay_markdown, draw_delay, save_delay, ways
+    from flowpolicy.evaluate.delay_curve import delay_curve, delay_markdown, draw_delay, save_delay, ways
+    from flowpolicy.evaluate.policy_card import card_title
     from flowpolicy.evaluate.report import git_commit
 
     episodes = len(plan.indices)

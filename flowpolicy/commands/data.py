@@ -168,8 +168,8 @@ def label(file: Annotated[Path, tyro.conf.Positional], /, env: str, out: Path, o
         overwrite: replace an existing file at --out.
 
     """
-    from flowpolicy.envs.ogbench import OGBenchConfig
     from flowpolicy.envs.ogbench_data import label_file
+    from flowpolicy.envs.ogbench_env import OGBenchConfig
 
     config = OGBenchConfig(env)
     require_free(out, overwrite)
@@ -185,9 +185,9 @@ def info(file: Annotated[Path, tyro.conf.Positional], /, spread: bool = False) -
         spread: also how far actions spread among similar states, and the Fisher Decorator's metric.time for that.
 
     """
-    from flowpolicy.data.doctor import describe
-    from flowpolicy.data.groups import describe_groups, is_groups, read_groups
-    from flowpolicy.data.report import print_description, print_rows
+    from flowpolicy.data.dataset_checks import describe
+    from flowpolicy.data.dataset_report import print_description, print_rows
+    from flowpolicy.data.group_file import describe_groups, is_groups, read_groups
 
     if is_groups(file):
         if spread:

@@ -29,8 +29,8 @@ def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episod
 
     """
     from flowpolicy.data.dataset import DataConfig, load_unchecked
-    from flowpolicy.data.doctor import diagnose, failed
-    from flowpolicy.data.report import print_findings
+    from flowpolicy.data.dataset_checks import diagnose, failed
+    from flowpolicy.data.dataset_report import print_findings
 
     dataset = load_unchecked(DataConfig(path=str(file)))
     if env:

@@ -45,7 +45,7 @@ def export(
     """
     from flowpolicy.core.checkpoint import resolve
     from flowpolicy.policy import Policy
-    from flowpolicy.policy import export as exporting
+    from flowpolicy.policy import exporting as exporting
 
     source = f"{run} ({resolve(run).name})"
     sizes: dict[str, Any] = {"nfe": nfe, "batches": batches, "threads": threads}

@@ -93,8 +93,8 @@ def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Makin
     """
     _require_sensible(options)
     require_free(options.out, options.overwrite)
-    from flowpolicy.data.groups import describe_groups, read_groups, write_groups
-    from flowpolicy.data.report import print_rows
+    from flowpolicy.data.dataset_report import print_rows
+    from flowpolicy.data.group_file import describe_groups, read_groups, write_groups
     from flowpolicy.train import group_sources
 
     request = group_sources.open_request(

@@ -13,7 +13,7 @@ from flowpolicy.commands.arguments import call
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import read_secret
 from flowpolicy.core.ranges import Few, Threads
-from flowpolicy.serve.config import ServerConfig
+from flowpolicy.serve.server_config import ServerConfig
 
 if TYPE_CHECKING:
     from flowpolicy.serve.model import Model

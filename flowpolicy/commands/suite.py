@@ -91,7 +91,7 @@ def table(name: Name, /, records: Path, reference: str = "", picture: Path | Non
 
 
 def _print_table(name: str, suite: Suite, records: Path, reference: str = "", picture: Path | None = None) -> None:
-    from flowpolicy.evaluate.suite import draw_suite, load_records, suite_table
+    from flowpolicy.evaluate.suite_table import draw_suite, load_records, suite_table
 
     found = load_records(records, suite.tasks, suite.arms)
     reference = reference or suite.reference

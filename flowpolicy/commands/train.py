@@ -15,7 +15,7 @@ from flowpolicy.commands.arguments import pick
 from flowpolicy.commands.flow_flags import axes_help, settled, split_flow_flags, with_flow
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core.errors import ConfigError, nearest
-from flowpolicy.flows.axes.spec import FlowSpec
+from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.policy.actor import NETS
 from flowpolicy.train import Experiment
 from flowpolicy.train.run import Run

@@ -26,15 +26,15 @@ from flowpolicy.core.files import read_json, write_json
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import library_versions
 from flowpolicy.evaluate.report import git_commit
+from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.registry import AXES, VALUES, make
-from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.lab.chunk_toy import ChunkToy
 from flowpolicy.lab.lab_plan import LabPlan
 from flowpolicy.lab.measure import agent_on, measure, observations, train
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.actor import KINDS
-from flowpolicy.policy.fit import fitted
+from flowpolicy.policy.fitted_solver import fitted
 
 CONTROLS: dict[str, Any] = {"regression": Regression, "mip": MIP}
 """Agents without a flow, by what a recipe calls them."""

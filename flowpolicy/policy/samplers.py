@@ -19,17 +19,17 @@ from typing_extensions import override
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.noise import NoiseLaw
 from flowpolicy.data.normalize import Normalizer
+from flowpolicy.flows.axes.flow_spec import Network, Sampling
 from flowpolicy.flows.axes.guidance import Aimed, Situation
 from flowpolicy.flows.axes.interpolants import Linear
 from flowpolicy.flows.axes.solvers import Dynamics, MapJumps
 from flowpolicy.flows.axes.sources import divergence, mix
-from flowpolicy.flows.axes.spec import Network, Sampling
 from flowpolicy.flows.real_time import GUIDANCE_LIMIT, guided, soft_mask
-from flowpolicy.nets.committed import CommittedNet
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.flow_nets import DecoratorNet, MapNet, OneStepNet, VelocityNet
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
+from flowpolicy.nets.prefix_net import CommittedNet
 from flowpolicy.nets.source import SourceNet
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet

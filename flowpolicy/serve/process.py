@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flowpolicy.core.checkpoint import newest
-from flowpolicy.serve.config import ServerConfig
 from flowpolicy.serve.model import Model
 from flowpolicy.serve.server import PolicyServer
+from flowpolicy.serve.server_config import ServerConfig
 
 SWITCH_S = 0.0005
 """How long a thread may keep the interpreter while another one waits for it; Python's own 5 ms is a quarter of a

@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from flowpolicy.core.errors import ConfigError, MissingExtraError, ServingError
-from flowpolicy.serve.config import ServerConfig, is_loopback
 from flowpolicy.serve.dispatcher import Dispatcher, error_message
 from flowpolicy.serve.metrics import ServerMetrics
 from flowpolicy.serve.model import Model, prefix_of
 from flowpolicy.serve.protocol import pack, request_from, unpack
+from flowpolicy.serve.server_config import ServerConfig, is_loopback
 
 try:
     from websockets.asyncio.server import Server, ServerConnection, serve

@@ -9,7 +9,7 @@ from flowpolicy.agents.students.distillation import Order, student_of
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import read_json, write_json, write_text
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.policy.fit import Method, fitted
+from flowpolicy.policy.fitted_solver import Method, fitted
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.run import Run
 
@@ -25,7 +25,7 @@ def fit_solver(
     Args:
         run: of a flow policy.
         nfe: network evaluations per chunk of the new policy.
-        method: what to fit, see :func:`flowpolicy.policy.fit.fitted`.
+        method: what to fit, see :func:`flowpolicy.policy.fitted_solver.fitted`.
         samples: training observations, and trajectories, to fit on.
         seed: of observations and noise.
         out: run folder of the result; RUN-METHODNFE unless given.

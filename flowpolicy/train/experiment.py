@@ -17,11 +17,11 @@ from flowpolicy.core.protocols import Source
 from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.data.dataset import DataConfig, Dataset
-from flowpolicy.data.doctor import doubtful_start
+from flowpolicy.data.dataset_checks import doubtful_start
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
-from flowpolicy.train.online import OnlineConfig
+from flowpolicy.train.online_source import OnlineConfig
 
 if TYPE_CHECKING:
     from flowpolicy.core.protocols import AgentConfig

@@ -21,7 +21,7 @@ from flowpolicy.core.files import read_json, read_tensors
 from flowpolicy.core.journal import Journal
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.dataset import Dataset, load_dataset
-from flowpolicy.data.groups import Groups
+from flowpolicy.data.group_file import Groups
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.envs import find_env
 from flowpolicy.envs.labelling import CandidateRunner, require_restorable

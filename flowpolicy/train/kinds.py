@@ -34,10 +34,10 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.flows.dispersive import Dispersive
-from flowpolicy.flows.fisher import Metric
+from flowpolicy.flows.fisher_metric import Metric
 from flowpolicy.policy.actor import KINDS as POLICY_KINDS
 from flowpolicy.train.experiment import Experiment
-from flowpolicy.train.online import OnlineConfig
+from flowpolicy.train.online_source import OnlineConfig
 
 _OWN: dict[str, type] = {
     "experiment": Experiment,

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowpolicy.core.errors import ConfigError, DataError
 from flowpolicy.core.spec import Contract
-from flowpolicy.data.groups import Groups, read_groups
+from flowpolicy.data.group_file import Groups, read_groups
 from flowpolicy.flows.axes.interpolants import Linear
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import Policy

@@ -16,7 +16,7 @@ from flowpolicy.core.files import read_tensors
 from flowpolicy.core.protocols import Agent, Source, VecEnv
 from flowpolicy.core.spec import Contract, Spec
 from flowpolicy.data.dataset import Dataset, load_dataset
-from flowpolicy.data.groups import Groups, GroupSampler
+from flowpolicy.data.group_file import Groups, GroupSampler
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.data.replay import MixedReplay
 from flowpolicy.data.windows import require_whole_chunks
@@ -30,7 +30,7 @@ from flowpolicy.train.experiment import (
     transition_sampler,
     window_sampler,
 )
-from flowpolicy.train.online import OnlineSource
+from flowpolicy.train.online_source import OnlineSource
 from flowpolicy.train.post_training import load_base, require_same_start, take_over
 
 

@@ -15,9 +15,9 @@ from flowpolicy.agents.base.compiled_loss import CompiledLoss
 from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.agents.cloning.regression import Regression, RegressionAgent
 from flowpolicy.core.errors import TrainingError
+from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.refusals import conflicts
 from flowpolicy.flows.axes.registry import AXES, VALUES
-from flowpolicy.flows.axes.spec import FlowSpec
 
 from .cloning.test_flow import completed, evaluations_for, setting, trained, value
 from .every import CLONING, EVERY, flat, make, update

@@ -25,7 +25,7 @@ from flowpolicy.configs import presets as presets  # registers the students
 from flowpolicy.core import keys
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.flows.fisher import Metric
+from flowpolicy.flows.fisher_metric import Metric
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP

@@ -16,8 +16,8 @@ from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.consistency import ImprovedMeanFlow
+from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.registry import make
-from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.flows.axes.time_laws import Ends
 from flowpolicy.flows.dispersive import Dispersive
 from flowpolicy.nets.encoder import StateEncoder

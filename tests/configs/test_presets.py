@@ -12,11 +12,11 @@ from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.seed import numpy_generator, torch_generator
 from flowpolicy.data.dataset import DataConfig
-from flowpolicy.data.groups import write_groups
+from flowpolicy.data.group_file import write_groups
 from flowpolicy.data.ogbench import write_npz
 from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
 from flowpolicy.envs import find_env
-from flowpolicy.envs.ogbench import OGBenchConfig
+from flowpolicy.envs.ogbench_env import OGBenchConfig
 from flowpolicy.evaluate.plan import make_plan
 from flowpolicy.evaluate.report import make_evaluation
 from flowpolicy.evaluate.rollout import rollout

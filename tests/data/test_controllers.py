@@ -11,7 +11,7 @@ from flowpolicy.cli import main
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.spec import UNSTATED, load_contract
 from flowpolicy.data.controllers import action_of, robot_of
-from flowpolicy.data.doctor import describe
+from flowpolicy.data.dataset_checks import describe
 from flowpolicy.envs.robosuite import RobosuiteConfig
 
 OURS = RobosuiteConfig("Lift").env_args()

@@ -7,7 +7,7 @@ import pytest
 
 from flowpolicy.core.errors import DataError
 from flowpolicy.data.dataset import DataConfig, load_dataset
-from flowpolicy.data.doctor import describe
+from flowpolicy.data.dataset_checks import describe
 from flowpolicy.data.ogbench import write_npz
 
 

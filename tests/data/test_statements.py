@@ -9,7 +9,7 @@ import pytest
 
 from flowpolicy.core.errors import DataError, DataWarning
 from flowpolicy.data.dataset import DataConfig, load_dataset, load_unchecked
-from flowpolicy.data.doctor import describe, diagnose
+from flowpolicy.data.dataset_checks import describe, diagnose
 
 from ..conftest import write_demonstrations
 

@@ -2,8 +2,6 @@
 
 import torch
 
-from flowpolicy.flows import groups
-
 
 def order_of(rewards):
     return groups.ranking(rewards, torch.zeros_like(rewards))

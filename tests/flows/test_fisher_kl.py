@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowpolicy.flows import fisher
-from flowpolicy.flows.fisher import Metric
+from flowpolicy.flows.fisher_metric import Metric
 
 from .gaussian import F64, GaussianFlow, tensor
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from flowpolicy.core.seed import torch_generator
+from flowpolicy.flows.axes.flow_spec import Sampling
 from flowpolicy.flows.axes.interpolants import Linear
 from flowpolicy.flows.axes.solvers import Dynamics
-from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.flows.real_time import GUIDANCE_LIMIT, committed_rows, guidance_strength, guided, hold, soft_mask
 
 

@@ -20,8 +20,8 @@ from flowpolicy.core.config import encode
 from flowpolicy.core.errors import FlowPolicyError
 from flowpolicy.core.spec import Contract, Spec, load_contract, save_contract
 from flowpolicy.data.dataset import DataConfig, load_dataset, load_unchecked
-from flowpolicy.data.doctor import describe, diagnose
-from flowpolicy.data.groups import Groups, StoredJudge, read_groups, write_groups
+from flowpolicy.data.dataset_checks import describe, diagnose
+from flowpolicy.data.group_file import Groups, StoredJudge, read_groups, write_groups
 from flowpolicy.evaluate.plan import load_plan, make_plan, save_plan
 from flowpolicy.evaluate.report import load_evaluation
 
@@ -153,7 +153,7 @@ def write_flow_checkpoint(folder: Path) -> None:
 def write_package(folder: Path) -> None:
     """The policy of :func:`write_checkpoint`, exported for NumPy."""
     from flowpolicy.policy import Policy
-    from flowpolicy.policy.export import export
+    from flowpolicy.policy.exporting import export
 
     (folder / "policy").mkdir()
     write_checkpoint(folder / "policy")

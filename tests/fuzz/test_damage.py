@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from flowpolicy.core.errors import FlowPolicyError
-from flowpolicy.data.groups import read_groups
+from flowpolicy.data.group_file import read_groups
 from flowpolicy.train.run import Run
 
 from .damage import findings, good_files

@@ -7,11 +7,11 @@ import torch
 
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.seed import torch_generator
+from flowpolicy.flows.axes.flow_spec import Sampling
 from flowpolicy.flows.axes.registry import make
-from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy import Policy
-from flowpolicy.policy.fit import fitted
+from flowpolicy.policy.fitted_solver import fitted
 from flowpolicy.policy.samplers import FlowSampler
 
 from .test_policy import make as make_policy

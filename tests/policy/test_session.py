@@ -224,7 +224,7 @@ def test_a_plan_is_executed_whole_before_the_policy_is_asked(contract):
 
 
 def test_an_exported_policy_acts_without_torch(contract, tmp_path):
-    from flowpolicy.policy.export import export
+    from flowpolicy.policy.exporting import export
 
     policy, (obs,) = make(contract), observations(contract, 1)
     export(policy, "numpy", tmp_path / "export")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.axes.flow_spec import Sampling
 from flowpolicy.flows.axes.registry import make
-from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.policy.samplers import FlowSampler
 from flowpolicy.policy.teacher import Teacher
 

@@ -1,7 +1,7 @@
 """Samplers by a word, for tests that go through all of them."""
 
+from flowpolicy.flows.axes.flow_spec import Sampling
 from flowpolicy.flows.axes.registry import make
-from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.policy.samplers import (
     MAP,
     Decorated,

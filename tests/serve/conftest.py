@@ -10,9 +10,9 @@ import pytest
 
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.serve.client import PolicyClient
-from flowpolicy.serve.config import ServerConfig
 from flowpolicy.serve.model import Model
 from flowpolicy.serve.server import PolicyServer
+from flowpolicy.serve.server_config import ServerConfig
 
 GOOD = {"type": "act", "id": 5, "budget_ms": 5000.0, "seed": 0}
 """A request but for its observation."""

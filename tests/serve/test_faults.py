@@ -200,7 +200,7 @@ def test_overload_is_shed_and_those_admitted_are_in_time():
 SERVER = """
     import asyncio, time, sys
     from tests.serve.conftest import SumEngine, make_model
-    from flowpolicy.serve.config import ServerConfig
+    from flowpolicy.serve.server_config import ServerConfig
     from flowpolicy.serve.server import PolicyServer
 
     async def main():

@@ -12,10 +12,10 @@ import pytest
 from flowpolicy.core.errors import CheckpointError, ConfigError, ServingError
 from flowpolicy.core.spec import contract_from
 from flowpolicy.serve.client import LateError
-from flowpolicy.serve.config import ServerConfig, is_loopback
 from flowpolicy.serve.model import Model
 from flowpolicy.serve.scheduler import LatencyTable
 from flowpolicy.serve.server import PolicyServer
+from flowpolicy.serve.server_config import ServerConfig, is_loopback
 
 from .conftest import CONTRACT, SumEngine, make_model, observe, serving, total, until
 

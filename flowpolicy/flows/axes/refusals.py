@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Iterator
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.registry import Conflict
-from flowpolicy.flows.axes.spec import FlowSpec
 
 HIGH = 256
 """Size of a chunk from which on squared lengths concentrate, so that robust losses are hardly biased."""

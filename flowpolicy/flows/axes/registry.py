@@ -23,7 +23,7 @@ AXES = (
     "schedule",
     "guidance",
 )
-"""Names of the axes, which are the fields of :class:`flowpolicy.flows.axes.spec.FlowSpec`."""
+"""Names of the axes, which are the fields of :class:`flowpolicy.flows.axes.flow_spec.FlowSpec`."""
 
 
 class Conflict(NamedTuple):
@@ -48,7 +48,7 @@ class Value:
         """What this value refuses to be combined with.
 
         Args:
-            spec: the whole :class:`flowpolicy.flows.axes.spec.FlowSpec`.
+            spec: the whole :class:`flowpolicy.flows.axes.flow_spec.FlowSpec`.
             setting: what is known beside the axes, :class:`flowpolicy.flows.axes.refusals.Setting`.
 
         """

@@ -141,7 +141,7 @@ class _Loader:
     def _from_package(self, name: str, form: Format) -> Engine:
         if self.package is not None:
             return self._open(name, form, self.package)
-        from flowpolicy.policy.export import export
+        from flowpolicy.policy.exporting import export
 
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / form

@@ -18,9 +18,9 @@ from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS, VALID
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.normalize import Normalizer
+from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.refusals import conflicts
 from flowpolicy.flows.axes.registry import AXES, VALUES, make
-from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 

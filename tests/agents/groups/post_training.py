@@ -14,7 +14,7 @@ from flowpolicy.agents.groups.gdro import GDRO
 from flowpolicy.agents.groups.judges import fit_judge
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
-from flowpolicy.data.groups import Groups
+from flowpolicy.data.group_file import Groups
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import StateEncoder

@@ -12,7 +12,7 @@ from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.flows.axes.time_laws import Ends
-from flowpolicy.flows.fisher import Metric
+from flowpolicy.flows.fisher_metric import Metric
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.flow_nets import DecoratorNet

@@ -18,7 +18,7 @@ from flowpolicy.core import keys
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.normalize import Normalizer
-from flowpolicy.flows.fisher import Metric
+from flowpolicy.flows.fisher_metric import Metric
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.trunk import FlowOutput

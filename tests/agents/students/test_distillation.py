@@ -18,8 +18,8 @@ from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.references import citations
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.data.normalize import Normalizer
+from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.registry import make
-from flowpolicy.flows.axes.spec import FlowSpec
 from flowpolicy.flows.axes.targets import Curve
 from flowpolicy.policy import Policy
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.axes.flow_spec import FlowSpec, Sampling
 from flowpolicy.flows.axes.guidance import Situation
 from flowpolicy.flows.axes.refusals import IncompatibleSpecError, Setting, validate
 from flowpolicy.flows.axes.registry import make
-from flowpolicy.flows.axes.spec import FlowSpec, Sampling
 from flowpolicy.flows.goals import read_goal
 
 from ..gaussian import F64, GaussianFlow

@@ -6,9 +6,9 @@ import pytest
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.couplings import ConditionalTransport, Nearest, Table
+from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.refusals import IncompatibleSpecError, Setting, conflicts, validate
 from flowpolicy.flows.axes.registry import VALUES, make
-from flowpolicy.flows.axes.spec import FlowSpec
 
 
 def spec(**names):

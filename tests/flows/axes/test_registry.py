@@ -8,9 +8,9 @@ from flowpolicy.core.config import decode, encode
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.references import citations
 from flowpolicy.flows.axes.couplings import Coupling, Pairing
+from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.refusals import IncompatibleSpecError, validate
 from flowpolicy.flows.axes.registry import AXES, TAGS, VALUES, Conflict, Reference, make, register
-from flowpolicy.flows.axes.spec import FlowSpec
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.axes.flow_spec import FlowSpec, Sampling
 from flowpolicy.flows.axes.guidance import Situation
 from flowpolicy.flows.axes.refusals import IncompatibleSpecError, Setting, validate
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.solvers import Dynamics
-from flowpolicy.flows.axes.spec import FlowSpec, Sampling
 from flowpolicy.flows.axes.targets import Curve, Segment
 
 F64 = torch.float64

@@ -6,10 +6,10 @@ import torch
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import numpy_generator
+from flowpolicy.flows.axes.flow_spec import Sampling
 from flowpolicy.flows.axes.registry import make as value
-from flowpolicy.flows.axes.spec import Sampling
 from flowpolicy.policy import load_engine
-from flowpolicy.policy.export import export
+from flowpolicy.policy.exporting import export
 from flowpolicy.policy.graph import ActGraph
 
 from .policies import CRITIC, SAMPLERS, commitment, decisions, distance, eager, make

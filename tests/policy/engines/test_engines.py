@@ -12,7 +12,7 @@ from flowpolicy.core.seed import numpy_generator
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.policy import load_engine
 from flowpolicy.policy.engines import ENGINES, TOLERANCE
-from flowpolicy.policy.export import export
+from flowpolicy.policy.exporting import export
 from flowpolicy.policy.graph import ActGraph
 
 from .policies import CRITIC, MLPS, NETS, SAMPLERS, decisions, distance, eager, make

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from flowpolicy.bench.serve import bench_serve, serve_table
+from flowpolicy.bench.server_load import bench_serve, serve_table
 
 from ..serve.conftest import SumEngine, make_model, serving
 

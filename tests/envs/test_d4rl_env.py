@@ -12,7 +12,7 @@ import pytest
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.data.catalogue import PUBLISHED
 from flowpolicy.envs import ENVS, normalized_score
-from flowpolicy.envs.d4rl import SUITE, D4RLConfig, D4RLEnv
+from flowpolicy.envs.d4rl_env import SUITE, D4RLConfig, D4RLEnv
 
 DATASETS = {
     **{name: f"{name}-medium-v2" for name in ("hopper", "halfcheetah", "walker2d")},

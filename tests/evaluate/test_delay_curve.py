@@ -11,7 +11,7 @@ from flowpolicy.core.protocols import Step
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.envs import find_env
 from flowpolicy.envs.delay import Delay, DelayedVecEnv
-from flowpolicy.evaluate.delay import delay_curve, delay_markdown, draw_delay, save_delay, ways
+from flowpolicy.evaluate.delay_curve import delay_curve, delay_markdown, draw_delay, save_delay, ways
 from flowpolicy.evaluate.plan import make_plan
 from flowpolicy.evaluate.rollout import rollout
 

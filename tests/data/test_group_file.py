@@ -10,7 +10,7 @@ import torch
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.data.dataset import DataConfig, load_dataset
-from flowpolicy.data.groups import (
+from flowpolicy.data.group_file import (
     Groups,
     GroupSampler,
     StoredJudge,

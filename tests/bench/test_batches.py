@@ -1,4 +1,4 @@
-from flowpolicy.bench.data import bench_data
+from flowpolicy.bench.batches import bench_data
 
 
 def test_every_timed_batch_reaches_the_update():

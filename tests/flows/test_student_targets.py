@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.flows.distillation import (
+from flowpolicy.flows.student_targets import (
     backward_simulation,
     guided_line,
     line_through,

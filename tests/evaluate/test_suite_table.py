@@ -11,7 +11,7 @@ from flowpolicy.core.errors import EvaluationError
 from flowpolicy.evaluate.plan import make_plan
 from flowpolicy.evaluate.report import make_evaluation, save_evaluation
 from flowpolicy.evaluate.statistics import hierarchical_difference, hierarchical_mean, interquartile_mean, wilson
-from flowpolicy.evaluate.suite import draw_suite, load_records, suite_table
+from flowpolicy.evaluate.suite_table import draw_suite, load_records, suite_table
 
 from .fakes import episode
 

@@ -1,4 +1,4 @@
-"""What is in a dataset file and what is wrong with it. Pure functions; ``report.py`` prints their results."""
+"""What is in a dataset file and what is wrong with it. Pure functions; ``dataset_report.py`` prints their results."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flowpolicy.core.spec import UNSTATED
-from flowpolicy.data.doctor import Description, Finding
+from flowpolicy.data.dataset_checks import Description, Finding
 
 _STYLE = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
 _LISTED = 8

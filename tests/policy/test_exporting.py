@@ -11,9 +11,9 @@ import pytest
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import CheckpointError, ConfigError, FlowPolicyError
 from flowpolicy.core.files import read_json, sha256, write_json
-from flowpolicy.policy import export as exporting
+from flowpolicy.policy import exporting as exporting
 from flowpolicy.policy import load_engine
-from flowpolicy.policy.export import export
+from flowpolicy.policy.exporting import export
 from flowpolicy.policy.package import open_package
 
 from .engines.policies import decisions, eager, make

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from flowpolicy.data.dataset import DataConfig, load_unchecked
-from flowpolicy.data.doctor import describe, diagnose, failed
-from flowpolicy.data.report import print_description, print_findings
+from flowpolicy.data.dataset_checks import describe, diagnose, failed
+from flowpolicy.data.dataset_report import print_description, print_findings
 
 from .conftest import make_episodes, write_robomimic
 

@@ -7,7 +7,6 @@ import torch
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.flows import groups
 
 from .gaussian import F64, tensor
 from .preferences import gradient, order_of, plackett_luce

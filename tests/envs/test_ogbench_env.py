@@ -9,7 +9,7 @@ import pytest
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.envs import ENVS, find_env
 from flowpolicy.envs.global_random import GlobalRandom
-from flowpolicy.envs.ogbench import SUITE, OGBenchConfig, OGBenchEnv, create
+from flowpolicy.envs.ogbench_env import SUITE, OGBenchConfig, OGBenchEnv, create
 
 
 @pytest.mark.parametrize(

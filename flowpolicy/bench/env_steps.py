@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from flowpolicy.bench.measure import alternate, spread
+from flowpolicy.bench.timing import alternate, spread
 from flowpolicy.core.seed import numpy_generator
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 

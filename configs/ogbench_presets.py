@@ -23,7 +23,7 @@ from flowpolicy.agents.offline.qc import QC
 from flowpolicy.agents.offline.rebrac import ReBRAC
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
-from flowpolicy.flows.fisher import Metric
+from flowpolicy.flows.fisher_metric import Metric
 from flowpolicy.nets.critic import Aggregation, CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP

@@ -19,7 +19,7 @@ from flowpolicy.envs.demonstrators import make_demonstrations
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.plain import Plain
 from flowpolicy.train import Experiment, Trainer
-from flowpolicy.train.online import FIRST_INDEX, OnlineConfig
+from flowpolicy.train.online_source import FIRST_INDEX, OnlineConfig
 from flowpolicy.train.verify import compare
 
 SMALL = {"net": Plain(width=16, depth=2), "critic": CriticConfig(width=16, depth=2)}

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.flows import fisher
-from flowpolicy.flows.fisher import Metric
+from flowpolicy.flows.fisher_metric import Metric
 
 from .gaussian import F64, GaussianFlow, tensor
 

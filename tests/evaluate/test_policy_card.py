@@ -4,8 +4,8 @@ import pytest
 from matplotlib.image import imread
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.evaluate.card import card, supported
 from flowpolicy.evaluate.plan import make_plan
+from flowpolicy.evaluate.policy_card import card, supported
 from flowpolicy.evaluate.rollout import rollout
 
 from .fakes import ChaosEnv, NetworkPolicy, outcome
