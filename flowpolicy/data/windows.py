@@ -47,12 +47,7 @@ class WindowSampler(Source):
         *,
         previous: bool = False,
     ) -> None:
-        longest = int(dataset.lengths.max())
-        if longest < chunk:
-            raise DataError(
-                f"{dataset.path}: every episode is shorter than a chunk of {chunk} actions (the longest has {longest})",
-                fix=f"choose a chunk of at most {longest}, or record longer episodes",
-            )
+        _require_a_chunk(dataset, chunk)
         self.batch_size, self.device, self.previous = batch_size, torch.device(device), previous
         steps = dataset.steps
         self.rows = steps.batch_size[0]
@@ -119,10 +114,20 @@ def require_whole_chunks(dataset: Dataset, chunk: int) -> None:
     """Raise :class:`DataError` where an episode is shorter than a chunk: most are recordings that were cut off."""
     short = (dataset.lengths < chunk).nonzero().flatten().tolist()
     if short:
+        _require_a_chunk(dataset, chunk)  # whose absence no padding mends
         raise DataError(
             f"{dataset.path}: {dataset.names[short[0]]} has {int(dataset.lengths[short[0]])} actions, "
             f"fewer than a chunk of {chunk} ({len(short)} of {len(dataset.names)} episodes are so short)",
             fix="remove these episodes, lower --agent.chunk, or accept them with --data.short-episodes pad",
+        )
+
+
+def _require_a_chunk(dataset: Dataset, chunk: int) -> None:
+    longest = int(dataset.lengths.max())
+    if longest < chunk:
+        raise DataError(
+            f"{dataset.path}: every episode is shorter than a chunk of {chunk} actions (the longest has {longest})",
+            fix=f"choose a chunk of at most {longest}, or record longer episodes",
         )
 
 

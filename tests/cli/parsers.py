@@ -76,7 +76,9 @@ def options(command: str) -> dict[str, Option]:
         columns = itertools.zip_longest(*([f"--flow.{axis} {name}" for name in VALUES[axis]] for axis in AXES))
         laboratory = ["debug " + " ".join(filter(None, column)) for column in columns]
         every = (options(f"train {words}") for words in (*PRESETS, *laboratory))
-        return {flag: one for one_parser in every for flag, one in one_parser.items()}
+        taken = {flag: one for one_parser in every for flag, one in one_parser.items()}
+        values = [*(f"--flow.{axis}" for axis in AXES), *(f"--{field}" for field in train.VARIANTS)]
+        return taken | dict.fromkeys(values, Option("VALUE", "value of an axis, or kind of a network"))
     if command == "online":
         return {"RUN": Option("PATH", "run folder"), **options("train fql-toy")}
     if command.startswith("train "):

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from flowpolicy.cli import main
 from flowpolicy.core.files import held_alone
 
+from .conftest import FEW, GROUPS, run
 from .parsers import commands, options
 
 IN = ("missing", "folder", "text", "empty", "truncated", "unicode", "long", "below a file", "huge", "busy")
@@ -43,8 +43,6 @@ def out(command, option, words, right=NEW, skip=()):
 
 RUN, Q, DATA, FRANKA = "@/run", "@/q", "@/data.hdf5", "@/franka"
 SUITE = "suite run offline-rl --tasks door-human --arms fql"
-FEW = f"--data.path {DATA} --steps 1 --no-tensorboard --batch-size 8"
-GROUPS = "--source returns --states 8 --candidates 4"
 ONLY_OVERWRITES = ("text",)
 JSON = {"skip": NEW}
 """Records: written where nothing stands, after the minutes of a measurement."""
@@ -58,7 +56,7 @@ ROWS = (
         "--agent.teacher",
         f"train debug --flow.coupling table --agent.teacher PATH --data.path {DATA} --out @new",
     ),
-    out("train", "--out", f"train debug {FEW} --out PATH", skip=("missing",)),
+    out("train", "--out", f"train debug {FEW} --data.path {DATA} --steps 1 --out PATH", skip=("missing",)),
     Row("online", "RUN", "online PATH --steps 1 --out @new"),
     Row("online", "--data.path", f"online {Q} --steps 1 --data.path PATH --out @new"),
     Row("online", "--base", f"online {Q} --steps 1 --base PATH --out @new"),
@@ -152,44 +150,6 @@ def test_every_path_that_a_command_takes_has_a_row():
             if "PATH" in option.takes or ("STR" in option.takes and speaks):
                 taken.add((command, name))
     assert taken - NO_PATHS - {(row.command, row.option) for row in ROWS} == set()
-
-
-def run(words):
-    with pytest.raises(SystemExit) as stopped:
-        main(words)
-    return stopped.value.code
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    """A data file, runs of it and what belongs to them."""
-    from flowpolicy.configs.presets import PRESETS
-    from flowpolicy.core.spec import Contract
-    from flowpolicy.data.normalize import Normalizer
-    from flowpolicy.envs import find_env
-    from flowpolicy.nets.mlp import MLP
-
-    home = tmp_path_factory.mktemp("good")
-    few = f"--data.path {home}/data.hdf5 --steps 2 --batch-size 8 --no-compile --no-tensorboard --agent.net.width 8"
-    for words in (
-        f"data make toy --episodes 30 --workers 1 --out {home}/data.hdf5",
-        f"train debug {few} --out {home}/run",
-        f"train fql-toy {few} --agent.critic.width 8 --out {home}/q",
-        f"eval {home}/run --episodes 1",
-        f"groups make {home}/run {GROUPS} --out {home}/groups.hdf5",
-    ):
-        assert run(words.split()) == 0
-    (home / "folder").mkdir()
-    (home / "peer" / "agents").mkdir(parents=True)
-    (home / "peer" / "agents" / "fql.py").write_text("")
-    np.savez(home / "cube.npz", observations=np.zeros((4, 3)))
-    config, spec = PRESETS["dm1-franka-reach"][1].agent, find_env("franka-reach").spec()
-    config = dataclasses.replace(config, net=MLP(width=8, depth=1))
-    contract = Contract(spec, config.history, config.chunk, config.execute, config.nfe)
-    sizes = {name: each.shape[0] for name, each in spec.observation.items()}
-    agent = config.build(contract, Normalizer(sizes, spec.action.size), steps=1, seed=0, compile=False)
-    agent.policy().save(home / "franka")
-    return home
 
 
 @pytest.fixture
