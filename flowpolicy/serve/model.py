@@ -43,6 +43,9 @@ class Engine(Protocol):
     def candidates(self) -> int:
         """Noise chunks per row."""
 
+    def noise(self, rows: int, rng: np.random.Generator) -> np.ndarray:
+        """(b k, h, a) noise of the policy's law."""
+
     def act(self, obs: dict[str, np.ndarray], noise: np.ndarray, *committed: np.ndarray) -> np.ndarray:
         """Name -> (b, o, *shape) and noise (b k, h, a) to chunks (b, h, a), both in environment units."""
 
@@ -103,9 +106,9 @@ class Model:
             ServingError: code 'internal': a chunk is not finite, or not of its shape.
 
         """
-        engine, (candidates, chunk, action) = self.engines[nfe], self.form.noise
+        engine, (_, chunk, action) = self.engines[nfe], self.form.noise
         obs = {key: np.stack([request.obs[key] for request in requests]) for key in self.form.obs}
-        noise = np.concatenate([noise_of(request, (candidates, chunk, action)) for request in requests])
+        noise = np.concatenate([noise_of(engine, request) for request in requests])
         told: tuple[np.ndarray, ...] = ()
         if prefix_of(engine):
             committed = Committed.of([request.prefix for request in requests], (chunk, action))
@@ -138,14 +141,14 @@ def prefix_of(engine: Any) -> int:
     return int(getattr(engine, "prefix", 0))
 
 
-def noise_of(request: ActRequest, shape: tuple[int, int, int]) -> np.ndarray:
-    """The noise of a request, (k, h, a) float32: given, or drawn from (seed, id) alone.
+def noise_of(engine: Engine, request: ActRequest) -> np.ndarray:
+    """The noise of a request, (k, h, a) float32: given, or drawn from (seed, id) alone by the policy's law.
 
     Who else is served, in which order and in which batch does not enter, so a repeated request meets the same noise.
     """
     if request.noise is not None:
         return request.noise
-    return np.random.default_rng([request.seed, request.id]).standard_normal(shape, dtype=np.float32)
+    return engine.noise(1, np.random.default_rng([request.seed, request.id]))
 
 
 def _act(model: Model, nfe: int, requests: Sequence[ActRequest], rows: int) -> None:

@@ -29,6 +29,9 @@ class SumEngine:
         self.nfe, self.seconds, self.contract, self.gain = nfe, seconds, contract, gain
         self.batches, self.block = [], None
 
+    def noise(self, rows, rng):
+        return rng.standard_normal((rows, self.contract.chunk, 2), dtype=np.float32)
+
     def act(self, obs, noise, actions, lengths):
         self.batches.append(len(noise))
         if self.block is not None:

@@ -12,6 +12,7 @@ from flowpolicy.data.dataset import DataConfig
 from flowpolicy.envs import find_env
 from flowpolicy.envs.demonstrators import make_demonstrations
 from flowpolicy.nets.mlp import MLP
+from flowpolicy.policy import Policy
 from flowpolicy.serve.engines import load_engines
 from flowpolicy.serve.model import Model
 from flowpolicy.serve.protocol import ActRequest
@@ -58,14 +59,24 @@ def test_the_numpy_engine_serves_what_the_policy_does(runs):
     assert np.ptp(eager, axis=0).max() > 1e-3, "the two requests have different noise"
 
 
-def test_a_policy_that_draws_more_than_normal_noise_is_not_served(tmp_path):
+def test_noise_is_of_the_law_that_the_policy_was_trained_with_and_what_needs_more_is_not_served(tmp_path):
     from flowpolicy.cli import main
 
-    flags = ("--flow.source", "student-t", "--steps", "2", "--no-compile", "--no-tensorboard")
-    with pytest.raises(SystemExit):
-        main(("train", "debug", *flags, "--out", str(tmp_path / "run")))
-    with pytest.raises(ConfigError, match="draws from the source 'student-t'"):
-        load_engines(tmp_path / "run", (), 1)
+    for source in ("student-t", "warm-start"):
+        flags = ("--flow.source", source, "--steps", "2", "--no-compile", "--no-tensorboard")
+        with pytest.raises(SystemExit):
+            main(("train", "debug", *flags, "--out", str(tmp_path / source)))
+    (engine,), _ = load_engines(tmp_path / "student-t", (), 1, "eager")
+    model = Model.prepare([engine], "step", (1,), rounds=1)
+    obs = {key: np.zeros(shape, np.float32) for key, shape in model.form.obs.items()}
+    noise = Policy.load(tmp_path / "student-t").config.sampler.law.sample_numpy(
+        model.form.noise, np.random.default_rng([3, 7])
+    )
+    assert not np.array_equal(noise, np.random.default_rng([3, 7]).standard_normal(noise.shape, dtype=np.float32))
+    drawn, given = (model.act(engine.nfe, [ActRequest(7, 1e3, obs, seed=3, noise=n)]) for n in (None, noise))
+    assert np.array_equal(drawn, given)
+    with pytest.raises(ConfigError, match="engines and servers cannot run this policy"):
+        load_engines(tmp_path / "warm-start", (), 1)
 
 
 def test_every_engine_continues_committed_actions(runs):

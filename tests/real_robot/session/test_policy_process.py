@@ -172,6 +172,9 @@ class Server:
     def __init__(self, contract=CONTRACT):
         self.contract, self.block = contract, None
 
+    def noise(self, rows, rng):
+        return np.zeros((rows, 8, 8), np.float32)
+
     def act(self, obs, noise, *rest):
         if self.block is not None:
             self.block.wait(20)
