@@ -221,7 +221,8 @@ class GDROAgent(ImitationAgent):
         """One gradient step, and every ``assess_every`` of them an assessment; its values stand until the next."""
         group = batch[keys.GROUP]
         plain = batch.exclude(keys.GROUP).to_dict()  # the compiled loss takes plain dictionaries
-        loss, metrics = self._loss(plain, group.to_dict(), self.draw(group[keys.ACTION], generator))
+        draws = self.draw(group[keys.ACTION], generator)
+        loss, metrics = self._loss(plain, group.to_dict(), draws)  # type: ignore[call-arg]
         metrics = {"loss": loss.detach(), **self.optimizer.step(loss, len(batch)), **metrics}
         slow, average = dict(self.reference.named_parameters()), self.ema.state_dict()
         with torch.no_grad():

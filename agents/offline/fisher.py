@@ -31,6 +31,7 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive
 from flowpolicy.core.references import Reference
+from flowpolicy.flows import fisher_metric as fisher
 from flowpolicy.flows.axes.time_laws import Ends, uniform
 from flowpolicy.flows.fisher_metric import Metric
 from flowpolicy.flows.straight import Field, interpolate

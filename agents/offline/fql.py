@@ -87,8 +87,8 @@ class FQLAgent(ValueAgent):
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> FQLDraws:
         """Noises and times."""
-        noises = torch.randn((3, *action.shape), generator=generator, device=action.device)
-        return FQLDraws(*noises.unbind(0), uniform(action.shape[0], generator))
+        next_noise, z, noise = torch.randn((3, *action.shape), generator=generator, device=action.device).unbind(0)
+        return FQLDraws(next_noise, z, noise, uniform(action.shape[0], generator))
 
     def losses(self, t: Transition, draws: FQLDraws, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
         """Temporal difference, velocity matching, and distillation minus Q."""

@@ -92,8 +92,9 @@ class QCAgent(ValueAgent):
         """Noises and times."""
         rows, *shape = action.shape
         candidates = rows * self.config.target_candidates
-        noise = torch.randn((candidates + rows, *shape), generator=generator, device=action.device)
-        return QCDraws(*noise.split([candidates, rows]), uniform(rows, generator))
+        drawn = torch.randn((candidates + rows, *shape), generator=generator, device=action.device)
+        next_noise, noise = drawn.split([candidates, rows])
+        return QCDraws(next_noise, noise, uniform(rows, generator))
 
     def losses(self, t: Transition, draws: QCDraws, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
         """Temporal difference of chunks, and velocity matching."""

@@ -98,8 +98,8 @@ class BackwardSimulationAgent(FlowAgent):
         # In lists: neither is a part of this module.
         self._fake = [copy.deepcopy(self.teacher.policy.actor).requires_grad_(True)]
         self._fake_sampling = dataclasses.replace(self.teacher.sampling, guidance=NoGuidance())
-        options = Optimizer(config.fake_lr, 0.0, config.optimizer.scaling, 0.01, 0, "constant")
-        self._follower = Stepper({"": Group(options, dict(self._fake[0].named_parameters()))}, self.steps)
+        follows = Optimizer(config.fake_lr, 0.0, config.optimizer.scaling, 0.01, 0, "constant")
+        self._follower = Stepper({"": Group(follows, dict(self._fake[0].named_parameters()))}, self.steps)
 
     @property
     def on_policy(self) -> bool:

@@ -81,6 +81,6 @@ def _loader(run: Path, nfes: tuple[int, ...], engine: str, threads: int, max_bat
         from flowpolicy.serve.model import Model
 
         engines, checkpoint = load_engines(run, nfes, threads, engine, batches)
-        return Model.prepare(engines, checkpoint, batches)
+        return Model.prepare(engines, checkpoint, batches)  # type: ignore[arg-type]  # arguments by position alone
 
     return load

@@ -55,7 +55,8 @@ class NoiseLaw(NamedTuple):
         if self.dof is None:
             return noise
         radius = np.sqrt(rng.chisquare(self.dof, shape[0]) / self.dof).astype(np.float32)
-        return noise / radius.reshape(-1, *[1] * (len(shape) - 1))
+        scaled: NDArray[np.float32] = noise / radius.reshape(-1, *[1] * (len(shape) - 1))
+        return scaled
 
 
 def _shaped(share: Any, entries: str) -> Any:

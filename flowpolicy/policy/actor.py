@@ -24,7 +24,8 @@ from flowpolicy.nets.plain import Plain
 from flowpolicy.nets.source import SourceNet
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
-from flowpolicy.policy.samplers import SAMPLERS, Net, Sampler, Sizes
+from flowpolicy.policy.samplers import SAMPLERS, Sampler, Sizes
+from flowpolicy.policy.samplers import Net as Net
 
 NETS: dict[str, Net] = {"mlp": MLP(), "plain": Plain(), "unet": UNet(), "transformer": Transformer()}
 """Trunks by name, with their defaults; ``--agent.net NAME`` picks one."""

@@ -167,7 +167,7 @@ def record(graph: ActGraph, batch: int, path: Path) -> None:
     from flowpolicy.nets.layers import whole_operators
 
     with torch.no_grad(), whole_operators():
-        traced = make_fx(graph, decomposition_table=core_aten_decompositions())(*graph.example(batch))
+        traced = make_fx(graph, decomposition_table=dict(core_aten_decompositions().items()))(*graph.example(batch))
     traced.graph.eliminate_dead_code()
     places: dict[Any, int] = {}
     constants: dict[str, Any] = {}
