@@ -18,6 +18,7 @@ from flowpolicy.agents.offline.mean_flow_q import MeanFlowQ
 from flowpolicy.agents.offline.qc import QC
 from flowpolicy.agents.offline.rebrac import ReBRAC
 from flowpolicy.configs.ogbench_presets import OGBENCH
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.envs.arm_tasks import ARM_TASKS
@@ -26,6 +27,7 @@ from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.kinds import KINDS as KINDS
+from flowpolicy.train.kinds import PLUGIN_PRESETS
 
 ARM_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 
@@ -134,3 +136,8 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     **OGBENCH,
 }
 """Preset name -> (description, experiment)."""
+if _taken := PRESETS.keys() & PLUGIN_PRESETS:
+    raise ConfigError(
+        f"an installed package registers the presets {', '.join(sorted(_taken))}, which are there already"
+    )
+PRESETS |= PLUGIN_PRESETS

@@ -64,7 +64,12 @@ def decode(value: Any, kinds: Kinds, where: str = "config") -> Any:
         return {k: decode(v, kinds, f"{where}.{k}") for k, v in value.items()}
     tag = value[TAG]
     if not isinstance(tag, str) or tag not in kinds:
-        raise ConfigError(f"{where}: unknown kind '{tag}'", expected=nearest(str(tag), kinds))
+        shown = nearest(str(tag), kinds) if len(kinds) < 20 else nearest(str(tag), kinds).partition("known: ")[0]
+        raise ConfigError(
+            f"{where}: unknown kind '{tag}'",
+            expected=shown.strip() or f"one of the {len(kinds)} kinds of this version",
+            fix="install the package that registers it (entry point flowpolicy.agents), or what wrote the file",
+        )
     cls = kinds[tag]
     fields = {f.name: f for f in dataclasses.fields(cls)}
     given = {k: decode(v, kinds, f"{where}.{k}") for k, v in value.items() if k != TAG}

@@ -1,7 +1,8 @@
 """Tags of the config classes in ``config.json``: what a stored experiment can be made of.
 
 An agent that lives in another package is told to :func:`register_config`. So that ``flowpolicy resume`` knows it too,
-which imports nothing of the user's, the package names its module in the entry-point group ``flowpolicy.agents``.
+which imports nothing of the user's, the package names its module in the entry-point group ``flowpolicy.agents``. The
+module may also call :func:`register_preset`, and ``flowpolicy train`` knows the agent.
 """
 
 from __future__ import annotations
@@ -98,6 +99,27 @@ def register_config(tag: str) -> Callable[[_Class], _Class]:
         return cls
 
     return add
+
+
+PLUGIN_PRESETS: dict[str, tuple[str, Experiment]] = {}
+"""Presets of other packages: name -> (description, experiment)."""
+
+
+def register_preset(name: str, description: str, experiment: Experiment) -> None:
+    """Give an experiment a name for ``flowpolicy train``; called by the module that an entry point names.
+
+    Args:
+        name: of the preset on the command line.
+        description: one line of its help.
+        experiment: what is trained unless flags say otherwise.
+
+    Raises:
+        ConfigError: another package has registered the name.
+
+    """
+    if PLUGIN_PRESETS.get(name, ("", experiment))[1] != experiment:
+        raise ConfigError(f"the preset '{name}' is registered twice", fix="choose another name")
+    PLUGIN_PRESETS[name] = (description, experiment)
 
 
 for _point in entry_points(group=PLUGINS):

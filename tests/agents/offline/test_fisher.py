@@ -101,7 +101,7 @@ def test_at_the_start_the_policy_is_the_behaviour(metric, net, demonstrations):
     policy = agent.policy()
     obs = {key: torch.randn(5, 1, *spec.shape) for key, spec in policy.contract.spec.observation.items()}
     decorated = policy.act(obs, torch_generator(1))
-    policy.actor.decorator = None
+    policy.config = dataclasses.replace(policy.config, sampler=policy.config.sampler.inner)
     assert torch.equal(decorated, policy.act(obs, torch_generator(1), nfe=1))
     assert policy.evaluations == 3
 
