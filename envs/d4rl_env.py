@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -253,6 +254,8 @@ def _create(name: str, suite: _Suite) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)  # v4, on purpose
         env: Any = gymnasium.make(registered, **options).unwrapped
+    if suite.maze:  # its model was written for this simulator alone, and nobody else removes it
+        Path((env.ant_env if "antmaze" in name else env.point_env).fullpath).unlink(missing_ok=True)
     if name.startswith("maze2d"):
         env.position_noise_range = 0.1  # D4RL's
     if "antmaze" in name:  # the camera follows nothing of its own accord: look at the whole maze from above

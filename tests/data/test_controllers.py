@@ -74,6 +74,20 @@ def test_every_layout_says_convention_and_frame(args, words):
     assert robot_of(args) == ("Panda" if args.get("env_kwargs") else UNSTATED)
 
 
+@pytest.mark.parametrize("layout", ["listed", "right and left"])
+def test_two_equal_arms_have_one_convention_and_no_gripper_dimension(layout):
+    args = copy.deepcopy(OURS)
+    if layout == "listed":
+        args["env_kwargs"]["controller_configs"] = [args["env_kwargs"]["controller_configs"]] * 2
+    else:
+        parts = args["env_kwargs"]["controller_configs"]["body_parts"]
+        parts["left"] = copy.deepcopy(parts["right"])
+    args["env_kwargs"]["robots"] = ["Panda", "Panda"]
+    spec = action_of(args, 14)
+    assert (spec.convention, spec.frame, spec.gripper) == ("delta", "base", UNSTATED)
+    assert spec.units == action_of(OURS, 7).units and robot_of(args) == "Panda, Panda"
+
+
 def test_what_is_published_means_what_the_simulator_does():
     assert action_of(published(), 7) == action_of(OURS, 7)
 

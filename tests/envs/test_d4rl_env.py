@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 import numpy as np
@@ -81,8 +82,10 @@ def test_the_score_of_antmaze_is_its_success():
         ("d4rl-antmaze-large", (32, 24)),
     ],
 )
-def test_goals_stand_where_d4rl_has_them(name, goal):
+def test_goals_stand_where_d4rl_has_them(name, goal, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     env = D4RLEnv(D4RLConfig(name))
+    assert not list(tmp_path.iterdir())  # the simulator writes its model there
     noise = 1.0 if "antmaze" in name else 0.1
     for index in range(3):
         state = env.reset(index)["state"]
