@@ -117,7 +117,8 @@ def policy_candidates(
     obs = {name: value for name, value in batch[keys.OBS].items() if name in contract.spec.observation}
     shape = (len(rows), count - 1, contract.chunk, contract.spec.action.size)
     scales = torch.linspace(*noise_scale, count - 1)
-    noise = scales.view(-1, 1, 1) * torch.randn(shape, generator=torch_generator(seed, "groups", "candidates"))
+    law, each = policy.shapes.law, (len(rows) * (count - 1), *shape[2:])
+    noise = scales.view(-1, 1, 1) * law.sample(each, torch_generator(seed, "groups", "candidates")).view(shape)
     nfe = contract.nfe if nfe is None else nfe
     blocks = []
     for first in range(0, len(rows), _BLOCK):

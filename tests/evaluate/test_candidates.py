@@ -1,14 +1,18 @@
 """States, candidates, neighbours and scores of groups."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.core.errors import ConfigError, DataError
+from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.data.normalize import Normalizer, NormalizerConfig
 from flowpolicy.evaluate import candidates
+from flowpolicy.flows.axes.registry import make
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 
@@ -123,3 +127,13 @@ def test_success_outweighs_time():
     steps = torch.tensor([[[10, 30], [40, 40], [40, 40]]])
     scores = candidates.simulator_scores(success, steps, torch.tensor([40]))
     assert scores.tolist()[0] == pytest.approx([1 - 0.1 * 0.5, 0.5 - 0.1, -0.1])
+
+
+def test_candidates_start_from_the_noise_that_the_policy_was_trained_with(dataset, policy):
+    sampler, rows = policy.config.sampler, torch.tensor([0, 10, 22])
+    laplace = dataclasses.replace(sampler.sampling, source=make("source", "laplace"))
+    policy.config = dataclasses.replace(policy.config, sampler=dataclasses.replace(sampler, sampling=laplace))
+    found = candidates.policy_candidates(policy, dataset, rows, 2, seed=1)
+    noise = policy.noise(3, torch_generator(1, "groups", "candidates"))
+    assert torch.equal(found.action[:, 1], policy.act_from(found.obs, noise, 2))
+    assert not torch.equal(noise, torch.randn(noise.shape, generator=torch_generator(1, "groups", "candidates")))
