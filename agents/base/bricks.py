@@ -11,6 +11,7 @@ from torch import Tensor
 from flowpolicy.agents.base.value_learning import Transition
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Share
+from flowpolicy.core.streams import Streams
 from flowpolicy.flows.axes.consistency import ImprovedMeanFlow, MeanFlow, Problem
 from flowpolicy.flows.axes.flow_spec import Sampling
 from flowpolicy.flows.axes.interpolants import Linear
@@ -51,7 +52,7 @@ def flow_loss(
 
 @torch.no_grad()
 def flow_sample(
-    flow: Actor, obs: Float[Tensor, "b n"], noise: Float[Tensor, "b h a"], evaluations: int, solver: SolverName
+    flow: Actor, obs: Streams, noise: Float[Tensor, "b h a"], evaluations: int, solver: SolverName
 ) -> Float[Tensor, "b h a"]:
     """What the behaviour flow makes of ``noise``, clamped at the end; without gradients."""
     cond = flow.encoder(obs).cond
@@ -61,7 +62,7 @@ def flow_sample(
 
 def q_term(
     critic: Critic,
-    obs: Float[Tensor, "b n"],
+    obs: Streams,
     chunk: Float[Tensor, "b h a"],
     *,
     normalize: bool,
@@ -108,7 +109,7 @@ def map_loss(
     return objective.loss(problem, t.valid, Squared(), STRAIGHT)
 
 
-def jump_from(actor: Actor, obs: Float[Tensor, "b n"], noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+def jump_from(actor: Actor, obs: Streams, noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
     """``z + U(z, 0, 1)``, not clamped."""
     start = noise.new_zeros(len(noise))
     jump: Tensor = actor.net(noise, start, start + 1, actor.encoder(obs).cond).value
@@ -116,6 +117,6 @@ def jump_from(actor: Actor, obs: Float[Tensor, "b n"], noise: Float[Tensor, "b h
 
 
 @torch.no_grad()
-def jump_to_action(actor: Actor, obs: Float[Tensor, "b n"], noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+def jump_to_action(actor: Actor, obs: Streams, noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
     """:func:`jump_from`, clamped, without gradients."""
     return jump_from(actor, obs, noise).clamp(-1, 1)

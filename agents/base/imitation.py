@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from flowpolicy.agents.base.compiled_loss import CompiledLoss
 from flowpolicy.agents.base.optimizer import Group, Optimizer, Stepper
 from flowpolicy.core.errors import CheckpointError, ConfigError
-from flowpolicy.core.keys import ACTION, OBS, VALID
+from flowpolicy.core.keys import ACTION, OBS, PREVIOUS, VALID
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, Natural
 from flowpolicy.core.references import Reference
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
+from flowpolicy.core.streams import Streams
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.real_time import committed_rows
 from flowpolicy.nets.ema import EMA
@@ -117,8 +118,18 @@ class ImitationAgent(nn.Module):
         """How the trained policy generates a chunk."""
         raise NotImplementedError
 
-    def draws(self, batch: TensorDict, generator: torch.Generator) -> Any:
-        """Everything random in one update, where that depends on more than the chunks."""
+    def scaled(self, batch: TensorDict) -> dict[str, Any]:
+        """A batch as draws and loss see it: streams and actions normalised, states packed. Once per update."""
+        found = dict(batch.items())
+        actions = {name: self.normalizer.action(found[name]) for name in (ACTION, PREVIOUS) if name in found}
+        return {**found, **actions, OBS: self.streams(found[OBS])}
+
+    def streams(self, obs: Mapping[str, Tensor] | TensorDict) -> Streams:
+        """Observations as draws and loss see them, see :meth:`Actor.streams`; samplers that are told it do it once."""
+        return self.actor.streams(self.normalizer, obs)
+
+    def draws(self, batch: dict[str, Any], generator: torch.Generator) -> Any:
+        """Everything random in one update, where that depends on more than the chunks of a :meth:`scaled` batch."""
         return self.draw(batch[ACTION], generator)
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> Any:
@@ -135,18 +146,18 @@ class ImitationAgent(nn.Module):
 
     def loss(
         self,
-        obs: dict[str, Tensor],
+        obs: Streams,
         action: Float[Tensor, "b h a"],
         valid: Bool[Tensor, "b h"],
         draws: Any,
     ) -> tuple[Float[Tensor, ""], Metrics]:
-        """Scalar loss and metrics of one batch in environment units."""
+        """Scalar loss and metrics of normalised streams and chunks."""
         raise NotImplementedError
 
     def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
         """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
-        draws = self.draws(batch, generator)
-        loss, metrics = self._loss(dict(batch[OBS].items()), batch[ACTION], batch[VALID], draws)
+        seen = self.scaled(batch)
+        loss, metrics = self._loss(seen[OBS], seen[ACTION], seen[VALID], self.draws(seen, generator))
         return {"loss": loss.detach(), **self.optimizer.step(loss, len(batch)), **metrics}
 
     @property

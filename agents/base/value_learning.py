@@ -26,6 +26,7 @@ from flowpolicy.core.ranges import Count, Decay, Few, Share
 from flowpolicy.core.references import Reference
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
+from flowpolicy.core.streams import Streams
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.nets.critic import Critic, CriticConfig, polyak
 from flowpolicy.nets.ema import EMA
@@ -82,10 +83,10 @@ class ValueConfig:
 
 
 class Transition(NamedTuple):
-    """A batch as the losses see it: normalised and flat."""
+    """A batch as the losses see it: normalised, states packed."""
 
-    obs: Float[Tensor, "b n"]
-    """Observation history."""
+    obs: Streams
+    """Observation histories."""
     action: Float[Tensor, "b h a"]
     """Chunk of the data, in [-1, 1]."""
     valid: Bool[Tensor, "b h"]
@@ -94,8 +95,8 @@ class Transition(NamedTuple):
     """Discounted sum of the rewards before the bootstrap."""
     discount: Float[Tensor, " b"]
     """``gamma^n mask``, the factor of the bootstrap value."""
-    next_obs: Float[Tensor, "b n"]
-    """Observation history where the return bootstraps."""
+    next_obs: Streams
+    """Observation histories where the return bootstraps."""
     next_action: Float[Tensor, "b a"]
     """Action of the data there; meaningless where ``discount`` is 0."""
     exact: Float[Tensor, " b"]
@@ -133,8 +134,8 @@ class ValueAgent(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_generator(seed, "weights").initial_seed())
             self.actor = Actor(self.policy_config, contract)
-            action = contract.chunk * contract.spec.action.size
-            self.critic: Critic = self.actor.critic or config.critic.build(self.actor.obs_size, action)
+            observation, action = contract.spec.observation, contract.chunk * contract.spec.action.size
+            self.critic: Critic = self.actor.critic or config.critic.build(observation, contract.history, action)
             self.build_networks()
         self.to(device)
         self.target = self.critic.target()
@@ -181,18 +182,22 @@ class ValueAgent(nn.Module):
         named = {f"{name}_loss": value.detach() for name, value in losses.items()}
         return total, {"loss": total.detach(), **named, **metrics}
 
+    def streams(self, obs: Mapping[str, Tensor] | TensorDict) -> Streams:
+        """Observations as the losses see them, see :meth:`Actor.streams`; samplers that are told it do it once."""
+        return self.actor.streams(self.normalizer, obs)
+
     def transition(self, batch: dict[str, Any]) -> Transition:
         """Normalise a batch; sum its rewards, discounted."""
-        config, flatten, obs = self.config, self.actor.flatten, self.normalizer.obs
+        config = self.config
         reward, mask, steps = batch[keys.REWARD], batch[keys.MASK], batch[keys.STEPS]
         powers = config.discount ** torch.arange(reward.shape[1], device=reward.device, dtype=reward.dtype)
         return Transition(
-            obs=flatten(obs(batch[keys.OBS])),
+            obs=self.streams(batch[keys.OBS]),
             action=self.normalizer.action(batch[keys.ACTION]).clamp(-1, 1),
             valid=batch[keys.VALID],
             returns=(reward * powers).sum(1),
             discount=config.discount**steps * mask,
-            next_obs=flatten(obs(batch[keys.NEXT_OBS])),
+            next_obs=self.streams(batch[keys.NEXT_OBS]),
             next_action=self.normalizer.action(batch[keys.NEXT_ACTION]).clamp(-1, 1),
             exact=torch.maximum((steps >= config.chunk).to(mask.dtype), 1 - mask),
         )

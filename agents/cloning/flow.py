@@ -12,7 +12,6 @@ from typing import Annotated, Any, cast
 import torch
 import tyro
 from jaxtyping import Bool, Float
-from tensordict import TensorDict
 from torch import Tensor
 from typing_extensions import override
 
@@ -23,6 +22,7 @@ from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few
 from flowpolicy.core.spec import Contract
+from flowpolicy.core.streams import STATES, Streams
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.consistency import Problem
 from flowpolicy.flows.axes.couplings import Table
@@ -126,12 +126,11 @@ class FlowAgent(ImitationAgent):
         return FlowSampler(self.sampling)
 
     @torch.no_grad()
-    def draws(self, batch: TensorDict, generator: torch.Generator) -> dict[str, Tensor]:
+    def draws(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """Noise, times, and whatever else the values of the axes draw."""
         spec, rows, progress = self.spec, len(batch[ACTION]), self.updates / max(self.steps, 1)
-        data = self.normalizer.action(batch[ACTION])
-        cond = self.actor.flatten(self.normalizer.obs(dict(batch[OBS].items())))
-        shape = tuple(data.shape)
+        data, streams = batch[ACTION], batch[OBS]
+        shape, cond = tuple(data.shape), self.actor.layout.pack(streams)[STATES].flatten(1)
         pairing = spec.coupling.pair(lambda: spec.source.sample(shape, generator), data, cond, progress)
         drawn = {"noise": self._begin(pairing.noise, batch), **self._times(rows, progress, generator)}
         extra = {
@@ -148,32 +147,31 @@ class FlowAgent(ImitationAgent):
         if committed := self.draw_committed(data, generator):
             drawn["committed"] = committed[0]
         if self._teacher:
-            drawn |= self.taught(dict(batch[OBS].items()), data, drawn, progress, generator)
+            drawn |= self.taught(streams, data, drawn, progress, generator)
         return drawn
 
-    def _begin(self, noise: Tensor, batch: TensorDict) -> Tensor:
+    def _begin(self, noise: Tensor, batch: dict[str, Any]) -> Tensor:
         """Where the path starts: at the noise, or at the actions before the window."""
         if not self.spec.interpolant.continues:
             return noise
-        if PREVIOUS not in batch.keys():  # noqa: SIM118, a TensorDict iterates over rows
+        if PREVIOUS not in batch:
             raise ConfigError(
                 f"batches without the actions before the window for {self.spec.interpolant.flag}",
                 expected="windows of episodes: flowpolicy train",
             )
-        past = self.normalizer.action(batch[PREVIOUS])
-        return self.spec.interpolant.begin(noise, past.masked_fill(~batch[KNOWN].unsqueeze(2), 0.0))
+        return self.spec.interpolant.begin(noise, batch[PREVIOUS].masked_fill(~batch[KNOWN].unsqueeze(2), 0.0))
 
     def _visible(self, rows: int, generator: torch.Generator) -> Tensor:
-        """Factors (b, n) of flat observations: a share of the rows sees none, or one, of the hidden observations."""
+        """Factors (b, s) of the streams: a share of the rows sees none, or one, of the hidden observations."""
         guidance, device = self.spec.guidance, generator.device
-        hidings = self.actor.hidings(guidance.hides).to(device)
+        hidings = self.actor.layout.hidings(guidance.hides).to(device)
         dropped = torch.rand(rows, generator=generator, device=device) < guidance.hidden_share
         which = torch.randint(len(hidings), (rows,), generator=generator, device=device)
         return torch.where(dropped.unsqueeze(1), hidings[which], 1.0)
 
     def taught(
         self,
-        obs: dict[str, Tensor],
+        obs: Streams,
         data: Float[Tensor, "b h a"],
         drawn: dict[str, Tensor],
         progress: float,
@@ -182,7 +180,7 @@ class FlowAgent(ImitationAgent):
         """What the teacher puts in the place of draws: here the pairs of the coupling 'table'.
 
         Args:
-            obs: observations in environment units.
+            obs: normalised observations.
             data: normalised chunks of the batch.
             drawn: what is drawn already; ``noise`` (b, h, a), ``s`` (b,) and more.
             progress: share of the planned updates that is done.
@@ -213,14 +211,13 @@ class FlowAgent(ImitationAgent):
         return ends
 
     def loss(
-        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], d: dict[str, Tensor]
+        self, obs: Streams, action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], d: dict[str, Tensor]
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """What the spec says, and the two regularisers where they are on."""
         actor, spec = self.actor, self.spec
-        data = d["data"] if "data" in d else self.normalizer.action(action)
+        data = d.get("data", action)
         valid = valid | d["made"].unsqueeze(1) if "made" in d else valid
-        flat = actor.flatten(self.normalizer.obs(obs))
-        cond, feature = actor.encoder(flat * d["visible"] if "visible" in d else flat)
+        cond, feature = actor.encoder(actor.layout.hidden(obs, d["visible"]) if "visible" in d else obs)
         noise, divergence = shaped(actor, d["noise"], cond, d.get("share"))
         if "drop" in d:
             cond = torch.where(d["drop"].unsqueeze(1), cast(Tensor, actor.null), cond)

@@ -19,6 +19,7 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Positive
 from flowpolicy.core.references import Reference
+from flowpolicy.core.streams import Streams
 from flowpolicy.flows.axes.losses import matching_loss
 from flowpolicy.policy.samplers import Mip, Sampler
 
@@ -62,16 +63,15 @@ class MIPAgent(ImitationAgent):
 
     def loss(
         self,
-        obs: dict[str, Tensor],
+        obs: Streams,
         action: Float[Tensor, "b h a"],
         valid: Bool[Tensor, "b h"],
         draws: Float[Tensor, "b h a"],
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Sum of the two mean squared errors, over 0.9^2 and ``noise^2``."""
-        data, start = self.normalizer.action(action), action.new_zeros(len(action))
-        cond, _ = self.actor.condition(self.normalizer.obs(obs))
-        first = self.actor.net(torch.zeros_like(data), start, cond).value
-        second = self.actor.net(data + self.config.noise * draws, start + REFINING, cond).value
-        errors = [matching_loss(value, data, valid) for value in (first, second)]
+        start, cond = action.new_zeros(len(action)), self.actor.encoder(obs).cond
+        first = self.actor.net(torch.zeros_like(action), start, cond).value
+        second = self.actor.net(action + self.config.noise * draws, start + REFINING, cond).value
+        errors = [matching_loss(value, action, valid) for value in (first, second)]
         loss = errors[0] / REFINING**2 + errors[1] / self.config.noise**2
         return loss, {"first": errors[0].detach(), "second": errors[1].detach()}

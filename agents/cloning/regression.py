@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.streams import Streams
 from flowpolicy.flows.axes.losses import matching_loss
 from flowpolicy.flows.real_time import hold
 from flowpolicy.policy.samplers import Direct, Sampler
@@ -45,11 +46,9 @@ class RegressionAgent(ImitationAgent):
         return self.draw_committed(action, generator)
 
     def loss(
-        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], draws: Any
+        self, obs: Streams, action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], draws: Any
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Mean squared error in normalised units."""
-        data = self.normalizer.action(action)
-        cond, _ = self.actor.condition(self.normalizer.obs(obs))
-        held = hold(torch.zeros_like(data), data, data, valid, cond, *draws)
-        output = self.actor.net(held.x, data.new_zeros(data.shape[0]), held.cond)
+        held = hold(torch.zeros_like(action), action, action, valid, self.actor.encoder(obs).cond, *draws)
+        output = self.actor.net(held.x, action.new_zeros(len(action)), held.cond)
         return matching_loss(output.value, held.velocity, held.valid), {}

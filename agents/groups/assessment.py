@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,6 +12,7 @@ from flowpolicy.agents.groups.judges import Judge, load_judge
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.streams import Streams
 from flowpolicy.data.group_file import Groups
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.group_objectives import Weight, importance_times, time_weight
@@ -111,8 +111,7 @@ class Assessor:
     @torch.no_grad()
     def surprise(self, actor: Actor, chunk: Float[Tensor, "n h a"], weight: Weight = "elbo") -> Float[Tensor, " n"]:
         """``E omega(t) |w - w_actor|^2`` of chunks in environment units; in nats, up to a constant, under 'elbo'."""
-        normalizer = self.base.normalizer
-        chunks, obs = normalizer.action(chunk).unsqueeze(1), normalizer.obs(self.obs)
+        chunks, obs = self.base.normalizer.action(chunk).unsqueeze(1), self.base.streams(self.obs)
         error = velocity_errors(actor, obs, chunks, self.valid, self.t, self.draws).squeeze(2)
         return (time_weight(self.t, weight) / self.density * error).mean(1)
 
@@ -167,7 +166,7 @@ def field(actor: Actor, x: Tensor, t: Float[Tensor, " b"], cond: Tensor) -> Tens
 
 def velocity_errors(
     actor: Actor,
-    obs: Mapping[str, Float[Tensor, "g o d"]],
+    obs: Streams,
     chunks: Float[Tensor, "g k h a"],
     valid: Bool[Tensor, "g h"],
     t: Float[Tensor, "g m"],
@@ -175,7 +174,7 @@ def velocity_errors(
 ) -> Float[Tensor, "g m k"]:
     """Squared velocity errors of normalised chunks, summed over their valid entries; draws shared in a group."""
     (g, k, h, a), m = chunks.shape, t.shape[1]
-    cond, _ = actor.condition(dict(obs))
+    cond = actor.encoder(obs).cond
     time = t.reshape(g, m, 1, 1, 1)
     x = (1 - time) * noise.unsqueeze(2) + time * chunks.unsqueeze(1)
     target = chunks.unsqueeze(1) - noise.unsqueeze(2)

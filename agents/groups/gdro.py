@@ -30,6 +30,7 @@ from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Positive, S
 from flowpolicy.core.references import Reference
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
+from flowpolicy.core.streams import Streams
 from flowpolicy.data.group_file import Groups
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows import group_objectives as mathematics
@@ -240,20 +241,23 @@ class GDROAgent(ImitationAgent):
         scaled = mathematics.advantages(group[keys.SCORE], self.scale)
         gate = mathematics.spread_gate(group[keys.SCORE], self.scale, config.gate)
         order = mathematics.ranking(scaled, draws.tie)
-        obs = self.normalizer.obs(group[keys.OBS])
+        obs, own = self.streams(group[keys.OBS]), self.streams(windows[keys.OBS])
+        data = self.normalizer.action(windows[keys.ACTION])
         scores, errors = self.scored(obs, chunks, valid, draws)
         preference = mathematics.group_loss(config.objective, scores, errors, scaled, config.temperature, order)
         best = order[:, :1]
         terms = {
             "group_loss": (gate * preference).mean(),
             "anchor_loss": (gate * errors.gather(1, best).squeeze(1)).mean(),
-            "bc_loss": self.behaviour_loss(windows, draws),
+            "bc_loss": self.behaviour_loss(own, data, windows[keys.VALID], draws),
         }
         weights = {"group_loss": 1.0, "anchor_loss": config.anchor, "bc_loss": config.bc_weight}
         if config.sampler.flow and config.sampler.flow.sampling.two_time:
             chosen = mathematics.tilted_choice(mathematics.softened_targets(scaled, config.temperature), draws.member)
             tilted = chunks[torch.arange(len(chunks), device=chunks.device), chosen]
-            terms["map_loss"] = self.map_loss(windows, obs, tilted, valid, draws)
+            both = {name: torch.cat([obs[name], own[name]]) for name in obs}
+            chunks, valid = torch.cat([tilted, data]), torch.cat([valid, windows[keys.VALID]])
+            terms["map_loss"] = self.map_loss(both, chunks, valid, draws)
             weights["map_loss"] = config.map_weight
         total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         metrics = {name: value.detach() for name, value in terms.items()}
@@ -264,7 +268,7 @@ class GDROAgent(ImitationAgent):
 
     def scored(
         self,
-        obs: dict[str, Tensor],
+        obs: Streams,
         chunks: Float[Tensor, "g k h a"],
         valid: Bool[Tensor, "g h"],
         draws: GDRODraws,
@@ -288,19 +292,19 @@ class GDROAgent(ImitationAgent):
         weight = mathematics.time_weight(draws.t, self.config.weight) / draws.density
         return mathematics.log_ratio(error, known, weight, self.beta, limit=20.0), errors
 
-    def behaviour_loss(self, windows: dict[str, Any], draws: GDRODraws) -> Float[Tensor, ""]:
+    def behaviour_loss(
+        self, obs: Streams, data: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], draws: GDRODraws
+    ) -> Float[Tensor, ""]:
         """Velocity matching on the dataset."""
-        data = self.normalizer.action(windows[keys.ACTION])
-        cond, _ = self.actor.condition(self.normalizer.obs(windows[keys.OBS]))
+        cond = self.actor.encoder(obs).cond
         predicted = field(self.actor, interpolate(draws.bc_noise, data, draws.bc_t), draws.bc_t, cond)
-        return matching_loss(predicted, velocity(draws.bc_noise, data), windows[keys.VALID])
+        return matching_loss(predicted, velocity(draws.bc_noise, data), valid)
 
     def map_loss(
         self,
-        windows: dict[str, Any],
-        obs: dict[str, Tensor],
-        tilted: Float[Tensor, "g h a"],
-        valid: Bool[Tensor, "g h"],
+        obs: Streams,
+        data: Float[Tensor, "n h a"],
+        valid: Bool[Tensor, "n h"],
         draws: GDRODraws,
     ) -> Float[Tensor, ""]:
         """The map against the flow of its own diagonal, at points of tilted candidates and of the dataset.
@@ -308,16 +312,13 @@ class GDROAgent(ImitationAgent):
         The target is MeanFlow's with the network's own velocity in the place of the conditional one: what moved on
         the diagonal is carried to every interval, (0, 1) among them.
         """
-        network = cast(MapNet, self.actor.net)
-        data = torch.cat([tilted, self.normalizer.action(windows[keys.ACTION])])
-        inputs = self.normalizer.obs(windows[keys.OBS])
-        cond, _ = self.actor.condition({name: torch.cat([obs[name], inputs[name]]) for name in obs})
+        network, cond = cast(MapNet, self.actor.net), self.actor.encoder(obs).cond
         s, t = draws.start, draws.end
         x = interpolate(draws.map_noise, data, s)
         with torch.no_grad():
             own = network(x, s, s, cond).value
         problem = Problem(network, x, own, s, t, cond, diagonal=0)
-        return MeanFlow().loss(problem, torch.cat([valid, windows[keys.VALID]]), Squared(), Linear())[0]
+        return MeanFlow().loss(problem, valid, Squared(), Linear())[0]
 
     def assess(self) -> None:
         """Judge the averaged policy; keep it if its corrected score is the best so far."""
@@ -365,11 +366,11 @@ class GDROAgent(ImitationAgent):
 
 
 def predicted_chunks(
-    actor: Actor, obs: Mapping[str, Tensor], states: Float[Tensor, "g n k h a"], chain: Kernels
+    actor: Actor, obs: Streams, states: Float[Tensor, "g n k h a"], chain: Kernels
 ) -> Float[Tensor, "g n k h a"]:
     """Chunks that a policy predicts from the states of trajectories, ``x + (1 - t) v(x, t)``."""
     g, n, k, h, a = states.shape
-    cond, _ = actor.condition(dict(obs))
+    cond = actor.encoder(obs).cond
     conds = cond[:, None, None].expand(g, n, k, cond.shape[1]).reshape(-1, cond.shape[1])
     times = chain.start.reshape(1, n, 1).expand(g, n, k).reshape(-1)
     velocity = field(actor, states.reshape(-1, h, a), times, conds).view(states.shape)
@@ -381,7 +382,7 @@ def chain_of(reference: Actor, groups: Groups, normalizer: Normalizer, steps: in
     """The chain of a reference, whose uncertainty about the chunk is measured on candidates; the same every time."""
     place = normalizer.action(groups.action[:1]).device
     chunks = normalizer.action(groups.action[:_GROUPS].to(place))
-    obs = normalizer.obs({name: value[:_GROUPS].to(place) for name, value in groups.obs.items()})
+    obs = reference.streams(normalizer, {name: value[:_GROUPS].to(place) for name, value in groups.obs.items()})
     noise = torch.randn((len(chunks), steps, *chunks.shape[1:]), generator=torch_generator(0, "chain")).to(place)
     states = noised_path(chunks, noise)[:, :-1]
     start = kernels(torch.zeros(steps, device=place))

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from flowpolicy.core.config import decode, encode
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.spec import ObservationSpec
+from flowpolicy.core.streams import Streams
 from flowpolicy.data.group_file import StoredJudge
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.nets.critic import Critic, CriticConfig
@@ -48,7 +50,8 @@ class Judge(nn.Module):
         self.config, self.shapes = config, dict(shapes)
         self.history, self.chunk, self.action, self.caution = history, chunk, action, caution
         self.normalizer = Normalizer(shapes, action)
-        self.critic = Critic(config, history * sum(shapes.values()) + chunk * action)
+        observation = {name: ObservationSpec((width,)) for name, width in shapes.items()}
+        self.critic = config.build(observation, history, chunk * action)
 
     @torch.no_grad()
     def forward(self, obs: Mapping[str, Tensor], chunk: Float[Tensor, "b h a"]) -> Float[Tensor, " b"]:
@@ -56,11 +59,10 @@ class Judge(nn.Module):
         values = self.critic(*self.inputs(obs, chunk))
         return values.mean(0) - self.caution * values.std(0, unbiased=False)
 
-    def inputs(self, obs: Mapping[str, Tensor], chunk: Tensor) -> tuple[Tensor, Tensor]:
-        """What the ensemble is shown: flat normalised observations and chunks."""
+    def inputs(self, obs: Mapping[str, Tensor], chunk: Tensor) -> tuple[Streams, Tensor]:
+        """What the ensemble is shown: normalised observations and chunks."""
         recent = self.normalizer.obs({name: obs[name][:, -self.history :] for name in self.shapes})
-        flat = torch.cat([recent[name].flatten(2) for name in self.shapes], dim=-1).flatten(1)
-        return flat, self.normalizer.action(chunk[:, : self.chunk]).clamp(-1, 1)
+        return recent, self.normalizer.action(chunk[:, : self.chunk]).clamp(-1, 1)
 
     def store(self) -> StoredJudge:
         """As a group file holds it."""
@@ -141,8 +143,8 @@ def fit_judge(
         torch.manual_seed(torch_generator(seed, "judge").initial_seed())
         judge = Judge(config, shapes, next(iter(obs.values())).shape[1], h, a, caution)
     judge.normalizer.load_state_dict(normalizer.state_dict())
-    flat, chunks = judge.inputs({key: v.repeat_interleave(k, 0) for key, v in obs.items()}, action.flatten(0, 1))
-    inputs = torch.cat([flat, chunks.flatten(1)], dim=1)
+    states = {key: v.repeat_interleave(k, 0) for key, v in obs.items()}
+    inputs = judge.critic.rows(*judge.inputs(states, action.flatten(0, 1)))
     target = (score - score.mean(1, keepdim=True)).flatten()
     unit = target.square().mean().sqrt().clamp(min=1e-6)
     generator = torch_generator(seed, "judge batches")

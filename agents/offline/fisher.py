@@ -31,6 +31,7 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive
 from flowpolicy.core.references import Reference
+from flowpolicy.core.streams import Streams, repeated, repeated_streams
 from flowpolicy.flows import fisher_metric as fisher
 from flowpolicy.flows.axes.time_laws import Ends, uniform
 from flowpolicy.flows.fisher_metric import Metric
@@ -238,12 +239,12 @@ class FisherAgent(ValueAgent):
         """Scores, or what the released code takes for them, of k behaviour actions per state."""
         metric, count = self.config.metric, max(1, self._drawn)
         noise = draws.score_noise
-        action = t.action if noise is None else self.behave(t.obs.repeat_interleave(count, 0), noise)
+        action = t.action if noise is None else self.behave(repeated_streams(t.obs, count), noise)
         time = action.new_full(action.shape[:1], metric.time)
         x = interpolate(_given(draws.score_blur), action, time)
-        v = self.field(cond.repeat_interleave(count, 0))(x, time)
+        v = self.field(repeated(cond, count))(x, time)
         score = fisher.proxy_score(v, time) if metric.mode == "proxy" else fisher.action_score(x, v, time)
-        return score.view(len(t.obs), count, -1)
+        return score.view(len(cond), count, -1)
 
     def field(self, cond: Float[Tensor, "b c"]) -> Field:
         """Velocity of the behaviour; of a flow map, its diagonal."""
@@ -252,7 +253,7 @@ class FisherAgent(ValueAgent):
             return fisher.diagonal(lambda x, s, t: net(x, s, t, cond).value)
         return lambda x, t: net(x, t, cond).value
 
-    def behave(self, obs: Float[Tensor, "b n"], noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+    def behave(self, obs: Streams, noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
         """Chunks of the behaviour policy, clamped, without gradients."""
         if self.config.base == "map":
             return self.normalizer.within(jump_to_action(self.actor, obs, noise))

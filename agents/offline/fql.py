@@ -19,6 +19,7 @@ from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueC
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative
 from flowpolicy.core.references import Reference
+from flowpolicy.core.streams import Streams
 from flowpolicy.flows.axes.time_laws import uniform
 from flowpolicy.policy.actor import Actor, PolicyConfig
 from flowpolicy.policy.samplers import OneStep
@@ -109,7 +110,7 @@ class FQLAgent(ValueAgent):
         return config.alpha * distill + climb, {"distill": distill.detach(), **metrics}
 
 
-def one_step(actor: Actor, obs: Float[Tensor, "b n"], z: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+def one_step(actor: Actor, obs: Streams, z: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
     """``mu(s, z)``, not clamped."""
     chunk: Tensor = actor.net(z, actor.encoder(obs).cond).value
     return chunk

@@ -22,6 +22,7 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative
 from flowpolicy.core.references import Reference
+from flowpolicy.core.streams import Streams, repeated_streams
 from flowpolicy.flows.axes.time_laws import uniform
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.samplers import best_of, best_of_candidates
@@ -105,9 +106,10 @@ class QCAgent(ValueAgent):
         return {"critic": critic, "flow": flow_loss(self.actor, t, draws.noise, draws.time)}, metrics
 
     @torch.no_grad()
-    def best(self, obs: Float[Tensor, "b n"], noise: Float[Tensor, "bk h a"]) -> Float[Tensor, "b h a"]:
+    def best(self, obs: Streams, noise: Float[Tensor, "bk h a"]) -> Float[Tensor, "b h a"]:
         """Among the k flow samples of each row the one that the critic, not its target, values most."""
-        rows = obs.repeat_interleave(noise.shape[0] // obs.shape[0], 0)
+        count = self.config.target_candidates
+        rows = repeated_streams(obs, count)
         chunk = self.normalizer.within(flow_sample(self.actor, rows, noise, self.config.flow_steps, self.config.solver))
         value = self.critic.value(rows, chunk)
-        return best_of(chunk.view(obs.shape[0], -1, *chunk.shape[1:]), value.view(obs.shape[0], -1))
+        return best_of(chunk.view(-1, count, *chunk.shape[1:]), value.view(-1, count))

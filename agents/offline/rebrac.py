@@ -20,6 +20,7 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, NonNegative
 from flowpolicy.core.references import Reference
+from flowpolicy.core.streams import Streams
 from flowpolicy.nets.critic import CriticConfig, polyak
 from flowpolicy.policy.actor import Actor, PolicyConfig
 from flowpolicy.policy.samplers import Direct
@@ -132,7 +133,7 @@ class ReBRACAgent(ValueAgent):
             polyak(self.target_actor, self.actor, self.config.tau)
 
 
-def squashed(actor: Actor, obs: Float[Tensor, "b n"], like: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
+def squashed(actor: Actor, obs: Streams, like: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:
     """``tanh`` of the network at zero noise and time zero."""
     output = actor.net(torch.zeros_like(like), like.new_zeros(like.shape[0]), actor.encoder(obs).cond)
     chunk: Tensor = output.value.tanh()

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
-from tensordict import TensorDict
 from torch import Tensor
 from typing_extensions import override
 
@@ -23,6 +22,7 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, Share
+from flowpolicy.core.streams import Streams
 from flowpolicy.flows.axes.losses import matching_loss
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.targets import Curve, Segment
@@ -86,15 +86,14 @@ class ArcFlowAgent(FlowAgent):
     config: ArcFlow
 
     @torch.no_grad()
-    def draws(self, batch: TensorDict, generator: torch.Generator) -> dict[str, Tensor]:
+    def draws(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """Starts ``x``, ``s`` of segments; times ``after`` (b, n) in them, ``span``s and the teacher's ``slope``s."""
-        config, obs = self.config, dict(batch[OBS].items())
-        data = self.normalizer.action(batch[ACTION])
+        config, obs, data = self.config, batch[OBS], batch[ACTION]
         count, shape = len(data), tuple(data.shape)
         place: dict[str, Any] = {"generator": generator, "device": data.device}
         s = torch.randint(config.segments, (count,), **place) / config.segments
         x = interpolate(self.spec.source.sample(shape, generator), data, s)
-        curve = self.segment(self.normalizer.obs(obs), x, s)
+        curve = self.segment(obs, x, s)
         if config.drop:
             curve = curve.without(torch.rand(count, curve.weight.shape[2], **place) < config.drop)
         progress = self.updates / max(self.steps, 1)
@@ -121,7 +120,7 @@ class ArcFlowAgent(FlowAgent):
 
     def follow(
         self,
-        obs: dict[str, Tensor],
+        obs: Streams,
         curve: Curve,
         x: Float[Tensor, "b h a"],
         s: Float[Tensor, " b"],
@@ -141,16 +140,16 @@ class ArcFlowAgent(FlowAgent):
             after = after + taught[:, k]
         return {"after": torch.stack(afters, 1), "span": torch.stack(spans, 1), "slope": torch.stack(slopes, 1)}
 
-    def segment(self, obs: dict[str, Tensor], x: Tensor, s: Float[Tensor, " b"]) -> Curve:
+    def segment(self, obs: Streams, x: Tensor, s: Float[Tensor, " b"]) -> Curve:
         """The student's segments for normalised observations."""
         target = cast(Segment, self.spec.target)
-        return target.curve(self.actor.net(x, s, self.actor.condition(obs).cond).value)
+        return target.curve(self.actor.net(x, s, self.actor.encoder(obs).cond).value)
 
     def loss(
-        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], d: dict[str, Tensor]
+        self, obs: Streams, action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], d: dict[str, Tensor]
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Squared error of the curve's mean velocities after all times."""
-        curve = self.segment(self.normalizer.obs(obs), d["x"], d["s"])
+        curve = self.segment(obs, d["x"], d["s"])
         losses = []
         for k in range(d["after"].shape[1]):
             after, span = d["after"][:, k], d["span"][:, k]

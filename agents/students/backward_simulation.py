@@ -28,6 +28,7 @@ from flowpolicy.core.keys import OBS
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive, Share
 from flowpolicy.core.references import Reference
+from flowpolicy.core.streams import Streams
 from flowpolicy.flows.axes.guidance import NoGuidance
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.time_laws import logit_normal, uniform
@@ -108,7 +109,7 @@ class BackwardSimulationAgent(FlowAgent):
 
     def taught(
         self,
-        obs: dict[str, Tensor],
+        obs: Streams,
         data: Float[Tensor, "b h a"],
         drawn: dict[str, Tensor],
         progress: float,
@@ -133,7 +134,7 @@ class BackwardSimulationAgent(FlowAgent):
 
     @torch.no_grad()
     def rollout(
-        self, obs: dict[str, Tensor], shape: tuple[int, ...], generator: torch.Generator
+        self, obs: Streams, shape: tuple[int, ...], generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Rollout]:
         """Ends of a random step of a random number of steps, and the trajectory through it."""
         place: dict[str, Any] = {"generator": generator, "device": generator.device}
@@ -141,28 +142,27 @@ class BackwardSimulationAgent(FlowAgent):
         count = budgets[torch.randint(len(budgets), shape[:1], **place)]
         s, t = step_of(count, torch.rand(shape[:1], **place))
         noise = self.spec.source.sample(shape, generator)
-        return s, t, backward_simulation(self.mean(self.normalizer.obs(obs)), noise, s, t)
+        return s, t, backward_simulation(self.mean(obs), noise, s, t)
 
-    def mean(self, obs: dict[str, Tensor]) -> Any:
+    def mean(self, obs: Streams) -> Any:
         """The map's mean velocity for normalised observations."""
-        cond, network = self.actor.condition(obs).cond, cast(MapNet, self.actor.net)
+        cond, network = self.actor.encoder(obs).cond, cast(MapNet, self.actor.net)
         return lambda x, s, t: network(x, s, t, cond).value
 
-    def fake_velocity(self, obs: dict[str, Tensor], x: Tensor, t: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
+    def fake_velocity(self, obs: Streams, x: Tensor, t: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
         """Velocity of the network that follows the samples."""
         fake = self._fake[0]
-        flat = fake.flatten(self.normalizer.obs(obs))
-        decision = Decision(fake, self.normalizer, flat, fake.encoder(flat).cond)
+        decision = Decision(fake, self.normalizer, obs, fake.encoder(obs).cond)
         return FlowSampler(self._fake_sampling).dynamics(decision).velocity(x, t)
 
     def loss(
-        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], d: dict[str, Tensor]
+        self, obs: Streams, action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], d: dict[str, Tensor]
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """The flow map's loss; on policy the judged sample too."""
         loss, metrics = super().loss(obs, action, valid, d)
         if "push" not in d:
             return loss, metrics
-        mean = self.mean(self.normalizer.obs(obs))
+        mean = self.mean(obs)
         data = last_steps(mean, d["start"], d["from"], d["to"], torch.ones_like(d["to"]))
         # Its gradient in the sample is ``push``.
         judged = 0.5 * (data - (data - d["push"]).detach()).square().sum() / data.numel()
@@ -172,9 +172,9 @@ class BackwardSimulationAgent(FlowAgent):
         """One gradient step of the map and, on policy, one of the network that follows its samples."""
         judged = self.on_policy
         metrics = super().update(batch, generator)
-        return metrics | self._follow(dict(batch[OBS].items()), len(batch), generator) if judged else metrics
+        return metrics | self._follow(self.streams(batch[OBS]), len(batch), generator) if judged else metrics
 
-    def _follow(self, obs: dict[str, Tensor], count: int, generator: torch.Generator) -> Metrics:
+    def _follow(self, obs: Streams, count: int, generator: torch.Generator) -> Metrics:
         shape = (count, self.contract.chunk, self.contract.spec.action.size)
         data = self.rollout(obs, shape, generator)[2].data
         noise, t = self.spec.source.sample(shape, generator), logit_normal(count, generator, 0.0, 1.0)

@@ -19,6 +19,7 @@ from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.references import Reference
 from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.streams import Streams
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.axes.schedules import Boss
 from flowpolicy.flows.fitting import bellman, step_costs, trajectories
@@ -67,7 +68,7 @@ class BossAgent(FlowAgent):
 
     def taught(
         self,
-        obs: dict[str, Tensor],
+        obs: Streams,
         data: Float[Tensor, "b h a"],
         drawn: dict[str, Tensor],
         progress: float,
@@ -94,7 +95,7 @@ def boss(lesson: Lesson) -> Flow:
     shape = (len(next(iter(obs.values()))), policy.contract.chunk, policy.contract.spec.action.size)
     noise = teacher.sampling.source.sample(shape, torch_generator(0, "boss"))
     with torch.no_grad():
-        paths = trajectories(teacher.dynamics(obs), noise, order.teacher_nfe)
+        paths = trajectories(teacher.dynamics(teacher.policy.streams(obs)), noise, order.teacher_nfe)
     nodes = tuple(float(paths.times[node]) for node in bellman(step_costs(paths), order.nfe))
     # Bound to no weights: the student is trained on these nodes, whatever its weights become.
     flow = dataclasses.replace(lesson.student.flow, schedule=make("schedule", "boss", nodes=nodes))

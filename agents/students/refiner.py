@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
-from tensordict import TensorDict
 from torch import Tensor
 from typing_extensions import override
 
@@ -21,6 +20,7 @@ from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.streams import Streams
 from flowpolicy.flows.axes.losses import matching_loss
 from flowpolicy.flows.axes.refusals import Setting
 from flowpolicy.flows.axes.registry import make
@@ -93,10 +93,9 @@ class RefinerAgent(FlowAgent):
         return FlowSampler(self.sampling, self.config.refiner)
 
     @torch.no_grad()
-    def draws(self, batch: TensorDict, generator: torch.Generator) -> dict[str, Tensor]:
+    def draws(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """Points ``x`` at ``t`` that a step of the teacher has led to, its velocity before and the change since."""
-        spec, obs = self.spec, dict(batch[OBS].items())
-        data = self.normalizer.action(batch[ACTION])
+        spec, obs, data = self.spec, batch[OBS], batch[ACTION]
         shape = tuple(data.shape)
         place: dict[str, Any] = {"generator": generator, "device": data.device}
         noise = spec.source.sample(shape, generator)
@@ -112,10 +111,10 @@ class RefinerAgent(FlowAgent):
         return {"x": x, "t": later, "v": v, "change": change}
 
     def loss(
-        self, obs: dict[str, Tensor], action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], d: dict[str, Tensor]
+        self, obs: Streams, action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], d: dict[str, Tensor]
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Squared error of the change, and beside it that of predicting none."""
-        cond, _ = self.actor.condition(self.normalizer.obs(obs))
+        cond = self.actor.encoder(obs).cond
         net = cast(VelocityNet, self.actor.refiner)
         found = net(d["x"], d["t"], torch.cat([d["v"].flatten(1), cond], dim=1)).value
         loss = matching_loss(found, d["change"], valid)

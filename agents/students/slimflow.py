@@ -24,6 +24,7 @@ from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, Share
 from flowpolicy.core.references import Reference
+from flowpolicy.core.streams import Streams
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.flows.student_targets import guided_line
 from flowpolicy.policy.actor import Actor
@@ -85,7 +86,7 @@ class SlimFlowAgent(FlowAgent):
     @override
     def taught(
         self,
-        obs: dict[str, Tensor],
+        obs: Streams,
         data: Float[Tensor, "b h a"],
         drawn: dict[str, Tensor],
         progress: float,
@@ -99,7 +100,7 @@ class SlimFlowAgent(FlowAgent):
         fresh = {name: value[half:] for name, value in obs.items()}
         noise, u = drawn["noise"][half:], drawn["s"][half:]
         t = self.config.low + (self.config.high - self.config.low) * u
-        own = velocity_of(self.actor, self.normalizer.obs(fresh), noise, torch.zeros_like(t))
+        own = velocity_of(self.actor, fresh, noise, torch.zeros_like(t))
         line = guided_line(noise, own, lambda x, t: self.corrected(fresh, x, t), t)
         return {
             "data": torch.cat([pairs["data"], line.data]),
@@ -108,11 +109,11 @@ class SlimFlowAgent(FlowAgent):
             "made": torch.ones_like(drawn["s"], dtype=torch.bool),
         }
 
-    def corrected(self, obs: dict[str, Tensor], x: Tensor, t: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
+    def corrected(self, obs: Streams, x: Tensor, t: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
         """The guide's velocity."""
         if self.config.guide == "teacher":
             return self.teacher.velocity(obs, x, t)
-        return velocity_of(self._guide[0], self.normalizer.obs(obs), x, t)
+        return velocity_of(self._guide[0], obs, x, t)
 
     def update(self, batch: Any, generator: torch.Generator) -> Metrics:
         """One gradient step; before the first one of the second phase the averaged student becomes the guide."""
@@ -139,9 +140,9 @@ class SlimFlowAgent(FlowAgent):
             ) from error
 
 
-def velocity_of(actor: Actor, obs: dict[str, Tensor], x: Tensor, t: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
+def velocity_of(actor: Actor, obs: Streams, x: Tensor, t: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
     """Velocity of a network of one time for normalised observations."""
-    value: Tensor = actor.net(x, t, actor.condition(obs).cond).value
+    value: Tensor = actor.net(x, t, actor.encoder(obs).cond).value
     return value
 
 

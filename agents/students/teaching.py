@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.files import digest
+from flowpolicy.core.streams import Streams
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.couplings import Table
 from flowpolicy.policy.policy import Policy
@@ -67,7 +68,7 @@ def pairs(
     teacher: Teacher,
     coupling: Table,
     nfe: int,
-    obs: dict[str, Tensor],
+    obs: Streams,
     data: Float[Tensor, "b h a"],
     noise: Float[Tensor, "b h a"],
     progress: float,
@@ -79,7 +80,7 @@ def pairs(
         teacher: what makes them, in ``nfe`` evaluations each.
         coupling: share of real pairs, how they are inverted, and how the noise is annealed.
         nfe: evaluations of the teacher.
-        obs: observations in environment units.
+        obs: normalised observations.
         data: normalised chunks of the batch.
         noise: as drawn.
         progress: share of the planned updates that is done.

@@ -25,9 +25,9 @@ def products(policy: Policy, nfe: int, batch: int) -> list[Product]:
     obs = {key: torch.zeros(batch, contract.history, *spec.shape) for key, spec in contract.spec.observation.items()}
     noise = torch.zeros(batch * policy.shapes.candidates, contract.chunk, contract.spec.action.size)
     recorder = _Recorder()
-    flat = policy.actor.flatten(policy.normalizer.obs(obs))
+    streams = policy.streams(obs)
     with torch.no_grad(), recorder:
-        policy.decide(flat, noise, nfe)
+        policy.decide(streams, noise, nfe)
     return recorder.products
 
 

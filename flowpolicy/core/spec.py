@@ -13,10 +13,10 @@ import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flowpolicy.core.config import decode, encode
-from flowpolicy.core.errors import CheckpointError, ContractError
+from flowpolicy.core.errors import CheckpointError, ConfigError, ContractError
 from flowpolicy.core.files import read_json, write_json
 
 UNSTATED = "unstated"
@@ -31,12 +31,41 @@ SIMULATORS = ("gymnasium", "mujoco", "robosuite", "gymnasium-robotics", "ogbench
 
 @dataclasses.dataclass(frozen=True)
 class ObservationSpec:
-    """One observation key."""
+    """One observation key: a stream of states or of pictures."""
 
     shape: tuple[int, ...]
     """Shape of one time step."""
     units: str = UNSTATED
     """Meaning and units in words, e.g. 'position of the gripper in the world frame, m'."""
+    kind: Literal["state", "image"] = "state"
+    """'state' (numbers that are scaled and put side by side) or 'image'."""
+    dtype: Literal["float32", "uint8"] = "float32"
+    """Type of the numbers as they are stored and sent; of a state always 'float32'."""
+    channels: Literal["", "first", "last"] = ""
+    """Of a picture, where its 1, 3 or 4 colour channels stand in ``shape``: 'first' (c, height, width) or 'last'
+    (height, width, c). Empty for a state."""
+    camera: str = UNSTATED
+    """Of a picture, which camera took it, e.g. 'wrist, 60 degrees vertical field of view'."""
+
+    def __post_init__(self) -> None:
+        what = f"an observation of kind '{self.kind}' with shape {self.shape} of {self.dtype}"
+        if self.kind not in ("state", "image") or self.dtype not in ("float32", "uint8"):
+            raise ConfigError(what, expected="kind state or image, dtype float32 or uint8")
+        if any(size < 1 for size in self.shape):
+            raise ConfigError(what, expected="a shape of numbers of at least 1")
+        if self.kind == "state":
+            if self.dtype != "float32" or self.channels or self.camera != UNSTATED:
+                raise ConfigError(
+                    f"{what}, channels '{self.channels}', camera '{self.camera}'",
+                    expected="a state of float32, without channels and camera; or kind image",
+                )
+            return
+        colours = {"first": self.shape[:1], "last": self.shape[-1:]}.get(self.channels)
+        if len(self.shape) != 3 or colours not in ((1,), (3,), (4,)):
+            raise ConfigError(
+                f"{what}, channels '{self.channels}'",
+                expected="1, 3 or 4 channels 'first' (c, height, width) or 'last' (height, width, c)",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +99,7 @@ class Spec:
     """What an environment or dataset speaks."""
 
     observation: dict[str, ObservationSpec]
-    """Observation keys in the order in which they are concatenated."""
+    """Streams by key, in the order in which states are put side by side."""
     action: ActionSpec
     """Action convention."""
     env_id: str = UNSTATED

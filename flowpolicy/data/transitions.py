@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int64
 from tensordict import TensorDict
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
+from flowpolicy.core.streams import Streams
 from flowpolicy.data.dataset import Dataset
 from flowpolicy.data.windows import WindowSampler
 
@@ -34,6 +37,7 @@ class TransitionSampler(WindowSampler):
         batch_size: b, windows per draw.
         device: where batches are wanted.
         horizon: r, rows that a return may sum; the length of the chunk unless given.
+        streams: see :class:`WindowSampler`.
 
     Raises:
         DataError: every episode is shorter than a chunk, or no row has a successor.
@@ -49,8 +53,9 @@ class TransitionSampler(WindowSampler):
         device: torch.device | str = "cpu",
         *,
         horizon: int = 0,
+        streams: Callable[[Streams], Streams] | None = None,
     ) -> None:
-        super().__init__(dataset, history, chunk, batch_size, device)
+        super().__init__(dataset, history, chunk, batch_size, device, streams=streams)
         place = self._action.device
         reward, mask = dataset.steps[keys.REWARD][:], dataset.steps[keys.MASK][:]
         self._reward = reward.to(place)

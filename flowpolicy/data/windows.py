@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from tensordict import TensorDict
@@ -10,6 +12,7 @@ from torch import Tensor
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.protocols import Source
+from flowpolicy.core.streams import Streams
 from flowpolicy.data.dataset import Dataset
 
 
@@ -21,8 +24,9 @@ class WindowSampler(Source):
     row the last action repeats with ``valid`` False. Asked for ``previous``, it has the actions of rows i-h ... i-1
     too; before the first row of the episode the first action stands, with ``known`` False.
 
-    The low-dimensional columns are packed once into one matrix on ``device``, so a draw is one gather of
-    observations and one of actions; a memory-mapped dataset is gathered from its files instead.
+    Told how a policy reads observations (``streams``), the sampler makes that of the whole dataset once, on ``device``:
+    scaled, states side by side. A draw then is one gather of states and one of actions. What is drawn from a
+    memory-mapped dataset is gathered from its files and scaled afterwards.
 
     Args:
         dataset: where to draw from.
@@ -31,6 +35,8 @@ class WindowSampler(Source):
         batch_size: b, windows per draw.
         device: where batches are wanted.
         previous: also give the actions before the window.
+        streams: observations in environment units, name -> (b, o, *shape), to those that batches hold; as the
+            ``streams`` of an agent. Unless given, they hold what the dataset does.
 
     Raises:
         DataError: every episode is shorter than a chunk.
@@ -46,21 +52,20 @@ class WindowSampler(Source):
         device: torch.device | str = "cpu",
         *,
         previous: bool = False,
+        streams: Callable[[Streams], Streams] | None = None,
     ) -> None:
         _require_a_chunk(dataset, chunk)
         self.batch_size, self.device, self.previous = batch_size, torch.device(device), previous
         steps = dataset.steps
         self.rows = steps.batch_size[0]
-        self.names = list(steps[keys.OBS].keys())
-        if dataset.memory_mapped:
-            self._obs = [steps[keys.OBS, name] for name in self.names]
-            self._action = steps[keys.ACTION]
-        else:
-            columns = [steps[keys.OBS, name] for name in self.names]
-            packed = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
-            self._obs = [packed.to(self.device)]
-            self._action = steps[keys.ACTION].to(self.device)
-        self._widths = [steps[keys.OBS, name].shape[1] for name in self.names]
+        self._obs: Streams = dict(steps[keys.OBS].items())
+        self._action, self._streams = steps[keys.ACTION], streams
+        if not dataset.memory_mapped:
+            self._obs = {name: column.to(self.device) for name, column in self._obs.items()}
+            self._action = self._action.to(self.device)
+            if streams is not None:
+                histories = streams({name: column.unsqueeze(1) for name, column in self._obs.items()})
+                self._obs, self._streams = {name: value.squeeze(1) for name, value in histories.items()}, None
         # Rows are looked up where the data is: on the device, or on the CPU for a memory-mapped file.
         place = self._action.device
         first = dataset.starts.repeat_interleave(dataset.lengths)
@@ -76,8 +81,8 @@ class WindowSampler(Source):
             generator: the only source of randomness.
 
         Returns:
-            ``("obs", name)`` (b, o, d) float32, ``"action"`` (b, h, a) float32, ``"valid"`` (b, h) bool; ``"previous"``
-            and ``"known"`` likewise where they are asked for.
+            ``("obs", name)`` (b, o, d) float32, or what ``streams`` makes of them, ``"action"`` (b, h, a) float32,
+            ``"valid"`` (b, h) bool; ``"previous"`` and ``"known"`` likewise where they are asked for.
 
         """
         return self.at(torch.randint(self.rows, (self.batch_size,), generator=generator, device=generator.device))
@@ -103,11 +108,8 @@ class WindowSampler(Source):
     def _history(self, index: Int64[Tensor, " b"], first: Int64[Tensor, "b 1"]) -> TensorDict:
         """Observations of the rows up to ``index``, name -> (b, o, d), none before ``first``."""
         past = torch.maximum(index[:, None] + self._back, first)
-        gathered = [_gather(column, past) for column in self._obs]
-        # A packed matrix is taken apart again; the columns of a memory-mapped file come one by one.
-        obs = gathered[0].split(self._widths, dim=2) if len(gathered) == 1 else gathered
-        named = {name: value.to(self.device) for name, value in zip(self.names, obs, strict=True)}
-        return TensorDict(named, batch_size=[index.shape[0]])
+        obs = {name: _gather(column, past).to(self.device) for name, column in self._obs.items()}
+        return TensorDict(obs if self._streams is None else self._streams(obs), batch_size=[index.shape[0]])
 
 
 def require_whole_chunks(dataset: Dataset, chunk: int) -> None:

@@ -245,7 +245,6 @@ def _features(policy: Policy, sampler: WindowSampler, rows: Int64[Tensor, " n"])
     blocks = []
     for part in rows.split(4096):
         obs: TensorDict = sampler.at(part)[keys.OBS]
-        named = {name: obs[name] for name in policy.contract.spec.observation}
         with torch.no_grad():
-            blocks.append(policy.actor.condition(policy.normalizer.obs(named)).feature)
+            blocks.append(policy.actor.encoder(policy.streams(obs)).feature)
     return torch.cat(blocks)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.ranges import Depth, Few, Natural, Width
+from flowpolicy.core.spec import ObservationSpec
+from flowpolicy.nets.encoder import StateEncoder, StateProjection
 from flowpolicy.nets.layers import LayerNorm, gelu
 
 Aggregation = Literal["mean", "min"]
@@ -42,9 +44,14 @@ class CriticConfig:
                 expected="at least 1 member, and 0 or more held out",
             )
 
-    def build(self, obs: int, action: int = 0) -> Critic:
-        """Q networks for flat observations and actions of these sizes; with ``action`` 0 a value network V(obs)."""
-        return Critic(self, obs + action)
+    def build(self, observation: Mapping[str, ObservationSpec], history: int, action: int = 0) -> Critic:
+        """Q networks for observation histories and ``action`` numbers; with ``action`` 0 a value network V(obs).
+
+        Raises:
+            ConfigError: a picture is observed.
+
+        """
+        return Critic(self, StateEncoder(width=0).build(observation, history), action)
 
 
 class Critic(nn.Module):
@@ -52,11 +59,20 @@ class Critic(nn.Module):
 
     One product per layer serves every member. Weights are drawn uniformly with the variance 2 / (in + out) of
     Glorot, as the FQL family does (arXiv 2502.02538, code). Safe under ``torch.compile``.
+
+    All methods take normalised observation streams, name -> (b, o, *shape), and for Q the action chunks (b, h, a).
+
+    Args:
+        config: sizes.
+        encoder: what the networks see of the observations; no weights of its own.
+        action: numbers of a chunk.
+
     """
 
-    def __init__(self, config: CriticConfig, inputs: int) -> None:
+    def __init__(self, config: CriticConfig, encoder: StateProjection, action: int) -> None:
         super().__init__()
-        self.config, self.inputs = config, inputs
+        self.config, self.encoder, self.action = config, encoder, action
+        inputs = encoder.size + action
         networks = config.members + config.held_out
         widths = [inputs, *[config.width] * config.depth]
         self.layers = nn.ModuleList(
@@ -64,19 +80,19 @@ class Critic(nn.Module):
         )
         self.head = _Linear(networks, config.width, 1)
 
-    def forward(self, *inputs: Float[Tensor, "b ..."]) -> Float[Tensor, "n b"]:
-        """Values of the members, then of those held out, for rows ``[obs, action]`` or ``[obs]``."""
+    def forward(self, *inputs: Any) -> Float[Tensor, "n b"]:
+        """Values of the members, then of those held out, for ``(streams, action)`` or ``(streams,)``."""
         return self._values(inputs, self.config.members + self.config.held_out, frozen=False)
 
-    def values(self, *inputs: Float[Tensor, "b ..."]) -> Float[Tensor, "e b"]:
+    def values(self, *inputs: Any) -> Float[Tensor, "e b"]:
         """Values of the members alone. Gradients reach the inputs and not the weights: what an actor climbs."""
         return self._values(inputs, self.config.members, frozen=True)
 
-    def all_values(self, *inputs: Float[Tensor, "b ..."]) -> Float[Tensor, "n b"]:
+    def all_values(self, *inputs: Any) -> Float[Tensor, "n b"]:
         """:meth:`values` of the members, then of those held out."""
         return self._values(inputs, self.config.members + self.config.held_out, frozen=True)
 
-    def value(self, *inputs: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+    def value(self, *inputs: Any) -> Float[Tensor, " b"]:
         """:meth:`values`, aggregated as the config says."""
         return self.aggregate(self.values(*inputs))
 
@@ -85,18 +101,22 @@ class Critic(nn.Module):
         return values.mean(0) if self.config.aggregate == "mean" else values.amin(0)
 
     def members_on(self, rows: Float[Tensor, "n b i"]) -> Float[Tensor, "n b"]:
-        """Values where every network has rows of its own, as a bootstrap of the data gives them."""
+        """Values where every network has :meth:`rows` of its own, as a bootstrap of the data gives them."""
         return self._apply_layers(rows, frozen=False)
 
     def target(self) -> Critic:
         """A copy of the members for :func:`polyak`, without those held out and without gradients."""
-        copy = Critic(dataclasses.replace(self.config, held_out=0), self.inputs)
+        copy = Critic(dataclasses.replace(self.config, held_out=0), self.encoder, self.action)
         copy.to(self.head.weight).requires_grad_(False)
         polyak(copy, self, 1.0)
         return copy
 
-    def _values(self, inputs: Iterable[Tensor], networks: int, *, frozen: bool) -> Tensor:
-        rows = torch.cat([x.flatten(1) for x in inputs], dim=1)
+    def rows(self, streams: Mapping[str, Tensor], *action: Float[Tensor, "b h a"]) -> Float[Tensor, "b i"]:
+        """What every network is shown: ``[obs, action]`` or ``[obs]``."""
+        return torch.cat([self.encoder(streams).cond, *(chunk.flatten(1) for chunk in action)], dim=1)
+
+    def _values(self, inputs: tuple[Any, ...], networks: int, *, frozen: bool) -> Tensor:
+        rows = self.rows(*inputs)
         return self._apply_layers(rows.expand(networks, *rows.shape), frozen)
 
     def _apply_layers(self, hidden: Tensor, frozen: bool) -> Tensor:

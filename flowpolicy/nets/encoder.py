@@ -1,15 +1,23 @@
-"""Encoders of the observation history. They see no flow time: once per batch is enough."""
+"""Encoders of the observation history. They see no flow time: once per batch is enough.
+
+An encoder's config has ``build(observation, history)``, which gives a module with ``size`` (numbers of the condition)
+and ``forward(streams) -> EncoderOutput``; what it makes of the streams is its own affair.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.ranges import Range
+from flowpolicy.core.spec import ObservationSpec
+from flowpolicy.core.streams import STATES, Layout
 from flowpolicy.nets.layers import LayerNorm, gelu
 
 
@@ -29,9 +37,22 @@ class StateEncoder:
     width: Annotated[int, Range(0, 2**15)] = 256
     """Size of the hidden layer and of the projection; 0 passes the observations through."""
 
-    def build(self, obs: int) -> StateProjection:
-        """The encoder of observation histories with ``obs`` numbers in all."""
-        return StateProjection(self, obs)
+    def build(self, observation: Mapping[str, ObservationSpec], history: int) -> StateProjection:
+        """The encoder of histories of ``history`` observations.
+
+        Raises:
+            ConfigError: there is a picture among them.
+
+        """
+        for key, spec in observation.items():
+            if spec.kind != "state":
+                states = [name for name, other in observation.items() if other.kind == "state"]
+                raise ConfigError(
+                    f"the state encoder cannot read the observation '{key}', a picture of shape {spec.shape}",
+                    expected="observations of kind 'state', which are numbers side by side",
+                    fix=f"leave it out: --data.obs-keys {' '.join(states) or 'KEY ...'}",
+                )
+        return StateProjection(self, Layout(observation), history)
 
 
 class StateProjection(nn.Module):
@@ -41,13 +62,15 @@ class StateProjection(nn.Module):
     projection alone, because distances between raw observations have no gradient. Safe under ``torch.compile``.
     """
 
-    def __init__(self, config: StateEncoder, obs: int) -> None:
+    def __init__(self, config: StateEncoder, layout: Layout, history: int) -> None:
         super().__init__()
-        self.size = config.width + obs
-        self.project = nn.Sequential() if config.width == 0 else _projection(obs, config.width)
+        self.layout, self.inputs = layout, history * layout.size
+        self.size = config.width + self.inputs
+        self.project = nn.Sequential() if config.width == 0 else _projection(self.inputs, config.width)
 
-    def forward(self, obs: Float[Tensor, "b n"]) -> EncoderOutput:
-        """Encode flat, normalised observation histories."""
+    def forward(self, streams: Mapping[str, Tensor]) -> EncoderOutput:
+        """Encode normalised observation histories, name -> (b, o, *shape), packed or not."""
+        obs = self.layout.pack(streams)[STATES].flatten(1)
         if not len(self.project):
             return EncoderOutput(obs, obs)
         feature = self.project(obs)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
+from tensordict import TensorDict
 from torch import Tensor, nn
 
-from flowpolicy.core.errors import CheckpointError, ConfigError, nearest
+from flowpolicy.core.errors import CheckpointError
 from flowpolicy.core.files import read_tensors
 from flowpolicy.core.spec import Contract
+from flowpolicy.core.streams import STATES, Layout, Streams
+from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.registry import TAGS
 from flowpolicy.nets.critic import Critic, CriticConfig
-from flowpolicy.nets.encoder import EncoderOutput, StateEncoder
+from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.flow_nets import DecoratorNet, VelocityNet
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
@@ -70,45 +71,30 @@ class Actor(nn.Module):
 
     def __init__(self, config: PolicyConfig, contract: Contract) -> None:
         super().__init__()
-        self.sizes = {key: int(torch.Size(spec.shape).numel()) for key, spec in contract.spec.observation.items()}
-        self.keys, self.history = tuple(self.sizes), contract.history
-        self.obs_size = contract.history * sum(self.sizes.values())
-        self.encoder = config.encoder.build(self.obs_size)
+        observation, history = contract.spec.observation, contract.history
+        self.layout = Layout(observation)
+        self.keys = self.layout.keys
+        self.encoder = config.encoder.build(observation, history)
         self.refiner: VelocityNet | None = None
         self.source: SourceNet | None = None
         self.null: nn.Parameter | None = None
         self.decorator: DecoratorNet | None = None
         self.critic: Critic | None = None
-        sizes = Sizes(self.obs_size, self.encoder.size, contract.chunk, contract.spec.action.size)
+        sizes = Sizes(observation, history, self.encoder.size, contract.chunk, contract.spec.action.size)
         for name, part in config.sampler.build(config.net, sizes).items():
             setattr(self, name, part)
-        self.hidings(config.sampler.hides)  # raises where an observation does not exist
+        self.layout.hidings(config.sampler.hides)  # raises where an observation does not exist
 
-    def flatten(self, obs: dict[str, Tensor]) -> Float[Tensor, "b n"]:
-        """Observation histories, name -> (b, o, *shape), as one row each."""
-        return torch.cat([obs[key].flatten(2) for key in self.keys], dim=-1).flatten(1)
+    def streams(self, normalizer: Normalizer, obs: Mapping[str, Tensor] | TensorDict) -> Streams:
+        """What encoder, critic and sampler read: observations normalised, states packed.
 
-    def hidings(self, names: Sequence[str]) -> Float[Tensor, "k n"]:
-        """Factors of flat observations that hide the named ones: all of them, then all but each; none without names.
-
-        Raises:
-            ConfigError: there is no such observation.
+        Args:
+            normalizer: of the policy.
+            obs: name -> (b, o, *shape) in environment units; or what this gave before, which stays as it is.
 
         """
-        for name in names:
-            if name not in self.sizes:
-                raise ConfigError(f"the guidance hides the observation '{name}'", expected=nearest(name, self.keys))
-        step = [
-            [float(key not in names or key == kept) for key, width in self.sizes.items() for _ in range(width)]
-            for kept in ("", *names)
-        ]
-        masks = torch.tensor(step if names else []).reshape(-1, sum(self.sizes.values()))
-        return masks.repeat(1, self.history)
-
-    def condition(self, obs: dict[str, Tensor]) -> EncoderOutput:
-        """Condition vector and encoder feature of *normalised* observations, name -> (b, o, *shape)."""
-        output: EncoderOutput = self.encoder(self.flatten(obs))
-        return output
+        named = dict(obs.items())
+        return self.layout.pack(named if STATES in named else normalizer.obs(named))
 
 
 def load_strictly(module: nn.Module, path: Path) -> None:

@@ -54,7 +54,7 @@ def fitted(
     rows = next(iter(obs.values())).shape[0]
     noise = flow.source.sample((rows, policy.contract.chunk, policy.contract.spec.action.size), generator)
     with torch.inference_mode():
-        field = policy.dynamics(obs)
+        field = policy.dynamics(policy.streams(obs))
         paths = trajectories(field, noise, FINE)
     nodes = [bellman(step_costs(paths), evaluations)]
     weights = digest(policy.actor.state_dict())

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.streams import STATES
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.nets.plain import PlainMLP
 from flowpolicy.nets.transformer import ChunkTransformer
@@ -23,9 +24,10 @@ from flowpolicy.policy.policy import Policy
 class ActGraph(nn.Module):
     """Normalise, encode, generate, unnormalise: what :meth:`Policy.act_from` computes, in one number of evaluations.
 
-    The observation keys are one input, so that a graph has one normalising step instead of one per key. What is
-    linear twice in a row is multiplied out beforehand, in float64: the normaliser's scale into the layers that see
-    observations, see also :func:`fold_encoder`. Equal to the policy to round-off.
+    The states are one input, as the policy packs them, so that a graph has one normalising step instead of one per key
+    and nothing to put side by side. What is linear twice in a row is multiplied out beforehand, in float64: the
+    normaliser's scale into the layers that see observations, see also :func:`fold_encoder`. Equal to the policy to
+    round-off.
 
     Args:
         policy: copied; the original stays as it is.
@@ -68,8 +70,8 @@ class ActGraph(nn.Module):
 
         """
         committed = None if action is None or length is None else Committed(action, length, length)
-        flat = (obs - self.offset).clamp(-self.limit, self.limit).flatten(1)
-        chunk = self.policy.normalizer.unaction(self.policy.decide(flat, noise, self.nfe, committed))
+        streams = {STATES: (obs - self.offset).clamp(-self.limit, self.limit)}
+        chunk = self.policy.normalizer.unaction(self.policy.decide(streams, noise, self.nfe, committed))
         return chunk if committed is None else committed.impose(chunk)
 
     def example(self, batch: int) -> tuple[Tensor, ...]:
@@ -100,15 +102,16 @@ def fold_encoder(policy: Policy) -> None:
 def fold_scale(policy: Policy, scale: Float[Tensor, " n"]) -> None:
     """Let every layer that sees observations expect them before the multiplication by ``scale``."""
     actor = policy.actor
+    inputs = actor.encoder.inputs
     if actor.null is not None:
-        null = actor.null.data[-actor.obs_size :]
+        null = actor.null.data[-inputs:]
         null.copy_(null.double() / scale.double())
-    seeing = [inlet.weight.data[:, -actor.obs_size :] for inlet in _inlets(policy)]
+    seeing = [inlet.weight.data[:, -inputs:] for inlet in _inlets(policy)]
     if len(actor.encoder.project):
         seeing.append(cast(nn.Linear, actor.encoder.project[0]).weight.data)
     if actor.critic is not None:
         first: Any = actor.critic.layers[0]
-        seeing.append(first.linear.weight.data[:, : actor.obs_size].mT)
+        seeing.append(first.linear.weight.data[:, :inputs].mT)
     for weight in seeing:
         weight.copy_(weight.double() * scale.double())
 

@@ -22,6 +22,7 @@ from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.files import digest, read_object, write_json, write_tensors
 from flowpolicy.core.ranges import require_ranges
 from flowpolicy.core.spec import Contract, load_contract, save_contract
+from flowpolicy.core.streams import Streams
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.solvers import Dynamics
 from flowpolicy.policy.actor import KINDS, Actor, PolicyConfig, load_strictly
@@ -167,37 +168,37 @@ class Policy(nn.Module):
             require_committed(committed.action, committed.length, (rows, *each), self.prefix)
         if previous is not None:
             previous.require((rows, *each))
-        chunk = self.normalizer.unaction(self.decide(self.normalized(seen), start, nfe, committed, generator, previous))
+        chunk = self.normalizer.unaction(self.decide(self.streams(seen), start, nfe, committed, generator, previous))
         return chunk if committed is None else committed.impose(chunk)
 
     def decide(
         self,
-        flat: Float[Tensor, "b n"],
+        streams: Streams,
         noise: Float[Tensor, "bk h a"],
         nfe: int,
         committed: Committed | None = None,
         generator: torch.Generator | None = None,
         previous: Previous | None = None,
     ) -> Float[Tensor, "b h a"]:
-        """:meth:`act_from` between the normaliser's two ends: from flat observation histories to chunks in [-1, 1]."""
-        decision = self.decision(flat, nfe, committed, generator, previous)
+        """:meth:`act_from` between the normaliser's two ends: from :meth:`streams` to chunks in [-1, 1]."""
+        decision = self.decision(streams, nfe, committed, generator, previous)
         return self.config.sampler.sample(decision, noise)
 
     def decision(
         self,
-        flat: Float[Tensor, "b n"],
+        streams: Streams,
         nfe: int,
         committed: Committed | None = None,
         generator: torch.Generator | None = None,
         previous: Previous | None = None,
     ) -> Decision:
-        """What the sampler may know: flat observation histories, scaled, and the rest in environment units."""
+        """What the sampler may know, from scaled streams and the rest in environment units."""
         scaled = self.normalizer.action
         return Decision(
             self.actor,
             self.normalizer,
-            flat,
-            self.actor.encoder(flat).cond,
+            streams,
+            self.actor.encoder(streams).cond,
             nfe,
             count=self._count,
             generator=generator,
@@ -235,23 +236,22 @@ class Policy(nn.Module):
         """Whether decisions depend on the previous chunk."""
         return self.config.sampler.continues
 
-    def normalized(self, obs: dict[str, Tensor]) -> Float[Tensor, "b n"]:
-        """Flat, normalised observations."""
-        return self.actor.flatten(self.normalizer.obs({key: obs[key] for key in self.actor.keys}))
+    def streams(self, obs: Mapping[str, Tensor]) -> Streams:
+        """Observations in environment units, name -> (b, o, *shape), as encoder, critic and sampler read them."""
+        return self.actor.streams(self.normalizer, obs)
 
     @without_gradients
-    def carry(self, obs: dict[str, Tensor], noise: Float[Tensor, "b h a"], nfe: int) -> Float[Tensor, "b h a"]:
-        """Where the flow carries the noise: normalised, not clamped, without decorator and choice."""
+    def carry(self, streams: Streams, noise: Float[Tensor, "b h a"], nfe: int) -> Float[Tensor, "b h a"]:
+        """Where the flow carries the noise, from :meth:`streams`: not clamped, without decorator and choice."""
         self.require_no_memory()
-        decision = self.config.sampler.plain(self.decision(self.normalized(obs), nfe))
-        return self.flow.carry(decision, noise)
+        return self.flow.carry(self.config.sampler.plain(self.decision(streams, nfe)), noise)
 
-    def dynamics(self, obs: dict[str, Tensor]) -> Dynamics:
-        """The flow's velocity for fixed observations in environment units; of a flow map, also its mean velocity.
+    def dynamics(self, streams: Streams) -> Dynamics:
+        """The flow's velocity for fixed observations (:meth:`streams`); of a flow map, also its mean velocity.
 
         Not counted as evaluations.
         """
-        return self.flow.dynamics(self.config.sampler.plain(self.decision(self.normalized(obs), 1)))
+        return self.flow.dynamics(self.config.sampler.plain(self.decision(streams, 1)))
 
     @property
     def flow(self) -> FlowSampler:

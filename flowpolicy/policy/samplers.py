@@ -8,7 +8,7 @@ nobody else asks what kind it is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -18,6 +18,8 @@ from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.noise import NoiseLaw
+from flowpolicy.core.spec import ObservationSpec
+from flowpolicy.core.streams import STATES, Streams, repeated, repeated_streams
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.flow_spec import Network, Sampling
 from flowpolicy.flows.axes.guidance import Aimed, Situation
@@ -46,8 +48,10 @@ Part = nn.Module | nn.Parameter
 class Sizes(NamedTuple):
     """What decides the size of the networks."""
 
-    obs: int
-    """Numbers of a flat observation history."""
+    observation: Mapping[str, ObservationSpec]
+    """Streams that are observed."""
+    history: int
+    """Observations per decision."""
     encoder: int
     """Size of the encoder's condition."""
     chunk: int
@@ -66,8 +70,8 @@ class Decision:
     """Networks of the policy."""
     normalizer: Normalizer
     """Scaling, which also says what actions there are."""
-    flat: Float[Tensor, "b n"]
-    """Flat observation histories."""
+    streams: Streams
+    """Observation histories, name -> (b, o, *shape), packed (:class:`flowpolicy.core.streams.Layout`)."""
     cond: Float[Tensor, "b c"]
     """What the encoder makes of them."""
     nfe: int = 1
@@ -88,7 +92,7 @@ class Decision:
     def ask(self, network: Callable[..., Any], *args: Tensor) -> Tensor:
         """The value of a network for as many rows as the first argument has."""
         if not torch.compiler.is_compiling():  # a compiled graph would be compiled anew for every count
-            self.count(len(args[0]) * self.repeats // len(self.flat))
+            self.count(len(args[0]) * self.repeats // len(self.cond))
         value: Tensor = network(*args).value
         return value
 
@@ -107,13 +111,12 @@ class Decision:
             return self
 
         def each(value: Any) -> Any:
-            # Not repeat_interleave: exporters take its number of rows for unknown.
-            return None if value is None else value.unsqueeze(1).expand(-1, times, *value.shape[1:]).flatten(0, 1)
+            return None if value is None else repeated(value, times)
 
         return dataclasses.replace(
             self,
             repeats=times * self.repeats,
-            flat=each(self.flat),
+            streams=repeated_streams(self.streams, times),
             cond=each(self.cond),
             told=each(self.told),
             committed=None if self.committed is None else Committed(*(each(part) for part in self.committed)),
@@ -306,7 +309,7 @@ class FlowSampler(Sampler):
 
     def build(self, net: Net, sizes: Sizes) -> dict[str, Part]:
         """Velocity network or flow map, and what source and guidance ask for."""
-        flow, (_, encoder, chunk, action, told) = self.sampling, sizes
+        flow, (_, _, encoder, chunk, action, told) = self.sampling, sizes
         cond = told + flow.source.inputs + encoder
         parts: dict[str, Part] = {}
         if flow.two_time:
@@ -323,7 +326,7 @@ class FlowSampler(Sampler):
 
     def sample(self, decision: Decision, noise: Float[Tensor, "bk h a"]) -> Float[Tensor, "b h a"]:
         """Carry, and let the guidance choose and change."""
-        guidance, rows = self.sampling.guidance, len(decision.flat)
+        guidance, rows = self.sampling.guidance, len(decision.cond)
         candidates = noise.shape[0] // rows
         if candidates != guidance.candidates:
             raise ConfigError(
@@ -443,11 +446,12 @@ class BestOf(Wrapper):
     def build(self, net: Net, sizes: Sizes) -> dict[str, Part]:
         """The wrapped sampler's networks and the critic."""
         parts = self.inner.build(net, sizes)
-        return {**parts, "critic": self.critic.build(sizes.obs, sizes.chunk * sizes.action)}
+        critic = self.critic.build(sizes.observation, sizes.history, sizes.chunk * sizes.action)
+        return {**parts, "critic": critic}
 
     def sample(self, decision: Decision, noise: Float[Tensor, "bk h a"]) -> Float[Tensor, "b h a"]:
         """The chunk of the largest value in every row."""
-        rows = len(decision.flat)
+        rows = len(decision.cond)
         among, critic = noise.shape[0] // rows, decision.networks.critic
         assert critic is not None
         if decision.nfe % among:
@@ -457,7 +461,7 @@ class BestOf(Wrapper):
             )
         each = decision.repeated(among).spending(decision.nfe // among)
         chunks = self.inner.sample(each, noise)
-        value = critic.value(each.flat, chunks).view(rows, among)
+        value = critic.value(each.streams, chunks).view(rows, among)
         return best_of(chunks.view(rows, among, *chunks.shape[1:]), value)
 
 
@@ -524,7 +528,7 @@ class Prefixed(Wrapper):
     def plain(self, decision: Decision) -> Decision:
         """No row is committed."""
         chunk = decision.networks.net.chunk
-        return dataclasses.replace(decision, told=decision.cond.new_zeros(len(decision.flat), chunk))
+        return dataclasses.replace(decision, told=decision.cond.new_zeros(len(decision.cond), chunk))
 
     def sample(self, decision: Decision, noise: Float[Tensor, "bk h a"]) -> Float[Tensor, "b h a"]:
         """The wrapped sampler's chunks from noise whose committed rows are the actions themselves."""
@@ -640,8 +644,8 @@ class Carried:
         flow, decision = self.flow, self.decision
         field = dynamics(decision, flow, self.share, self.situation(start))
         if flow.source.continues and self.planned is not None and self.begun is not None:
-            history = decision.flat.view(len(decision.flat), decision.networks.history, -1)
-            late = flow.source.begin(history).masked_fill(~self.begun, 0.0)
+            states = decision.networks.layout.pack(decision.streams)[STATES]
+            late = flow.source.begin(states).masked_fill(~self.begun, 0.0)
             start, field = flow.interpolant.point(start, self.planned, late), field.after(late)
         return flow.generate(field, start, self.evaluations, decision.generator)
 
@@ -658,9 +662,10 @@ def dynamics(decision: Decision, flow: Sampling, share: Float[Tensor, " b"] | No
         return lambda x, s, t: decision.ask(actor.net, x, s, shown)
 
     null, parts = cond if actor.null is None else actor.null.expand_as(cond), []
-    hidden = actor.hidings(flow.guidance.hides)
-    if len(hidden):
-        null, *parts = (actor.encoder(decision.flat * mask).cond for mask in hidden.to(decision.flat))
+    hidings = actor.layout.hidings(flow.guidance.hides).to(cond)
+    if len(hidings):
+        hidden = (actor.layout.hidden(decision.streams, factors) for factors in hidings.split(1))
+        null, *parts = (actor.encoder(streams).cond for streams in hidden)
     field = flow.dynamics(predict(cond), predict(null), [predict(part) for part in parts], at)
     if (refiner := actor.refiner) is None:
         return field

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.streams import Streams
 from flowpolicy.flows.axes.solvers import Afp, Dynamics, Midpoint, Solver
 from flowpolicy.policy.policy import Policy
 from flowpolicy.policy.samplers import BestOf, Decorated
@@ -19,7 +20,7 @@ _INNER = 8  # more iterations diverge where the step times the Lipschitz constan
 
 
 class Teacher:
-    """What students ask a trained policy. Answers carry no gradient.
+    """What students ask a trained policy, of normalised observations and chunks. Answers carry no gradient.
 
     Args:
         policy: the teacher; stays as it is.
@@ -57,26 +58,24 @@ class Teacher:
         self.sampling.grid(self.sampling.guidance.budget(nfe))
 
     @torch.no_grad()
-    def carry(self, obs: dict[str, Tensor], noise: Float[Tensor, "b h a"], nfe: int) -> Float[Tensor, "b h a"]:
+    def carry(self, obs: Streams, noise: Float[Tensor, "b h a"], nfe: int) -> Float[Tensor, "b h a"]:
         """Normalised chunks to which the teacher's own solver carries the noise; not clamped."""
         # Cloned, since a tensor of inference mode cannot take part in a gradient.
         return self.policy.carry(obs, noise, nfe).clone()
 
     @torch.no_grad()
-    def dynamics(self, obs: dict[str, Tensor]) -> Dynamics:
+    def dynamics(self, obs: Streams) -> Dynamics:
         """The teacher's velocity for fixed observations; on a flow map, that of its diagonal."""
         return self.policy.dynamics(obs)
 
     @torch.no_grad()
-    def velocity(
-        self, obs: dict[str, Tensor], x: Float[Tensor, "b h a"], t: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b h a"]:
+    def velocity(self, obs: Streams, x: Float[Tensor, "b h a"], t: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:
         """Velocity at normalised points x and times t."""
         return self.dynamics(obs).velocity(x, t)
 
     @torch.no_grad()
     def along(
-        self, obs: dict[str, Tensor], noise: Float[Tensor, "b h a"], nodes: tuple[int, ...], steps: int
+        self, obs: Streams, noise: Float[Tensor, "b h a"], nodes: tuple[int, ...], steps: int
     ) -> Float[Tensor, "k b h a"]:
         """States after ``nodes`` of ``steps`` equal Euler steps; nodes rise, 0 is the noise."""
         field, x, states = self.dynamics(obs), noise, []
@@ -89,12 +88,12 @@ class Teacher:
 
     @torch.no_grad()
     def invert(
-        self, obs: dict[str, Tensor], chunk: Float[Tensor, "b h a"], nfe: int, inversion: Inversion
+        self, obs: Streams, chunk: Float[Tensor, "b h a"], nfe: int, inversion: Inversion
     ) -> Float[Tensor, "b h a"]:
         """The noise that the teacher's flow carries to normalised chunks.
 
         Args:
-            obs: name -> (b, o, *shape), environment units.
+            obs: normalised observations.
             chunk: normalised chunks.
             nfe: evaluations; 'exact' spends eight times as many.
             inversion: 'afp' (SteerFlow), 'midpoint' (RF-Solver), or 'exact': fixed-point iterations that undo Euler's

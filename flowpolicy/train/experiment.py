@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +17,7 @@ from flowpolicy.core.files import unchanged_sha256
 from flowpolicy.core.protocols import Source
 from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
+from flowpolicy.core.streams import Streams
 from flowpolicy.data.dataset import DataConfig, Dataset
 from flowpolicy.data.dataset_checks import doubtful_start
 from flowpolicy.data.normalize import NormalizerConfig
@@ -225,10 +227,14 @@ def _with_stated_shift(dataset: Dataset, env: Spec) -> Spec:
     return dataset.spec
 
 
-def make_sampler(experiment: Experiment, dataset: Dataset) -> Source:
+Reading = Callable[[Streams], Streams] | None
+"""How an agent reads observations, see :class:`flowpolicy.data.windows.WindowSampler`."""
+
+
+def make_sampler(experiment: Experiment, dataset: Dataset, streams: Reading = None) -> Source:
     """The source of batches for the agent, whose ``needs`` is 'windows' or 'transitions'."""
     if experiment.agent.needs == "windows":
-        return window_sampler(experiment, dataset)
+        return window_sampler(experiment, dataset, streams)
     rewards = dataset.steps[keys.REWARD]
     if bool((rewards == rewards[0]).all()):
         warnings.warn(
@@ -238,19 +244,21 @@ def make_sampler(experiment: Experiment, dataset: Dataset) -> Source:
             DataWarning,
             stacklevel=2,
         )
-    return transition_sampler(experiment, dataset, experiment.batch_size)
+    return transition_sampler(experiment, dataset, experiment.batch_size, streams)
 
 
-def window_sampler(experiment: Experiment, dataset: Dataset) -> WindowSampler:
+def window_sampler(experiment: Experiment, dataset: Dataset, streams: Reading = None) -> WindowSampler:
     """Batches of windows as the experiment's agent wants them."""
-    agent, device = experiment.agent, experiment.device
-    return WindowSampler(dataset, agent.history, agent.chunk, experiment.batch_size, device, previous=agent.previous)
+    agent, sizes = experiment.agent, (experiment.agent.history, experiment.agent.chunk, experiment.batch_size)
+    return WindowSampler(dataset, *sizes, experiment.device, previous=agent.previous, streams=streams)
 
 
-def transition_sampler(experiment: Experiment, dataset: Dataset, batch_size: int) -> TransitionSampler:
+def transition_sampler(
+    experiment: Experiment, dataset: Dataset, batch_size: int, streams: Reading = None
+) -> TransitionSampler:
     """Batches of transitions as the experiment's agent wants them."""
-    agent, device = experiment.agent, experiment.device
-    return TransitionSampler(dataset, agent.history, agent.chunk, batch_size, device, horizon=agent.horizon)
+    agent, sizes = experiment.agent, (experiment.agent.history, experiment.agent.chunk, batch_size)
+    return TransitionSampler(dataset, *sizes, experiment.device, horizon=agent.horizon, streams=streams)
 
 
 def require_same_data(found: str, stored: Contract, path: str) -> None:

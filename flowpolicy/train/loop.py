@@ -80,6 +80,10 @@ class Trainer:
         start = find_start(experiment, run, env, stored, slot)
         self.experiment, self.contract = start.experiment, start.contract
         self.agent = start.agent()
+        if newest:
+            self.agent.load_state_dict(read_weights(newest))
+        else:
+            start.hand_over(self.agent)
         self.source = start.source(self.agent)
         # The position of the batch stream is also the sampler's cursor: batches are drawn with replacement.
         self.streams = {
@@ -90,8 +94,6 @@ class Trainer:
         self._unread: list[Metrics] = []
         if newest:
             self._restore(newest)
-        else:
-            start.hand_over(self.agent)
 
     def train(self, report: Report = lambda step, row: None) -> Path:
         """Train to the end and return the last checkpoint."""
@@ -184,7 +186,6 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         state = read_json(folder / "state.json")
-        self.agent.load_state_dict(read_weights(folder))
         for name, stream in self.streams.items():
             stream.set_state(torch.frombuffer(bytearray(b64decode(state["generators"][name])), dtype=torch.uint8))
         self.step, self.seconds = state["step"], state["train_seconds"]

@@ -24,6 +24,7 @@ from flowpolicy.envs import find_env
 from flowpolicy.policy.policy import Policy
 from flowpolicy.train.experiment import (
     Experiment,
+    Reading,
     make_contract,
     make_sampler,
     require_same_data,
@@ -49,8 +50,8 @@ class Start:
         return self._build(Normalizer.fit(self.dataset, self.experiment.normalizer))
 
     def source(self, agent: Agent) -> Source:
-        """Where its batches come from."""
-        return make_sampler(self.experiment, self.dataset)
+        """Where its batches come from. The agent has its final scaling by then: batches may hold what it makes."""
+        return make_sampler(self.experiment, self.dataset, _reading(agent))
 
     def hand_over(self, agent: Agent) -> None:
         """Give the agent of a new run what another run has learned."""
@@ -81,7 +82,7 @@ class PostTrainingStart(Start):
 
     @override
     def source(self, agent: Agent) -> Source:
-        return GroupSampler(window_sampler(self.experiment, self.dataset), self.groups)
+        return GroupSampler(window_sampler(self.experiment, self.dataset, _reading(agent)), self.groups)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ class OnlineStart(Start):
         experiment, online = self.experiment, self.experiment.online
         replay = MixedReplay(
             self.dataset,
-            functools.partial(transition_sampler, experiment),
+            functools.partial(transition_sampler, experiment, streams=_reading(agent)),
             experiment.batch_size,
             online.ratio,
             self.run / "replay",
@@ -148,3 +149,9 @@ def find_start(
 def read_weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """What an agent's ``load_state_dict`` takes, from a checkpoint folder."""
     return {path.stem: read_tensors(path) for path in folder.glob("*.safetensors")}
+
+
+def _reading(agent: Agent) -> Reading:
+    """How the agent reads observations; None where an agent of another package takes them as they are in the file."""
+    found = getattr(agent, "streams", None)
+    return found if callable(found) else None

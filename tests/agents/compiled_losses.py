@@ -80,7 +80,7 @@ class Strangers(RegressionAgent):
         return self.drawn
 
     def error(self, obs, action):
-        cond, _ = self.actor.condition(self.normalizer.obs(obs))
+        cond = self.actor.encoder(obs).cond
         zeros = torch.zeros_like(action)
         return (self.actor.net(zeros, zeros[:, 0, 0], cond).value - action).square()
 

@@ -47,9 +47,9 @@ def loss_of(config, path, seed=0):
     with torch.no_grad():
         for name, value in agent.actor.named_parameters():
             value += 0.1 * torch.randn(value.shape, generator=torch_generator(seed, name))
-    batch = windows.draw(torch_generator(seed, "draw"))
+    batch = agent.scaled(windows.draw(torch_generator(seed, "draw")))
     draws = agent.draws(batch, torch_generator(seed, "noise"))
-    loss, metrics = agent.loss(dict(batch[OBS].items()), batch[ACTION], batch[VALID], draws)
+    loss, metrics = agent.loss(batch[OBS], batch[ACTION], batch[VALID], draws)
     return agent, loss, metrics
 
 
@@ -72,8 +72,9 @@ def test_deterministic_data_gives_zero_meanflow_loss_for_the_exact_network(demon
     """For a single action a0 the exact mean velocity is (a0 - x) / (1 - s); every row's loss is then 0."""
     agent, windows = build(dataclasses.replace(AGENTS["dm1"], dispersive=Dispersive(weight=0.0)), demonstrations)
     batch = windows.draw(torch_generator(0, "draw"))
-    constant = torch.full_like(batch[ACTION], 0.25)
-    target = agent.normalizer.action(constant)[:1]
+    batch[ACTION] = torch.full_like(batch[ACTION], 0.25)
+    batch = agent.scaled(batch)
+    target = batch[ACTION][:1]
 
     class Exact(torch.nn.Module):
         def value(self, x, s):
@@ -89,7 +90,7 @@ def test_deterministic_data_gives_zero_meanflow_loss_for_the_exact_network(demon
     drawn = agent.draws(batch, torch_generator(0, "noise"))
     s = drawn["s"].clamp(max=0.95)
     drawn = {**drawn, "s": s, "t": torch.maximum(s, drawn["t"])}
-    loss, _ = agent.loss(dict(batch[OBS].items()), constant, batch[VALID], drawn)
+    loss, _ = agent.loss(batch[OBS], batch[ACTION], batch[VALID], drawn)
     assert loss.item() < 1e-9
 
 
@@ -169,12 +170,12 @@ def test_the_learning_rate_grows_with_the_root_of_the_batch():
 
 def test_padded_steps_do_not_count(demonstrations):
     agent, windows = build(AGENTS["regression"], demonstrations)
-    batch = windows.draw(torch_generator(0, "draw"))
+    batch = agent.scaled(windows.draw(torch_generator(0, "draw")))
     valid = torch.ones_like(batch[VALID])
     valid[:, 2:] = False
     other = batch[ACTION].clone()
     other[:, 2:] = 0.77
-    obs = dict(batch[OBS].items())
+    obs = batch[OBS]
     assert agent.loss(obs, batch[ACTION], valid, ())[0].item() == agent.loss(obs, other, valid, ())[0].item()
 
 

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from flowpolicy.core.errors import CheckpointError, ContractError
-from flowpolicy.core.spec import UNSTATED, ActionSpec, load_contract, save_contract
+from flowpolicy.core.errors import CheckpointError, ConfigError, ContractError
+from flowpolicy.core.files import read_json, write_json
+from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, load_contract, save_contract
 
 
 def test_round_trip(tmp_path, contract):
@@ -77,3 +78,60 @@ def test_unknown_schema_is_refused(tmp_path, contract):
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 9'))
     with pytest.raises(CheckpointError, match="schema"):
         load_contract(path)
+
+
+WRIST = ObservationSpec((3, 84, 84), kind="image", dtype="uint8", channels="first", camera="wrist")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("camera", "front", "observation wrist.camera: 'wrist' against 'front'"),
+        ("dtype", "float32", "observation wrist.dtype: 'uint8' against 'float32'"),
+        ("shape", (3, 96, 96), "observation wrist.shape: (3, 84, 84) against (3, 96, 96)"),
+    ],
+)
+def test_every_word_of_a_picture_counts(field, value, line, contract, spec, tmp_path):
+    def seen(wrist):
+        return dataclasses.replace(spec, observation={**spec.observation, "wrist": wrist})
+
+    contract = dataclasses.replace(contract, spec=seen(WRIST))
+    save_contract(tmp_path / "contract.json", contract)
+    assert load_contract(tmp_path / "contract.json") == contract
+    contract.require(seen(dataclasses.replace(WRIST, camera=UNSTATED)), "the robot", "")
+    with pytest.raises(ContractError, match=re.escape(line)):
+        contract.require(seen(dataclasses.replace(WRIST, **{field: value})), "the robot", "")
+
+
+def test_a_state_is_no_picture(contract, spec):
+    picture = dataclasses.replace(spec, observation={**spec.observation, "goal": WRIST})
+    with pytest.raises(ContractError, match=re.escape("observation goal.kind: 'state' against 'image'")):
+        contract.require(picture, "the robot", "")
+
+
+def test_contracts_from_before_pictures_load_as_states(contract, tmp_path):
+    path = tmp_path / "contract.json"
+    save_contract(path, contract)
+    old = read_json(path)
+    for each in old["spec"]["observation"].values():
+        for name in ("kind", "dtype", "channels", "camera"):
+            del each[name]
+    write_json(path, old)
+    assert load_contract(path) == contract
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"kind": "sound"}, "kind state or image"),
+        ({"dtype": "float16"}, "dtype float32 or uint8"),
+        ({"kind": "state"}, "a state of float32, without channels and camera"),
+        ({"channels": "last"}, "1, 3 or 4 channels"),
+        ({"channels": ""}, "1, 3 or 4 channels"),
+        ({"shape": (84, 84)}, "1, 3 or 4 channels"),
+        ({"shape": (3, 0, 84)}, "at least 1"),
+    ],
+)
+def test_impossible_observations_are_refused(change, expected):
+    with pytest.raises(ConfigError, match=expected):
+        dataclasses.replace(WRIST, **change)

@@ -9,7 +9,9 @@ from tensordict import TensorDict
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
+from flowpolicy.core.streams import STATES, Layout
 from flowpolicy.data.dataset import DataConfig, Dataset, load_dataset
+from flowpolicy.data.normalize import Normalizer, NormalizerConfig
 from flowpolicy.data.windows import WindowSampler
 
 
@@ -89,6 +91,32 @@ def test_memory_mapped_windows_equal_those_in_memory(robomimic_file, tmp_path, m
     index = torch.arange(306)
     windows = [WindowSampler(dataset, 3, 21, 1).at(index) for dataset in (plain, mapped)]
     assert mapped.memory_mapped and bool((windows[0] == windows[1]).all())
+
+
+def test_streams_are_scaled_and_packed_once_and_after_the_draw_where_a_file_is_mapped(
+    robomimic_file, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    plain, mapped = (load_dataset(DataConfig(str(robomimic_file), memory_limit_mb=limit)) for limit in (2048, 0))
+    normalizer, layout, index = (
+        Normalizer.fit(plain, NormalizerConfig()),
+        Layout(plain.spec.observation),
+        torch.arange(9),
+    )
+    calls = []
+
+    def streams(obs):
+        calls.append(len(next(iter(obs.values()))))
+        return layout.pack(normalizer.obs(obs))
+
+    named = WindowSampler(plain, 3, 21, 1).at(index)["obs"]
+    wanted = layout.pack(normalizer.obs(dict(named.items())))
+    samplers = [WindowSampler(dataset, 3, 21, 1, streams=streams) for dataset in (plain, mapped)]
+    for sampler in samplers:
+        for _ in range(2):
+            found = sampler.at(index)["obs"]
+            assert list(found.keys()) == [STATES] and torch.equal(found[STATES], wanted[STATES])
+    assert calls == [len(plain.steps), 9, 9]
 
 
 def test_the_actions_before_a_window_end_at_the_episode():

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.spec import ObservationSpec
 from flowpolicy.nets.critic import CriticConfig, polyak
 
 CONFIG = CriticConfig(width=16, depth=3, members=3, held_out=2)
@@ -14,10 +15,10 @@ CONFIG = CriticConfig(width=16, depth=3, members=3, held_out=2)
 
 def make(config=CONFIG, obs=4, action=2):
     torch.manual_seed(0)
-    critic = config.build(obs, action)
+    critic = config.build({"state": ObservationSpec((obs,))}, 1, action)
     for parameter in critic.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    return critic, torch.randn(8, obs), torch.randn(8, 1, action)
+    return critic, {"state": torch.randn(8, 1, obs)}, torch.randn(8, 1, action)
 
 
 @pytest.mark.parametrize("layer_norm", [True, False])
@@ -27,7 +28,7 @@ def test_one_batched_product_equals_the_members_one_by_one(layer_norm):
     values = critic(obs, action)
     assert values.shape == (5, 8)
     for index in range(5):
-        hidden = torch.cat([obs, action.flatten(1)], dim=1)
+        hidden = torch.cat([obs["state"][:, 0], action.flatten(1)], dim=1)
         for layer in critic.layers:
             hidden = functional.gelu(hidden @ layer.linear.weight[index] + layer.linear.bias[index], approximate="tanh")
             if layer_norm:
@@ -76,7 +77,7 @@ def test_polyak_closes_the_gap_geometrically():
 
 
 def test_members_start_different():
-    weight = CONFIG.build(4, 2).layers[1].linear.weight
+    weight = CONFIG.build({"state": ObservationSpec((4,))}, 1, 2).layers[1].linear.weight
     assert not torch.equal(weight[0], weight[1])
     assert weight.std().item() == pytest.approx((2 / 32) ** 0.5, rel=0.1)
 

@@ -106,9 +106,9 @@ def test_a_fitted_policy_belongs_to_its_weights_and_olss_beats_euler(method, con
     policy = make_policy(contract, "euler", NET)
     obs = observe(contract, rows=256)
     better = fitted(policy, obs, 4, method, torch_generator(0))
-    new = observe(contract, rows=200, seed=5)
+    seen = policy.streams(observe(contract, rows=200, seed=5))
     noise = torch.randn(200, contract.chunk, 2, generator=torch_generator(3))
-    exact, euler, own = policy.carry(new, noise, 64), policy.carry(new, noise, 4), better.carry(new, noise, 4)
+    exact, euler, own = policy.carry(seen, noise, 64), policy.carry(seen, noise, 4), better.carry(seen, noise, 4)
     if method == "olss":
         assert float((own - exact).square().mean()) < float((euler - exact).square().mean())
     else:
@@ -116,10 +116,10 @@ def test_a_fitted_policy_belongs_to_its_weights_and_olss_beats_euler(method, con
         assert len(sampling.schedule.nodes) == 5 and sampling.solver.name == "euler"
     assert better.contract.nfe == 4
     with pytest.raises(ConfigError, match="flowpolicy fit"):
-        better.carry(new, noise, 5)
+        better.carry(seen, noise, 5)
 
     store(better, tmp_path / "right")
-    assert torch.equal(Policy.load(tmp_path / "right").carry(new, noise, 4), own)
+    assert torch.equal(Policy.load(tmp_path / "right").carry(seen, noise, 4), own)
     next(better.actor.parameters()).add_(1e-3)
     store(better, tmp_path / "stale")
     with pytest.raises(CheckpointError, match="fitted on other weights"):

@@ -59,7 +59,7 @@ def test_a_bridge_starts_from_what_was_executed(contract):
     # Without spread the noise says nothing, and one Euler step is x + v(x, 0).
     assert torch.equal(chunk, policy.act(obs, other, 1, previous=given))
     start = policy.normalizer.action(given.executed)
-    v = policy.dynamics(obs).at(start, 0.0)
+    v = policy.dynamics(policy.streams(obs)).at(start, 0.0)
     expected = policy.normalizer.unaction((start + v).clamp(-1, 1))
     torch.testing.assert_close(chunk, expected, atol=1e-6, rtol=0)
     # Unknown actions are the middle of the range, as in the first decision.

@@ -114,7 +114,7 @@ def test_fitted_values_of_a_chain_of_five_steps():
         [5],
     )
     repeat(lambda: agent.update(batch, torch_generator(0)), 800)
-    value = agent.critic.value(place[:1, 0], torch.zeros(1, 1, 2))
+    value = agent.critic.value({"state": place[:1]}, torch.zeros(1, 1, 2))
     assert value.item() == pytest.approx(-4.90099501, abs=0.05)
 
 
@@ -174,7 +174,7 @@ def test_critics_are_shown_actions_as_they_are_executed(config, demonstrations):
     with torch.no_grad():
         for critic in critics:
             weight = critic.layers[0].linear.weight
-            first = agent.actor.obs_size
+            first = critic.encoder.size
             weight[:, first :: agent.normalizer.action_scaling.limit.numel()] += 10.0
     torch.manual_seed(0)
     assert critics

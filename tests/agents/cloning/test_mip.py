@@ -33,7 +33,8 @@ def test_the_loss_by_hand(demonstrations):
 
     agent.actor.net.forward = net
     noise = torch.randn(batch["action"].shape, generator=torch_generator(1))
-    loss, parts = agent.loss(dict(batch["obs"].items()), batch["action"], batch["valid"], noise)
+    seen = agent.scaled(batch)
+    loss, parts = agent.loss(seen["obs"], seen["action"], seen["valid"], noise)
     data, entries = agent.normalizer.action(batch["action"]), batch["valid"].unsqueeze(2).expand_as(batch["action"])
     first = data[entries].square().mean()
     second = (0.5 * (data + 0.2 * noise) + 0.9 - data)[entries].square().mean()

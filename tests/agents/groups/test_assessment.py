@@ -8,6 +8,7 @@ import torch
 from flowpolicy.agents.groups.judges import Judge, critic_judges, fit_judge, load_judge
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.spec import ObservationSpec
 from flowpolicy.data.group_file import Groups, read_groups, write_groups
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.nets.critic import CriticConfig
@@ -95,11 +96,11 @@ def test_patience_stops_a_run_that_only_gets_worse():
 
 def test_judges_survive_their_file_and_are_cautious():
     obs, random = {"state": torch.zeros(6, 1, 1)}, torch_generator(0)
-    critic = CriticConfig(width=16, depth=1, members=3, held_out=2).build(1, 2)
+    critic = CriticConfig(width=16, depth=1, members=3, held_out=2).build({"state": ObservationSpec((1,))}, 1, 2)
     chunk = torch.rand(6, 1, 2, generator=random)
     sizes = {"history": 1, "chunk": 1, "action": 2}
     bold = critic_judges(critic, normalizer(), {"state": 1}, **sizes, caution=0.0)
-    values = critic(obs["state"].flatten(1), chunk)
+    values = critic(obs, chunk)
     assert torch.allclose(bold["train"](obs, chunk), values[:3].mean(0))
     assert torch.allclose(bold["held_out"](obs, chunk), values[3:].mean(0))
     careful = critic_judges(critic, normalizer(), {"state": 1}, **sizes, caution=2.0)["train"]

@@ -52,13 +52,13 @@ def test_more_candidates_never_value_less(demonstrations):
         for k, s in policy.contract.spec.observation.items()
     }
     noise = torch.randn(6, 16, 1, 2, generator=torch_generator(3))
-    flat = policy.actor.flatten(policy.normalizer.obs(obs))
+    streams = policy.streams(obs)
     values = []
     for count in (1, 2, 4, 16):
         before = policy.evaluations
         chunk = policy.act_from(obs, noise[:, :count].flatten(0, 1), 3 * count)
         assert policy.evaluations - before == 3 * count
-        values.append(policy.actor.critic.value(flat, policy.normalizer.action(chunk)))
+        values.append(policy.actor.critic.value(streams, policy.normalizer.action(chunk)))
     assert all((more >= fewer - 1e-5).all() for fewer, more in itertools.pairwise(values))
     assert (values[-1] > values[0]).any()
 

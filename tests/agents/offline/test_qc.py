@@ -37,14 +37,13 @@ def test_evaluations_count_every_candidate():
 def test_targets_take_the_candidate_that_the_critic_values_most(demonstrations):
     agent, sampler = build(CONFIG, demonstrations)
     batch = sampler.draw(torch_generator(0))
-    obs = agent.actor.flatten(agent.normalizer.obs(dict(batch["next_obs"].items())))
+    obs = agent.normalizer.obs(dict(batch["next_obs"].items()))
     noise = agent.draw(batch["action"], torch_generator(1))[0]
     best = agent.best(obs, noise)
     for row in range(4):
-        candidates = flow_sample(
-            agent.actor, obs[row : row + 1].expand(3, -1), noise[3 * row : 3 * row + 3], 2, "euler"
-        )
-        values = agent.critic.value(obs[row : row + 1].expand(3, -1), candidates)
+        same = {key: value[[row, row, row]] for key, value in obs.items()}
+        candidates = flow_sample(agent.actor, same, noise[3 * row : 3 * row + 3], 2, "euler")
+        values = agent.critic.value(same, candidates)
         torch.testing.assert_close(best[row], candidates[values.argmax()], rtol=1e-4, atol=1e-5)
 
 

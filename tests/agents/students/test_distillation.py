@@ -127,7 +127,7 @@ def taught(agent, rows=ROWS, updates=0, teacher=None):
     if teacher is not None:
         agent._teacher = [teacher]
     agent.optimizer.updates = updates
-    return agent.draws(batch(0, rows), torch_generator(0))
+    return agent.draws(agent.scaled(batch(0, rows)), torch_generator(0))
 
 
 def test_real_pairs_are_the_data_and_their_noise_under_the_exact_flow(teacher_run):
