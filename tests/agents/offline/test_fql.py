@@ -30,7 +30,7 @@ SMALL = {"net": Plain(width=32, depth=2), "critic": CriticConfig(width=32, depth
     ],
 )
 def test_suite(change, demonstrations):
-    check_agent(dataclasses.replace(FQL(**SMALL), **change), demonstrations, compiled=not change)
+    check_agent(dataclasses.replace(FQL(**SMALL), **change), demonstrations, compiled=False)
 
 
 def test_the_policy_reaches_the_optimum_of_a_quadratic_bandit():
