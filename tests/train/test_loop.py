@@ -98,25 +98,28 @@ def test_compare_notices_a_single_bit(experiment, env, tmp_path):
         compare(checkpoint.resolve(tmp_path / "a"), checkpoint.resolve(tmp_path / "c"))
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("seed", 1),
-        ("batch_size", 7),
-        ("steps", 13),
-        ("data", {"filter_key": "train", "obs_keys": ("state",)}),
-        ("normalizer", {"obs": "minmax"}),
-        ("normalizer", {"action": "none"}),
-        ("normalizer", {"limit": 0.5}),
-    ],
-)
-def test_every_field_that_decides_weights_changes_them(field, value, experiment, env, tmp_path):
-    if isinstance(value, dict):
-        value = dataclasses.replace(getattr(experiment, field), **value)
-    Trainer(experiment, tmp_path / "a", env).train()
-    Trainer(dataclasses.replace(experiment, **{field: value}), tmp_path / "b", env).train()
-    hashes = [read_json(checkpoint.resolve(tmp_path / run) / "manifest.json")["weights.safetensors"] for run in "ab"]
-    assert hashes[0] != hashes[1]
+DECISIVE = [
+    ("seed", 1),
+    ("batch_size", 7),
+    ("steps", 13),
+    ("data", {"filter_key": "train", "obs_keys": ("state",)}),
+    ("normalizer", {"obs": "minmax"}),
+    ("normalizer", {"action": "none"}),
+    ("normalizer", {"limit": 0.5}),
+]
+
+
+def test_every_field_that_decides_weights_changes_them(experiment, env, tmp_path):
+    changes = [
+        {field: dataclasses.replace(getattr(experiment, field), **value) if isinstance(value, dict) else value}
+        for field, value in DECISIVE
+    ]
+    runs = [
+        Trainer(dataclasses.replace(experiment, **change), tmp_path / str(number), env).train()
+        for number, change in enumerate([{}, *changes])
+    ]
+    plain, *others = (read_json(run / "manifest.json")["weights.safetensors"] for run in runs)
+    assert not [field for field, weights in zip(DECISIVE, others, strict=True) if weights == plain]
 
 
 def test_checkpoint_and_log_intervals_and_keep(experiment, env, tmp_path):
