@@ -271,9 +271,9 @@ def stop(session: str = "default") -> None:
         session: its name.
 
     """
-    from flowpolicy.real_robot.bridge.ring_records import Session
+    from flowpolicy.real_robot.bridge.ring_records import SessionRings
 
-    Session(session).command("quit")
+    SessionRings(session).command("quit")
     sys.stdout.write(f"told the session '{session}' to stop\n")
 
 
@@ -281,11 +281,11 @@ def _tell(session: str, command: str, wait: NonNegative) -> int:
     """Say a command to a running bridge and print what comes of it; 1 where it refuses or nothing does."""
     import time
 
-    from flowpolicy.real_robot.bridge.ring_records import Session
+    from flowpolicy.real_robot.bridge.ring_records import SessionRings
 
     if not 0.0 <= wait < math.inf:
         raise ConfigError(f"--wait {wait:g}", expected="0 s or more, and an end")
-    rings = Session(session)
+    rings = SessionRings(session)
     cursor, deadline = rings.events.count, time.monotonic() + wait
     rings.command(command)
     while time.monotonic() < deadline:

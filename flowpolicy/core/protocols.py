@@ -107,7 +107,7 @@ class Agent(Protocol):
         """Inverse of :meth:`state_dict`; strict."""
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where batches come from. One that subclasses this holds nothing that a checkpoint would have to keep."""
 
     @property

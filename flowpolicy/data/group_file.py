@@ -30,7 +30,7 @@ from torch import Tensor
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.files import replacing, sha256
-from flowpolicy.core.protocols import Source
+from flowpolicy.core.protocols import BatchSource
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.hdf5 import json_attribute, open_hdf5, read_array, read_attribute, require_group
 from flowpolicy.data.windows import WindowSampler
@@ -209,7 +209,7 @@ def _check(columns: dict[str, Tensor], path: Path) -> None:
         raise DataError(f"{path}: every state is held out", fix="make groups with a smaller --held-out-share")
 
 
-class GroupSampler(Source):
+class GroupSampler(BatchSource):
     """Draws windows of the dataset, and as many groups beside them.
 
     Args:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
-from flowpolicy.core.protocols import Source
+from flowpolicy.core.protocols import BatchSource
 from flowpolicy.core.streams import Streams
 from flowpolicy.data.dataset import Dataset
 
 
-class WindowSampler(Source):
+class WindowSampler(BatchSource):
     """Draws windows that start uniformly at any row of a dataset.
 
     A window at row i has the observations of rows i-o+1 ... i and the actions of rows i ... i+h-1. It never

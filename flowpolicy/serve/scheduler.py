@@ -114,7 +114,7 @@ def measure_latency(
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """What to do with the queue now; its requests are in order of their deadlines."""
 
     late: int
@@ -141,7 +141,7 @@ class DeadlineScheduler:
     window_s: float = 0.001
     """Longest time that a request waits for others to share its batch; never longer than its computation takes."""
 
-    def plan(self, now: float, deadlines: Sequence[float], waited: float = 0.0, expected: int = 1) -> Plan:
+    def plan(self, now: float, deadlines: Sequence[float], waited: float = 0.0, expected: int = 1) -> BatchPlan:
         """Decide.
 
         Args:
@@ -155,7 +155,7 @@ class DeadlineScheduler:
         late = sum(now + self.table.seconds(least, 1) > deadline for deadline in deadlines)
         waiting = deadlines[late:]
         if not waiting:
-            return Plan(late)
+            return BatchPlan(late)
         rows = min(len(waiting), self.table.largest)
         # Company saves a computation at most, so waiting longer than one takes cannot pay.
         window = min(self.window_s, self.table.expected(most, 1))
@@ -165,13 +165,13 @@ class DeadlineScheduler:
             and rows < min(expected, self.table.largest)
             and now + spare + self._cost(most, self.table.largest) <= waiting[0]
         ):
-            return Plan(late, wait=spare)
+            return BatchPlan(late, wait=spare)
         for nfe in reversed(self.table.nfes):
             if self._holds(now, waiting, nfe, rows):
-                return Plan(late, rows, nfe)
+                return BatchPlan(late, rows, nfe)
         while rows > 1 and now + self._cost(least, rows) > waiting[0]:
             rows -= 1
-        return Plan(late, rows, least)
+        return BatchPlan(late, rows, least)
 
     def admits(self, free: float, deadlines: Sequence[float], new: float) -> bool:
         """Whether a request with the deadline ``new`` can join without making any deadline fail.

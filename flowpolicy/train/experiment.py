@@ -14,7 +14,7 @@ from flowpolicy.core import keys
 from flowpolicy.core.config import changed
 from flowpolicy.core.errors import ConfigError, ContractError, DataError, DataWarning
 from flowpolicy.core.files import unchanged_sha256
-from flowpolicy.core.protocols import Source
+from flowpolicy.core.protocols import BatchSource
 from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.core.streams import Streams
@@ -231,7 +231,7 @@ Reading = Callable[[Streams], Streams] | None
 """How an agent reads observations, see :class:`flowpolicy.data.windows.WindowSampler`."""
 
 
-def make_sampler(experiment: Experiment, dataset: Dataset, streams: Reading = None) -> Source:
+def make_sampler(experiment: Experiment, dataset: Dataset, streams: Reading = None) -> BatchSource:
     """The source of batches for the agent, whose ``needs`` is 'windows' or 'transitions'."""
     if experiment.agent.needs == "windows":
         return window_sampler(experiment, dataset, streams)

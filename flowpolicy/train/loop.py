@@ -30,7 +30,7 @@ Report = Callable[[int, dict[str, float]], None]
 
 
 @dataclasses.dataclass
-class Clock:
+class UpdateClock:
     """Milliseconds spent on batches, updates and logging since the last row."""
 
     data: float = 0.0
@@ -97,7 +97,7 @@ class Trainer:
 
     def train(self, report: Report = lambda step, row: None) -> Path:
         """Train to the end and return the last checkpoint."""
-        experiment, clock = self.experiment, Clock()
+        experiment, clock = self.experiment, UpdateClock()
         self.run.mkdir(parents=True, exist_ok=True)
         loggers = make_loggers(
             self.run, tensorboard=experiment.tensorboard, wandb=experiment.wandb, resume_at=self.step
@@ -122,7 +122,7 @@ class Trainer:
         """Whether all updates are done, or the agent has stopped early."""
         return self.step >= self.experiment.steps or self.agent.stopped
 
-    def _update(self, clock: Clock) -> Metrics:
+    def _update(self, clock: UpdateClock) -> Metrics:
         start = time.perf_counter()
         batch: TensorDict = self.source.draw(self.streams["batches"])
         drawn = time.perf_counter()
@@ -136,7 +136,7 @@ class Trainer:
         self.seconds += done - start
         return metrics
 
-    def _log(self, metrics: Metrics, clock: Clock, loggers: list[Logger]) -> dict[str, float]:
+    def _log(self, metrics: Metrics, clock: UpdateClock, loggers: list[Logger]) -> dict[str, float]:
         start = time.perf_counter()
         row = {name: float(value) for name, value in metrics.items()} | clock.row()
         self._require_finite_losses()

@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ActionError, TrainingError
 from flowpolicy.core.files import write_text
-from flowpolicy.core.protocols import Agent, Observation, Source, VecEnv
+from flowpolicy.core.protocols import Agent, BatchSource, Observation, VecEnv
 from flowpolicy.core.ranges import Count, NonNegative, Share, require_ranges
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import Contract
@@ -49,7 +49,7 @@ class OnlineConfig:
         require_ranges(self, "--online.")
 
 
-class OnlineSource(Source):
+class OnlineSource(BatchSource):
     """Steps the environment, keeps whole episodes, and draws mixed batches: the trainer's source of batches.
 
     Episode n always begins in the same initial state with the same noise, so a run that resumes at the end of an

@@ -13,7 +13,7 @@ from typing_extensions import override
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import read_tensors
-from flowpolicy.core.protocols import Agent, Source, VecEnv
+from flowpolicy.core.protocols import Agent, BatchSource, VecEnv
 from flowpolicy.core.spec import Contract, Spec
 from flowpolicy.data.dataset import Dataset, load_dataset
 from flowpolicy.data.group_file import Groups, GroupSampler
@@ -49,7 +49,7 @@ class Start:
         """The agent before its first update."""
         return self._build(Normalizer.fit(self.dataset, self.experiment.normalizer))
 
-    def source(self, agent: Agent) -> Source:
+    def source(self, agent: Agent) -> BatchSource:
         """Where its batches come from. The agent has its final scaling by then: batches may hold what it makes."""
         return make_sampler(self.experiment, self.dataset, _reading(agent))
 
@@ -81,7 +81,7 @@ class PostTrainingStart(Start):
         return self._build(self.base.normalizer, base=self.base, groups=self.groups)
 
     @override
-    def source(self, agent: Agent) -> Source:
+    def source(self, agent: Agent) -> BatchSource:
         return GroupSampler(window_sampler(self.experiment, self.dataset, _reading(agent)), self.groups)
 
 
@@ -95,7 +95,7 @@ class OnlineStart(Start):
     """One environment to step in."""
 
     @override
-    def source(self, agent: Agent) -> Source:
+    def source(self, agent: Agent) -> BatchSource:
         experiment, online = self.experiment, self.experiment.online
         replay = MixedReplay(
             self.dataset,

@@ -25,10 +25,10 @@ from flowpolicy.real_robot.arm.envelope import Envelope
 from flowpolicy.real_robot.bridge.gripper_worker import Gripper
 from flowpolicy.real_robot.bridge.health import Health
 from flowpolicy.real_robot.bridge.reference import ReferenceGenerator, UnguardedReference
-from flowpolicy.real_robot.bridge.ring_records import Session, tick_type, unpack_chunk
+from flowpolicy.real_robot.bridge.ring_records import SessionRings, tick_type, unpack_chunk
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.bridge.states import STREAMING, State
-from flowpolicy.real_robot.bridge.supervisor import Background, BridgeConfig, Supervisor, Task, describe
+from flowpolicy.real_robot.bridge.supervisor import Background, BackgroundTask, BridgeConfig, Supervisor, describe
 from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, ArmFaultError, ArmState, Clock
 
 
@@ -50,9 +50,9 @@ class Bridge:
         config: BridgeConfig,
         arm: ArmDriver,
         gripper: Gripper | None,
-        session: Session,
+        session: SessionRings,
         clock: Clock | None = None,
-        background: Background = Task,
+        background: Background = BackgroundTask,
     ) -> None:
         self.config, self.arm, self.gripper, self.session = config, arm, gripper, session
         self.clock = clock or Clock()

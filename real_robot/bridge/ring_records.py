@@ -105,7 +105,7 @@ def frame_type(height: int, width: int) -> np.dtype[Any]:
     )
 
 
-class Session:
+class SessionRings:
     """The rings of one robot session, in a folder of /dev/shm.
 
     Args:

@@ -54,7 +54,7 @@ STREAMING = (State.HOMING, State.READY, State.RUNNING, State.HOLD, State.STOPPIN
 _FAULTS, _FAULT_WINDOW, _RECOVERY_PAUSE = 3, 60.0, 10.0
 
 
-class Transition(NamedTuple):
+class StateChange(NamedTuple):
     """One change of state."""
 
     t: float
@@ -72,7 +72,7 @@ class StateMachine:
 
     """
 
-    def __init__(self, log: Callable[[Transition], None]) -> None:
+    def __init__(self, log: Callable[[StateChange], None]) -> None:
         self.state, self.since = State.DISCONNECTED, 0.0
         self.fault_kind: FaultKind | None = None
         self._log = log
@@ -92,7 +92,7 @@ class StateMachine:
             names = ", ".join(other.name for other in _NEXT[self.state])
             raise RobotError(f"{self.state.name} cannot become {state.name} ({reason})", expected=names)
         before, self.state, self.since = self.state, state, now
-        self._log(Transition(now, before, state, reason))
+        self._log(StateChange(now, before, state, reason))
 
     def fault(self, kind: FaultKind, what: str, now: float) -> None:
         """Enter FAULT; LOCKED after a user stop or the third fault within a minute."""

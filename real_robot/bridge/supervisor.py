@@ -17,7 +17,7 @@ from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits, homing_lim
 from flowpolicy.real_robot.arm.follower import Follower
 from flowpolicy.real_robot.bridge.chunks import Mode
 from flowpolicy.real_robot.bridge.reference import ReferenceGenerator
-from flowpolicy.real_robot.bridge.states import STREAMING, State, StateMachine, Transition
+from flowpolicy.real_robot.bridge.states import STREAMING, State, StateChange, StateMachine
 from flowpolicy.real_robot.bridge.watchdogs import WatchdogLimits
 from flowpolicy.real_robot.drivers.client_errors import first_line
 from flowpolicy.real_robot.drivers.driver_protocols import (
@@ -70,7 +70,7 @@ def attempt(work: Callable[[], None]) -> FlowPolicyError | None:
     return None
 
 
-class Task:
+class BackgroundTask:
     """Something that may block, in a thread.
 
     Args:
@@ -315,5 +315,5 @@ class Supervisor:
     def _refuse(self, name: str, why: str) -> None:
         self._tell("refused", f"{name}: {why}")
 
-    def _log(self, transition: Transition) -> None:
+    def _log(self, transition: StateChange) -> None:
         self._tell("state", f"{transition.before.name} -> {transition.after.name}: {transition.reason}")

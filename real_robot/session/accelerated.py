@@ -16,7 +16,7 @@ from typing import Any
 from flowpolicy.core.errors import FlowPolicyError
 from flowpolicy.real_robot.bridge.bridge import Bridge
 from flowpolicy.real_robot.bridge.gripper_worker import Gripper
-from flowpolicy.real_robot.bridge.ring_records import Session
+from flowpolicy.real_robot.bridge.ring_records import SessionRings
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.bridge.supervisor import BridgeConfig, attempt
 from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, Clock, RobotError
@@ -58,7 +58,7 @@ class AcceleratedSession(RunningSession):
 
     def __init__(self, setup: Setup, body: Callable[[Clock], tuple[ArmDriver, Gripper]] | None = None) -> None:
         self._t = 1000.0
-        session = Session(f"{setup.session}-{os.getpid()}", create=setup.arm_model, now=lambda: self._t)
+        session = SessionRings(f"{setup.session}-{os.getpid()}", create=setup.arm_model, now=lambda: self._t)
         super().__init__(setup, session)
         self.clock = Clock(lambda: self._t, self._pass)
         config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow, direct=setup.direct)
@@ -75,10 +75,10 @@ class AcceleratedSession(RunningSession):
             self._recorder = Recorder(self.session, Path(options["folder"]), options["meta"])
             self._recorder.drain()
             return
-        from flowpolicy.policy.session import Session as PolicySession
+        from flowpolicy.policy.session import Session
         from flowpolicy.real_robot.session.policy_process import PolicyLoop, load_source
 
-        acting = PolicySession(load_source(options), seed=options["seed"])
+        acting = Session(load_source(options), seed=options["seed"])
         loop = PolicyLoop(acting, self.session, self.setup.tool_length, self.setup.mode, self.clock.now)
         self._policy = loop.step
         self._pass(0.1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from flowpolicy.real_robot.bridge.bridge import Bridge
 from flowpolicy.real_robot.bridge.gripper_worker import GripperWorker
-from flowpolicy.real_robot.bridge.ring_records import Session
+from flowpolicy.real_robot.bridge.ring_records import SessionRings
 from flowpolicy.real_robot.bridge.supervisor import BridgeConfig
 from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, GripperDriver
 from flowpolicy.real_robot.drivers.fake import FakeArm, FakeGripper
@@ -28,7 +28,7 @@ def drivers(setup: Setup) -> tuple[ArmDriver, Callable[[], GripperDriver]]:
 def main() -> None:
     """Run until the operator says quit; told by a signal, bring the arm to rest first."""
     setup, _ = read_options()
-    session = Session(setup.session)
+    session = SessionRings(setup.session)
     # A flag, not an exception: one would cut a tick short.
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -19,7 +19,7 @@ from flowpolicy.real_robot.arm.arm_model import ArmModel
 from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits, policy_limits
 from flowpolicy.real_robot.arm.models import find_arm
 from flowpolicy.real_robot.bridge.chunks import Mode
-from flowpolicy.real_robot.bridge.ring_records import Session, session_folder
+from flowpolicy.real_robot.bridge.ring_records import SessionRings, session_folder
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.driver_protocols import Clock, RobotError
 
@@ -94,7 +94,7 @@ class RunningSession:
 
     """
 
-    def __init__(self, setup: Setup, session: Session) -> None:
+    def __init__(self, setup: Setup, session: SessionRings) -> None:
         self.setup, self.session, self.clock = setup, session, Clock()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -208,7 +208,7 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
     _claim(setup.session)
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        running = RunningSession(setup, Session(setup.session, create=setup.arm_model))
+        running = RunningSession(setup, SessionRings(setup.session, create=setup.arm_model))
     except BaseException:
         shutil.rmtree(session_folder(setup.session), ignore_errors=True)
         raise

@@ -21,7 +21,7 @@ PERIOD, ROWS, EVERY = 0.05, 12, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class EpisodeOutcome:
     """One episode on the robot."""
 
     number: int
@@ -85,7 +85,7 @@ def play_episode(
     demonstrate: Callable[[Records], Demonstration] | None,
     operator: Operator,
     watch: Callable[[Records], None],
-) -> Outcome:
+) -> EpisodeOutcome:
     """One episode from home to rest.
 
     Args:
@@ -128,7 +128,7 @@ def _play(
     demonstrate: Callable[[Records], Demonstration] | None,
     operator: Operator,
     watch: Callable[[Records], None],
-) -> Outcome:
+) -> EpisodeOutcome:
     clock = running.clock
     start, solved_since, playing = clock.now(), float("inf"), False
     while True:
@@ -150,11 +150,11 @@ def _play(
         solved_since = min(solved_since, now) if task.solved(tick) else float("inf")
         # A demonstration is recorded to its end: a policy must have seen the rest at the goal to rest there.
         if now - solved_since >= _HELD and (demonstrate is None or operator.finished(now)):
-            return Outcome(number, True, solved_since - start, "success")
+            return EpisodeOutcome(number, True, solved_since - start, "success")
         if state in (State.FAULT, State.LOCKED, State.IDLE, State.STOPPING):
-            return Outcome(number, False, now - start, f"the bridge went {state.name}{running.last_events(1)}")
+            return EpisodeOutcome(number, False, now - start, f"the bridge went {state.name}{running.last_events(1)}")
         if now - start > horizon_s:
-            return Outcome(number, False, now - start, "time is up")
+            return EpisodeOutcome(number, False, now - start, "time is up")
         clock.sleep(0.02)
 
 

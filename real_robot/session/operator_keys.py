@@ -10,7 +10,7 @@ import termios
 import tty
 from collections.abc import Iterator
 
-from flowpolicy.real_robot.bridge.ring_records import Session
+from flowpolicy.real_robot.bridge.ring_records import SessionRings
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.bridge.states import State
 
@@ -26,7 +26,7 @@ class Keys:
 
     """
 
-    def __init__(self, session: Session, terminal: int | None) -> None:
+    def __init__(self, session: SessionRings, terminal: int | None) -> None:
         self._session, self._terminal = session, terminal
 
     def poll(self, tick: Records) -> str:
@@ -42,7 +42,7 @@ class Keys:
 
 
 @contextlib.contextmanager
-def reading_keys(session: Session) -> Iterator[Keys]:
+def reading_keys(session: SessionRings) -> Iterator[Keys]:
     """Keys without Enter, if there is a terminal; it is left as it was."""
     if not sys.stdin.isatty():
         yield Keys(session, None)

@@ -24,7 +24,7 @@ from flowpolicy.real_robot.session.camera_process import size_path
 from flowpolicy.real_robot.session.check import check_contract, speed_warnings, unstated_warnings
 from flowpolicy.real_robot.session.episodes import INDEX, read_env_args, require_same_robot, told_gaps
 from flowpolicy.real_robot.session.launch import RunningSession, Setup, start_session
-from flowpolicy.real_robot.session.operate import Operator, Outcome, play_episode, wait_for_recovery
+from flowpolicy.real_robot.session.operate import EpisodeOutcome, Operator, play_episode, wait_for_recovery
 from flowpolicy.real_robot.session.operator_keys import reading_keys
 from flowpolicy.real_robot.session.policy_process import is_address, read_token
 from flowpolicy.real_robot.session.remote_policy import served_contract
@@ -94,7 +94,7 @@ def check_policy(policy: PolicyAt, setup: Setup) -> tuple[list[str], list[str]]:
 class Played:
     """What came of a session."""
 
-    outcomes: list[Outcome]
+    outcomes: list[EpisodeOutcome]
     lines: list[str]
     """Successes, service levels, and how each camera fared."""
 
@@ -126,7 +126,7 @@ def play(
     """
     config = ArmTaskConfig(task_name, arm=setup.arm, tool=setup.tool_length)  # type: ignore[arg-type]
     spec = config.spec()
-    outcomes: list[Outcome] = []
+    outcomes: list[EpisodeOutcome] = []
     _require_something_to_do(task_name, setup)
     out.mkdir(parents=True, exist_ok=True)
     if (out / INDEX).exists():  # refused before anything moves
@@ -170,14 +170,14 @@ def play(
                 )
             except ArmStoppedError as stopped:
                 operator.end()
-                outcome = Outcome(number, False, 0.0, stopped.what)
+                outcome = EpisodeOutcome(number, False, 0.0, stopped.what)
             outcomes.append(outcome)
             won = sum(one.success for one in outcomes)
             tell(f"episode {number}: {outcome.reason} after {outcome.seconds:.1f} s ({won}/{len(outcomes)})")
     return Played(outcomes, _summary(setup, out, outcomes, service_levels(view.ticks, _RATE)))
 
 
-def _summary(setup: Setup, out: Path, outcomes: list[Outcome], levels: ServiceLevels | None) -> list[str]:
+def _summary(setup: Setup, out: Path, outcomes: list[EpisodeOutcome], levels: ServiceLevels | None) -> list[str]:
     # In simulated time nothing is late and nothing is lost: what the first line tells.
     lines = levels.lines()[setup.driver == "scene" :] if levels else []
     files = [path for one in outcomes if (path := out / f"episode_{one.number:04d}.hdf5").exists()]

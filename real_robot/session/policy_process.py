@@ -24,10 +24,9 @@ from flowpolicy.core.files import read_secret
 from flowpolicy.core.seed import derive
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.engines import ENGINES, Engine, load_engine
-from flowpolicy.policy.session import ChunkSource
-from flowpolicy.policy.session import Session as PolicySession
+from flowpolicy.policy.session import ChunkSource, Session
 from flowpolicy.real_robot.bridge.chunks import Mode, freeze, hermite
-from flowpolicy.real_robot.bridge.ring_records import Session, pack_chunk
+from flowpolicy.real_robot.bridge.ring_records import SessionRings, pack_chunk
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk
@@ -83,8 +82,8 @@ class PolicyLoop:
 
     def __init__(
         self,
-        acting: PolicySession,
-        session: Session,
+        acting: Session,
+        session: SessionRings,
         tool: float,
         mode: Mode,
         now: Callable[[], float] = time.monotonic,
@@ -181,8 +180,8 @@ def main() -> None:
     setup, options = read_options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     note = functools.partial(print, flush=True)  # the log of this process
-    acting = PolicySession(load_source(options, note), seed=options["seed"])
-    loop = PolicyLoop(acting, Session(setup.session), setup.tool_length, setup.mode, note=note)
+    acting = Session(load_source(options, note), seed=options["seed"])
+    loop = PolicyLoop(acting, SessionRings(setup.session), setup.tool_length, setup.mode, note=note)
     due = time.monotonic()
     while not orphaned():
         due = max(loop.step(time.monotonic()), due)

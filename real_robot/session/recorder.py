@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from flowpolicy.core.errors import DataError
-from flowpolicy.real_robot.bridge.ring_records import FRAMES, RECORDER, WORDS, Session
+from flowpolicy.real_robot.bridge.ring_records import FRAMES, RECORDER, WORDS, SessionRings
 from flowpolicy.real_robot.bridge.shared_ring import Ring
 from flowpolicy.real_robot.session.episodes import (
     INDEX,
@@ -41,7 +41,7 @@ class Recorder:
 
     """
 
-    def __init__(self, session: Session, folder: Path, meta: dict[str, Any]) -> None:
+    def __init__(self, session: SessionRings, folder: Path, meta: dict[str, Any]) -> None:
         self.session, self.folder, self.meta = session, folder, meta
         self._rings = {"ticks": session.ticks, "chunks": session.chunks, "events": session.events}
         for name, dtype in camera_journals(meta).items():

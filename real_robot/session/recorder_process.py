@@ -6,7 +6,7 @@ import signal
 import threading
 from pathlib import Path
 
-from flowpolicy.real_robot.bridge.ring_records import Session
+from flowpolicy.real_robot.bridge.ring_records import SessionRings
 from flowpolicy.real_robot.session.launch import orphaned, read_options
 from flowpolicy.real_robot.session.recorder import Recorder
 
@@ -17,7 +17,7 @@ def main() -> None:
     # A flag, not an exception: one would tear the file that is just being written.
     told = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told.set())
-    recorder = Recorder(Session(setup.session), Path(options["folder"]), options["meta"])
+    recorder = Recorder(SessionRings(setup.session), Path(options["folder"]), options["meta"])
     recorder.run(abandoned=lambda: told.is_set() or orphaned())
     recorder.close()
 

@@ -21,7 +21,7 @@ from flowpolicy.real_robot.tasks.tasks import Plan, Waypoint
 
 
 @dataclasses.dataclass(frozen=True)
-class Replayed:
+class ReplayedEpisode:
     """What came of it."""
 
     complete: bool
@@ -32,7 +32,7 @@ class Replayed:
     """Largest distance of any joint from its recorded position, in rad."""
 
 
-def replay_episode(setup: Setup, file: Path, episode: str) -> Replayed:
+def replay_episode(setup: Setup, file: Path, episode: str) -> ReplayedEpisode:
     """Play the recorded reference open-loop, and measure how far the arm came from the recorded positions.
 
     Args:
@@ -85,7 +85,7 @@ def replay_episode(setup: Setup, file: Path, episode: str) -> Replayed:
     times = task.started + PERIOD * np.arange(len(measured))
     played = np.stack([np.interp(times, ticks["t_mono"], ticks["q"][:, joint]) for joint in range(joints)], 1)
     worst = float(np.abs(played - measured)[: len(times) - 1].max())
-    return Replayed(outcome.reason == "time is up", outcome.reason, worst)
+    return ReplayedEpisode(outcome.reason == "time is up", outcome.reason, worst)
 
 
 class _Rows(Plan):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.real_robot.bridge.ring_records import Session
+from flowpolicy.real_robot.bridge.ring_records import SessionRings
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.bridge.states import State
 
@@ -23,7 +23,7 @@ class ConsoleView:
 
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: SessionRings) -> None:
         self._session, self._live = session, sys.stderr.isatty()
         self._ticks, self._events = session.ticks.count, session.events.count
         self._kept: list[NDArray[Any]] = []

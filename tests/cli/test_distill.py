@@ -9,7 +9,7 @@ from flowpolicy.core.config import decode
 from flowpolicy.core.files import read_json
 from flowpolicy.envs import find_env
 from flowpolicy.train.kinds import KINDS
-from flowpolicy.train.loop import Clock, Trainer
+from flowpolicy.train.loop import Trainer, UpdateClock
 
 from .test_flow_flags import QUICK, flowpolicy
 
@@ -57,7 +57,7 @@ def test_a_distillation_that_was_killed_goes_on_bit_for_bit(trained, tmp_path):
             trainer.train()
             continue
         for _ in range(6):
-            trainer._update(Clock())
+            trainer._update(UpdateClock())
         trainer.save()
         assert flowpolicy("resume", run) == 0
     whole, broken = resolve(tmp_path / "whole"), resolve(tmp_path / "broken")

@@ -5,7 +5,7 @@ import numpy as np
 from flowpolicy.real_robot.arm.envelope_limits import policy_limits
 from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.bridge import Bridge
-from flowpolicy.real_robot.bridge.ring_records import Session, pack_chunk
+from flowpolicy.real_robot.bridge.ring_records import SessionRings, pack_chunk
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.bridge.supervisor import BridgeConfig
 from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk, Clock
@@ -25,7 +25,7 @@ class Simulation:
         self.t = 100.0
         self.clock = Clock(lambda: self.t, self._sleep)
         self.arm = options.pop("arm", None) or FakeArm(FR3, self.clock)
-        self.session = Session("test", create=FR3)
+        self.session = SessionRings("test", create=FR3)
         self.seq, self.policy, self._next_plan = 0, None, 0.0
         limits = options.pop("limits", LIMITS)
         gripper = options.pop("gripper", None)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.serve.scheduler import DeadlineScheduler, LatencyTable, Plan, measure_latency
+from flowpolicy.serve.scheduler import BatchPlan, DeadlineScheduler, LatencyTable, measure_latency
 
 TABLE = LatencyTable({(n, b): 0.001 * n + 0.0005 * b for n in (1, 2, 4, 8) for b in (1, 2, 4, 8)})
 EXACT = DeadlineScheduler(TABLE, margin_s=0.0, window_s=0.0)
@@ -47,8 +47,8 @@ def test_a_busy_machine_stretches_what_is_expected_and_is_forgotten_when_it_is_o
     assert [table.seconds(1, 2), table.expected(1, 2)] == pytest.approx([0.002, 0.06])
     scheduler = DeadlineScheduler(table, margin_s=0.0, window_s=0.0)
     assert scheduler.admits(0.0, [], 0.02), "nine of ten batches are as fast as ever"
-    assert scheduler.plan(0.0, [0.02]) == Plan(0, 1, 1), "it may still be in time"
-    assert scheduler.plan(0.0, [0.0009]) == Plan(late=1)
+    assert scheduler.plan(0.0, [0.02]) == BatchPlan(0, 1, 1), "it may still be in time"
+    assert scheduler.plan(0.0, [0.0009]) == BatchPlan(late=1)
     for _ in range(100):
         table.observe(1, 1, 0.03)
     assert table.typical(1, 2) == pytest.approx(0.06)
@@ -61,31 +61,33 @@ def test_a_busy_machine_stretches_what_is_expected_and_is_forgotten_when_it_is_o
 
 def test_as_many_evaluations_as_the_deadline_allows():
     for nfe in (1, 2, 4, 8):
-        assert EXACT.plan(10.0, [10.0 + cost(nfe, 1) + 1e-9]) == Plan(0, 1, nfe)
-    assert EXACT.plan(10.0, [10.0 + cost(1, 1) - 1e-9]) == Plan(late=1)
-    assert EXACT.plan(0.0, []) == Plan(late=0)
+        assert EXACT.plan(10.0, [10.0 + cost(nfe, 1) + 1e-9]) == BatchPlan(0, 1, nfe)
+    assert EXACT.plan(10.0, [10.0 + cost(1, 1) - 1e-9]) == BatchPlan(late=1)
+    assert EXACT.plan(0.0, []) == BatchPlan(late=0)
 
 
 def test_a_batch_shrinks_before_a_deadline_is_missed_and_never_below_one():
     tight, loose = cost(1, 2) + 1e-9, 1.0
-    assert EXACT.plan(0.0, [tight, loose, loose, loose]) == Plan(0, 2, 1)
-    assert EXACT.plan(0.0, [cost(1, 1) + 1e-9, loose]) == Plan(0, 1, 1)
+    assert EXACT.plan(0.0, [tight, loose, loose, loose]) == BatchPlan(0, 2, 1)
+    assert EXACT.plan(0.0, [cost(1, 1) + 1e-9, loose]) == BatchPlan(0, 1, 1)
 
 
 def test_more_evaluations_never_cost_a_waiting_request_its_deadline():
     # Eight fit in a batch; the ninth must still be held by a batch of its own after it.
     ninth = cost(1, 8) + cost(1, 1) + 1e-9
-    assert EXACT.plan(0.0, [ninth] * 9) == Plan(0, 8, 1)
-    assert EXACT.plan(0.0, [cost(8, 8) + cost(1, 1) + 1e-9] * 9) == Plan(0, 8, 8)
+    assert EXACT.plan(0.0, [ninth] * 9) == BatchPlan(0, 8, 1)
+    assert EXACT.plan(0.0, [cost(8, 8) + cost(1, 1) + 1e-9] * 9) == BatchPlan(0, 8, 8)
 
 
 def test_it_waits_for_company_only_with_time_to_spare():
     scheduler = DeadlineScheduler(TABLE, margin_s=0.0, window_s=0.002)
-    assert scheduler.plan(0.0, [1.0], waited=0.0005, expected=4) == Plan(0, wait=pytest.approx(0.0015))
-    assert scheduler.plan(0.0, [1.0], waited=0.002, expected=4) == Plan(0, 1, 8)
-    assert scheduler.plan(0.0, [1.0], waited=0.0, expected=1) == Plan(0, 1, 8)
+    assert scheduler.plan(0.0, [1.0], waited=0.0005, expected=4) == BatchPlan(0, wait=pytest.approx(0.0015))
+    assert scheduler.plan(0.0, [1.0], waited=0.002, expected=4) == BatchPlan(0, 1, 8)
+    assert scheduler.plan(0.0, [1.0], waited=0.0, expected=1) == BatchPlan(0, 1, 8)
     quick = DeadlineScheduler(LatencyTable({(1, 1): 2e-4, (1, 2): 3e-4}), margin_s=0.0, window_s=0.002)
-    assert quick.plan(0.0, [1.0], waited=0.0, expected=4) == Plan(0, 1, 1), "waiting would take longer than it saves"
+    assert quick.plan(0.0, [1.0], waited=0.0, expected=4) == BatchPlan(0, 1, 1), (
+        "waiting would take longer than it saves"
+    )
     assert scheduler.plan(0.0, [1.0] * 4, waited=0.0, expected=4).rows == 4
     assert scheduler.plan(0.0, [cost(8, 8)], waited=0.0, expected=4).wait == 0.0
 

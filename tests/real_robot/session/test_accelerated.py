@@ -11,7 +11,7 @@ import pytest
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.real_robot.arm.envelope_limits import policy_limits
 from flowpolicy.real_robot.arm.models.franka import FR3
-from flowpolicy.real_robot.bridge.ring_records import Session, tick_type
+from flowpolicy.real_robot.bridge.ring_records import SessionRings, tick_type
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.driver_protocols import Clock, RobotError
 from flowpolicy.real_robot.drivers.fake import FakeArm, FakeGripper
@@ -196,7 +196,7 @@ def test_a_session_ends_where_nobody_recovers_it(shm):
 
 def test_keys_are_commands(shm):
     ours, theirs = os.openpty()
-    session = Session("keys", create=FR3)
+    session = SessionRings("keys", create=FR3)
     keys, tick = Keys(session, theirs), np.zeros((), tick_type(FR3.joints))
     assert keys.poll(tick) == ""
     tty.setcbreak(theirs)

@@ -14,7 +14,7 @@ from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.arm.models.ur5e import UR5E
-from flowpolicy.real_robot.bridge.ring_records import Session
+from flowpolicy.real_robot.bridge.ring_records import SessionRings
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.driver_protocols import GripperState
 from flowpolicy.real_robot.drivers.fake import FakeArm
@@ -71,7 +71,7 @@ def test_six_joints_home_within_their_limits(simulated):
         assert np.abs(np.diff(path, axis=0)).max() * 250.0 <= 0.3 * np.pi + 1e-6
         assert np.abs(np.diff(path, n=2, axis=0)).max() * 250.0**2 <= UR5E.acceleration[0] + 1e-6
         # Whoever joins the session reads there which arm it is.
-        assert Session(running.session.name).arm is UR5E
+        assert SessionRings(running.session.name).arm is UR5E
 
 
 def test_six_joints_are_recorded_trained_on_and_played_by_their_policy(simulated, make_policy):
@@ -104,7 +104,7 @@ def test_a_policy_of_another_arm_is_refused(simulated, make_policy):
         check_policy(PolicyAt(run), SETUP)
     # And where nobody compared, by the loop itself.
     contract = Contract(ArmTaskConfig().spec(), history=1, chunk=8, execute=2, nfe=1)
-    session = Session("other", create=UR5E)
+    session = SessionRings("other", create=UR5E)
     with pytest.raises(ContractError, match="actions of 8 numbers for an arm with 6 joints"):
         PolicyLoop(types.SimpleNamespace(contract=contract), session, UR5E.hand.length, "latest")
 
@@ -124,12 +124,13 @@ def make_policy():
     from flowpolicy.data.normalize import Normalizer
     from flowpolicy.policy.actor import PolicyConfig
     from flowpolicy.policy.policy import Policy
+    from flowpolicy.policy.samplers import Direct
 
     def make(spec, folder):
         torch.manual_seed(0)
         contract = Contract(spec, history=1, chunk=8, execute=2, nfe=1)
         shapes = {key: one.shape[0] for key, one in spec.observation.items()}
-        Policy(PolicyConfig(DM1().net, DM1().encoder, "direct"), contract, Normalizer(shapes, spec.action.size)).save(
+        Policy(PolicyConfig(DM1().net, DM1().encoder, Direct()), contract, Normalizer(shapes, spec.action.size)).save(
             folder
         )
         return str(folder)
