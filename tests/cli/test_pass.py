@@ -219,3 +219,11 @@ def test_a_port_in_use_and_a_run_in_work_are_told(good, tmp_path, capsys):
     with held_alone(tmp_path / "run", "somebody"), contextlib.chdir(tmp_path):
         assert run(["train", "debug", "--data.path", f"{good}/data.hdf5", "--steps", "1", "--out", "run"]) == 2
     assert "somebody" in capsys.readouterr().err
+
+
+def test_what_means_nothing_is_refused(good, tmp_path, capsys):
+    assert run(["compare", f"{good}/run", f"{good}/run"]) == 2
+    assert "is compared with itself" in capsys.readouterr().err
+    twice = "--data.obs-keys position position"
+    assert run(f"train debug {FEW} --data.path {good}/data.hdf5 {twice} --out {tmp_path}/new".split()) == 2
+    assert "names 'position' twice" in capsys.readouterr().err
