@@ -98,8 +98,8 @@ def _of_arm(arm: Mapping[str, Any], modern: bool, size: int, arms: int, rate: fl
         rotation=ROTATIONS.get(kind, UNSTATED),
         gripper="last dimension: -1 opens, +1 closes" if arms == 1 and size == SIZES.get(kind) else UNSTATED,
         rate_hz=rate,
-        low=float(np.min(_numbers(arm.get("input_min", -1.0), "input_min"))),
-        high=float(np.max(_numbers(arm.get("input_max", 1.0), "input_max"))),
+        low=min(_some(arm.get("input_min", -1.0), "input_min")),
+        high=max(_some(arm.get("input_max", 1.0), "input_max")),
         controller=_controller(arm, kind) if kind else UNSTATED,
     )
 
@@ -155,9 +155,20 @@ def _shown(value: Any, name: str) -> str:
 
 def _numbers(value: Any, name: str) -> Any:
     try:
-        return np.asarray(value, dtype=float)
+        numbers = np.asarray(value, dtype=float)
     except (TypeError, ValueError) as error:
         raise _not_understood(f"{name} is {value!r}") from error
+    if numbers.ndim > 1:
+        raise _not_understood(f"{name} is {value!r}")
+    return numbers
+
+
+def _some(value: Any, name: str) -> list[float]:
+    """One number or more."""
+    numbers: list[float] = np.atleast_1d(_numbers(value, name)).tolist()
+    if not numbers:
+        raise _not_understood(f"{name} is {value!r}")
+    return numbers
 
 
 def _number(value: Any, name: str) -> float:

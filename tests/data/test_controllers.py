@@ -112,6 +112,8 @@ def test_kind_and_gains_are_words_too(words, controller):
         changed(control_delta=False),  # beside input_type delta
         changed(input_type="mocap"),
         changed(kp="stiff"),
+        changed(kp=[[150, 150], [150, 150]]),
+        changed(input_min=[]),
         {"env_kwargs": {"controller_configs": "OSC_POSE"}},
         {"env_kwargs": {"controller_configs": {"body_parts": {"right": {}, "base": {"type": "JOINT_VELOCITY"}}}}},
         {"env_kwargs": {"controller_configs": [{"type": "OSC_POSE"}, {"type": "IK_POSE"}]}},
