@@ -75,7 +75,11 @@ def decode(value: Any, kinds: Kinds, where: str = "config") -> Any:
     given = {k: decode(v, kinds, f"{where}.{k}") for k, v in value.items() if k != TAG}
     for name in given:
         if name not in fields:
-            raise ConfigError(f"{where}: {tag} has no field '{name}'", expected=nearest(name, fields))
+            raise ConfigError(
+                f"{where}: {tag} has no field '{name}'",
+                expected=nearest(name, fields),
+                fix="if another version of flowpolicy wrote the file, use that version, or train again",
+            )
     hints = typing.get_type_hints(cls)
     for name, item in given.items():
         if not fits(item, hints[name]):
