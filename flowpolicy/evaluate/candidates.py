@@ -244,7 +244,7 @@ def _windows(policy: Policy, dataset: Dataset) -> WindowSampler:
 def _features(policy: Policy, sampler: WindowSampler, rows: Int64[Tensor, " n"]) -> Float[Tensor, "n f"]:
     blocks = []
     for part in rows.split(4096):
-        obs: TensorDict = sampler.at(part)[keys.OBS]
+        obs = dict(sampler.at(part)[keys.OBS].items())
         with torch.no_grad():
             blocks.append(policy.actor.encoder(policy.streams(obs)).feature)
     return torch.cat(blocks)
