@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from tensordict import TensorDict
 from torch import Tensor
 
 from flowpolicy.core import keys
