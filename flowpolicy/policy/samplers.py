@@ -662,8 +662,8 @@ def dynamics(decision: Decision, flow: Sampling, share: Float[Tensor, " b"] | No
         return lambda x, s, t: decision.ask(actor.net, x, s, shown)
 
     null, parts = cond if actor.null is None else actor.null.expand_as(cond), []
-    hidings = actor.layout.hidings(flow.guidance.hides).to(cond)
-    if len(hidings):
+    if flow.guidance.hides:
+        hidings = actor.layout.hidings(flow.guidance.hides).to(cond)
         hidden = (actor.layout.hidden(decision.streams, factors) for factors in hidings.split(1))
         null, *parts = (actor.encoder(streams).cond for streams in hidden)
     field = flow.dynamics(predict(cond), predict(null), [predict(part) for part in parts], at)
