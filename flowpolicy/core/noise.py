@@ -26,7 +26,9 @@ class NoiseLaw(NamedTuple):
     def fits(cls, entries: Any = None, scale: Any = None, dof: Any = None, **more: Any) -> bool:
         """Whether values from a file describe a law."""
         known = entries in ("normal", "laplace", "uniform") and not more
-        return known and all(isinstance(value, (int, float)) and value > 0 for value in (scale, dof or 1))
+        return known and all(
+            isinstance(value, (int, float)) and value > 0 for value in (scale, 1 if dof is None else dof)
+        )
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
         """Noise of ``shape``, rows first, on the generator's device."""

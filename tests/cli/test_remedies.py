@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("flowpolicy", "agents", "envs", "configs", "real_robot")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*(?:\.[a-z][a-z0-9-]*)*")
 COMMAND = re.compile(r"flowpolicy ([a-z]+)(?: ([a-z]+))?(?![a-z]*=)")
-PROSE = ("version", "in", "of", "itself", "error", "was", "is", "knows", "says", "yields")
+PROSE = ("version", "in", "of", "itself", "error", "was", "is", "knows", "says", "yields", "wrote")
 """Words behind 'flowpolicy' that are no command."""
 FOREIGN = {"--force-reinstall", "--index-url", "--user", "--query-gpu", "--format", "--no-deps"}
 """Flags of other programs."""
@@ -37,9 +37,10 @@ TOLD = {
     "flowpolicy/train/group_sources.py": ("groups make", "groups picture", "train"),
     "flowpolicy/policy/engines/numpy_graph.py": ("export", "serve"),
     "flowpolicy/policy/engines/": ("export",),
+    "flowpolicy/policy/graph.py": ("serve", "robot run"),
     "flowpolicy/policy/": ("train",),
     "flowpolicy/data/download.py": ("data download",),
-    "flowpolicy/data/groups.py": ("train", "groups make"),
+    "flowpolicy/data/group": ("train", "groups make"),
     "flowpolicy/core/devices.py": ("train",),
     "flowpolicy/core/errors.py": ("train", "serve"),
     "flowpolicy/core/files.py": ("data make", "train"),

@@ -97,6 +97,7 @@ def put(*place, value):
         ("manifest", "manifest.json", put("ema.safetensors", value=None), "was altered"),
         ("package", "engine.json", put("candidates", value={"class": "x"}), "candidates is"),
         ("package", "engine.json", put("files", value=0), "files is 0"),
+        ("package", "engine.json", put("noise", "dof", value=0), "noise is"),
         ("package", "contract.json", put("history", value=3), "no model of its own description"),
     ],
 )
