@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_LARGE = 1e6  # scales and degrees of freedom beyond it are damage, not a law
+
+
 class NoiseLaw(NamedTuple):
     """Independent entries with mean 0, times ``scale``, and divided by one ``sqrt(chi^2(dof) / dof)`` per row."""
 
@@ -25,10 +28,12 @@ class NoiseLaw(NamedTuple):
     @classmethod
     def fits(cls, entries: Any = None, scale: Any = None, dof: Any = None, **more: Any) -> bool:
         """Whether values from a file describe a law."""
+
+        def moderate(value: Any) -> bool:
+            return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < _LARGE
+
         known = entries in ("normal", "laplace", "uniform") and not more
-        return known and all(
-            isinstance(value, (int, float)) and value > 0 for value in (scale, 1 if dof is None else dof)
-        )
+        return known and moderate(scale) and (dof is None or moderate(dof))
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
         """Noise of ``shape``, rows first, on the generator's device."""

@@ -705,13 +705,13 @@ def _require_evaluations(kind: str, nfe: int, expected: int) -> None:
 
 
 SAMPLERS: dict[str, type[Sampler]] = {
-    "direct": Direct,
-    "one_step": OneStep,
-    "mip": Mip,
-    "flow_sampler": FlowSampler,
-    "best_of": BestOf,
-    "decorated": Decorated,
-    "prefixed": Prefixed,
-    "guided": Guided,
+    "sampler/direct": Direct,
+    "sampler/one_step": OneStep,
+    "sampler/mip": Mip,
+    "sampler/flow": FlowSampler,
+    "sampler/best_of": BestOf,
+    "sampler/decorated": Decorated,
+    "sampler/prefixed": Prefixed,
+    "sampler/guided": Guided,
 }
 """Tags of configuration files."""
