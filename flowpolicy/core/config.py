@@ -78,7 +78,7 @@ def decode(value: Any, kinds: Kinds, where: str = "config") -> Any:
             raise ConfigError(
                 f"{where}: {tag} has no field '{name}'",
                 expected=nearest(name, fields),
-                fix="if another version of flowpolicy wrote the file, use that version, or train again",
+                fix="use the version that wrote the file, or train again",
             )
     hints = typing.get_type_hints(cls)
     for name, item in given.items():

@@ -161,7 +161,9 @@ class Policy(nn.Module):
         require_nfe(nfe)
         rows = len(seen[self.actor.keys[0]])
         each = (self.contract.chunk, self.contract.spec.action.size)
-        require_numbers("the noise", noise, (rows * self.config.sampler.candidates, *each))
+        given = (getattr(noise, "shape", None) or (rows,))[0]
+        candidates = max(1, given // rows) if self.config.sampler.candidates > 1 else 1  # who chooses may have fewer
+        require_numbers("the noise", noise, (rows * candidates, *each))
         start = self._placed(noise)
         require_finite("the noise", start)
         if committed is not None:

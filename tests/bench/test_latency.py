@@ -96,7 +96,7 @@ def test_the_report_of_a_run(tmp_path):
 def test_no_engine_at_all_is_an_error(tmp_path):
     policy(UNet(width=8, levels=2)).save(tmp_path / "run")
     with pytest.raises(ConfigError, match="no engine can run"):
-        bench_latency(tmp_path / "run", ("numpy",), calls=4, rounds=1)
+        bench_latency(tmp_path / "run", ("cuda_graph",), calls=4, rounds=1)
 
 
 LEROBOT = {

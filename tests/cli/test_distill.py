@@ -2,14 +2,16 @@
 
 import pytest
 
-from flowpolicy.agents.students.distillation import METHODS
+from flowpolicy.agents.students.distillation import METHODS, Order
 from flowpolicy.commands import distill
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.config import decode
 from flowpolicy.core.files import read_json
 from flowpolicy.envs import find_env
+from flowpolicy.train.derive import student
 from flowpolicy.train.kinds import KINDS
 from flowpolicy.train.loop import Trainer, UpdateClock
+from flowpolicy.train.run import Run
 
 from .test_flow_flags import QUICK, flowpolicy
 
@@ -48,9 +50,8 @@ def test_methods_train_eval_and_cite(trained, capsys):
 def test_a_distillation_that_was_killed_goes_on_bit_for_bit(trained, tmp_path):
     """The second phase of backward simulation trains two networks and draws from both."""
     for name in ("whole", "broken"):
-        experiment = distill.student(
-            trained, "backward-simulation", steps=8, seed=3, nfe=1, teacher_nfe=4, width=16, depth=2, lr=1e-3
-        )
+        order = Order(nfe=1, teacher_nfe=4, width=16, depth=2, lr=1e-3)
+        experiment = student(Run.load(trained), "backward-simulation", order, steps=8, seed=3)
         run = tmp_path / name
         trainer = Trainer(experiment, run, find_env("toy").spec())
         if name == "whole":

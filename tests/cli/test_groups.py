@@ -146,7 +146,7 @@ MISTAKES = (
     ([*MAKE, "--source", "returns", "--candidate-noise", 0, "nan", "--out", "x"], "finite"),
     ([*MAKE, "--source", "returns", "--candidate-noise", 0, 1, "--out", "x"], "from the data"),
     (["groups", "make", "base", "--source", "critic", "--critic", "base", "--out", "x"], "has no critic"),
-    (["groups", "make", "critic", "--source", "returns", "--out", "x"], "dm1-* or flow-bc-*"),
+    (["groups", "make", "critic", "--source", "returns", "--out", "x"], "dm1-*, flow-bc-*"),
     (["groups", "make", "base", "--source", "returns", "--candidates", 2, "--out", "x"], "at least 4"),
     (["groups", "make", "absent", "--source", "returns", "--out", "x"], "flowpolicy train"),
     (["data", "rollouts", "base", "--noise-scale", 0, "inf", "--out", "x"], "finite"),

@@ -2,6 +2,8 @@
 
 import torch
 
+from flowpolicy.flows import group_objectives as groups
+
 
 def order_of(rewards):
     return groups.ranking(rewards, torch.zeros_like(rewards))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from flowpolicy.flows import fisher_metric as fisher
 from flowpolicy.flows.fisher_metric import Metric
 
 from .gaussian import F64, GaussianFlow, tensor

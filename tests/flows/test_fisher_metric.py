@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows import fisher_metric as fisher
 from flowpolicy.flows.fisher_metric import Metric
 
 from .gaussian import F64, GaussianFlow, tensor

@@ -7,6 +7,7 @@ import torch
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import torch_generator
+from flowpolicy.flows import group_objectives as groups
 
 from .gaussian import F64, tensor
 from .preferences import gradient, order_of, plackett_luce

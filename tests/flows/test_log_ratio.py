@@ -7,6 +7,7 @@ import torch
 from scipy.integrate import quad
 
 from flowpolicy.core.seed import torch_generator
+from flowpolicy.flows import group_objectives as groups
 
 from .gaussian import F64, tensor
 from .preferences import gradient, plackett_luce

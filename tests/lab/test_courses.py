@@ -55,7 +55,7 @@ def test_one_student_serves_all_columns_unless_the_method_is_bound_to_one(tmp_pa
         found = students(run, parse_course(method, ORDER), TINY, 0)
         assert [measured for _, measured in found] == nfes, method
         assert len({config.teacher_weights for config, _ in found}) == 1
-    with pytest.raises(ConfigError, match="share in"):
+    with pytest.raises(ConfigError, match="at least 0 and at most 1"):
         students(run, parse_course("improved-reflow real=2", ORDER), TINY, 0)
 
 

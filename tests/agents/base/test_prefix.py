@@ -95,8 +95,8 @@ def test_simulated_delays_are_uniform_and_cost_nothing_where_they_are_off(demons
     assert counts[3:].sum() == 0
     assert all(abs(count - 1000) < 3 * (3000 * 2 / 9) ** 0.5 for count in counts[:3].tolist())
     plain, _ = build(dataclasses.replace(AGENTS["dm1"], prefix=0), demonstrations)
-    batch = windows.draw(torch_generator(0))
-    (with_prefix,), (without,) = (each.draws(batch, torch_generator(1)) for each in (agent, plain))
+    batch = windows.draw(torch_generator(0)).to_dict()
+    with_prefix, without = (each.draws(batch, torch_generator(1)) for each in (agent, plain))
     assert with_prefix.keys() - without.keys() == {"committed"}
     assert all(torch.equal(with_prefix[name], value) for name, value in without.items())
 

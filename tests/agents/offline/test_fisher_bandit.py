@@ -17,6 +17,7 @@ from flowpolicy.agents.offline.fisher import Fisher
 from flowpolicy.core import keys
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
+from flowpolicy.core.streams import STATES
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.fisher_metric import Metric
 from flowpolicy.nets.critic import CriticConfig
@@ -83,7 +84,7 @@ def decorate(metric, budget, q, *, steps=300, normalize=False):
 
     repeat(update, steps)
     with torch.no_grad():
-        base = agent.behave(torch.zeros(2000, 1), torch.randn(2000, 1, 2, generator=random))
+        base = agent.behave({STATES: torch.zeros(2000, 1, 1)}, torch.randn(2000, 1, 2, generator=random))
         return agent, base[:, 0], agent.shift(base, torch.zeros(2000, 1))[:, 0]
 
 
