@@ -120,7 +120,7 @@ class ImitationAgent(nn.Module):
 
     def scaled(self, batch: TensorDict) -> dict[str, Any]:
         """A batch as draws and loss see it: streams and actions normalised, states packed. Once per update."""
-        found = dict(batch.items())
+        found: dict[str, Any] = dict(batch.items())
         actions = {name: self.normalizer.action(found[name]) for name in (ACTION, PREVIOUS) if name in found}
         return {**found, **actions, OBS: self.streams(found[OBS])}
 

@@ -93,7 +93,7 @@ class Actor(nn.Module):
             obs: name -> (b, o, *shape) in environment units; or what this gave before, which stays as it is.
 
         """
-        named = dict(obs.items())
+        named: dict[str, Any] = dict(obs.items())
         return self.layout.pack(named if STATES in named else normalizer.obs(named))
 
 
