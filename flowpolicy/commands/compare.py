@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,6 @@ import tyro
 
 from flowpolicy.commands.arguments import call
 from flowpolicy.commands.console import console
-from flowpolicy.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from flowpolicy.evaluate.report import Evaluation  # brings torch, seconds of every --help
@@ -36,7 +36,7 @@ def compare(run_a: Annotated[Path, tyro.conf.Positional], run_b: Annotated[Path,
 
     first, second = _newest_common(current_records(run_a), current_records(run_b))
     if run_a.resolve() == run_b.resolve():
-        raise ConfigError(f"{run_a} is compared with itself", expected="two runs, or two checkpoints of one")
+        sys.stderr.write(f"warning: {run_a} is compared with itself, which says nothing about another run\n")
     # A record holds the path that its run had then; the run may have been moved or copied.
     first, second = (
         dataclasses.replace(evaluation, run=str(run)) if run.is_dir() else evaluation

@@ -38,7 +38,7 @@ def export(
             run as it is; 'numpy' needs NumPy and nothing else, and is slower.
         out: new folder.
         nfe: network evaluations per chunk; the contract's number unless given.
-        batches: batch sizes to write a graph for.
+        batches: batch sizes to write a graph for; numpy takes any other row by row.
         threads: threads that the code of pt2 is compiled for; the others choose when they load.
         overwrite: replace another export in --out.
 

@@ -51,7 +51,7 @@ def export(
         to: 'onnx' for ONNX Runtime, 'pt2' for AOTInductor, 'numpy' for NumPy alone.
         folder: new; or a package, whose files this would write again, or that is to be replaced.
         nfe: network evaluations per chunk; the contract's number unless given.
-        batches: batch sizes to write graphs for.
+        batches: batch sizes to write graphs for; the NumPy engine takes any other row by row.
         threads: threads that the code of 'pt2' is compiled for.
         source: where the policy comes from, for the card.
         overwrite: replace another package in ``folder``; files that no export wrote are never touched.
@@ -72,7 +72,7 @@ def export(
     temporary.mkdir(parents=True)
     try:
         files = _write_model(policy, to, temporary, nfe, batches, threads)
-        header = _header(policy, to, files, nfe, batches, threads if to == "pt2" else 0)
+        header = _header(policy, to, files, nfe, () if to == "numpy" else batches, threads if to == "pt2" else 0)
         header["source"] = source
         save_contract(temporary / "contract.json", policy.contract)
         write_text(temporary / "card.md", "")
@@ -139,7 +139,7 @@ def _write_model(
 ) -> dict[str, str]:
     graph = ActGraph(policy, nfe)
     files = {}
-    for batch in batches:
+    for batch in sorted({1, *batches}) if to == "numpy" else batches:
         files[str(batch)] = f"batch_{batch}.{'safetensors' if to == 'numpy' else to}"
         path = folder / files[str(batch)]
         if to == "onnx":
@@ -254,7 +254,7 @@ def _card(header: dict[str, Any], policy: Policy) -> str:
             f"# {spec.env_id}: {header['format']} model",
             "",
             f"From {header['source'] or 'a policy in memory'}; {policy.parameters_count:,} parameters, "
-            f"{header['nfe']} network evaluation(s) per chunk. Batch sizes: {header['batches']}.",
+            f"{header['nfe']} network evaluation(s) per chunk. Batch sizes: {header['batches'] or 'any'}.",
             "",
             f"Inputs: `obs` (b, {contract.history}, {width}), the keys below side by side, oldest first, in the units "
             f"of the environment; `noise` (b x {header['candidates']}, {contract.chunk}, {spec.action.size}), standard "

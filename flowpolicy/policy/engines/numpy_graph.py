@@ -202,7 +202,9 @@ def record(graph: ActGraph, batch: int, path: Path) -> None:
 
 
 def build(package: Package, batch: int, threads: int) -> Program:
-    """Lay out one decision."""
+    """Lay out one decision; a batch size without a graph of its own is computed row by row."""
+    if str(batch) not in package.files:
+        return _row_by_row(package, batch, build(package, 1, threads))
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -223,6 +225,21 @@ def build(package: Package, batch: int, threads: int) -> Program:
 
 _WRONG = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, StopIteration)
 """What operators and buffers raise where a graph is not one of its contract."""
+
+
+def _row_by_row(package: Package, batch: int, one: Program) -> Program:
+    """The program of one row, run for every row."""
+    buffers = package.shapes.buffers(batch)
+
+    def run() -> None:
+        for row in range(batch):
+            for whole, part in zip(buffers.inputs, one.buffers.inputs, strict=True):
+                each = len(part)  # candidates of a row follow each other
+                part[...] = whole[row * each : (row + 1) * each]
+            one.run()
+            buffers.chunk[row] = one.buffers.chunk[0]
+
+    return Program(buffers, run)
 
 
 def _laid_out(

@@ -95,6 +95,12 @@ def test_what_cannot_be_continued_is_refused(contract, tmp_path):
         none.act(obs, noise, action, np.array([1]))
 
 
+def test_an_export_for_numpy_takes_any_number_of_rows(contract, tmp_path):
+    policy = make(with_nfe(contract, 8), "mlp", "euler", candidates=4, critic=CRITIC, prefix=2)
+    export(policy, "numpy", tmp_path / "model")
+    assert distance(policy, load_engine(tmp_path / "model", batches=[3]), 3) < 2e-5
+
+
 @pytest.mark.parametrize("name", LABORATORY)
 def test_the_folded_graph_samples_as_the_laboratory_does(name, contract):
     policy = laboratory(contract, name)
