@@ -7,31 +7,27 @@ An algorithm adds two methods: ``draw`` (everything random, from the given gener
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import override
 
-from flowpolicy.agents.base.compiled_loss import CompiledLoss
-from flowpolicy.agents.base.optimizer import Group, Optimizer, Stepper
-from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.agents.base.agent import TrainedAgent
+from flowpolicy.agents.base.optimizer import Group, Optimizer
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS, PREVIOUS, VALID
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, Natural
 from flowpolicy.core.references import Reference
-from flowpolicy.core.seed import torch_generator
-from flowpolicy.core.spec import Contract
 from flowpolicy.core.streams import Streams
-from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.real_time import committed_rows
 from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
-from flowpolicy.policy.actor import Actor, Net, PolicyConfig
-from flowpolicy.policy.policy import Policy
+from flowpolicy.policy.actor import Net, PolicyConfig
 from flowpolicy.policy.samplers import Prefixed, Sampler
 
 
@@ -70,45 +66,23 @@ class ImitationConfig:
             )
 
 
-class ImitationAgent(nn.Module):
-    """Base of the behaviour-cloning agents. One that can be told a prefix appends :meth:`draw_committed` to its draws.
+class ImitationAgent(TrainedAgent):
+    """Base of the behaviour-cloning agents. One that can be told a prefix adds :meth:`draw_committed` to its draws."""
 
-    Args:
-        config: options.
-        contract: sizes and conventions; ``history``, ``chunk``, ``execute`` and ``nfe`` come from ``config``.
-        normalizer: fitted on the training data; actions in [-1, 1].
-        steps: planned number of updates, for the learning-rate schedule.
-        seed: seeds the initial weights.
-        compile: compile the loss and its gradient into one graph.
+    config: ImitationConfig
+    ema: EMA
 
-    """
+    @property
+    @override
+    def averaging(self) -> float | None:
+        return self.config.optimizer.ema
 
-    def __init__(
-        self,
-        config: ImitationConfig,
-        contract: Contract,
-        normalizer: Normalizer,
-        *,
-        steps: int,
-        seed: int,
-        compile: bool,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__()
-        self.config, self.contract, self.steps = config, contract, steps
-        self.policy_config = self.describe_policy()
-        # torch initialises layers from its global generator only, so the fork keeps the caller's state.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_generator(seed, "weights").initial_seed())
-            self.actor = Actor(self.policy_config, contract).to(device)
-        self.normalizer = normalizer.to(device)
-        self.ema = EMA(self.actor, config.optimizer.ema)
-        trained = Group(config.optimizer, dict(self.actor.named_parameters()))
-        self.optimizer = Stepper({"": trained}, steps, (self.ema, self.actor))
-        self._loss = CompiledLoss(self.loss, device) if compile else self.loss
+    @override
+    def trained(self) -> dict[str, Group]:
+        return {"": Group(self.config.optimizer, dict(self.actor.named_parameters()))}
 
+    @override
     def describe_policy(self) -> PolicyConfig:
-        """What rebuilds the policy. The networks of ``Actor`` are made from it."""
         config = self.config
         sampler = Prefixed(self.sampler, config.prefix) if config.prefix else self.sampler
         return PolicyConfig(config.net, config.encoder, sampler)
@@ -123,10 +97,6 @@ class ImitationAgent(nn.Module):
         found: dict[str, Any] = dict(batch.items())
         actions = {name: self.normalizer.action(found[name]) for name in (ACTION, PREVIOUS) if name in found}
         return {**found, **actions, OBS: self.streams(found[OBS])}
-
-    def streams(self, obs: Mapping[str, Tensor] | TensorDict) -> Streams:
-        """Observations as draws and loss see them, see :meth:`Actor.streams`; samplers that are told it do it once."""
-        return self.actor.streams(self.normalizer, obs)
 
     def draws(self, batch: dict[str, Any], generator: torch.Generator) -> Any:
         """Everything random in one update, where that depends on more than the chunks of a :meth:`scaled` batch."""
@@ -159,41 +129,3 @@ class ImitationAgent(nn.Module):
         seen = self.scaled(batch)
         loss, metrics = self._loss(seen[OBS], seen[ACTION], seen[VALID], self.draws(seen, generator))
         return {"loss": loss.detach(), **self.optimizer.step(loss, len(batch)), **metrics}
-
-    @property
-    def updates(self) -> int:
-        """Finished updates."""
-        return self.optimizer.updates
-
-    @property
-    def stopped(self) -> bool:
-        """Never before the planned updates."""
-        return False
-
-    def policy(self) -> Policy:
-        """The policy with the averaged weights; shares nothing with the agent."""
-        policy = Policy(self.policy_config, self.contract, self.normalizer)
-        policy.actor.load_state_dict(self.ema.state_dict())
-        return policy.eval().requires_grad_(False)
-
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
-        """Files of a checkpoint: ``weights``, ``ema``, ``optim`` and ``normalizer``."""
-        return {
-            "weights": self.actor.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optim": self.optimizer.state_dict(),
-            "normalizer": self.normalizer.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:  # type: ignore[override]
-        """Inverse of :meth:`state_dict`; strict."""
-        try:
-            self.actor.load_state_dict(state["weights"])
-            self.normalizer.load_state_dict(state["normalizer"])
-            self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optim"])
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the checkpoint does not fit the agent of its config: {error}",
-                fix="resume with the flowpolicy version that wrote it",
-            ) from error

@@ -16,24 +16,20 @@ import torch
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor, nn
+from typing_extensions import override
 
-from flowpolicy.agents.base.compiled_loss import CompiledLoss
-from flowpolicy.agents.base.optimizer import Adam, Group, Stepper, parameters_of
+from flowpolicy.agents.base.agent import TrainedAgent
+from flowpolicy.agents.base.optimizer import Adam, Group, parameters_of
 from flowpolicy.core import keys
-from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, Decay, Few, Share
 from flowpolicy.core.references import Reference
-from flowpolicy.core.seed import torch_generator
-from flowpolicy.core.spec import Contract
 from flowpolicy.core.streams import Streams
-from flowpolicy.data.normalize import Normalizer
 from flowpolicy.nets.critic import Critic, CriticConfig, polyak
-from flowpolicy.nets.ema import EMA
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.plain import Plain
-from flowpolicy.policy.actor import Actor, Net, PolicyConfig
-from flowpolicy.policy.policy import Policy
+from flowpolicy.policy.actor import Net
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,54 +99,33 @@ class Transition(NamedTuple):
     """0 where the episode was cut off inside the chunk: fewer of its actions count than the critic is shown."""
 
 
-class ValueAgent(nn.Module):
-    """Base of the value-learning agents.
+class ValueAgent(TrainedAgent):
+    """Base of the value-learning agents."""
 
-    Args:
-        config: options.
-        contract: sizes and conventions; ``history``, ``chunk``, ``execute`` and ``nfe`` come from ``config``.
-        normalizer: fitted on the training data; actions in [-1, 1].
-        steps: planned number of updates.
-        seed: seeds the initial weights.
-        compile: compile the losses and their gradient into one graph.
+    config: ValueConfig
 
-    """
-
-    def __init__(
-        self,
-        config: ValueConfig,
-        contract: Contract,
-        normalizer: Normalizer,
-        *,
-        steps: int,
-        seed: int,
-        compile: bool,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__()
-        self.config, self.contract, self.steps = config, contract, steps
-        self.policy_config = self.describe_policy()
-        # torch initialises layers from its global generator only, so the fork keeps the caller's state.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_generator(seed, "weights").initial_seed())
-            self.actor = Actor(self.policy_config, contract)
-            observation, action = contract.spec.observation, contract.chunk * contract.spec.action.size
-            self.critic: Critic = self.actor.critic or config.critic.build(observation, contract.history, action)
-            self.build_networks()
-        self.to(device)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.target = self.critic.target()
-        self.normalizer = normalizer.to(device)
-        trained = {
+
+    @override
+    def _build(self) -> None:
+        contract = self.contract
+        observation, action = contract.spec.observation, contract.chunk * contract.spec.action.size
+        self.critic: Critic = self.actor.critic or self.config.critic.build(observation, contract.history, action)
+        self.build_networks()
+
+    @property
+    @override
+    def averaging(self) -> float | None:
+        return self.config.ema or None
+
+    @override
+    def trained(self) -> dict[str, Group]:
+        return {
             name: Group(options, parameters_of({module: self.get_submodule(module) for module in modules}))
             for name, (options, modules) in self.groups().items()
         }
-        self.ema = EMA(self.actor, config.ema) if config.ema else None
-        self.optimizer = Stepper(trained, steps, (self.ema, self.actor) if self.ema else None)
-        self._loss = CompiledLoss(self.loss, device) if compile else self.loss
-
-    def describe_policy(self) -> PolicyConfig:
-        """What rebuilds the policy: network, sampler, candidates. The networks of ``Actor`` are made from it."""
-        raise NotImplementedError
 
     def build_networks(self) -> None:
         """Add the networks that only training needs, as attributes."""
@@ -181,10 +156,6 @@ class ValueAgent(nn.Module):
         total = torch.stack(list(losses.values())).sum()
         named = {f"{name}_loss": value.detach() for name, value in losses.items()}
         return total, {"loss": total.detach(), **named, **metrics}
-
-    def streams(self, obs: Mapping[str, Tensor] | TensorDict) -> Streams:
-        """Observations as the losses see them, see :meth:`Actor.streams`; samplers that are told it do it once."""
-        return self.actor.streams(self.normalizer, obs)
 
     def transition(self, batch: dict[str, Any]) -> Transition:
         """Normalise a batch; sum its rewards, discounted."""
@@ -228,59 +199,24 @@ class ValueAgent(nn.Module):
         self.follow(**switches)
         return metrics
 
-    @property
-    def updates(self) -> int:
-        """Finished updates."""
-        return self.optimizer.updates
-
     def follow(self, **switches: bool) -> None:
         """Move the targets towards the updated networks; ``switches`` are those of the update."""
         polyak(self.target, self.critic, self.config.tau)
 
-    @property
-    def stopped(self) -> bool:
-        """Never before the planned updates."""
-        return False
-
-    def policy(self) -> Policy:
-        """The policy with the averaged weights; shares nothing with the agent."""
-        policy = Policy(self.policy_config, self.contract, self.normalizer)
-        policy.actor.load_state_dict(self._averaged())
-        return policy.eval().requires_grad_(False)
-
-    def _averaged(self) -> dict[str, Tensor]:
-        return self.ema.state_dict() if self.ema else self.actor.state_dict()
-
     def _training(self) -> dict[str, Tensor]:
         """Weights and buffers that are in no other file: critic, target, behaviour flow."""
         skip = ("actor.", "normalizer.", "critic.") if self.actor.critic else ("actor.", "normalizer.")
-        return {name: value for name, value in super().state_dict().items() if not name.startswith(skip)}
+        return {name: value for name, value in nn.Module.state_dict(self).items() if not name.startswith(skip)}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
-        """Files of a checkpoint: ``weights``, ``ema``, ``normalizer`` (the policy), ``optim`` and ``training``."""
-        return {
-            "weights": self.actor.state_dict(),
-            "ema": self._averaged(),
-            "optim": self.optimizer.state_dict(),
-            "normalizer": self.normalizer.state_dict(),
-            "training": self._training(),
-        }
+        """Files of a checkpoint; ``training`` holds what the policy does not need."""
+        return {**super().state_dict(), "training": self._training()}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:  # type: ignore[override]
-        """Inverse of :meth:`state_dict`; strict."""
-        try:
-            self.actor.load_state_dict(state["weights"])
-            self.normalizer.load_state_dict(state["normalizer"])
-            if self.ema:
-                self.ema.load_state_dict(state["ema"])
-            own = self._training()
-            if wrong := own.keys() ^ state["training"].keys():
-                raise KeyError(f"missing or unknown in the training state: {', '.join(sorted(wrong))}")
-            for name, value in own.items():
-                value.copy_(state["training"][name])
-            self.optimizer.load_state_dict(state["optim"])
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the checkpoint does not fit the agent of its config: {error}",
-                fix="resume with the flowpolicy version that wrote it",
-            ) from error
+    @override
+    def _load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        super()._load(state)
+        own = self._training()
+        if wrong := own.keys() ^ state["training"].keys():
+            raise KeyError(f"missing or unknown in the training state: {', '.join(sorted(wrong))}")
+        for name, value in own.items():
+            value.copy_(state["training"][name])

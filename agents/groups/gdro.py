@@ -19,12 +19,14 @@ import tyro
 from jaxtyping import Bool, Float
 from tensordict import TensorDict
 from torch import Tensor
+from typing_extensions import override
 
+from flowpolicy.agents.base.agent import joined, parted
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.groups.assessment import Assessment, Assessor, field, velocity_errors
 from flowpolicy.core import keys
-from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Positive, Share
 from flowpolicy.core.references import Reference
@@ -340,29 +342,22 @@ class GDROAgent(ImitationAgent):
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
         """Files of a checkpoint; ``ema`` holds the chosen weights, ``training`` the average and the reference."""
-        training = {f"average.{name}": value for name, value in self.ema.state_dict().items()}
-        training |= {f"best.{name}": value for name, value in self.best.items()}
-        training |= {f"reference.{name}": value for name, value in self.reference.state_dict().items()}
-        training |= {f"assessment.{name}": value.double() for name, value in self.assessment.metrics().items()}
+        training = joined(
+            average=self.ema.state_dict(),
+            best=self.best,
+            reference=self.reference.state_dict(),
+            assessment={name: value.double() for name, value in self.assessment.metrics().items()},
+        )
         return {**super().state_dict(), "ema": self.chosen(), "training": training}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:  # type: ignore[override]
-        """Inverse of :meth:`state_dict`; strict."""
-        parts: dict[str, dict[str, Tensor]] = {"average": {}, "best": {}, "reference": {}, "assessment": {}}
-        try:
-            for name, value in state["training"].items():
-                part, _, rest = name.partition(".")
-                parts[part][rest] = value
-            super().load_state_dict({**state, "ema": parts["average"]})
-            self.reference.load_state_dict(parts["reference"])
-            for name, best in self.best.items():
-                best.copy_(parts["best"][name])
-            self.assessment = Assessment(**{name: float(value) for name, value in parts["assessment"].items()})
-        except (KeyError, RuntimeError, TypeError) as error:
-            raise CheckpointError(
-                f"the checkpoint does not fit the agent of its config: {error}",
-                fix="resume with the flowpolicy version that wrote it",
-            ) from error
+    @override
+    def _load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        parts = parted(state["training"], "average", "best", "reference", "assessment")
+        super()._load({**state, "ema": parts["average"]})
+        self.reference.load_state_dict(parts["reference"])
+        for name, best in self.best.items():
+            best.copy_(parts["best"][name])
+        self.assessment = Assessment(**{name: float(value) for name, value in parts["assessment"].items()})
 
 
 def predicted_chunks(

@@ -20,10 +20,11 @@ from tensordict import TensorDict
 from torch import Tensor
 from typing_extensions import override
 
+from flowpolicy.agents.base.agent import joined, parted
 from flowpolicy.agents.base.optimizer import Group, Optimizer, Stepper
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
-from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import OBS
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive, Share
@@ -185,25 +186,15 @@ class BackwardSimulationAgent(FlowAgent):
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
         """Files of a checkpoint; ``training`` holds the network that follows the samples, and its optimiser."""
-        training = {f"fake.{name}": value for name, value in self._fake[0].state_dict().items()}
-        training |= {f"follower.{name}": value for name, value in self._follower.state_dict().items()}
+        training = joined(fake=self._fake[0].state_dict(), follower=self._follower.state_dict())
         return {**super().state_dict(), "training": training}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:  # type: ignore[override]
-        """Inverse of :meth:`state_dict`; strict."""
-        super().load_state_dict(state)
-        parts: dict[str, dict[str, Tensor]] = {"fake": {}, "follower": {}}
-        try:
-            for name, value in state["training"].items():
-                part, _, rest = name.partition(".")
-                parts[part][rest] = value
-            self._fake[0].load_state_dict(parts["fake"])
-            self._follower.load_state_dict(parts["follower"])
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the checkpoint does not fit the agent of its config: {error}",
-                fix="resume with the flowpolicy version that wrote it",
-            ) from error
+    @override
+    def _load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        super()._load(state)
+        parts = parted(state["training"], "fake", "follower")
+        self._fake[0].load_state_dict(parts["fake"])
+        self._follower.load_state_dict(parts["follower"])
 
 
 @method("backward-simulation")

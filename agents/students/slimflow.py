@@ -18,9 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from flowpolicy.agents.base.agent import joined, parted
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
-from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, Share
 from flowpolicy.core.references import Reference
@@ -125,19 +126,12 @@ class SlimFlowAgent(FlowAgent):
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
         """Files of a checkpoint; ``training`` holds the guide."""
-        guide = {f"guide.{name}": value for name, value in self._guide[0].state_dict().items()}
-        return {**super().state_dict(), "training": guide}
+        return {**super().state_dict(), "training": joined(guide=self._guide[0].state_dict())}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:  # type: ignore[override]
-        """Inverse of :meth:`state_dict`; strict."""
-        super().load_state_dict(state)
-        try:
-            self._guide[0].load_state_dict({k.removeprefix("guide."): v for k, v in state["training"].items()})
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the checkpoint does not fit the agent of its config: {error}",
-                fix="resume with the flowpolicy version that wrote it",
-            ) from error
+    @override
+    def _load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        super()._load(state)
+        self._guide[0].load_state_dict(parted(state["training"], "guide")["guide"])
 
 
 def velocity_of(actor: Actor, obs: Streams, x: Tensor, t: Float[Tensor, " b"]) -> Float[Tensor, "b h a"]:

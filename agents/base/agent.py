@@ -1,0 +1,146 @@
+"""What every agent is made of: a policy in training, its optimiser, its averaged weights, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from flowpolicy.agents.base.compiled_loss import CompiledLoss
+from flowpolicy.agents.base.optimizer import Group, Stepper
+from flowpolicy.core.errors import CheckpointError
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.spec import Contract
+from flowpolicy.core.streams import Streams
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.nets.ema import EMA
+from flowpolicy.policy.actor import Actor, PolicyConfig
+from flowpolicy.policy.policy import Policy
+
+
+class TrainedAgent(nn.Module):
+    """Base of the agents.
+
+    Args:
+        config: options.
+        contract: sizes and conventions; ``history``, ``chunk``, ``execute`` and ``nfe`` come from ``config``.
+        normalizer: fitted on the training data; actions in [-1, 1].
+        steps: planned number of updates, for the learning-rate schedules.
+        seed: seeds the initial weights.
+        compile: compile the loss and its gradient into one graph.
+
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        contract: Contract,
+        normalizer: Normalizer,
+        *,
+        steps: int,
+        seed: int,
+        compile: bool,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.config, self.contract, self.steps = config, contract, steps
+        self.policy_config = self.describe_policy()
+        # torch initialises layers from its global generator only, so the fork keeps the caller's state.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_generator(seed, "weights").initial_seed())
+            self.actor = Actor(self.policy_config, contract)
+            self._build()
+        self.to(device)
+        self.normalizer = normalizer.to(device)
+        decay = self.averaging
+        self.ema = None if decay is None else EMA(self.actor, decay)
+        self.optimizer = Stepper(self.trained(), steps, (self.ema, self.actor) if self.ema else None)
+        self._loss = CompiledLoss(self.loss, device) if compile else self.loss
+
+    def describe_policy(self) -> PolicyConfig:
+        """What rebuilds the policy. The networks of ``Actor`` are made from it."""
+        raise NotImplementedError
+
+    def _build(self) -> None:
+        """Add the networks that only training needs, as attributes; their first weights follow the seed."""
+
+    @property
+    def averaging(self) -> float | None:
+        """Decay of the averaged weights, or None where the policy uses the newest ones."""
+        raise NotImplementedError
+
+    def trained(self) -> dict[str, Group]:
+        """Parameters by the name of their optimiser."""
+        raise NotImplementedError
+
+    def loss(self, *args: Any, **switches: Any) -> tuple[Tensor, Metrics]:
+        """Scalar loss and metrics of one batch and its draws."""
+        raise NotImplementedError
+
+    def streams(self, obs: Mapping[str, Tensor] | TensorDict) -> Streams:
+        """Observations as losses see them, see :meth:`Actor.streams`; samplers that are told it do it once."""
+        return self.actor.streams(self.normalizer, obs)
+
+    @property
+    def updates(self) -> int:
+        """Finished updates."""
+        return self.optimizer.updates
+
+    @property
+    def stopped(self) -> bool:
+        """Never before the planned updates."""
+        return False
+
+    def policy(self) -> Policy:
+        """The policy with the averaged weights; shares nothing with the agent."""
+        policy = Policy(self.policy_config, self.contract, self.normalizer)
+        policy.actor.load_state_dict(self._averaged())
+        return policy.eval().requires_grad_(False)
+
+    def _averaged(self) -> dict[str, Tensor]:
+        return self.ema.state_dict() if self.ema else self.actor.state_dict()
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:  # type: ignore[override]
+        """Files of a checkpoint: ``weights``, ``ema`` and ``normalizer`` (the policy), and ``optim``."""
+        return {
+            "weights": self.actor.state_dict(),
+            "ema": self._averaged(),
+            "optim": self.optimizer.state_dict(),
+            "normalizer": self.normalizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:  # type: ignore[override]
+        """Inverse of :meth:`state_dict`; strict."""
+        try:
+            self._load(state)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"the checkpoint does not fit the agent of its config: {error}",
+                fix="resume with the flowpolicy version that wrote it",
+            ) from error
+
+    def _load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take up the files; KeyError, RuntimeError or TypeError where they are another agent's."""
+        self.actor.load_state_dict(state["weights"])
+        self.normalizer.load_state_dict(state["normalizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optim"])
+
+
+def joined(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Several states as one file, every name after that of its part."""
+    return {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
+
+
+def parted(file: Mapping[str, Tensor], *parts: str) -> dict[str, dict[str, Tensor]]:
+    """Inverse of :func:`joined`; KeyError names a part that is none of ``parts``."""
+    found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    for name, value in file.items():
+        part, _, rest = name.partition(".")
+        found[part][rest] = value
+    return found
