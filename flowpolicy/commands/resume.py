@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from flowpolicy.commands.arguments import call
 from flowpolicy.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flowpolicy.train.experiment import Experiment
 
 
 def run(argv: Sequence[str]) -> int:
@@ -38,3 +41,10 @@ def resume(
     from flowpolicy.train.run import Run
 
     report(Run.load(run).resume(data))
+
+
+def stored_experiment(run: Path) -> Experiment:
+    """The experiment of a run, for programs of before that ask here; now it is :attr:`Run.experiment`."""
+    from flowpolicy.train.run import Run
+
+    return Run.load(run).experiment
