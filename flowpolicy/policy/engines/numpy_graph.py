@@ -246,17 +246,10 @@ def _laid_out(
     steps: list[list[Any]], constants: dict[str, Array], inputs: Sequence[Array], chunk: Array
 ) -> Callable[[], None]:
     """One function of no arguments; what does not depend on ``inputs`` is computed here."""
-    values: list[Any] = [None] * len(steps)
-    left = iter(inputs)
+    values: dict[int, Any] = {}
     changing: set[int] = set()
-    calls: list[tuple[int, Callable[..., Any], list[Any], dict[str, Any]]] = []
-    end = 0
-
-    def read(argument: Any) -> Any:
-        if isinstance(argument, dict):
-            return np.dtype(argument["dtype"]) if "dtype" in argument else values[argument["at"]]
-        return [read(item) for item in argument] if isinstance(argument, list) else argument
-
+    calls: list[tuple[int, Callable[..., Any], Any, Any, list[Slot]]] = []
+    left, end = iter(inputs), 0
     for place, (name, *rest) in enumerate(steps):
         if name == "input":
             values[place] = next(left)
@@ -266,49 +259,39 @@ def _laid_out(
         elif name == "output":
             end = rest[0]["at"]
         else:
-            arguments, named = rest
-            if _asks(arguments, changing) or _asks(list(named.values()), changing):
+            slots: list[Slot] = []
+            arguments, named = (_filled(given, values, changing, slots) for given in rest)
+            if slots:
                 changing.add(place)
-                calls.append((place, OPERATORS[name], arguments, named))
+                calls.append((place, OPERATORS[name], arguments, named, slots))
             else:
-                values[place] = OPERATORS[name](*read(arguments), **{key: read(value) for key, value in named.items()})
-    laid = [(place, call, *_reader(arguments, values, changing), named) for place, call, arguments, named in calls]
-    for index, (place, call, fixed, slots, named) in enumerate(laid):
-        laid[index] = (place, call, fixed, slots, {key: read(value) for key, value in named.items()})
+                values[place] = OPERATORS[name](*arguments, **named)
 
     def run() -> None:
-        for place, call, arguments, slots, named in laid:
-            for where, source in slots:
-                where[0][where[1]] = values[source]
+        for place, call, arguments, named, slots in calls:
+            for holder, key, source in slots:
+                holder[key] = values[source]
             values[place] = call(*arguments, **named)
         chunk[...] = values[end]
 
     return run
 
 
-def _asks(argument: Any, changing: set[int]) -> bool:
-    """Whether an argument holds a value that changes."""
-    if isinstance(argument, dict):
-        return argument.get("at") in changing
-    return isinstance(argument, list) and any(_asks(item, changing) for item in argument)
+Slot = tuple[Any, Any, int]
+"""A list or dictionary of arguments, a place in it, and the step whose value belongs there in every run."""
 
 
-def _reader(arguments: list[Any], values: list[Any], changing: set[int]) -> tuple[list[Any], list[Any]]:
-    """Arguments with everything constant filled in, and the slots to be filled before every call."""
-    slots: list[Any] = []
-
-    def fill(items: list[Any]) -> list[Any]:
-        filled: list[Any] = []
-        for item in items:
-            if isinstance(item, list):
-                filled.append(fill(item))
-            elif isinstance(item, dict) and item.get("at") in changing:
-                slots.append(((filled, len(filled)), item["at"]))
-                filled.append(None)
-            elif isinstance(item, dict):
-                filled.append(np.dtype(item["dtype"]) if "dtype" in item else values[item["at"]])
-            else:
-                filled.append(item)
-        return filled
-
-    return fill(arguments), slots
+def _filled(given: Any, values: dict[int, Any], changing: set[int], slots: list[Slot]) -> Any:
+    """Arguments, a list or a dictionary by name, with what is constant in place; the others are added to ``slots``."""
+    named = isinstance(given, dict)
+    filled: Any = {} if named else [None] * len(given)
+    for key, item in given.items() if named else enumerate(given):
+        if isinstance(item, list):
+            filled[key] = _filled(item, values, changing, slots)
+        elif isinstance(item, dict) and item.get("at") in changing:
+            slots.append((filled, key, item["at"]))
+        elif isinstance(item, dict):
+            filled[key] = np.dtype(item["dtype"]) if "dtype" in item else values[item["at"]]
+        else:
+            filled[key] = item
+    return filled
