@@ -225,7 +225,7 @@ class GDROAgent(ImitationAgent):
         group = batch[keys.GROUP]
         plain = batch.exclude(keys.GROUP).to_dict()  # the compiled loss takes plain dictionaries
         draws = self.draw(group[keys.ACTION], generator)
-        loss, metrics = self._loss(plain, group.to_dict(), draws)  # type: ignore[call-arg]
+        loss, metrics = self._loss(plain, group.to_dict(), draws)
         metrics = {"loss": loss.detach(), **self.optimizer.step(loss, len(batch)), **metrics}
         slow, average = dict(self.reference.named_parameters()), self.ema.state_dict()
         with torch.no_grad():

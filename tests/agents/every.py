@@ -87,9 +87,9 @@ def make(name, folder, *, compile=False, scaling="none"):
 
 
 def _scaled(config, scaling):
+    """With every optimiser scaled by the batch, or as it is."""
     if scaling == "none":
         return config
-    """With every optimiser scaled by the batch."""
     optimizers = [field.name for field in dataclasses.fields(config) if field.name.endswith("optimizer")]
     scaled = {name: dataclasses.replace(getattr(config, name), scaling=scaling) for name in optimizers}
     return dataclasses.replace(config, **scaled)

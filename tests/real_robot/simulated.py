@@ -8,13 +8,29 @@ from flowpolicy.real_robot.bridge.bridge import Bridge
 from flowpolicy.real_robot.bridge.ring_records import SessionRings, pack_chunk
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.bridge.supervisor import BridgeConfig
-from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk, Clock
+from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk, Clock, GripperState
 from flowpolicy.real_robot.drivers.fake import FakeArm
 from flowpolicy.real_robot.session.accelerated import Done
 
 DT = 0.004
 LIMITS = policy_limits(FR3, table=0.0, tool=0.1034)
 HOME = np.array(FR3.home)
+
+
+class StillGripper:
+    """Always open."""
+
+    def __init__(self, arm):
+        self.state = GripperState(0.0, arm.hand.width, arm.hand.width, grasped=False)
+
+    def command(self, opening):
+        pass
+
+    def supervise(self, now):
+        return 0.0
+
+    def close(self):
+        pass
 
 
 class Simulation:

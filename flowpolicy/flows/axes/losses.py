@@ -64,8 +64,8 @@ class Loss(Value):
             weight: weights of the pairs, mean 1.
 
         """
-        entries = (valid.sum(1) * error.shape[2]).to(error.dtype)
-        value = self.shape((error.square() * valid.unsqueeze(2)).sum((1, 2)), entries)
+        square, entries = squares(error, valid)
+        value = self.shape(square, entries)
         for factor in (self.time_weight(t, path), weight):
             if factor is not None:
                 value = value * factor
@@ -82,13 +82,20 @@ class Squared(Loss):
     """Mean squared error."""
 
 
+def squares(
+    error: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Sum of the squared errors over the valid entries of every row, and the number of these entries."""
+    entries = (valid.sum(1) * error.shape[2]).to(error.dtype)
+    return (error.square() * valid.unsqueeze(2)).sum((1, 2)), entries
+
+
 def matching_loss(
     prediction: Float[Tensor, "b h a"], target: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"]
 ) -> Float[Tensor, ""]:
     """Mean squared error over the valid entries; 0 without any. Pass the target detached."""
-    entries = (valid.sum(1) * prediction.shape[2]).to(prediction.dtype)
-    error = ((prediction - target).square() * valid.unsqueeze(2)).sum((1, 2))
-    return error.sum() / entries.sum().clamp(min=1)
+    square, entries = squares(prediction - target, valid)
+    return square.sum() / entries.sum().clamp(min=1)
 
 
 def adaptive_weight(error: Float[Tensor, " b"], power: float = 0.0, constant: float = 1e-3) -> Float[Tensor, " b"]:

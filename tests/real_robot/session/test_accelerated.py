@@ -14,7 +14,7 @@ from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.ring_records import SessionRings, tick_type
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.driver_protocols import Clock, RobotError
-from flowpolicy.real_robot.drivers.fake import FakeArm, FakeGripper
+from flowpolicy.real_robot.drivers.fake import FakeArm
 from flowpolicy.real_robot.session import play as playing
 from flowpolicy.real_robot.session.accelerated import accelerated_session
 from flowpolicy.real_robot.session.launch import Setup
@@ -23,26 +23,13 @@ from flowpolicy.real_robot.session.operator_keys import Keys
 from flowpolicy.real_robot.session.session_console import ConsoleView
 from flowpolicy.real_robot.tasks.lift_servo import LiftServo, ServoConfig
 
+from ..simulated import StillGripper
+
 LIMITS = policy_limits(FR3, table=0.0, tool=0.1034)
 
 
-class StillGripper:
-    """Always open."""
-
-    state = FakeGripper(FR3.hand, Clock(lambda: 0.0)).state()
-
-    def command(self, opening):
-        pass
-
-    def supervise(self, now):
-        return 0.0
-
-    def close(self):
-        pass
-
-
 def numpy_body(clock):
-    return FakeArm(FR3, clock), StillGripper()
+    return FakeArm(FR3, clock), StillGripper(FR3)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.arm.models.ur5e import UR5E
 from flowpolicy.real_robot.bridge.ring_records import SessionRings
 from flowpolicy.real_robot.bridge.states import State
-from flowpolicy.real_robot.drivers.driver_protocols import GripperState
 from flowpolicy.real_robot.drivers.fake import FakeArm
 from flowpolicy.real_robot.session import play as playing
 from flowpolicy.real_robot.session.accelerated import accelerated_session
@@ -24,26 +23,13 @@ from flowpolicy.real_robot.session.launch import Setup
 from flowpolicy.real_robot.session.play import PolicyAt, check_policy
 from flowpolicy.real_robot.session.policy_process import PolicyLoop
 
+from ..simulated import StillGripper
+
 SETUP = Setup(arm="ur5e")
 
 
-class StillGripper:
-    """Always open."""
-
-    state = GripperState(0.0, UR5E.hand.width, UR5E.hand.width, grasped=False)
-
-    def command(self, opening):
-        pass
-
-    def supervise(self, now):
-        return 0.0
-
-    def close(self):
-        pass
-
-
 def numpy_body(clock):
-    return FakeArm(UR5E, clock), StillGripper()
+    return FakeArm(UR5E, clock), StillGripper(UR5E)
 
 
 @pytest.fixture
@@ -62,7 +48,7 @@ def simulated(tmp_path, monkeypatch):
 
 def test_six_joints_home_within_their_limits(simulated):
     away = np.array(UR5E.home) + 0.3
-    with accelerated_session(SETUP, lambda clock: (FakeArm(UR5E, clock, away), StillGripper())) as running:
+    with accelerated_session(SETUP, lambda clock: (FakeArm(UR5E, clock, away), StillGripper(UR5E))) as running:
         assert running.ask("home", State.IDLE, State.FAULT, seconds=20.0) is State.IDLE
         np.testing.assert_allclose(running.arm.q, UR5E.home, atol=0.005)
         ticks, _, _ = running.session.ticks.read(0)
