@@ -69,7 +69,7 @@ class CompiledLoss:
         if signature not in self._known:
             with explained(self._name):
                 result = self._compiled(*arguments, **switches)
-            self._require_equal(result[0], self._eager(*arguments, **switches))
+            self._require_equal(result[0], *_drawing(self._eager, *arguments, **switches))
             self._known[signature] = numbers
             return result
         if numbers != self._known[signature]:
@@ -86,14 +86,14 @@ class CompiledLoss:
         with explained(self._name):
             return self._compiled(*arguments, **switches)
 
-    def _require_equal(self, compiled: Tensor, eager: tuple[Tensor, dict[str, Any]]) -> None:
+    def _require_equal(self, compiled: Tensor, eager: tuple[Tensor, dict[str, Any]], draws: bool) -> None:
         parts = [value.detach().abs().max() for value in (eager[0], *eager[1].values()) if isinstance(value, Tensor)]
         scale = torch.stack([part.to(compiled.device, compiled.dtype) for part in parts]).amax()
         difference = (compiled.detach() - eager[0].detach()).abs()
-        if bool(difference > TOLERANCE * scale):  # what is not finite is the trainer's business
+        if draws or bool(difference > TOLERANCE * scale):  # what is not finite is the trainer's business
             raise TrainingError(
-                f"{self._name} is {float(compiled):.6g} when compiled and {float(eager[0]):.6g} when not, for the same "
-                f"arguments",
+                f"{self._name} is {compiled.item():.6g} when compiled and {eager[0].item():.6g} when not, for the same "
+                f"arguments" + (": it draws random numbers itself" if draws else ""),
                 expected="a function of its arguments, which draws nothing and changes nothing itself",
                 fix=f"draw random numbers in `draw` or `draws`, with the given generator; or {UNCOMPILED}",
             )
@@ -166,6 +166,15 @@ def explained(name: str) -> Iterator[None]:
             expected="operations of PyTorch",
             fix=f"rewrite that line, or {UNCOMPILED}",
         ) from error
+
+
+def _drawing(loss: Callable[..., Any], *arguments: Any, **switches: Any) -> tuple[Any, bool]:
+    """What the loss returns, and whether it has drawn random numbers from PyTorch's own generators."""
+    generators = (torch.default_generator, *torch.cuda.default_generators)
+    before = [generator.get_state() for generator in generators]
+    result = loss(*arguments, **switches)
+    after = [generator.get_state() for generator in generators]
+    return result, not all(map(torch.equal, before, after))
 
 
 def _name(loss: Callable[..., Any]) -> str:
