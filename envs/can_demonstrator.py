@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flowpolicy.envs.pick_demonstrator import CLOSE, OPEN, PickDemonstrator, Scene, Style, read_scene
+from flowpolicy.envs.pick_demonstrator import CLOSE, OPEN, PickDemonstrator, PickScene, Style, read_scene
 
 _BIN = np.array([0.1975, 0.4025])  # centre of the can's compartment in the world frame, m
 _HALF = np.array([0.0975, 0.1225])  # half its size
@@ -26,18 +26,18 @@ class CanDemonstrator(PickDemonstrator):
         self._height = rng.uniform(1.02, 1.08)
         self._turn = float(np.clip(rng.normal(scale=0.3), -0.7, 0.7))
 
-    def look(self, obs: dict[str, np.ndarray]) -> Scene:
+    def look(self, obs: dict[str, np.ndarray]) -> PickScene:
         """The scene: ``object`` holds the can's relative pose (7) and then its pose (7)."""
         return read_scene(obs, obs["object"][7:10], obs["object"][10:14])
 
-    def grasp_yaws(self, scene: Scene) -> np.ndarray:
+    def grasp_yaws(self, scene: PickScene) -> np.ndarray:
         """One drawn yaw for an upright can; across its axis when it has fallen over."""
         axis = scene.thing_rotation.apply([0.0, 0.0, 1.0])
         if abs(axis[2]) > 0.7:
             return np.array([self._turn])
         return np.arctan2(axis[1], axis[0]) + np.arange(2) * np.pi
 
-    def decide(self, scene: Scene) -> np.ndarray:
+    def decide(self, scene: PickScene) -> np.ndarray:
         """Let go of a can that is low in its compartment and withdraw upwards; otherwise pick it."""
         inside = np.all(np.abs(scene.thing[:2] - _BIN) < _HALF - 0.01)
         if inside and scene.thing[2] < _SET_DOWN + 0.015:
@@ -45,7 +45,7 @@ class CanDemonstrator(PickDemonstrator):
             return self.towards(scene, scene.hand + np.array([0.0, 0.0, rise]), OPEN)
         return super().decide(scene)
 
-    def carry(self, scene: Scene) -> np.ndarray:
+    def carry(self, scene: PickScene) -> np.ndarray:
         """Up, across once above the walls, and down above the spot."""
         across = self._spot - scene.thing[:2]
         distance = np.linalg.norm(across)

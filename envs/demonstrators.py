@@ -17,10 +17,10 @@ import numpy as np
 
 from flowpolicy.core.errors import ConfigError, SimulatorError, nearest
 from flowpolicy.core.seed import derive, numpy_generator
-from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 from flowpolicy.envs.can_demonstrator import CanDemonstrator
 from flowpolicy.envs.pick_demonstrator import LEVELS, LiftDemonstrator, PickDemonstrator, draw_style
-from flowpolicy.envs.recording import Recorder, Recording, make_episode, validation_episodes
+from flowpolicy.envs.recording import EpisodeRecorder, KeptEpisode, make_episode, validation_episodes
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.toy import ToyConfig, ToyRecorder
 from flowpolicy.envs.worker import in_order
@@ -56,7 +56,7 @@ class RobosuiteRecorder:
         self._xml = self._env.model_xml()
         self._task, self._demonstrator = config.task, demonstrator
 
-    def record(self, seed: int, index: int, level: str, keep_failures: bool) -> Recording:
+    def record(self, seed: int, index: int, level: str, keep_failures: bool) -> KeptEpisode:
         """The first successful attempt, or the first one at all when failures are kept."""
         for attempt in range(_ATTEMPTS):
             stream = ("demonstration", "robosuite", self._task, index, attempt)
@@ -64,10 +64,10 @@ class RobosuiteRecorder:
             obs = self._env.reset_from(derive(seed, *stream, "state"))
             episode, success = self._run(obs, level, rng)
             if success or keep_failures:
-                return Recording(episode, success, attempt + 1)
+                return KeptEpisode(episode, success, attempt + 1)
         raise SimulatorError(f"the demonstrator of {self._task} failed {_ATTEMPTS} times in a row (episode {index})")
 
-    def _run(self, obs: dict[str, np.ndarray], level: str, rng: np.random.Generator) -> tuple[Episode, bool]:
+    def _run(self, obs: dict[str, np.ndarray], level: str, rng: np.random.Generator) -> tuple[RecordedEpisode, bool]:
         style = draw_style(LEVELS[level], self._demonstrator.usual_steps, rng)
         demonstrator = self._demonstrator(style, rng)
         rows: list[tuple[Any, ...]] = []
@@ -82,7 +82,7 @@ class RobosuiteRecorder:
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-    create: Callable[[], Recorder]
+    create: Callable[[], EpisodeRecorder]
     env_args: Callable[[], Mapping[str, Any]]
     in_process: bool = False
     """Whether a whole file takes less time than starting a worker."""

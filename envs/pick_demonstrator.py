@@ -98,7 +98,7 @@ def draw_style(level: Level, usual_steps: int, rng: np.random.Generator) -> Styl
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
+class PickScene:
     """What the demonstrator reads from the observation."""
 
     hand: np.ndarray
@@ -152,19 +152,19 @@ class PickDemonstrator:
         self._step += 1
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
-    def look(self, obs: dict[str, np.ndarray]) -> Scene:
+    def look(self, obs: dict[str, np.ndarray]) -> PickScene:
         """The scene in an observation."""
         raise NotImplementedError
 
-    def grasp_yaws(self, scene: Scene) -> np.ndarray:
+    def grasp_yaws(self, scene: PickScene) -> np.ndarray:
         """(n,) yaws of the hand that grasp the object equally well."""
         raise NotImplementedError
 
-    def carry(self, scene: Scene) -> np.ndarray:
+    def carry(self, scene: PickScene) -> np.ndarray:
         """Action (7,) while the object is held."""
         raise NotImplementedError
 
-    def choose_yaw(self, scene: Scene) -> float:
+    def choose_yaw(self, scene: PickScene) -> float:
         """The intended yaw: small turns are likelier at first, afterwards the grasp nearest to the last choice."""
         yaws = self.grasp_yaws(scene)
         if self._step > 0:
@@ -173,7 +173,7 @@ class PickDemonstrator:
         likely = np.exp(-(turns - turns.min()) / np.radians(12)) * (turns < max(np.radians(70), turns.min() + 1e-6))
         return float(self._rng.choice(yaws, p=likely / likely.sum()))
 
-    def decide(self, scene: Scene) -> np.ndarray:
+    def decide(self, scene: PickScene) -> np.ndarray:
         """Action (7,) without noise."""
         if self.holding(scene):
             return self.carry(scene)
@@ -191,12 +191,12 @@ class PickDemonstrator:
         grip = CLOSE if ready or (closing and turn < 0.3) else OPEN
         return self.towards(scene, goal + np.array([*aside, clearance]), grip)
 
-    def holding(self, scene: Scene) -> bool:
+    def holding(self, scene: PickScene) -> bool:
         """Whether the object is between closed fingers."""
         reach = scene.thing - scene.hand
         return bool(scene.opening < self.grasped_opening and np.linalg.norm(reach[:2]) < 0.025 and abs(reach[2]) < 0.03)
 
-    def towards(self, scene: Scene, goal: np.ndarray, grip: float, speed: float = 1.0) -> np.ndarray:
+    def towards(self, scene: PickScene, goal: np.ndarray, grip: float, speed: float = 1.0) -> np.ndarray:
         """Action (7,) that moves the hand to ``goal`` (3,), upright and at the intended yaw."""
         move = _shorten(self.style.gain * (goal - scene.hand) / _METRES, self.style.speed * speed)
         rotation = Rotation.from_euler("z", self._yaw) * _DOWN
@@ -211,23 +211,23 @@ class LiftDemonstrator(PickDemonstrator):
     usual_steps = 40
     grasped_opening = 0.0455  # the cube's edge is 0.040 to 0.044 m
 
-    def look(self, obs: dict[str, np.ndarray]) -> Scene:
+    def look(self, obs: dict[str, np.ndarray]) -> PickScene:
         """The scene: ``object`` starts with the cube's pose."""
         return read_scene(obs, obs["object"][0:3], obs["object"][3:7])
 
-    def grasp_yaws(self, scene: Scene) -> np.ndarray:
+    def grasp_yaws(self, scene: PickScene) -> np.ndarray:
         """The four yaws that align the fingers with faces of the cube."""
         return _heading(scene.thing_rotation) + np.arange(4) * np.pi / 2
 
-    def carry(self, scene: Scene) -> np.ndarray:
+    def carry(self, scene: PickScene) -> np.ndarray:
         """Straight up."""
         return self.towards(scene, scene.hand + np.array([0.0, 0.0, 0.06]), CLOSE)
 
 
-def read_scene(obs: dict[str, np.ndarray], position: np.ndarray, quaternion: np.ndarray) -> Scene:
+def read_scene(obs: dict[str, np.ndarray], position: np.ndarray, quaternion: np.ndarray) -> PickScene:
     """The scene in an observation whose object has the given position (3,) and quaternion (4,) xyzw."""
     fingers = obs["robot0_gripper_qpos"]
-    return Scene(
+    return PickScene(
         hand=obs["robot0_eef_pos"].astype(np.float64),
         hand_rotation=Rotation.from_quat(obs["robot0_eef_quat"]),
         opening=float(fingers[0] - fingers[1]),

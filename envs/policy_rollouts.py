@@ -16,7 +16,7 @@ import numpy as np
 
 from flowpolicy.core.seed import derive
 from flowpolicy.data.robomimic_writer import RobomimicWriter
-from flowpolicy.envs.recording import Recording, make_episode, validation_episodes
+from flowpolicy.envs.recording import KeptEpisode, make_episode, validation_episodes
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.toy import ToyConfig, ToyEnv
 from flowpolicy.envs.vector import Outcome
@@ -72,7 +72,7 @@ class PolicyRecorder:
         else:
             self.env = ToyEnv(config.horizon)
 
-    def record(self, seed: int, index: int, noise_scale: float) -> Recording:
+    def record(self, seed: int, index: int, noise_scale: float) -> KeptEpisode:
         """Episode ``index`` under ``seed``, until success or the horizon, at a scale of the policy's noise."""
         session = Session(self.policy, seed=derive(seed, "rollout", "noise", index), noise_scale=noise_scale)
         obs = self.env.reset_from(derive(seed, "rollout", session.contract.spec.env_id, index))
@@ -83,7 +83,7 @@ class PolicyRecorder:
             rows.append((obs, state, action, outcome.reward, outcome.success, outcome.obs))
             obs = outcome.obs
             if outcome.success or outcome.terminated or outcome.truncated:
-                return Recording(make_episode(rows, self.xml), outcome.success, 1)
+                return KeptEpisode(make_episode(rows, self.xml), outcome.success, 1)
 
 
 def record_rollouts(

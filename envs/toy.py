@@ -17,7 +17,7 @@ from flowpolicy.core.seed import derive, numpy_generator
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.robomimic import StoredState, read_initial_state
 from flowpolicy.envs.action_replay import replay_episodes, require_recorded_in
-from flowpolicy.envs.recording import Recording, make_episode
+from flowpolicy.envs.recording import KeptEpisode, make_episode
 from flowpolicy.envs.vector import Outcome, SerialVecEnv
 
 if TYPE_CHECKING:
@@ -138,12 +138,12 @@ def expert_action(position: np.ndarray, side: int, speed: float) -> np.ndarray:
 
 
 class ToyRecorder:
-    """Records expert episodes (:class:`flowpolicy.envs.recording.Recorder`)."""
+    """Records expert episodes (:class:`flowpolicy.envs.recording.EpisodeRecorder`)."""
 
     def __init__(self, config: ToyConfig) -> None:
         self._env = ToyEnv(config.horizon)
 
-    def record(self, seed: int, index: int, level: str, keep_failures: bool) -> Recording:
+    def record(self, seed: int, index: int, level: str, keep_failures: bool) -> KeptEpisode:
         """One episode; ``worse`` is slower and noisier than ``better``."""
         stream = ("demonstration", "toy", index, 0)
         rng = numpy_generator(seed, *stream, "style")
@@ -159,4 +159,4 @@ class ToyRecorder:
             outcome = self._env.step(action)
             rows.append((obs, state, action, outcome.reward, outcome.success, outcome.obs))
             obs, done = outcome.obs, outcome.terminated or outcome.truncated
-        return Recording(make_episode(rows), rows[-1][4], 1)
+        return KeptEpisode(make_episode(rows), rows[-1][4], 1)

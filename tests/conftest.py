@@ -13,7 +13,7 @@ import torch
 from flowpolicy.cli import main
 from flowpolicy.core.seed import numpy_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
-from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 
 torch.set_num_threads(1)
 
@@ -48,7 +48,7 @@ def write_demonstrations(
             dones = np.zeros(length)
             dones[-1] = 1
             writer.add(
-                Episode(actions=actions, rewards=dones.copy(), dones=dones, obs=obs, next_obs=obs),
+                RecordedEpisode(actions=actions, rewards=dones.copy(), dones=dones, obs=obs, next_obs=obs),
                 filters=("train",),
             )
     return path

@@ -16,7 +16,7 @@ from flowpolicy.core.files import replacing
 
 
 @dataclasses.dataclass(frozen=True)
-class Episode:
+class RecordedEpisode:
     """One episode of T steps; row t is the observation before action t and what followed."""
 
     actions: np.ndarray
@@ -71,7 +71,7 @@ class RobomimicWriter:
                 with replacing(self.path) as temporary:
                     temporary.write_bytes(self._file.id.get_file_image())
 
-    def add(self, episode: Episode, filters: Sequence[str] = ()) -> str:
+    def add(self, episode: RecordedEpisode, filters: Sequence[str] = ()) -> str:
         """Append an episode and enter it in the filter keys ``filters``; returns its name, e.g. ``demo_3``.
 
         Raises:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flowpolicy.core.spec import Contract
 
 
-class Engine(Protocol):
+class ServedEngine(Protocol):
     """Computes chunks in one number of evaluations; used by one thread at a time.
 
     An engine whose ``prefix`` is above 0 takes the committed actions as two more arguments of ``act``: actions
@@ -54,7 +54,7 @@ class Engine(Protocol):
 class Model:
     """Engines of one checkpoint."""
 
-    engines: dict[int, Engine]
+    engines: dict[int, ServedEngine]
     """By number of evaluations."""
     checkpoint: str
     """Name that every answer carries."""
@@ -64,7 +64,7 @@ class Model:
     @classmethod
     def prepare(
         cls,
-        engines: Sequence[Engine],
+        engines: Sequence[ServedEngine],
         checkpoint: str,
         batches: Sequence[int],
         clock: Callable[[], float] = time.perf_counter,
@@ -87,7 +87,7 @@ class Model:
         return dataclasses.replace(untimed, table=measure_latency(calls, sorted(batches), clock, rounds))
 
     @property
-    def any_engine(self) -> Engine:
+    def any_engine(self) -> ServedEngine:
         """One of the engines: all share everything but the number of evaluations."""
         return next(iter(self.engines.values()))
 
@@ -141,7 +141,7 @@ def prefix_of(engine: Any) -> int:
     return int(getattr(engine, "prefix", 0))
 
 
-def noise_of(engine: Engine, request: ActRequest) -> np.ndarray:
+def noise_of(engine: ServedEngine, request: ActRequest) -> np.ndarray:
     """The noise of a request, (k, h, a) float32: given, or drawn from (seed, id) alone by the policy's law.
 
     Who else is served, in which order and in which batch does not enter, so a repeated request meets the same noise.

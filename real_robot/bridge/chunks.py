@@ -29,7 +29,7 @@ MARGIN = 0.010
 _ENSEMBLE_DECAY, _ENSEMBLE_CHUNKS = 0.01, 8
 
 
-class Reference(NamedTuple):
+class Setpoint(NamedTuple):
     """What the chunks ask for at one time."""
 
     q: Array
@@ -95,14 +95,14 @@ class Scheduler:
         self._chunks.append(chunk)
         return ""
 
-    def sample(self, t: float) -> Reference | None:
+    def sample(self, t: float) -> Setpoint | None:
         """The reference at ``t`` s; None before the first chunk."""
         if not self._chunks:
             return None
         new = self._chunks[-1]
         opening = new.gripper[int(np.clip(round((t - new.t0) / new.dt), 0, len(new.gripper) - 1))]
         q, dq = self._ensemble(t) if self.mode == "ensemble" else self._blend(t)
-        return Reference(q, dq, float(opening), t > new.end)
+        return Setpoint(q, dq, float(opening), t > new.end)
 
     def _blend(self, t: float) -> tuple[Array, Array]:
         new, (start, length) = self._chunks[-1], self._switch

@@ -26,7 +26,7 @@ from flowpolicy.core.errors import DataError
 from flowpolicy.core.files import replacing, unchanged_sha256
 from flowpolicy.data.hdf5 import json_attribute, open_hdf5, require_group
 from flowpolicy.data.robomimic import EPISODES_SHA256
-from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 from flowpolicy.real_robot.arm.arm_model import ArmModel
 from flowpolicy.real_robot.arm.models import find_arm
 from flowpolicy.real_robot.bridge.chunks import hermite
@@ -256,12 +256,12 @@ def _row_ticks(stretch: NDArray[Any], rate: float) -> NDArray[Any]:
     return np.asarray(stretch[nearest])
 
 
-def _episode(rows: NDArray[Any], raw: dict[str, NDArray[Any]], success: bool, meta: dict[str, Any]) -> Episode:
+def _episode(rows: NDArray[Any], raw: dict[str, NDArray[Any]], success: bool, meta: dict[str, Any]) -> RecordedEpisode:
     now, later = rows[:-1], rows[1:]
     steps = len(now)
     ends = np.arange(steps) == steps - 1
     obs = {key: observe_all(rows, key, _arm(meta), float(meta["tool"])).astype(np.float32) for key in meta["keys"]}
-    return Episode(
+    return RecordedEpisode(
         actions=np.concatenate([_steps(now, later, raw["chunks"]), later["width_ref"][:, None]], axis=1),
         rewards=(ends & success).astype(np.float64),
         dones=ends.astype(np.int64),

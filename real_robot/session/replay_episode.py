@@ -17,7 +17,7 @@ from flowpolicy.real_robot.session.episodes import read_env_args
 from flowpolicy.real_robot.session.launch import Setup, start_session
 from flowpolicy.real_robot.session.operate import PERIOD, Operator, play_episode
 from flowpolicy.real_robot.session.session_console import ConsoleView
-from flowpolicy.real_robot.tasks.tasks import Plan, Waypoint
+from flowpolicy.real_robot.tasks.tasks import Waypoint, WaypointPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def replay_episode(setup: Setup, file: Path, episode: str) -> ReplayedEpisode:
     return ReplayedEpisode(outcome.reason == "time is up", outcome.reason, worst)
 
 
-class _Rows(Plan):
+class _Rows(WaypointPath):
     """A plan that runs straight from row to row, as recorded."""
 
     def rows(self, times: np.ndarray, tick: Any = None) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +103,7 @@ class _Replay:
 
     name = "replay"
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: WaypointPath) -> None:
         self._plan, self.started = plan, 0.0
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
@@ -113,16 +113,16 @@ class _Replay:
     def look(self) -> None:
         """Nothing."""
 
-    def aside(self, tick: Any, rng: Any) -> Plan:
+    def aside(self, tick: Any, rng: Any) -> WaypointPath:
         """To where the recording began."""
         q, opening = self._plan.rows(np.zeros(1))
-        return Plan(tick["q_cmd"], float(opening[0]), [Waypoint(q[0], float(opening[0]), 1.5)])
+        return WaypointPath(tick["q_cmd"], float(opening[0]), [Waypoint(q[0], float(opening[0]), 1.5)])
 
     def solved(self, tick: Any) -> bool:
         """Never."""
         return False
 
-    def demonstrate(self, tick: Any, rng: Any = None) -> Plan:
+    def demonstrate(self, tick: Any, rng: Any = None) -> WaypointPath:
         """The recorded rows."""
         self.started = float(tick["t_mono"])
         return self._plan

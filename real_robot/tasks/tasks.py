@@ -29,7 +29,7 @@ class Waypoint(NamedTuple):
     """From the waypoint before, s."""
 
 
-class Plan:
+class WaypointPath:
     """A path through waypoints, at rest in each: minimum-jerk polynomials (Flash and Hogan 1985).
 
     Args:
@@ -73,7 +73,7 @@ class Demonstration(Protocol):
         """(h, n) rad and (h,) openings in m at ``times`` (h,) s since the start, seen from the newest ``tick``."""
 
 
-class Table(Protocol):
+class CubeTable(Protocol):
     """Where the cube is seen and placed."""
 
     def cube(self) -> Array:
@@ -97,7 +97,7 @@ class Task(Protocol):
     def solved(self, tick: Records) -> bool:
         """Whether the success criterion holds now."""
 
-    def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
+    def aside(self, tick: Records, rng: np.random.Generator) -> WaypointPath | None:
         """Where the operator goes before a demonstration begins; None to begin here."""
 
     def demonstrate(self, tick: Records, rng: np.random.Generator) -> Demonstration:
@@ -131,17 +131,17 @@ class Reach:
         tool = self.limits.arm.chain.forward(tick["q"], self.limits.tool).position
         return bool(np.linalg.norm(tool - tick["task"][:3]) < self._NEAR)
 
-    def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
+    def aside(self, tick: Records, rng: np.random.Generator) -> WaypointPath | None:
         """Somewhere near."""
         return aside(tick, rng, self.limits)
 
-    def demonstrate(self, tick: Records, rng: np.random.Generator) -> Plan:
+    def demonstrate(self, tick: Records, rng: np.random.Generator) -> WaypointPath:
         """At a speed of its own, and a second of rest."""
         goal = solve(tick["task"][:3], self.limits)
         seconds = 1.9 * float(np.abs(goal - tick["q_cmd"]).max()) / rng.uniform(0.35, 0.55)
         legs = [(goal, max(seconds, 0.6)), (goal, 1.0)]
         opening = self.limits.arm.hand.width
-        return Plan(tick["q_cmd"], opening, [Waypoint(q, opening, length) for q, length in legs])
+        return WaypointPath(tick["q_cmd"], opening, [Waypoint(q, opening, length) for q, length in legs])
 
 
 class Lift:
@@ -157,7 +157,7 @@ class Lift:
     name = "lift"
     _HEIGHT = 0.08
 
-    def __init__(self, limits: EnvelopeLimits, table: Table, servo: ServoConfig) -> None:
+    def __init__(self, limits: EnvelopeLimits, table: CubeTable, servo: ServoConfig) -> None:
         self.limits, self.table, self.servo = limits, table, servo
         self._rest = 0.0
 
@@ -176,7 +176,7 @@ class Lift:
         """Whether the cube is 0.08 m above where it lay."""
         return bool(tick["task"][2] > self._rest + self._HEIGHT)
 
-    def aside(self, tick: Records, rng: np.random.Generator) -> Plan | None:
+    def aside(self, tick: Records, rng: np.random.Generator) -> WaypointPath | None:
         """Somewhere near."""
         return aside(tick, rng, self.limits)
 
@@ -185,7 +185,7 @@ class Lift:
         return LiftServo(tick["q_cmd"], self.limits, rng, self.servo)
 
 
-def aside(tick: Records, rng: np.random.Generator, limits: EnvelopeLimits) -> Plan:
+def aside(tick: Records, rng: np.random.Generator, limits: EnvelopeLimits) -> WaypointPath:
     """To joint positions near the present ones, before the recording begins.
 
     Demonstrations that all ran the same way would teach no way back to it. Recorded, the way aside would teach to
@@ -198,7 +198,7 @@ def aside(tick: Records, rng: np.random.Generator, limits: EnvelopeLimits) -> Pl
         if ((tool > low) & (tool < high)).all():
             break
     opening = limits.arm.hand.width
-    return Plan(tick["q_cmd"], opening, [Waypoint(q, opening, 0.9)])
+    return WaypointPath(tick["q_cmd"], opening, [Waypoint(q, opening, 0.9)])
 
 
 def solve(position: Array, limits: EnvelopeLimits) -> Array:

@@ -14,7 +14,7 @@ from flowpolicy.core.seed import numpy_generator, torch_generator
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.group_file import write_groups
 from flowpolicy.data.ogbench import write_npz
-from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 from flowpolicy.envs import find_env
 from flowpolicy.envs.ogbench_env import OGBenchConfig
 from flowpolicy.evaluate.plan import make_plan
@@ -53,7 +53,7 @@ def random_file(path, env):
         for _ in range(3):
             obs = {name: column(*value.shape) for name, value in spec.observation.items()}
             zeros = np.zeros(LENGTH)
-            writer.add(Episode(column(spec.action.size), zeros, zeros, obs, obs))
+            writer.add(RecordedEpisode(column(spec.action.size), zeros, zeros, obs, obs))
     return path
 
 

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 
 ENV_ARGS = {
     "env_name": "Lift",
@@ -31,7 +31,7 @@ ENV_ARGS = {
 }
 
 
-def make_episodes(count: int = 12, seed: int = 0) -> list[Episode]:
+def make_episodes(count: int = 12, seed: int = 0) -> list[RecordedEpisode]:
     """Episodes of 20, 21, ... steps; the odd ones succeed in their last step."""
     random = np.random.default_rng(seed)
     episodes = []
@@ -41,7 +41,7 @@ def make_episodes(count: int = 12, seed: int = 0) -> list[Episode]:
         dones[-1], rewards[-1] = 1, index % 2
         path = {"eef": random.normal(size=(steps + 1, 3)), "object": random.normal(size=(steps + 1, 5))}
         episodes.append(
-            Episode(
+            RecordedEpisode(
                 actions=random.uniform(-1, 1, (steps, 7)),
                 rewards=rewards,
                 dones=dones,
@@ -54,7 +54,7 @@ def make_episodes(count: int = 12, seed: int = 0) -> list[Episode]:
     return episodes
 
 
-def write_robomimic(path: Path, episodes: list[Episode]) -> Path:
+def write_robomimic(path: Path, episodes: list[RecordedEpisode]) -> Path:
     with RobomimicWriter(path, ENV_ARGS) as writer:
         for index, episode in enumerate(episodes):
             writer.add(episode, filters=("train", "okay") if index % 2 else ("train",))
@@ -62,12 +62,12 @@ def write_robomimic(path: Path, episodes: list[Episode]) -> Path:
 
 
 @pytest.fixture
-def episodes() -> list[Episode]:
+def episodes() -> list[RecordedEpisode]:
     return make_episodes()
 
 
 @pytest.fixture
-def robomimic_file(tmp_path: Path, episodes: list[Episode]) -> Path:
+def robomimic_file(tmp_path: Path, episodes: list[RecordedEpisode]) -> Path:
     return write_robomimic(tmp_path / "demos.hdf5", episodes)
 
 

@@ -10,11 +10,11 @@ import pytest
 PROGRAM = """
 import sys
 import numpy as np
-from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 with RobomimicWriter(sys.argv[1], {}) as writer:
     while True:
         x = np.zeros((50, 3))
-        writer.add(Episode(x, x[:, 0], x[:, 0], {"state": x}, {"state": x}))
+        writer.add(RecordedEpisode(x, x[:, 0], x[:, 0], {"state": x}, {"state": x}))
         print("added", flush=True)
 """
 

@@ -10,7 +10,7 @@ from flowpolicy.core.spec import UNSTATED
 from flowpolicy.data.controllers import action_of
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.data.robomimic import read_initial_state
-from flowpolicy.data.robomimic_writer import Episode, RobomimicWriter
+from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 
 from .conftest import ENV_ARGS
 
@@ -117,7 +117,7 @@ def test_writer_refuses_columns_of_different_length(tmp_path):
         pytest.raises(DataError, match="data/demo_0/rewards has 4 rows"),
         RobomimicWriter(tmp_path / "x.hdf5", {}) as writer,
     ):
-        writer.add(Episode(rewards=np.zeros(4), **columns))
+        writer.add(RecordedEpisode(rewards=np.zeros(4), **columns))
     assert not list(tmp_path.iterdir())
 
 
@@ -125,7 +125,7 @@ def test_scalar_observations_become_columns(tmp_path):
     path = Path(tmp_path / "scalar.hdf5")
     obs = {"gripper": np.arange(3.0), "image": np.zeros((3, 8, 8, 3), dtype=np.uint8)}
     with RobomimicWriter(path, {}) as writer:
-        writer.add(Episode(np.zeros((3, 2)), np.zeros(3), np.zeros(3), obs, obs))
+        writer.add(RecordedEpisode(np.zeros((3, 2)), np.zeros(3), np.zeros(3), obs, obs))
     steps = load(path).steps
     assert list(steps["obs"].keys()) == ["gripper"]
     torch.testing.assert_close(steps["obs", "gripper"], torch.tensor([[0.0], [1.0], [2.0]]))

@@ -259,7 +259,7 @@ class EncodeDecode(Interpolant):
 
 @register("interpolant", "bridge", STOCHASTIC_INTERPOLANTS)
 @dataclasses.dataclass(frozen=True)
-class Bridge(Latent):
+class PreviousChunkBridge(Latent):
     """From the actions that were executed last to the chunk: a two-sided interpolant (arXiv 2303.08797).
 
     At t = 0 are the h actions before the chunk, plus Gaussian noise of standard deviation ``spread``; a latent Gaussian

@@ -32,7 +32,7 @@ from flowpolicy.real_robot.session.check import check_contract, speed_warnings, 
 from flowpolicy.real_robot.session.launch import Setup, _claim, start_session
 from flowpolicy.real_robot.session.operate import Operator
 from flowpolicy.real_robot.session.service_levels import service_levels
-from flowpolicy.real_robot.tasks.tasks import Plan, Reach, Waypoint, aside
+from flowpolicy.real_robot.tasks.tasks import Reach, Waypoint, WaypointPath, aside
 
 from ...conftest import flowpolicy as here
 from ..twin.fault_proxy import Faults, Session
@@ -42,7 +42,7 @@ LIMITS = policy_limits(FR3, table=0.0, tool=0.1034)
 
 def test_a_plan_is_at_rest_in_its_waypoints_and_halfway_in_half_the_time():
     q = np.zeros(7)
-    plan = Plan(q, 0.08, [Waypoint(q + 1.0, 0.08, 2.0), Waypoint(q + 3.0, 0.0, 1.0)])
+    plan = WaypointPath(q, 0.08, [Waypoint(q + 1.0, 0.08, 2.0), Waypoint(q + 3.0, 0.0, 1.0)])
     rows, gripper = plan.rows(np.array([-1.0, 0.0, 1.0, 2.0, 2.5, 9.0]))
     np.testing.assert_allclose(rows[:, 0], [0, 0, 0.5, 1, 2, 3])
     np.testing.assert_allclose(gripper, [0.08, 0.08, 0.08, 0.0, 0.0, 0.0])
@@ -297,7 +297,7 @@ def test_a_bridge_that_is_told_to_end_in_motion_brakes_first(tmp_path, monkeypat
     with start_session(Setup()) as running:
         running.ask("start", State.READY, seconds=30.0)
         operator, home = Operator(running), np.array(FR3.home)
-        operator.begin(Plan(home, 0.08, [Waypoint(home + 0.4, 0.08, 3.0)]))
+        operator.begin(WaypointPath(home, 0.08, [Waypoint(home + 0.4, 0.08, 3.0)]))
         while np.abs(running.session.ticks.latest()["dq_cmd"]).max() < 0.15:
             operator.step(running.clock.now())
             time.sleep(0.02)

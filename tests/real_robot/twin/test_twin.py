@@ -20,7 +20,7 @@ from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.session.launch import Setup, start_session
 from flowpolicy.real_robot.session.operate import Operator
-from flowpolicy.real_robot.tasks.tasks import Plan, Waypoint
+from flowpolicy.real_robot.tasks.tasks import Waypoint, WaypointPath
 from flowpolicy.real_robot.twin.twin import TwinLink, start_twin
 
 from ..client_drivers import CLIENTS, TWIN_VENV, client_of
@@ -94,7 +94,7 @@ def moving(driver, address="127.0.0.1"):
             q = running.session.ticks.latest()["q"].copy()
             swing = [Waypoint(q + 0.1 * (-1) ** k, 0.08, 1.5) for k in range(20)]
             operator = Operator(running)
-            operator.begin(Plan(q, 0.08, swing))
+            operator.begin(WaypointPath(q, 0.08, swing))
             play(running, operator, 1.0)
             require_on_time(running)
             yield running, operator
