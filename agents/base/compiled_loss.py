@@ -11,13 +11,13 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowpolicy.core.compilation import complaint, from_compiler, own_code
 from flowpolicy.core.errors import TrainingError
 
 REALIZE = 8
@@ -27,6 +27,9 @@ BACKEND = "inductor"
 """What makes programs of the graphs; tests that only need the graphs take 'aot_eager', which is faster to compile."""
 TOLERANCE = 0.01
 """Largest difference of a compiled loss from the eager one, in units of its largest part. Rounding makes some 1e-6."""
+
+SIGNATURES = 64
+"""Most graphs of one loss. Each takes tens of seconds to compile: more are batches whose size keeps changing."""
 
 UNCOMPILED = "train uncompiled: --no-compile"
 _FIX_NUMBER = (
@@ -58,33 +61,44 @@ class CompiledLoss:
     def __init__(self, loss: Callable[..., Any], device: torch.device | str) -> None:
         own = BACKEND == "inductor" and torch.device(device).type == "cpu"
         options: dict[str, Any] = {"options": {"realize_opcount_threshold": REALIZE}} if own else {}
-        self._eager, self._name = loss, _name(loss)
-        self._compiled = torch.compile(_own_code(loss), dynamic=False, fullgraph=True, backend=BACKEND, **options)
-        self._known: dict[Any, list[float]] = {}
+        self._eager, self._name, self._options = loss, _name(loss), options
+        self._known: dict[Any, tuple[Callable[..., Any], list[float]]] = {}
 
     def __call__(self, *arguments: Any, **switches: Any) -> Any:
         """What the loss returns."""
         numbers: list[float] = []
         signature = (torch.is_grad_enabled(), _signature(arguments, numbers), _signature(switches, numbers))
         if signature not in self._known:
+            compiled = self._new()
             with explained(self._name):
-                result = self._compiled(*arguments, **switches)
+                result = compiled(*arguments, **switches)
             self._require_equal(result[0], *_drawing(self._eager, *arguments, **switches))
-            self._known[signature] = numbers
+            self._known[signature] = compiled, numbers
             return result
-        if numbers != self._known[signature]:
+        compiled, known = self._known[signature]
+        if numbers != known:
             raise TrainingError(
-                f"{self._name} is given a Python number that changes: {self._known[signature]} was {numbers} before",
+                f"{self._name} is given a Python number that changes: {known} was {numbers} before",
                 expected="tensors: a compiled loss holds the Python numbers that it was compiled with",
                 fix=_FIX_NUMBER,
             )
         try:
             with explained(self._name), torch.compiler.set_stance("fail_on_recompile"):
-                return self._compiled(*arguments, **switches)
+                return compiled(*arguments, **switches)
         except _RecompileError as found:
             found.require_harmless(self._name)
         with explained(self._name):
-            return self._compiled(*arguments, **switches)
+            return compiled(*arguments, **switches)
+
+    def _new(self) -> Callable[..., Any]:
+        """What will be compiled at its first call."""
+        if len(self._known) == SIGNATURES:
+            raise TrainingError(
+                f"{self._name} has been compiled for {SIGNATURES} different shapes of its arguments",
+                expected="batches of few sizes",
+                fix=f"let every batch have the same size; or {UNCOMPILED}",
+            )
+        return torch.compile(own_code(self._eager), dynamic=False, fullgraph=True, backend=BACKEND, **self._options)
 
     def _require_equal(self, compiled: Tensor, eager: tuple[Tensor, dict[str, Any]], draws: bool) -> None:
         parts = [value.detach().abs().max() for value in (eager[0], *eager[1].values()) if isinstance(value, Tensor)]
@@ -142,16 +156,14 @@ def explained(name: str) -> Iterator[None]:
         text = str(error)
         if text.startswith("Detected recompile"):
             raise _RecompileError(text) from None
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        if not from_compiler(error):
             raise
         places = re.findall(r'File "([^"\n]+)", line (\d+), in (\S+?),?\n\s+([^\n]+)', text)
         place = "" if not places else "{2} ({0}:{1}), `{3}`".format(*places[-1])
-        first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
         if "RecompileLimit" in type(error).__name__:
             raise TrainingError(
-                f"{name} has been compiled so often that PyTorch gives up: shapes, or Python values that it reads, "
-                "keep changing",
-                expected="batches of one size, and tensors for what changes",
+                f"{name} has been compiled so often that PyTorch gives up: Python values that it reads keep changing",
+                expected="tensors for what changes",
                 fix=_FIX_NUMBER,
             ) from error
         if "data-dependent" in text.lower():
@@ -162,7 +174,7 @@ def explained(name: str) -> Iterator[None]:
                 fix=_FIX_SHAPE,
             ) from error
         raise TrainingError(
-            f"{name} cannot be compiled" + (f": {place}" if place else "") + f": {first}",
+            f"{name} cannot be compiled" + (f": {place}" if place else "") + f": {complaint(error)}",
             expected="operations of PyTorch",
             fix=f"rewrite that line, or {UNCOMPILED}",
         ) from error
@@ -180,19 +192,6 @@ def _drawing(loss: Callable[..., Any], *arguments: Any, **switches: Any) -> tupl
 def _name(loss: Callable[..., Any]) -> str:
     owner = getattr(loss, "__self__", None)
     return f"the loss of {type(owner).__name__}" if owner is not None else getattr(loss, "__name__", "the loss")
-
-
-def _own_code(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with a code object of its own: PyTorch keeps graphs by code, and counts them."""
-    function = getattr(loss, "__func__", loss)
-    if not isinstance(function, types.FunctionType):
-        return loss
-    code = function.__code__.replace()
-    copy = types.FunctionType(
-        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return types.MethodType(copy, loss.__self__) if isinstance(loss, types.MethodType) else copy
 
 
 def _signature(value: Any, numbers: list[float]) -> Any:

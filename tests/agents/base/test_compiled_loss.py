@@ -1,9 +1,12 @@
 """A compiled loss is the loss: for every signature, again and again, and with weights that have changed since."""
 
+import pytest
 import torch
 from torch import nn
 
+from flowpolicy.agents.base import compiled_loss
 from flowpolicy.agents.base.compiled_loss import CompiledLoss
+from flowpolicy.core.errors import TrainingError
 from flowpolicy.core.seed import torch_generator
 
 
@@ -34,3 +37,25 @@ def test_every_signature_has_its_own_graph_and_weights_are_read_anew():
     with torch.no_grad():
         batch = {"x": torch.ones(4, 3)}
         torch.testing.assert_close(compiled(batch, scale, squared=True)[0], loss(batch, scale, squared=True)[0])
+
+
+def test_one_loss_may_have_many_signatures_and_one_process_many_losses(monkeypatch):
+    """PyTorch gives up at the ninth graph of a code object; changing sizes without end are refused in our words."""
+    monkeypatch.setattr(compiled_loss, "BACKEND", "eager")
+    monkeypatch.setattr(compiled_loss, "SIGNATURES", 10)
+
+    class Owner:
+        def __init__(self, power):
+            self.power = f"{power}"
+
+        def loss(self, x):
+            return (x * float(self.power)).mean(), {}
+
+    for power in range(10):
+        assert CompiledLoss(Owner(power).loss, "cpu")(torch.ones(3))[0] == power
+    compiled = CompiledLoss(Owner(2).loss, "cpu")
+    for _ in range(2):
+        for rows in range(1, 11):
+            assert compiled(torch.ones(rows))[0] == 2
+    with pytest.raises(TrainingError, match="the loss of Owner has been compiled for 10 different shapes"):
+        compiled(torch.ones(11))
