@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from flowpolicy.agents.base.compiled_loss import CompiledLoss
 from flowpolicy.agents.base.optimizer import Group, Stepper
 from flowpolicy.core.errors import CheckpointError
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.seed import first_weights
 from flowpolicy.core.spec import Contract
 from flowpolicy.core.streams import Streams
 from flowpolicy.data.normalize import Normalizer
@@ -49,9 +50,7 @@ class TrainedAgent(nn.Module):
         super().__init__()
         self.config, self.contract, self.steps = config, contract, steps
         self.policy_config = self.describe_policy()
-        # torch initialises layers from its global generator only, so the fork keeps the caller's state.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_generator(seed, "weights").initial_seed())
+        with first_weights(seed, "weights"):
             self.actor = Actor(self.policy_config, contract)
             self._build()
         self.to(device)
@@ -85,6 +84,29 @@ class TrainedAgent(nn.Module):
         """Observations as losses see them, see :meth:`Actor.streams`; samplers that are told it do it once."""
         return self.actor.streams(self.normalizer, obs)
 
+    def arguments(self, batch: TensorDict, generator: torch.Generator) -> tuple[Any, ...]:
+        """What :meth:`loss` is called with: the batch as it reads it, and everything random in one update."""
+        raise NotImplementedError
+
+    def switches(self) -> dict[str, bool]:
+        """Keyword arguments of :meth:`loss` that differ between updates; every combination is compiled once."""
+        return {}
+
+    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
+        """One gradient step; see :class:`flowpolicy.core.protocols.Agent`.
+
+        Who takes the steps of many agents at once calls :meth:`arguments`, the loss and :meth:`advance` itself, so an
+        agent that overrides this takes its steps alone.
+        """
+        arguments, switches = self.arguments(batch, generator), self.switches()
+        loss, metrics = self._loss(*arguments, **switches)
+        self.optimizer.descend(loss)
+        return self.advance(loss.detach(), metrics, len(batch), **switches)
+
+    def advance(self, loss: Tensor, metrics: Metrics, rows: int, **switches: bool) -> Metrics:
+        """The step down the gradients that the parameters have, and what follows it; the metrics to report."""
+        return {"loss": loss, **self.optimizer.apply(rows), **metrics}
+
     @property
     def updates(self) -> int:
         """Finished updates."""
@@ -96,9 +118,11 @@ class TrainedAgent(nn.Module):
         return False
 
     def policy(self) -> Policy:
-        """The policy with the averaged weights; shares nothing with the agent."""
-        policy = Policy(self.policy_config, self.contract, self.normalizer)
+        """The policy with the averaged weights, where the agent is; shares nothing with it."""
+        with first_weights(0):  # which are replaced at once
+            policy = Policy(self.policy_config, self.contract, copy.deepcopy(self.normalizer))
         policy.actor.load_state_dict(self._averaged())
+        policy.to(self.normalizer.action_scaling.offset.device)
         return policy.eval().requires_grad_(False)
 
     def _averaged(self) -> dict[str, Tensor]:

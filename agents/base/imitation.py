@@ -124,8 +124,7 @@ class ImitationAgent(TrainedAgent):
         """Scalar loss and metrics of normalised streams and chunks."""
         raise NotImplementedError
 
-    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
-        """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
+    @override
+    def arguments(self, batch: TensorDict, generator: torch.Generator) -> tuple[Any, ...]:
         seen = self.scaled(batch)
-        loss, metrics = self._loss(seen[OBS], seen[ACTION], seen[VALID], self.draws(seen, generator))
-        return {"loss": loss.detach(), **self.optimizer.step(loss, len(batch)), **metrics}
+        return seen[OBS], seen[ACTION], seen[VALID], self.draws(seen, generator)

@@ -122,10 +122,18 @@ class Stepper:
             ``lr`` of each group and, where gradients are clipped, their ``grad_norm`` before that.
 
         """
+        self.descend(loss)
+        return self.apply(rows)
+
+    def descend(self, loss: Tensor) -> None:
+        """Give every parameter the gradient of ``loss``, and none to those that it does not reach."""
         for optimizer in self._torch.values():
             optimizer.zero_grad(set_to_none=True)
         with explained("the gradient of the loss"):  # compiled when it is first asked for
             loss.backward()
+
+    def apply(self, rows: int) -> Metrics:
+        """The step down the gradients that the parameters have; arguments and result of :meth:`step`."""
         metrics: Metrics = {}
         for name, (options, parameters) in self.groups.items():
             prefix = f"{name}_" if name else ""
@@ -168,7 +176,9 @@ class Stepper:
                 keys = {key: f"{prefix}{key}/{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
                 moments.pop(parameter, None)
                 if not left.isdisjoint(keys.values()):
-                    moments[parameter] = {key: state[stored].clone() for key, stored in keys.items()}
+                    moments[parameter] = {
+                        key: state[stored].to(parameter.device, copy=True) for key, stored in keys.items()
+                    }
                 left -= set(keys.values())
         if left:
             raise KeyError(f"unknown in the optimiser's state: {', '.join(sorted(left)[:4])}")

@@ -142,10 +142,6 @@ class ValueAgent(TrainedAgent):
         """Everything random in one update: a tensor, or a named tuple of tensors."""
         raise NotImplementedError
 
-    def switches(self) -> dict[str, bool]:
-        """Keyword arguments of ``losses`` that differ between updates; every combination is compiled once."""
-        return {}
-
     def losses(self, t: Transition, draws: Any, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
         """Losses by name, to be summed, and further metrics. Each loss reaches the networks of one optimiser."""
         raise NotImplementedError
@@ -190,12 +186,14 @@ class ValueAgent(TrainedAgent):
         """``returns + gamma^n mask value``: what the critic learns. Each row depends on that row alone."""
         return (t.returns + t.discount * value).detach()
 
-    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
-        """One gradient step; see :class:`flowpolicy.core.protocols.Agent`."""
-        inputs = batch.to_dict()  # the compiled loss takes plain dictionaries
-        switches = self.switches()
-        loss, metrics = self._loss(inputs, self.draw(batch[keys.ACTION], generator), **switches)
-        self.optimizer.step(loss, len(batch))
+    @override
+    def arguments(self, batch: TensorDict, generator: torch.Generator) -> tuple[Any, ...]:
+        # The compiled loss takes plain dictionaries.
+        return batch.to_dict(), self.draw(batch[keys.ACTION], generator)
+
+    @override
+    def advance(self, loss: Tensor, metrics: Metrics, rows: int, **switches: bool) -> Metrics:
+        self.optimizer.apply(rows)
         self.follow(**switches)
         return metrics
 

@@ -220,13 +220,15 @@ class GDROAgent(ImitationAgent):
         t = mathematics.stratified_times(g, m, generator)
         return t, torch.ones_like(t)
 
-    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
-        """One gradient step, and every ``assess_every`` of them an assessment; its values stand until the next."""
+    @override
+    def arguments(self, batch: TensorDict, generator: torch.Generator) -> tuple[Any, ...]:
         group = batch[keys.GROUP]
         plain = batch.exclude(keys.GROUP).to_dict()  # the compiled loss takes plain dictionaries
-        draws = self.draw(group[keys.ACTION], generator)
-        loss, metrics = self._loss(plain, group.to_dict(), draws)
-        metrics = {"loss": loss.detach(), **self.optimizer.step(loss, len(batch)), **metrics}
+        return plain, group.to_dict(), self.draw(group[keys.ACTION], generator)
+
+    def advance(self, loss: Tensor, metrics: Metrics, rows: int, **switches: bool) -> Metrics:
+        """The step, and after every ``assess_every`` of them an assessment; its values stand until the next."""
+        metrics = super().advance(loss, metrics, rows, **switches)
         slow, average = dict(self.reference.named_parameters()), self.ema.state_dict()
         with torch.no_grad():
             torch._foreach_lerp_(list(slow.values()), [average[name] for name in slow], self.config.reference_rate)

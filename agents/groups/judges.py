@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flowpolicy.core.config import decode, encode
 from flowpolicy.core.errors import DataError
-from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.seed import first_weights, torch_generator
 from flowpolicy.core.spec import ObservationSpec
 from flowpolicy.core.streams import Streams
 from flowpolicy.data.group_file import StoredJudge
@@ -79,7 +79,7 @@ def load_judge(stored: StoredJudge) -> Judge:
     """
     try:
         options = dict(stored.config)
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
+        with first_weights(0):  # which are replaced
             judge = Judge(decode(options.pop("critic"), _KINDS, "judge"), **options)
         judge.load_state_dict(stored.tensors)
     except (KeyError, TypeError, RuntimeError) as error:
@@ -139,8 +139,7 @@ def fit_judge(
     """
     n, k, h, a = action.shape
     shapes = {name: value.shape[2] for name, value in obs.items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_generator(seed, "judge").initial_seed())
+    with first_weights(seed, "judge"):
         judge = Judge(config, shapes, next(iter(obs.values())).shape[1], h, a, caution)
     judge.normalizer.load_state_dict(normalizer.state_dict())
     states = {key: v.repeat_interleave(k, 0) for key, v in obs.items()}

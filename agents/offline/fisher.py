@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from tensordict import TensorDict
 from torch import Tensor, nn
 
 from flowpolicy.agents.base.bricks import flow_loss, flow_of, flow_sample, jump_to_action, map_loss, q_term
@@ -265,9 +264,9 @@ class FisherAgent(ValueAgent):
         chunk: Tensor = self.actor.decorator(base, cond).value
         return chunk
 
-    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
-        """One gradient step; then the weight's limits and the running precision."""
-        metrics = super().update(batch, generator)
+    def advance(self, loss: Tensor, metrics: Metrics, rows: int, **switches: bool) -> Metrics:
+        """The step; then the weight's limits and the running precision."""
+        metrics = super().advance(loss, metrics, rows, **switches)
         with torch.no_grad():
             self.dual.log_weight.clamp_(-fisher.LOG_WEIGHT_LIMIT, fisher.LOG_WEIGHT_LIMIT)
             self.dual.precision.lerp_(metrics["precision"], max(0.01, 1 / self.updates))

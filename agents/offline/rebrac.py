@@ -116,9 +116,9 @@ class ReBRACAgent(ValueAgent):
         climb, metrics = q_term(self.critic, t.obs, action, normalize=True, aggregate=self.config.critic.aggregate)
         return self.config.alpha_actor * distance + climb, {"distance": distance.detach(), **metrics}
 
-    def update(self, batch: Any, generator: torch.Generator) -> Metrics:
-        """One update; the metrics of the actor are those of its newest one."""
-        metrics = super().update(batch, generator)
+    def advance(self, loss: Tensor, metrics: Metrics, rows: int, **switches: bool) -> Metrics:
+        """The step; the metrics of the actor are those of its newest one."""
+        metrics = super().advance(loss, metrics, rows, **switches)
         names = ("actor_loss", "distance", "q_policy")
         if "actor_loss" in metrics:
             self.last.copy_(torch.stack([metrics[name] for name in names]))

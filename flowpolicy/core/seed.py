@@ -6,7 +6,9 @@ the draws of another one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +28,23 @@ def torch_generator(seed: int, *names: str | int, device: torch.device | str = "
     import torch
 
     return torch.Generator(device=device).manual_seed(derive(seed, *names))
+
+
+@contextlib.contextmanager
+def first_weights(seed: int, *names: str | int) -> Iterator[None]:
+    """Inside, layers take their first weights from the named stream; the caller's global generators stay as they are.
+
+    PyTorch initialises layers from its global generator alone. Only that of the CPU is seeded, where networks are made:
+    ``torch.manual_seed`` would seed those of every GPU too, and nothing puts these back.
+    """
+    import torch
+
+    before = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(derive(seed, *names))
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(before)
 
 
 def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:

@@ -21,6 +21,7 @@ from flowpolicy.core.devices import find_device
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.files import digest, read_object, write_json, write_tensors
 from flowpolicy.core.ranges import require_ranges
+from flowpolicy.core.seed import first_weights
 from flowpolicy.core.spec import Contract, load_contract, save_contract
 from flowpolicy.core.streams import Streams
 from flowpolicy.data.normalize import Normalizer
@@ -350,7 +351,8 @@ class Policy(nn.Module):
         except ConfigError as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error.what}", expected=error.expected) from error
         shapes = {key: int(torch.Size(spec.shape).numel()) for key, spec in contract.spec.observation.items()}
-        policy = cls(config, contract, Normalizer(shapes, contract.spec.action.size))
+        with first_weights(0):  # which are replaced
+            policy = cls(config, contract, Normalizer(shapes, contract.spec.action.size))
         weights = folder / ("ema.safetensors" if averaged else "weights.safetensors")
         load_strictly(policy.actor, weights)
         load_strictly(policy.normalizer, folder / "normalizer.safetensors")

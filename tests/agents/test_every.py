@@ -74,3 +74,19 @@ def test_a_parameter_without_a_gradient_stays_and_needs_no_state():
         other.load_state_dict({**stored, "net/step/foreign": torch.ones(())})
     with pytest.raises(KeyError, match="net/exp_avg/used"):
         other.load_state_dict({name: value for name, value in stored.items() if name != "net/exp_avg/used"})
+
+
+@pytest.mark.parametrize("name", ["fql", "qc", "dm1", "gdro"])
+def test_the_policy_shares_nothing_with_its_agent(name, tmp_path):
+    agent, _ = make(name, tmp_path)
+    before = torch.random.get_rng_state()
+    policy = agent.policy()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    own = {value.data_ptr() for part in (agent, agent.ema) if part for value in _tensors(part)}
+    assert own.isdisjoint(value.data_ptr() for value in _tensors(policy))
+
+
+def _tensors(part):
+    return (
+        part.state_dict().values() if not isinstance(part, torch.nn.Module) else [*part.parameters(), *part.buffers()]
+    )

@@ -1,6 +1,6 @@
 import torch
 
-from flowpolicy.core.seed import derive, numpy_generator, torch_generator
+from flowpolicy.core.seed import derive, first_weights, numpy_generator, torch_generator
 
 
 def test_streams_are_stable_and_apart():
@@ -17,4 +17,15 @@ def test_generators_leave_the_global_streams_alone():
     before = torch.random.get_rng_state()
     torch.randn(4, generator=torch_generator(0, "x"))
     numpy_generator(0, "x").normal(size=4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_first_weights_follow_their_stream_and_leave_the_global_one():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    drawn = []
+    for _ in range(2):
+        with first_weights(5, "weights"):
+            drawn.append(torch.nn.Linear(3, 2).weight)
+    assert torch.equal(*drawn)
     assert torch.equal(torch.random.get_rng_state(), before)
