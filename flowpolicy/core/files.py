@@ -100,8 +100,8 @@ def read_secret(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def held_alone(folder: Path, purpose: str) -> Iterator[None]:
-    """Hold a folder while the block runs: a second process that wants to is refused, and told who holds it.
+def held_alone(folder: Path, purpose: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold a folder while the block runs: a second process that wants to is refused, and told who holds it, or waits.
 
     The operating system frees the lock when its process ends, however it ends.
 
@@ -113,7 +113,7 @@ def held_alone(folder: Path, purpose: str) -> Iterator[None]:
     descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
             raise FlowPolicyError(

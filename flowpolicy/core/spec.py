@@ -45,7 +45,7 @@ class ObservationSpec:
     """Of a picture, where its 1, 3 or 4 colour channels stand in ``shape``: 'first' (c, height, width) or 'last'
     (height, width, c). Empty for a state."""
     camera: str = UNSTATED
-    """Of a picture, which camera took it, e.g. 'wrist, 60 degrees vertical field of view'."""
+    """Of a picture, the name of the camera, e.g. 'agentview'; :class:`ImageSpec` says more of it."""
 
     def __post_init__(self) -> None:
         what = f"an observation of kind '{self.kind}' with shape {self.shape} of {self.dtype}"
@@ -66,6 +66,61 @@ class ObservationSpec:
                 f"{what}, channels '{self.channels}'",
                 expected="1, 3 or 4 channels 'first' (c, height, width) or 'last' (height, width, c)",
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderSpec:
+    """How pictures were drawn: two pictures of one state drawn with other settings have other pixels."""
+
+    library: str = UNSTATED
+    """What draws, e.g. 'mujoco'."""
+    version: str = UNSTATED
+    """Its version, e.g. '3.8.1'."""
+    geoms: Literal["", "visual", "collision"] = ""
+    """Which geometry is drawn: the visual meshes, or the simple shapes of the collision model; empty if unknown."""
+    msaa: int = -1
+    """Samples per pixel that smooth edges (multi-sample anti-aliasing), 0 for none; -1 if unknown."""
+    reflections: Literal["", "on", "off"] = ""
+    """Whether mirroring materials mirror; empty if unknown."""
+    shadows: Literal["", "on", "off"] = ""
+    """Whether lights cast shadows; empty if unknown."""
+    settings: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Whatever else changes pixels, by its name in the renderer, e.g. 'skybox': 'off'."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec(ObservationSpec):
+    """One stream of pictures, rows from the top down: (height, width, 3) uint8 unless said otherwise."""
+
+    units: str = "picture"
+    kind: Literal["state", "image"] = "image"
+    dtype: Literal["float32", "uint8"] = "uint8"
+    channels: Literal["", "first", "last"] = "last"
+    mount: str = UNSTATED
+    """What the camera is fixed to, e.g. 'world' or 'robot0_right_hand'."""
+    fov_deg: float = 0.0
+    """Vertical field of view, degrees; 0 if unknown."""
+    colour: str = "rgb"
+    """Order of the colour channels."""
+    rate_hz: float = 0.0
+    """Pictures per second; 0 if unknown."""
+    render: RenderSpec | None = None
+    """How a simulator drew them; None where that is unknown, and for a real camera."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind != "image":
+            raise ConfigError(f"a stream of pictures of kind '{self.kind}'", expected="kind 'image'")
+
+    @property
+    def height(self) -> int:
+        """Rows of a picture."""
+        return self.shape[1 if self.channels == "first" else 0]
+
+    @property
+    def width(self) -> int:
+        """Columns of a picture."""
+        return self.shape[2 if self.channels == "first" else 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +180,11 @@ class Spec:
         """Whether an episode can succeed; False where its return is what counts."""
         return self.success != NO_SUCCESS
 
+    @property
+    def images(self) -> dict[str, ImageSpec]:
+        """The streams of pictures, by key."""
+        return {key: each for key, each in self.observation.items() if isinstance(each, ImageSpec)}
+
     def differences(self, other: Spec) -> list[str]:
         """Lines on which the two disagree; what either leaves unstated agrees with anything."""
         lines = []
@@ -180,26 +240,60 @@ class Contract:
         """Shapes of what one decision sees: name -> (o, *shape)."""
         return {key: (self.history, *spec.shape) for key, spec in self.spec.observation.items()}
 
-    def require(self, other: Spec, what: str, fix: str) -> None:
+    def require(self, other: Spec, what: str, fix: str, *, allow_render_mismatch: bool = False) -> list[str]:
         """Raise :class:`ContractError` unless ``other`` offers what the policy was trained for.
 
         Extra observation keys of ``other`` are no disagreement: the policy does not read them.
+
+        Args:
+            other: what is offered.
+            what: who offers it.
+            fix: what to do about a difference.
+            allow_render_mismatch: accept pictures of the right size and colours that were taken or drawn otherwise.
+
+        Returns:
+            The differences that were accepted, in lines.
+
         """
         wanted = {k: v for k, v in other.observation.items() if k in self.spec.observation}
         lines = self.spec.differences(dataclasses.replace(other, observation=wanted))
+        drawn = [line for line in lines if _is_of_drawing(line)]
+        if len(lines) == len(drawn) and allow_render_mismatch:
+            return drawn
         if lines:
+            if len(lines) == len(drawn):
+                fix += "; or see what other pictures cost: --allow-render-mismatch"
             raise ContractError(
                 f"the policy's contract and {what} disagree (contract against {what}):\n    " + "\n    ".join(lines),
                 fix=fix,
             )
+        return []
 
 
 _KINDS: dict[str, type] = {
     "contract": Contract,
     "spec": Spec,
     "observation": ObservationSpec,
+    "image": ImageSpec,
+    "render": RenderSpec,
     "action": ActionSpec,
 }
+
+
+def image_json(image: ImageSpec) -> dict[str, Any]:
+    """JSON values of what is said of a stream of pictures; a RoboMimic file holds them in ``env_args``."""
+    values: dict[str, Any] = encode(image, _KINDS)
+    return values
+
+
+def read_image(value: Any, where: str) -> ImageSpec:
+    """Inverse of :func:`image_json`. ConfigError names the place."""
+    image = decode(value, _KINDS, where)
+    if not isinstance(image, ImageSpec):
+        raise ConfigError(
+            f"{where} describes no stream of pictures", expected='{"class": "image", "shape": [...], ...}'
+        )
+    return image
 
 
 def contract_json(contract: Contract) -> dict[str, Any]:
@@ -250,13 +344,40 @@ def _presence(present: bool) -> str:
 
 def _compare(prefix: str, mine: Any, theirs: Any) -> list[str]:
     lines = []
-    for field in dataclasses.fields(mine):
-        lines += _differ(f"{prefix}.{field.name}", getattr(mine, field.name), getattr(theirs, field.name))
+    both = {field.name for field in dataclasses.fields(theirs)}
+    for name in (field.name for field in dataclasses.fields(mine) if field.name in both):
+        lines += _differ(f"{prefix}.{name}", getattr(mine, name), getattr(theirs, name))
     return lines
 
 
 def _differ(name: str, mine: Any, theirs: Any) -> list[str]:
-    unstated = (UNSTATED, 0) if name.endswith(("rate_hz", "horizon")) else (UNSTATED,)
+    if isinstance(mine, RenderSpec) and isinstance(theirs, RenderSpec):
+        return _compare(name, mine, theirs)
+    if name.endswith(".render.settings"):
+        shared = sorted(mine.keys() & theirs.keys())
+        return [line for key in shared for line in _differ(f"{name}.{key}", mine[key], theirs[key])]
+    unstated = _UNSTATED.get(name.rpartition(".")[2], (UNSTATED,))
     if mine == theirs or mine in unstated or theirs in unstated:
         return []
     return [f"{name}: {mine!r} against {theirs!r}"]
+
+
+_UNSTATED: dict[str, tuple[Any, ...]] = {
+    "rate_hz": (0,),
+    "horizon": (0,),
+    "fov_deg": (0,),
+    "msaa": (-1,),
+    "geoms": ("",),
+    "reflections": ("",),
+    "shadows": ("",),
+    "render": (None,),
+}
+"""Field -> the values that say nothing, where that is not :data:`UNSTATED`."""
+
+
+def _is_of_drawing(line: str) -> bool:
+    """Whether a difference is one of how pictures came to be, and not of what they are."""
+    name = line.partition(":")[0]
+    return name.startswith("observation ") and (
+        ".render." in name or name.endswith((".camera", ".mount", ".fov_deg", ".rate_hz"))
+    )

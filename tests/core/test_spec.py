@@ -7,7 +7,17 @@ import pytest
 
 from flowpolicy.core.errors import CheckpointError, ConfigError, ContractError
 from flowpolicy.core.files import read_json, write_json
-from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, load_contract, save_contract
+from flowpolicy.core.spec import (
+    UNSTATED,
+    ActionSpec,
+    ImageSpec,
+    ObservationSpec,
+    RenderSpec,
+    image_json,
+    load_contract,
+    read_image,
+    save_contract,
+)
 
 
 def test_round_trip(tmp_path, contract):
@@ -101,6 +111,66 @@ def test_every_word_of_a_picture_counts(field, value, line, contract, spec, tmp_
     contract.require(seen(dataclasses.replace(WRIST, camera=UNSTATED)), "the robot", "")
     with pytest.raises(ContractError, match=re.escape(line)):
         contract.require(seen(dataclasses.replace(WRIST, **{field: value})), "the robot", "")
+
+
+FAST = RenderSpec("mujoco", "3.8.1", "visual", 0, "off", "off", {"skybox": "on"})
+FRONT = ImageSpec((84, 96, 3), camera="agentview", mount="world", fov_deg=45.0, rate_hz=20.0, render=FAST)
+
+
+def test_a_stream_of_pictures_says_how_they_were_taken(tmp_path, contract, spec):
+    seen = dataclasses.replace(spec, observation={**spec.observation, "front": FRONT})
+    contract = dataclasses.replace(contract, spec=seen)
+    save_contract(tmp_path / "contract.json", contract)
+    assert load_contract(tmp_path / "contract.json") == contract
+    assert (FRONT.height, FRONT.width, seen.images) == (84, 96, {"front": FRONT})
+    assert read_image(image_json(FRONT), "env_args") == FRONT
+    with pytest.raises(ConfigError, match="no stream of pictures"):
+        read_image(3, "env_args")
+
+
+@pytest.mark.parametrize(
+    ("picture", "drawing", "line"),
+    [
+        ({}, {"reflections": "on"}, "render.reflections: 'off' against 'on'"),
+        ({}, {"msaa": 4}, "render.msaa: 0 against 4"),
+        ({}, {"geoms": "collision"}, "render.geoms: 'visual' against 'collision'"),
+        ({}, {"version": "3.9.0"}, "render.version: '3.8.1' against '3.9.0'"),
+        ({}, {"settings": {"skybox": "off"}}, "render.settings.skybox: 'on' against 'off'"),
+        ({"camera": "sideview"}, {}, "camera: 'agentview' against 'sideview'"),
+        ({"mount": "hand"}, {}, "mount: 'world' against 'hand'"),
+        ({"fov_deg": 60.0}, {}, "fov_deg: 45.0 against 60.0"),
+    ],
+)
+def test_pictures_drawn_otherwise_are_refused_unless_that_is_allowed(picture, drawing, line, contract, spec):
+    def seen(image):
+        return dataclasses.replace(spec, observation={**spec.observation, "front": image})
+
+    contract = dataclasses.replace(contract, spec=seen(FRONT))
+    other = seen(dataclasses.replace(FRONT, **picture, render=dataclasses.replace(FAST, **drawing)))
+    with pytest.raises(ContractError, match=re.escape(line)) as refused:
+        contract.require(other, "the environment", "render as in training")
+    assert "--allow-render-mismatch" in str(refused.value)
+    assert contract.require(other, "the environment", "", allow_render_mismatch=True) == [f"observation front.{line}"]
+
+
+def test_another_size_is_no_matter_of_drawing(contract, spec):
+    def seen(image):
+        return dataclasses.replace(spec, observation={**spec.observation, "front": image})
+
+    contract = dataclasses.replace(contract, spec=seen(FRONT))
+    for image in (dataclasses.replace(FRONT, shape=(96, 96, 3)), dataclasses.replace(FRONT, colour="bgr")):
+        with pytest.raises(ContractError, match=r"front\.(shape|colour)") as refused:
+            contract.require(seen(image), "the environment", "", allow_render_mismatch=True)
+        assert "--allow-render-mismatch" not in str(refused.value)
+
+
+def test_what_is_not_known_of_pictures_agrees(contract, spec):
+    def seen(image):
+        return dataclasses.replace(spec, observation={**spec.observation, "front": image})
+
+    contract = dataclasses.replace(contract, spec=seen(FRONT))
+    contract.require(seen(ImageSpec((84, 96, 3))), "the file", "")
+    contract.require(seen(ImageSpec((84, 96, 3), render=RenderSpec())), "the file", "")
 
 
 def test_a_state_is_no_picture(contract, spec):
