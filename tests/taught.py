@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from flowpolicy.agents.students.teacher import Teacher
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.normalize import Normalizer
@@ -12,7 +13,6 @@ from flowpolicy.nets.trunk import FlowOutput
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import Policy
 from flowpolicy.policy.samplers import FlowSampler
-from flowpolicy.policy.teacher import Teacher
 
 CONTRACT = Contract(Spec({"state": ObservationSpec((2,))}, ActionSpec(2)), 1, 2, 2, 10)
 SMALL = {"net": MLP(width=16, depth=2), "encoder": StateEncoder(width=8), "chunk": 2, "execute": 2}

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
-from flowpolicy.agents.students.teaching import load_teacher, pairs, start_from
+from flowpolicy.agents.students.teacher import Teacher, load_teacher, pairs, start_from
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS
 from flowpolicy.core.protocols import Metrics
@@ -34,7 +34,6 @@ from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
 from flowpolicy.flows.real_time import hold
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.samplers import FlowSampler, Prefixed, Sampler, shaped
-from flowpolicy.policy.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)

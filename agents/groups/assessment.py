@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flowpolicy.agents.groups.group_file import Groups
 from flowpolicy.agents.groups.judges import Judge, load_judge
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.streams import Streams
-from flowpolicy.data.group_file import Groups
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.group_objectives import Weight, importance_times, time_weight
 from flowpolicy.nets.flow_nets import MapNet

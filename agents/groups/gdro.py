@@ -25,6 +25,7 @@ from flowpolicy.agents.base.agent import joined, parted
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.groups.assessment import Assessment, Assessor, field, velocity_errors
+from flowpolicy.agents.groups.group_file import Groups
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
@@ -33,7 +34,6 @@ from flowpolicy.core.references import Reference
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.core.streams import Streams
-from flowpolicy.data.group_file import Groups
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows import group_objectives as mathematics
 from flowpolicy.flows.axes.consistency import MeanFlow, Problem

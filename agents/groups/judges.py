@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowpolicy.agents.groups.group_file import StoredJudge
 from flowpolicy.core.config import decode, encode
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.seed import first_weights, torch_generator
 from flowpolicy.core.spec import ObservationSpec
 from flowpolicy.core.streams import Streams
-from flowpolicy.data.group_file import StoredJudge
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.nets.critic import Critic, CriticConfig
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from torch import Tensor
 
 from flowpolicy.agents.cloning.flow import Flow, as_flow
+from flowpolicy.agents.students.teacher import Inversion, Teacher, inverter
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import digest
 from flowpolicy.core.ranges import Few, Natural, Positive, Share
@@ -20,7 +21,6 @@ from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.policy import Policy
-from flowpolicy.policy.teacher import Inversion, Teacher, inverter
 
 
 @dataclasses.dataclass(frozen=True)

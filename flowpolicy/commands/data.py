@@ -185,9 +185,9 @@ def info(file: Annotated[Path, tyro.conf.Positional], /, spread: bool = False) -
         spread: also how far actions spread among similar states, and the Fisher Decorator's metric.time for that.
 
     """
+    from flowpolicy.agents.groups.group_file import describe_groups, is_groups, read_groups
     from flowpolicy.data.dataset_checks import describe
     from flowpolicy.data.dataset_report import print_description, print_rows
-    from flowpolicy.data.group_file import describe_groups, is_groups, read_groups
 
     if is_groups(file):
         if spread:

@@ -93,8 +93,8 @@ def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Makin
     """
     _require_sensible(options)
     require_free(options.out, options.overwrite)
+    from flowpolicy.agents.groups.group_file import describe_groups, read_groups, write_groups
     from flowpolicy.data.dataset_report import print_rows
-    from flowpolicy.data.group_file import describe_groups, read_groups, write_groups
     from flowpolicy.train import group_sources
 
     request = group_sources.open_request(
@@ -167,8 +167,7 @@ def picture(
         out: picture; RUN/corrected.png unless given.
 
     """
-    from flowpolicy.evaluate.corrected_figure import draw_corrected
-    from flowpolicy.train.group_sources import success_along
+    from flowpolicy.train.post_training_figure import draw_corrected, success_along
 
     png = Path(out) if out else run / "corrected.png"
     success = success_along(run, episodes, seed) if episodes else []

@@ -13,20 +13,7 @@ import torch
 from torch import Tensor
 
 from flowpolicy.agents.base.value_learning import ValueAgent
-from flowpolicy.agents.groups.judges import Judge, critic_judges, fit_judge
-from flowpolicy.core import keys
-from flowpolicy.core.checkpoint import FOLDER, MANIFEST, fingerprint, resolve
-from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.files import read_json, read_tensors
-from flowpolicy.core.journal import Journal
-from flowpolicy.core.spec import Contract
-from flowpolicy.data.dataset import Dataset, load_dataset
-from flowpolicy.data.group_file import Groups
-from flowpolicy.data.normalize import Normalizer
-from flowpolicy.envs import find_env
-from flowpolicy.envs.labelling import CandidateRunner, require_restorable
-from flowpolicy.envs.worker import in_order
-from flowpolicy.evaluate.candidates import (
+from flowpolicy.agents.groups.candidates import (
     Candidates,
     choose_states,
     neighbour_candidates,
@@ -35,6 +22,19 @@ from flowpolicy.evaluate.candidates import (
     simulator_scores,
     state_calls,
 )
+from flowpolicy.agents.groups.group_file import Groups
+from flowpolicy.agents.groups.judges import Judge, critic_judges, fit_judge
+from flowpolicy.core import keys
+from flowpolicy.core.checkpoint import MANIFEST, fingerprint, resolve
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.files import read_json, read_tensors
+from flowpolicy.core.journal import Journal
+from flowpolicy.core.spec import Contract
+from flowpolicy.data.dataset import Dataset, load_dataset
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.envs import find_env
+from flowpolicy.envs.labelling import CandidateRunner, require_restorable
+from flowpolicy.envs.worker import in_order
 from flowpolicy.policy import Policy
 from flowpolicy.train.post_training import require_flow
 from flowpolicy.train.run import Run
@@ -205,31 +205,6 @@ def by_simulator(
     groups = request.groups(found, score, judges, "simulator", **facts)
     groups.outcomes |= {"success": success.numpy(), "steps": steps.numpy()}
     return groups
-
-
-def success_along(run: Path, episodes: int, seed: int) -> list[tuple[int, float]]:
-    """(update, success) of the averaged policy in every stored checkpoint, the base first, on one plan."""
-    from flowpolicy.evaluate.evaluation import counting, loaded
-    from flowpolicy.evaluate.plan import make_plan
-    from flowpolicy.evaluate.rollout import rollout
-
-    found: list[tuple[int, float]] = []
-    with loaded(run) as (policy, env, _):
-        if not env.spec.defines_success:
-            raise ConfigError(f"{env.spec.env_id} defines no success to draw", fix="leave --episodes out")
-        plan = make_plan(env.spec.env_id, episodes, seed)
-        for folder in sorted((run / FOLDER).glob("step_*")):
-            tensors = read_tensors(folder / "training.safetensors")
-            parts = {"average.": int(folder.name.split("_")[1])} | ({} if found else {"reference.": 0})
-            for prefix, update in sorted(parts.items(), key=lambda item: item[1]):
-                weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-                if not weights:
-                    raise ConfigError(f"{run} is no post-training", expected="a run of a preset gdro-*")
-                policy.actor.load_state_dict(weights)
-                with counting(folder, plan, env.spec.defines_success) as progress:
-                    played = rollout(policy, env, plan, progress=progress)
-                found.append((update, sum(episode.success for episode in played) / episodes))
-    return found
 
 
 def _require_another(critic: Path, judge: Path) -> None:

@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from flowpolicy.agents.groups.group_file import Groups, read_groups
 from flowpolicy.core.errors import ConfigError, DataError
 from flowpolicy.core.spec import Contract
-from flowpolicy.data.group_file import Groups, read_groups
 from flowpolicy.flows.axes.interpolants import Linear
 from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.policy import Policy

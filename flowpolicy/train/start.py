@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from typing_extensions import override
 
+from flowpolicy.agents.groups.group_file import Groups, GroupSampler
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import read_tensors
 from flowpolicy.core.protocols import Agent, BatchSource, VecEnv
 from flowpolicy.core.spec import Contract, Spec
-from flowpolicy.data.dataset import Dataset, load_dataset
-from flowpolicy.data.group_file import Groups, GroupSampler
+from flowpolicy.data.dataset import DataConfig, Dataset, load_dataset
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.data.replay import MixedReplay
 from flowpolicy.data.windows import require_whole_chunks
 from flowpolicy.envs import find_env
+from flowpolicy.envs.demonstrators import make_demonstrations
 from flowpolicy.policy.policy import Policy
 from flowpolicy.train.experiment import (
     Experiment,
@@ -126,8 +127,10 @@ def find_start(
 
     """
     experiment = take_over(experiment)
+    env = env or find_env(experiment.env).spec()
+    experiment = dataclasses.replace(experiment, data=_data(experiment, run))
     dataset = load_dataset(experiment.data)
-    contract = make_contract(experiment, dataset, env or find_env(experiment.env).spec())
+    contract = make_contract(experiment, dataset, env)
     base = groups = None
     if experiment.agent.needs == "groups":
         contract, base, groups = load_base(experiment, contract)
@@ -144,6 +147,23 @@ def find_start(
     if slot is None:
         raise ConfigError("an experiment with environment steps has no environment", expected="slot=env.make(1)")
     return OnlineStart(experiment, dataset, contract, run, slot)
+
+
+def _data(experiment: Experiment, run: Path) -> DataConfig:
+    """Where the data lie; for the toy, demonstrations are made on the spot."""
+    path = Path(experiment.data.path)
+    if not experiment.data.path:
+        if experiment.env != "toy":
+            raise ConfigError(
+                "no training file is given",
+                expected="--data.path FILE",
+                fix=f"make one with: flowpolicy data make {experiment.env} --episodes 200 --out FILE",
+            )
+        path = run / "toy.hdf5"
+        if not checkpoint.newest(run):  # what an earlier attempt left there may be of another seed
+            make_demonstrations("toy", path, episodes=50, seed=experiment.seed, quality="expert", workers=1)
+    # Absolute, so that the run can be resumed from another working directory.
+    return dataclasses.replace(experiment.data, path=str(path.absolute()))
 
 
 def read_weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:

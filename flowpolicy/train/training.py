@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -11,20 +10,17 @@ from pathlib import Path
 
 from flowpolicy.core.checkpoint import newest
 from flowpolicy.core.config import TAG, encode
-from flowpolicy.core.errors import ConfigError, FlowPolicyError, from_system
+from flowpolicy.core.errors import FlowPolicyError, from_system
 from flowpolicy.core.files import held_alone
 from flowpolicy.core.memory import keep_freed_memory
 from flowpolicy.core.progress import progress_bar
-from flowpolicy.core.protocols import EnvConfig, VecEnv
-from flowpolicy.data.dataset import DataConfig
+from flowpolicy.core.protocols import VecEnv
 from flowpolicy.envs import find_env
-from flowpolicy.envs.demonstrators import make_demonstrations
-from flowpolicy.evaluate.corrected_figure import draw_corrected
 from flowpolicy.evaluate.curves import draw_curves
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.kinds import KINDS
 from flowpolicy.train.loop import Report, Trainer
-from flowpolicy.train.post_training import take_over
+from flowpolicy.train.post_training_figure import draw_corrected
 from flowpolicy.train.run import Run
 
 
@@ -68,21 +64,14 @@ def _train(experiment: Experiment, folder: Path, progress: bool, *, resume: bool
 
 
 def _train_alone(experiment: Experiment, folder: Path, progress: bool, resume: bool) -> None:
-    experiment = take_over(experiment)
-    env = find_env(experiment.env)
-    if not experiment.data.path:
-        experiment = dataclasses.replace(experiment, data=_generate(experiment, folder))
-    # Absolute, so that the run can be resumed from another working directory.
-    data = dataclasses.replace(experiment.data, path=str(Path(experiment.data.path).absolute()))
-    experiment = dataclasses.replace(experiment, data=data)
-    with _slot(experiment, env) as slot:
+    with _slot(experiment) as slot:
         trainer = Trainer(experiment, folder, resume=resume, slot=slot)
         with _shown(trainer, folder, progress) as report:
             _trained(trainer, report)
     draw_curves(folder / "metrics.csv", folder / "curves.png")
     if (folder / "episodes.csv").exists():
         draw_curves(folder / "episodes.csv", folder / "online.png", "environment step")
-    if experiment.base:
+    if trainer.experiment.base:
         draw_corrected(folder / "metrics.csv", folder / "corrected.png")
 
 
@@ -122,27 +111,13 @@ def _shown(trainer: Trainer, folder: Path, shown: bool) -> Iterator[Callable[[in
 
 
 @contextmanager
-def _slot(experiment: Experiment, env: EnvConfig) -> Iterator[VecEnv | None]:
+def _slot(experiment: Experiment) -> Iterator[VecEnv | None]:
     """One environment to step in, where the experiment asks for steps."""
     if not experiment.online.base:
         yield None
         return
-    slot = env.make(1)
+    slot = find_env(experiment.env).make(1)
     try:
         yield slot
     finally:
         slot.close()
-
-
-def _generate(experiment: Experiment, folder: Path) -> DataConfig:
-    """Toy demonstrations made on the spot; other environments need a file."""
-    if experiment.env != "toy":
-        raise ConfigError(
-            "no training file is given",
-            expected="--data.path FILE",
-            fix=f"make one with: flowpolicy data make {experiment.env} --episodes 200 --out FILE",
-        )
-    path = folder / "toy.hdf5"
-    if not newest(folder):  # what an earlier attempt left there may be of another seed
-        make_demonstrations("toy", path, episodes=50, seed=experiment.seed, quality="expert", workers=1)
-    return dataclasses.replace(experiment.data, path=str(path))

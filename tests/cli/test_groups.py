@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
+from flowpolicy.agents.groups.group_file import read_groups, write_groups
 from flowpolicy.core import checkpoint
-from flowpolicy.data.group_file import read_groups, write_groups
 from flowpolicy.envs.labelling import CandidateRunner
 from flowpolicy.policy import Policy
 from flowpolicy.train.verify import compare

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from flowpolicy.agents.groups.group_file import read_groups
 from flowpolicy.cli import main
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import CheckpointError
 from flowpolicy.core.spec import load_contract
 from flowpolicy.data.dataset import DataConfig, load_dataset
-from flowpolicy.data.group_file import read_groups
 
 TRAIN = ("--steps", 40, "--checkpoint-every", 20, "--keep-checkpoints", 0, "--no-compile", "--no-tensorboard")
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from flowpolicy.agents.groups.group_file import write_groups
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.seed import numpy_generator, torch_generator
 from flowpolicy.data.dataset import DataConfig
-from flowpolicy.data.group_file import write_groups
 from flowpolicy.data.ogbench import write_npz
 from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 from flowpolicy.envs import find_env

@@ -15,13 +15,13 @@ import h5py
 import numpy as np
 import torch
 
+from flowpolicy.agents.groups.group_file import Groups, StoredJudge, read_groups, write_groups
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import encode
 from flowpolicy.core.errors import FlowPolicyError
 from flowpolicy.core.spec import Contract, Spec, load_contract, save_contract
 from flowpolicy.data.dataset import DataConfig, load_dataset, load_unchecked
 from flowpolicy.data.dataset_checks import describe, diagnose
-from flowpolicy.data.group_file import Groups, StoredJudge, read_groups, write_groups
 from flowpolicy.evaluate.plan import load_plan, make_plan, save_plan
 from flowpolicy.evaluate.report import load_evaluation
 

@@ -10,8 +10,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from flowpolicy.agents.groups.group_file import read_groups
 from flowpolicy.core.errors import FlowPolicyError
-from flowpolicy.data.group_file import read_groups
 from flowpolicy.train.run import Run
 
 from .damage import findings, good_files

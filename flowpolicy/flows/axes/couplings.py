@@ -256,7 +256,7 @@ class Table(Coupling):
     real: float = 0.0
     """Share of the rows whose chunk is real and whose noise is found by inversion (arXiv 2405.20320, section 4.4)."""
     inversion: Literal["afp", "midpoint", "exact"] = "afp"
-    """How the teacher's flow is inverted; see :meth:`flowpolicy.policy.teacher.Teacher.invert`."""
+    """How the teacher's flow is inverted; see :meth:`flowpolicy.agents.students.teacher.Teacher.invert`."""
     deterministic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 import torch
 
+from flowpolicy.agents.groups.group_file import Groups, read_groups, write_groups
 from flowpolicy.agents.groups.judges import Judge, critic_judges, fit_judge, load_judge
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ObservationSpec
-from flowpolicy.data.group_file import Groups, read_groups, write_groups
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.nets.critic import CriticConfig
 

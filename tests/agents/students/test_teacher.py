@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
+from flowpolicy.agents.students.teacher import Teacher
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.flows.axes.flow_spec import Sampling
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.policy.samplers import FlowSampler
-from flowpolicy.policy.teacher import Teacher
 
-from ..taught import exact_policy, exact_teacher, noise_of, observed
+from ...taught import exact_policy, exact_teacher, noise_of, observed
 
 ROWS = 200
 

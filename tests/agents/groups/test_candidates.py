@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from flowpolicy.agents.cloning.flow_bc import FlowBC
+from flowpolicy.agents.groups import candidates
 from flowpolicy.core.errors import ConfigError, DataError
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.data.normalize import Normalizer, NormalizerConfig
-from flowpolicy.evaluate import candidates
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP

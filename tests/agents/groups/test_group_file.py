@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowpolicy.core.errors import DataError
-from flowpolicy.core.seed import torch_generator
-from flowpolicy.data.dataset import DataConfig, load_dataset
-from flowpolicy.data.group_file import (
+from flowpolicy.agents.groups.group_file import (
     Groups,
     GroupSampler,
     StoredJudge,
@@ -20,6 +17,9 @@ from flowpolicy.data.group_file import (
     reliability,
     write_groups,
 )
+from flowpolicy.core.errors import DataError
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.data.windows import WindowSampler
 
 

@@ -9,9 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowpolicy.core.errors import EvaluationError
+from flowpolicy.core.checkpoint import FOLDER
+from flowpolicy.core.errors import ConfigError, EvaluationError
+from flowpolicy.core.files import read_tensors
 from flowpolicy.evaluate.curves import Curves, read_curves
+from flowpolicy.evaluate.evaluation import counting, loaded
 from flowpolicy.evaluate.figures import BLUE, GREEN, ORANGE, save_figure, tidy
+from flowpolicy.evaluate.plan import make_plan
+from flowpolicy.evaluate.rollout import rollout
 
 WANTED = ("reward_gain", "held_out_gain", "corrected_gain", "hacking_gap", "unsupported", "kl", "best_update")
 
@@ -47,6 +52,27 @@ def draw_corrected(metrics_csv: Path, png: Path, success: Sequence[tuple[int, fl
         each.set_xlabel("gradient step")
         tidy(each)
     save_figure(figure, png)
+
+
+def success_along(run: Path, episodes: int, seed: int) -> list[tuple[int, float]]:
+    """(update, success) of the averaged policy in every stored checkpoint, the base first, on one plan."""
+    found: list[tuple[int, float]] = []
+    with loaded(run) as (policy, env, _):
+        if not env.spec.defines_success:
+            raise ConfigError(f"{env.spec.env_id} defines no success to draw", fix="leave --episodes out")
+        plan = make_plan(env.spec.env_id, episodes, seed)
+        for folder in sorted((run / FOLDER).glob("step_*")):
+            tensors = read_tensors(folder / "training.safetensors")
+            parts = {"average.": int(folder.name.split("_")[1])} | ({} if found else {"reference.": 0})
+            for prefix, update in sorted(parts.items(), key=lambda item: item[1]):
+                weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                if not weights:
+                    raise ConfigError(f"{run} is no post-training", expected="a run of a preset gdro-*")
+                policy.actor.load_state_dict(weights)
+                with counting(folder, plan, env.spec.defines_success) as progress:
+                    played = rollout(policy, env, plan, progress=progress)
+                found.append((update, sum(episode.success for episode in played) / episodes))
+    return found
 
 
 def verdict(curves: Curves) -> str:

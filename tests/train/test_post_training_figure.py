@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flowpolicy.core.errors import EvaluationError
-from flowpolicy.evaluate.corrected_figure import draw_corrected, verdict
+from flowpolicy.train.post_training_figure import draw_corrected, verdict
 
 
 def curves(best, reward, held_out):
