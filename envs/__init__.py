@@ -5,9 +5,10 @@ Nothing here imports a simulator before an environment is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.spec import ImageSpec
 from flowpolicy.envs.adroit import AdroitConfig
 from flowpolicy.envs.arm_tasks import ARM_TASKS, ArmTaskConfig
 from flowpolicy.envs.d4rl_env import SUITE as D4RL_SUITE
@@ -34,16 +35,29 @@ ENVS: dict[str, SuiteConfig] = {
 """Environments by the name that the command line uses; OGBench's with their default task."""
 
 
-def find_env(name: str) -> SuiteConfig:
+def find_env(name: str, images: Mapping[str, ImageSpec] | None = None) -> SuiteConfig:
     """The environment with this name, or with this ``env_id`` (such as ``robosuite/Lift``).
 
     OGBench's other tasks are named ``cube-single-task3`` or ``cube-single-singletask-task3-v0``.
+
+    Args:
+        name: of the environment.
+        images: pictures that it is to give besides, as a contract or a file describes them.
+
+    Raises:
+        ConfigError: there is no such environment, or it gives no such pictures.
+
     """
     by_id = {config.spec().env_id: config for config in ENVS.values()}
     found = ENVS.get(name) or by_id.get(name) or OGBenchConfig.parse(name)
     if found is None:
         raise ConfigError(f"unknown environment '{name}'", expected=nearest(name, [*ENVS, *by_id]))
-    return found
+    missing = {key: image for key, image in (images or {}).items() if key not in found.spec().observation}
+    if not missing:
+        return found
+    if not isinstance(found, RobosuiteConfig):
+        raise ConfigError(f"{name} takes no pictures {', '.join(missing)}", expected="lift or can for pictures")
+    return found.seeing(missing)
 
 
 def defines_success(env_id: str) -> bool:

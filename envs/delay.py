@@ -65,7 +65,7 @@ class DelayedVecEnv:
 
     def reset(self, indices: Sequence[int], slots: Sequence[int]) -> Observation:
         """Start the initial states ``indices`` in ``slots``; observations in the same order, fresh."""
-        obs = self.env.reset(indices, slots)
+        obs = self._whole(self.env.reset(indices, slots), slots)
         for row, (index, slot) in enumerate(zip(indices, slots, strict=True)):
             self._lines[slot] = _Line(self.delay, index, {name: value[row] for name, value in obs.items()})
         return obs
@@ -73,13 +73,22 @@ class DelayedVecEnv:
     def step(self, action: np.ndarray, slots: Sequence[int]) -> Step:
         """Step ``slots`` with ``action`` (len(slots), a); the newest observations that have arrived, and their age."""
         step = self.env.step(action, slots)
+        fresh = self._whole(step.obs, slots)
         rows, ages = [], []
         for row, slot in enumerate(slots):
-            obs, age = self._lines[slot].send({name: value[row] for name, value in step.obs.items()})
+            obs, age = self._lines[slot].send({name: value[row] for name, value in fresh.items()})
             rows.append(obs)
             ages.append(age)
-        delayed = {name: np.stack([row[name] for row in rows]) for name in step.obs}
+        delayed = {name: np.stack([row[name] for row in rows]) for name in fresh}
         return dataclasses.replace(step, obs=delayed, age=np.array(ages, dtype=np.int64))
+
+    def look(self, slots: Sequence[int]) -> Observation:
+        """Nothing: which picture is seen when is not known when it is taken, so that ``step`` returns all of them."""
+        return {}
+
+    def _whole(self, obs: Observation, slots: Sequence[int]) -> Observation:
+        """Observations with the pictures of this moment."""
+        return obs | self.env.look(slots) if self.spec.images.keys() - obs.keys() else obs
 
     def render(self, slot: int) -> np.ndarray:
         """(height, width, 3) uint8 picture of one slot, undelayed."""

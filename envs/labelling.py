@@ -38,13 +38,10 @@ class RestorableEnv(Protocol):
 class RestorableRobosuite(RobosuiteEnv):
     """robosuite, from stored states: simulator, posture of the arm, and what the gripper remembers."""
 
-    _xml = ""
-
     def restore(self, stored: StoredState) -> dict[str, np.ndarray]:
         """Continue an episode from a stored state."""
-        # Compiling a model takes longer than many steps: the one that is loaded is kept where it is the same.
-        obs = self.load("" if stored.model_xml == self._xml else stored.model_xml, stored.state)
-        self._xml, self._steps = stored.model_xml, len(stored.actions)
+        obs = self.load(stored.model_xml, stored.state)
+        self._steps = len(stored.actions)
         for robot in self.sim_env.robots:
             for gripper in robot.gripper.values():
                 # Its command is a running sum of signs, clipped: closing takes several steps.

@@ -66,11 +66,12 @@ class PolicyRecorder:
         self.policy = load_alone(policy)
         self.env: RecordableEnv
         self.xml: str | None = None
+        self.look: Callable[[], dict[str, np.ndarray]]
         if isinstance(config, RobosuiteConfig):
-            env = RobosuiteEnv.create(config)
-            self.env, self.xml = env, env.model_xml()
+            env = RobosuiteEnv.create(config.seeing(self.policy.contract.spec.images))
+            self.env, self.xml, self.look = env, env.model_xml(), env.look
         else:
-            self.env = ToyEnv(config.horizon)
+            self.env, self.look = ToyEnv(config.horizon), dict
 
     def record(self, seed: int, index: int, noise_scale: float) -> KeptEpisode:
         """Episode ``index`` under ``seed``, until success or the horizon, at a scale of the policy's noise."""
@@ -78,7 +79,8 @@ class PolicyRecorder:
         obs = self.env.reset_from(derive(seed, "rollout", session.contract.spec.env_id, index))
         rows: list[tuple[Any, ...]] = []
         while True:
-            state, action = self.env.state(), session.act(obs)
+            seen = obs | self.look() if session.episode.looks else obs
+            state, action = self.env.state(), session.act(seen)
             outcome = self.env.step(action)
             rows.append((obs, state, action, outcome.reward, outcome.success, outcome.obs))
             obs = outcome.obs
@@ -99,6 +101,8 @@ def record_rollouts(
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Write a RoboMimic file with episodes of a policy; returns how many succeeded.
+
+    A policy that sees takes its pictures, and the file holds states alone: `flowpolicy data render` adds pictures.
 
     Filter keys: ``successful`` and ``failed``, ``train`` and ``valid`` (a tenth). The actions are those that the policy
     asked for; the environment clips them.

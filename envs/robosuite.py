@@ -21,11 +21,12 @@ import numpy as np
 
 from flowpolicy.core.errors import ConfigError, MissingExtraError, SimulatorError, nearest
 from flowpolicy.core.seed import derive
-from flowpolicy.core.spec import ObservationSpec, Spec
+from flowpolicy.core.spec import ImageSpec, ObservationSpec, Spec
 from flowpolicy.data.controllers import action_of, robot_of
 from flowpolicy.data.robomimic import read_initial_state
 from flowpolicy.envs.action_replay import replay_episodes, require_recorded_in
-from flowpolicy.envs.rendering import choose_opengl, opengl
+from flowpolicy.envs.camera_renderer import FAST, CameraRenderer, RenderSettings
+from flowpolicy.envs.rendering import choose_opengl
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ _KWARGS: dict[str, Any] = {
     "ignore_done": True,
     "hard_reset": False,
 }
+_NO_RENDERER = {"has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False}
+"""Pictures are drawn by :mod:`flowpolicy.envs.camera_renderer`, whatever a file asks robosuite to draw."""
 _UNITS = {
     "robot0_eef_pos": "position of the gripper site in the world frame, m",
     "robot0_eef_quat": "orientation of the hand in the world frame, quaternion xyzw",
@@ -78,7 +81,36 @@ _TASKS = {
     "Lift": (10, "the cube's centre is more than 0.04 m above the table top"),
     "PickPlaceCan": (14, "the can lies in its bin and the gripper is more than 0.042 m away from it"),
 }
+_CAMERAS = {
+    "agentview": ("world", 45.0),
+    "frontview": ("world", 45.0),
+    "birdview": ("world", 45.0),
+    "sideview": ("world", 45.0),
+    "robot0_robotview": ("robot0_base", 45.0),
+    "robot0_eye_in_hand": ("robot0_right_hand", 75.0),
+}
+"""Camera -> what it is fixed to, and its vertical field of view in degrees."""
+_NO_CAMERA = {"PickPlaceCan": ("sideview",)}
+PICTURE = "_image"
+"""What RoboMimic adds to the name of a camera for the key of its pictures."""
+_FILM = RenderSettings(msaa=4)  # for people: smooth edges
 _MODEL_SEED = 0  # the cube's edge is drawn when the model is built; one model for all slots and indices
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneCamera:
+    """A camera of a scene, and the size of its pictures."""
+
+    name: str
+    """As the scene calls it, e.g. agentview or robot0_eye_in_hand."""
+    height: int = 84
+    """Pixels."""
+    width: int = 84
+    """Pixels."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.height <= 4096 and 1 <= self.width <= 4096):
+            raise ConfigError(f"pictures of {self.height} x {self.width}", expected="1 to 4096 pixels a side")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +123,10 @@ class RobosuiteConfig:
     """Steps of 50 ms after which an episode is cut off; 300 as in DM1's evaluation (arXiv 2510.07865)."""
     obs_keys: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
     """Observation keys, with RoboMimic's names ('object' is robosuite's 'object-state')."""
+    cameras: tuple[SceneCamera, ...] = ()
+    """Cameras whose pictures are observed too, under their name and '_image', as RoboMimic calls them."""
+    render: RenderSettings = FAST
+    """How pictures are drawn."""
 
     def spec(self) -> Spec:
         """The spec, without importing the simulator."""
@@ -101,8 +137,9 @@ class RobosuiteConfig:
         for key in self.obs_keys:
             if key not in shapes:
                 raise ConfigError(f"unknown observation key '{key}'", expected=nearest(key, shapes))
+        states = {key: ObservationSpec((shapes[key],), _UNITS[key]) for key in self.obs_keys}
         return Spec(
-            observation={key: ObservationSpec((shapes[key],), _UNITS[key]) for key in self.obs_keys},
+            observation=states | self.images(),
             action=action_of(self.env_args(), 7),
             env_id=f"robosuite/{self.task}",
             env_version=VERSION,
@@ -110,6 +147,49 @@ class RobosuiteConfig:
             success=success,
             robot=robot_of(self.env_args()),
         )
+
+    def images(self) -> dict[str, ImageSpec]:
+        """The streams of pictures, by key."""
+        known, found = [name for name in _CAMERAS if name not in _NO_CAMERA.get(self.task, ())], {}
+        for camera in self.cameras:
+            if camera.name not in known:
+                raise ConfigError(f"{self.task} has no camera '{camera.name}'", expected=nearest(camera.name, known))
+            mount, degrees = _CAMERAS[camera.name]
+            found[camera.name + PICTURE] = ImageSpec(
+                (camera.height, camera.width, 3),
+                camera=camera.name,
+                mount=mount,
+                fov_deg=degrees,
+                rate_hz=float(_KWARGS["control_freq"]),
+                render=self.render.spec(),
+            )
+        return found
+
+    def seeing(self, images: Mapping[str, ImageSpec], render: RenderSettings | None = None) -> RobosuiteConfig:
+        """The same task with the cameras that take such pictures.
+
+        Args:
+            images: what a policy or a file says of its pictures, by key.
+            render: how to draw them; as ``images`` say unless given.
+
+        Raises:
+            ConfigError: no camera takes them.
+
+        """
+        cameras, settings = [], {RenderSettings.of(image.render) for image in images.values()}
+        for key, image in images.items():
+            if not key.endswith(PICTURE) or image.shape != (image.height, image.width, 3):
+                raise ConfigError(
+                    f"no camera of {self.task} takes the pictures '{key}' of shape {image.shape}",
+                    expected="keys such as agentview_image, of (height, width, 3)",
+                )
+            cameras.append(SceneCamera(key.removesuffix(PICTURE), image.height, image.width))
+        if len(settings) > 1:
+            raise ConfigError(f"pictures drawn in different ways: {settings}", expected="one way for all cameras")
+        render = render or (settings.pop() if settings else self.render)
+        config = dataclasses.replace(self, cameras=tuple(cameras), render=render)
+        config.images()
+        return config
 
     def env_args(self) -> dict[str, Any]:
         """``env_args`` of a RoboMimic file recorded in this environment (environment type 1: robosuite)."""
@@ -143,22 +223,33 @@ class RobosuiteEnv:
         env_args: environment name and keyword arguments, as in a RoboMimic file.
         obs_keys: observations to return.
         horizon: steps until truncation; 0 for none.
+        cameras: what :meth:`look` takes pictures with.
+        render: how.
 
     """
 
-    def __init__(self, env_args: Mapping[str, Any], obs_keys: tuple[str, ...], horizon: int = 0) -> None:
+    def __init__(
+        self,
+        env_args: Mapping[str, Any],
+        obs_keys: tuple[str, ...],
+        horizon: int = 0,
+        cameras: tuple[SceneCamera, ...] = (),
+        render: RenderSettings = FAST,
+    ) -> None:
         suite = import_robosuite()
         self.task, self.obs_keys, self.horizon = str(env_args["env_name"]), obs_keys, horizon
-        kwargs = {**env_args["env_kwargs"], "seed": _MODEL_SEED, "has_offscreen_renderer": False}
+        self.cameras, self._settings = cameras, render
+        kwargs = {**env_args["env_kwargs"], "seed": _MODEL_SEED, **_NO_RENDERER}
         with _quiet():
             self.sim_env = suite.make(self.task, **kwargs)
-        self._steps = 0
+        self._steps, self._xml = 0, ""
+        self._renderers: dict[RenderSettings, CameraRenderer] = {}
 
     @classmethod
     def create(cls, config: RobosuiteConfig) -> RobosuiteEnv:
         """The environment of a config."""
         config.spec()
-        return cls(config.env_args(), config.obs_keys, config.horizon)
+        return cls(config.env_args(), config.obs_keys, config.horizon, config.cameras, config.render)
 
     def reset(self, index: int) -> dict[str, np.ndarray]:
         """Start planned initial state ``index``."""
@@ -199,15 +290,29 @@ class RobosuiteEnv:
         return str(self.sim_env.sim.model.get_xml()).replace(f'file="{site}/', 'file="')
 
     def load(self, model_xml: str, state: np.ndarray) -> dict[str, np.ndarray]:
-        """Start from a stored model (empty: keep the present one) and simulator state."""
+        """Start from a stored model (empty: keep the present one) and simulator state.
+
+        Compiling a model takes longer than many steps: one with the same text as the last is kept.
+        """
         with _quiet():
-            if model_xml:
+            if model_xml and model_xml != self._xml:
                 self.sim_env.reset()
                 self.sim_env.reset_from_xml_string(self.sim_env.edit_model_xml(model_xml))
-                self.sim_env.sim.reset()
+                self._renderers.clear()
+                self._xml = model_xml
             else:
                 self.reset(0)
+            self.sim_env.sim.reset()
         self._steps = 0
+        self.put(state)
+        for robot in self.sim_env.robots:
+            # The posture that the arm is drawn to lies in the controller, which still has that of the reset.
+            arm = robot.composite_controller.part_controllers["right"]
+            arm.update_initial_joints(self.sim_env.sim.data.qpos[arm.qpos_index])
+        return self._observe()
+
+    def put(self, state: np.ndarray) -> None:
+        """Set the simulator to a state of the present model, to be looked at; controllers stay where they were."""
         if state.shape != self.state().shape:
             raise SimulatorError(
                 f"a stored state has {state.size} numbers, the simulator {self.state().size}",
@@ -215,29 +320,25 @@ class RobosuiteEnv:
             )
         self.sim_env.sim.set_state_from_flattened(state)
         self.sim_env.sim.forward()
-        for robot in self.sim_env.robots:
-            # The posture that the arm is drawn to lies in the controller, which still has that of the reset.
-            arm = robot.composite_controller.part_controllers["right"]
-            arm.update_initial_joints(self.sim_env.sim.data.qpos[arm.qpos_index])
-        return self._observe()
+
+    def look(self) -> dict[str, np.ndarray]:
+        """Pictures of this moment, (height, width, 3) uint8, rows top down; keys are cameras and '_image'."""
+        draw = self._renderer(self._settings).draw
+        return {each.name + PICTURE: draw(each.name, each.height, each.width) for each in self.cameras}
 
     def render(self, height: int = 256, width: int = 256, camera: str = "agentview") -> np.ndarray:
-        """(height, width, 3) uint8 picture; the first call creates the off-screen renderer."""
-        sim = self.sim_env.sim
-        if sim._render_context_offscreen is None:
-            self._create_renderer()
-        return np.ascontiguousarray(sim.render(width=width, height=height, camera_name=camera)[::-1])
+        """(height, width, 3) uint8 picture for people; the first call creates the off-screen renderer."""
+        return self._renderer(_FILM).draw(camera, height, width)
 
     def close(self) -> None:
         """Free the simulator."""
         self.sim_env.close()
 
-    def _create_renderer(self) -> None:
-        from robosuite.utils.binding_utils import MjRenderContextOffscreen
-
-        with opengl():
-            context = MjRenderContextOffscreen(self.sim_env.sim, device_id=-1)
-        context.vopt.geomgroup[0] = 0  # collision shapes
+    def _renderer(self, settings: RenderSettings) -> CameraRenderer:
+        if settings not in self._renderers:
+            sim = self.sim_env.sim
+            self._renderers[settings] = CameraRenderer(sim.model._model, sim.data._data, settings)
+        return self._renderers[settings]
 
     def _observe(self) -> dict[str, np.ndarray]:
         # Relative poses are computed from the poses of the previous update (zeros after a reset).

@@ -36,10 +36,17 @@ class SingleEnv(Protocol):
         """Apply one action (a,) in environment units."""
 
     def render(self) -> np.ndarray:
-        """(height, width, 3) uint8 picture."""
+        """(height, width, 3) uint8 picture for people."""
 
     def close(self) -> None:
         """Free the simulator."""
+
+
+class SeeingEnv(SingleEnv, Protocol):
+    """One copy of an environment with cameras; what they see is no part of what ``step`` returns."""
+
+    def look(self) -> dict[str, np.ndarray]:
+        """Pictures of this moment, key -> (height, width, 3) uint8."""
 
 
 EnvFactory = Callable[[], SingleEnv]
@@ -60,6 +67,10 @@ class SerialVecEnv:
     def step(self, action: np.ndarray, slots: Sequence[int]) -> Step:
         """Step ``slots`` with ``action`` (len(slots), a); results in the same order."""
         return stack_outcomes([self._envs[slot].step(row) for slot, row in zip(slots, action, strict=True)])
+
+    def look(self, slots: Sequence[int]) -> Observation:
+        """Pictures that the cameras of ``slots`` take now; in the same order."""
+        return stack_obs([_look(self._envs[slot]) for slot in slots])
 
     def render(self, slot: int) -> np.ndarray:
         """(height, width, 3) uint8 picture of one slot."""
@@ -108,6 +119,10 @@ class ProcessVecEnv:
         """Step ``slots`` with ``action`` (len(slots), a); results in the same order."""
         return stack_outcomes(self._call("step", slots, list(action)))
 
+    def look(self, slots: Sequence[int]) -> Observation:
+        """Pictures that the cameras of ``slots`` take now; in the same order."""
+        return stack_obs(self._call("look", slots, [None] * len(slots)))
+
     def render(self, slot: int) -> np.ndarray:
         """(height, width, 3) uint8 picture of one slot."""
         return self._call("render", [slot], [None])[0]
@@ -152,8 +167,16 @@ class _Slots:
     def step(self, calls: Sequence[tuple[int, np.ndarray]]) -> list[Outcome]:
         return [self._envs[copy].step(action) for copy, action in calls]
 
+    def look(self, calls: Sequence[tuple[int, None]]) -> list[dict[str, np.ndarray]]:
+        return [_look(self._envs[copy]) for copy, _ in calls]
+
     def render(self, calls: Sequence[tuple[int, None]]) -> list[np.ndarray]:
         return [self._envs[copy].render() for copy, _ in calls]
+
+
+def _look(env: SingleEnv) -> dict[str, np.ndarray]:
+    seeing: SeeingEnv = env  # type: ignore[assignment]  # only those with pictures in their spec are asked
+    return seeing.look()
 
 
 def stack_obs(rows: Sequence[dict[str, np.ndarray]]) -> Observation:

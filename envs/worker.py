@@ -162,8 +162,8 @@ def _answer(work: Callable[..., Any], *arguments: Any) -> tuple[tuple[str, str, 
 
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Processes started inside use one thread each for linear algebra: there is one of them per core."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    """Processes started inside use one thread each, also to draw pictures: there is one of them per core."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
     try:

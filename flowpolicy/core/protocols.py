@@ -20,7 +20,7 @@ else:
 """Scalars of one update, still on the device: reading them is the logger's business."""
 
 Observation = dict[str, NDArray[Any]]
-"""Observation of n environments: name -> (n, *shape) float32."""
+"""Observation of n environments: name -> (n, *shape) float32, pictures uint8."""
 
 
 @runtime_checkable
@@ -150,6 +150,9 @@ class Step:
 class VecEnv(Protocol):
     """Several copies ("slots") of one environment.
 
+    Pictures need not be part of the observations that ``reset`` and ``step`` return: drawing them costs more than a
+    step, and a policy that executes four actions of a chunk sees one of four. ``look`` takes those that are wanted.
+
     ``reset`` takes *plan indices*: index i is always the same initial state, whatever the number of
     slots or workers and whenever other episodes end.
     """
@@ -163,8 +166,11 @@ class VecEnv(Protocol):
     def step(self, action: NDArray[Any], slots: Sequence[int]) -> Step:
         """Step ``slots`` with ``action`` (len(slots), a) in environment units; results in the same order."""
 
+    def look(self, slots: Sequence[int]) -> Observation:
+        """Pictures of ``slots`` at this moment, for those streams of the spec that ``step`` leaves out."""
+
     def render(self, slot: int) -> NDArray[Any]:
-        """(height, width, 3) uint8 picture of one slot."""
+        """(height, width, 3) uint8 picture of one slot, for people."""
 
     def close(self) -> None:
         """Stop the workers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -127,10 +127,13 @@ def _fill(active: dict[int, _Running], free: Iterable[int], waiting: Iterator[in
     starting = list(zip(free, waiting, strict=False))
     if not starting:
         return
-    obs = env.reset([task.plan.indices[position] for _, position in starting], [slot for slot, _ in starting])
-    for row, (slot, position) in enumerate(starting):
-        running = active[slot] = _Running(task, position)
-        running.observe(obs, row)
+    slots = [slot for slot, _ in starting]
+    obs = env.reset([task.plan.indices[position] for _, position in starting], slots)
+    active |= {slot: _Running(task, position) for slot, position in starting}
+    pictures = _look(active, slots, obs, env)
+    for row, slot in enumerate(slots):
+        running = active[slot]
+        running.observe(obs, row, pictures[slot])
         if running.recorded:
             running.frames.append(env.render(slot))
 
@@ -139,17 +142,29 @@ def _advance(active: dict[int, _Running], env: VecEnv) -> list[int]:
     """One environment step of every active slot; returns the slots whose episodes ended."""
     slots = list(active)
     step = env.step(np.stack([active[slot].act() for slot in slots]), slots)
-    ended = []
+    ended = [slot for slot, over in zip(slots, step.terminated | step.truncated, strict=True) if over]
+    pictures = _look(active, [slot for slot in slots if slot not in ended], step.obs, env)
     for row, slot in enumerate(slots):
         running = active[slot]
         running.take(float(step.reward[row]), bool(step.success[row]))
         if running.recorded:
             running.frames.append(env.render(slot))
-        if step.terminated[row] or step.truncated[row]:
-            ended.append(slot)
-        else:
-            running.observe(step.obs, row, 0 if step.age is None else int(step.age[row]))
+        if slot in pictures:
+            running.observe(step.obs, row, pictures[slot], 0 if step.age is None else int(step.age[row]))
     return ended
+
+
+def _look(
+    active: Mapping[int, _Running], slots: Sequence[int], obs: Observation, env: VecEnv
+) -> dict[int, Observation]:
+    """Slot -> its pictures, name -> (h, w, c): taken only where a decision will see them and ``obs`` lacks them."""
+    pictures: dict[int, Observation] = {slot: {} for slot in slots}
+    looking = [slot for slot in slots if active[slot].lacks(obs)]
+    if looking:
+        taken = env.look(looking)
+        for row, slot in enumerate(looking):
+            pictures[slot] = {key: value[row] for key, value in taken.items()}
+    return pictures
 
 
 class _Running:
@@ -159,13 +174,18 @@ class _Running:
         self.position, self.nfe, self.recorded = position, task.session.nfe, position in task.record
         self.index, self.policy_seed = task.plan.indices[position], task.plan.policy_seeds[position]
         self.acting = task.session.begin(self.policy_seed)
+        self.images = task.session.contract.spec.images.keys()
         self.success_step: int | None = None
         self.return_, self.length = 0.0, 0
         self.frames: list[np.ndarray] = []
 
-    def observe(self, obs: Observation, row: int, age: int = 0) -> None:
+    def lacks(self, obs: Observation) -> bool:
+        """Whether a decision will see pictures that ``obs`` does not hold."""
+        return self.acting.looks and not self.images <= obs.keys()
+
+    def observe(self, obs: Observation, row: int, pictures: Observation, age: int = 0) -> None:
         """Show an observation, taken ``age`` actions ago."""
-        self.acting.see({key: value[row] for key, value in obs.items()}, age)
+        self.acting.see({key: value[row] for key, value in obs.items()} | pictures, age)
 
     def act(self) -> np.ndarray:
         """(a,) the next action."""

@@ -32,7 +32,12 @@ class ChunkQueue:
     @property
     def empty(self) -> bool:
         """Whether the policy must decide before the next action."""
-        return not (self._left and self._planned)
+        return not self.left
+
+    @property
+    def left(self) -> int:
+        """Actions that are given before the policy decides again."""
+        return min(self._left, len(self._planned))
 
     def push(self, chunk: NDArray[Any], skip: int = 0, execute: int | None = None) -> None:
         """Replace what is waiting by the actions of ``chunk`` (h, a) from row ``skip`` on.

@@ -173,7 +173,8 @@ class Session:
         """(a,) the next action, in environment units.
 
         Args:
-            obs: name -> (*shape), the newest observation, as the environment gives it; other keys are ignored.
+            obs: name -> (*shape), the newest observation, as the environment gives it; other keys are ignored, and
+                pictures may be left out where ``session.episode.looks`` is not true.
             age: actions that were executed since it was taken; 0 where nothing is late. An observation that is one
                 action older than the last one is that one, and no new one.
 
@@ -220,12 +221,20 @@ class LiveEpisode:
         if plan is not None:
             self.queue.push(plan, execute=len(plan))
 
+    @property
+    def looks(self) -> bool:
+        """Whether a decision will see the observation of now, so that its pictures have to be taken."""
+        return not len(self.history) or self.queue.left < self._session.contract.history
+
     def see(self, obs: Mapping[str, NDArray[Any]], age: int = 0) -> None:
-        """Append an observation, name -> (*shape), that was taken ``age`` actions ago; see :meth:`Session.act`."""
+        """Append an observation, name -> (*shape), that was taken ``age`` actions ago; see :meth:`Session.act`.
+
+        Its pictures may be left out where :attr:`looks` is not true.
+        """
         repeated = bool(len(self.history)) and age == self.age + 1
         self.age = age
         if not repeated:
-            self.history.append(obs)
+            self.history.append(obs, whole=self.looks)
 
     def act(self) -> NDArray[Any]:
         """(a,) the next action; where none waits, the policy decides. Raises ActionError."""

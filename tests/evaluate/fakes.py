@@ -1,12 +1,14 @@
 """A chaotic environment and a small network: a wrong bit anywhere becomes a different outcome."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import nn
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Step
-from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
+from flowpolicy.core.spec import ActionSpec, Contract, ImageSpec, ObservationSpec, Spec
 from flowpolicy.evaluate.rollout import Episode
 
 SPEC = Spec(
@@ -61,11 +63,38 @@ class ChaosEnv:
         pass
 
 
+SEEN = dataclasses.replace(SPEC, observation={**SPEC.observation, "eye_image": ImageSpec((4, 5, 3))})
+"""The same with a camera."""
+
+
+class SeeingChaosEnv(ChaosEnv):
+    """The orbit as a picture: with every observation (``eager``), or when looked at."""
+
+    spec = SEEN
+
+    def __init__(self, num_envs: int, eager: bool = False) -> None:
+        super().__init__(num_envs)
+        self.eager, self.looked = eager, 0
+
+    def look(self, slots):
+        self.looked += len(slots)
+        scaled = (1e9 * self.orbit[list(slots)]).astype(np.int64)[:, None, None, :]
+        return {"eye_image": (scaled // np.arange(1, 21).reshape(4, 5, 1) % 256).astype(np.uint8)}
+
+    def reset(self, indices, slots):
+        obs = super().reset(indices, slots)
+        return obs | self.look(slots) if self.eager else obs
+
+    def step(self, action, slots):
+        step = super().step(action, slots)
+        return dataclasses.replace(step, obs=step.obs | self.look(slots)) if self.eager else step
+
+
 class NetworkPolicy:
     """Euler steps of an MLP. Keeps what it was shown."""
 
-    def __init__(self, history=2, chunk=4, execute=3, nfe=2, supports=(1, 2, 4)) -> None:
-        self.contract = Contract(spec=SPEC, history=history, chunk=chunk, execute=execute, nfe=nfe)
+    def __init__(self, history=2, chunk=4, execute=3, nfe=2, supports=(1, 2, 4), spec=SPEC) -> None:
+        self.contract = Contract(spec=spec, history=history, chunk=chunk, execute=execute, nfe=nfe)
         self.evaluations, self.supports = 0, supports
         self.seen: list[torch.Tensor] = []
         generator = torch.Generator().manual_seed(5)
@@ -86,6 +115,8 @@ class NetworkPolicy:
         if nfe not in self.supports:
             raise ConfigError(f"cannot act in {nfe} evaluations")
         state = obs["state"]
+        if "eye_image" in obs:  # every pixel of every picture decides
+            state = state + 1e-4 * obs["eye_image"].float().flatten(2).cumsum(2)[..., -3:]
         self.seen.append(state.clone())
         x = torch.randn(state.shape[0], 2 * self.contract.chunk, generator=generator)
         for _ in range(nfe):

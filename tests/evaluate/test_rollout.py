@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from flowpolicy.core.errors import ContractError, EvaluationError
+from flowpolicy.core.errors import ConfigError, ContractError, EvaluationError
 from flowpolicy.evaluate.plan import EvaluationPlan, make_plan
 from flowpolicy.evaluate.rollout import rollout
+from flowpolicy.policy.session import Session
 
-from .fakes import SPEC, ChaosEnv, NetworkPolicy, outcome
+from .fakes import SEEN, SPEC, ChaosEnv, NetworkPolicy, SeeingChaosEnv, outcome
 
 PLAN = make_plan("fake/Chaos", 12, 1)
 
@@ -23,6 +24,38 @@ def alone():
 def test_outcomes_are_bit_identical_for_any_number_of_slots(alone, slots):
     together = rollout(NetworkPolicy(), ChaosEnv(slots), PLAN)
     assert [outcome(e) for e in together] == [outcome(e) for e in alone]
+
+
+@pytest.mark.parametrize(("history", "chunk", "execute"), [(1, 4, 3), (2, 4, 3), (3, 8, 8), (2, 2, 1), (5, 4, 2)])
+def test_pictures_are_taken_where_a_decision_sees_them_and_nowhere_else(history, chunk, execute):
+    """The outcomes are those of taking every one: a picture of another moment would lead to another orbit."""
+    policy = NetworkPolicy(history, chunk, execute, spec=SEEN)
+    every, few = SeeingChaosEnv(3, eager=True), SeeingChaosEnv(3)
+    whole, lazy = rollout(policy, every, PLAN), rollout(policy, few, PLAN)
+    assert [outcome(e) for e in lazy] == [outcome(e) for e in whole]
+    assert [outcome(e) for e in lazy] != [
+        outcome(e) for e in rollout(NetworkPolicy(history, chunk, execute), few, PLAN)
+    ]
+    # One at the start; then before each decision as many as it sees, but for those that the one before saw or that no
+    # decision came after.
+    needed = sum(1 + sum(-step % execute < history for step in range(1, e.length)) for e in lazy)
+    assert few.looked - needed in range(len(lazy) + 1) if history > 1 else few.looked == sum(e.chunks for e in lazy)
+    assert few.looked < every.looked or history >= execute
+
+
+def test_a_picture_that_was_not_taken_is_no_black_one():
+    session = Session(NetworkPolicy(1, 4, 3, spec=SEEN))
+    obs = SeeingChaosEnv(1).reset([0], [0])
+    seen = {"state": obs["state"][0], "eye_image": np.zeros((4, 5, 3), np.uint8)}
+    with pytest.raises(ConfigError, match="eye_image"):
+        session.act({"state": seen["state"]})
+    session.act(seen)
+    for _ in range(2):
+        assert not session.episode.looks
+        session.act({"state": seen["state"]})
+    assert session.episode.looks
+    with pytest.raises(ConfigError, match="eye_image"):
+        session.act({"state": seen["state"]})
 
 
 def test_outcomes_do_not_depend_on_the_order_of_the_plan(alone):
