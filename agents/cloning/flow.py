@@ -7,6 +7,7 @@ their own are :mod:`flowpolicy.agents.cloning.flow_bc` and :mod:`flowpolicy.agen
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Annotated, Any, cast
 
 import torch
@@ -111,6 +112,10 @@ class FlowAgent(ImitationAgent):
         # A gradient through a forward derivative is not tried in compiled graphs: those objectives run uncompiled.
         differentiable = self.spec.consistency.forward_mode and self.spec.consistency.differentiated
         super().__init__(config, contract, normalizer, compile=compile and not differentiable, **options)
+        if self.spec.coupling.waits and torch.device(options.get("device", "cpu")).type == "cuda":
+            warnings.warn(
+                f"{self.spec.coupling.flag} makes a GPU wait in every update: {self.spec.coupling.waits}", stacklevel=2
+            )
         scaling, like = normalizer.action_scaling, torch.zeros(1, config.chunk, contract.spec.action.size)
         self.spec.guidance.check(Situation(scale=scaling.scale.cpu(), offset=scaling.offset.cpu()), like)
         # In a list: the teacher is no part of this module, nor of its state.

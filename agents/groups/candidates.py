@@ -123,7 +123,8 @@ def policy_candidates(
     for first in range(0, len(rows), _BLOCK):
         part = slice(first, first + _BLOCK)
         repeated = {name: value[part].repeat_interleave(count - 1, 0) for name, value in obs.items()}
-        blocks.append(policy.act_from(repeated, noise[part].flatten(0, 1), nfe).view(-1, *shape[1:]).clone())
+        chunks = policy.act_from(repeated, noise[part].flatten(0, 1), nfe)
+        blocks.append(chunks.view(-1, *shape[1:]).to(noise.device, copy=True))
     action = torch.cat([batch[keys.ACTION].unsqueeze(1), torch.cat(blocks)], dim=1)
     return Candidates(obs, action, batch[keys.VALID], rows, (noise_scale[1], *scales.tolist()))
 
@@ -243,7 +244,7 @@ def _windows(policy: Policy, dataset: Dataset) -> WindowSampler:
 def _features(policy: Policy, sampler: WindowSampler, rows: Int64[Tensor, " n"]) -> Float[Tensor, "n f"]:
     blocks = []
     for part in rows.split(4096):
-        obs = dict(sampler.at(part)[keys.OBS].items())
+        obs = policy.observed({key: sampler.at(part)[keys.OBS][key] for key in policy.contract.spec.observation})
         with torch.no_grad():
-            blocks.append(policy.actor.encoder(policy.streams(obs)).feature)
+            blocks.append(policy.actor.encoder(policy.streams(obs)).feature.to(rows.device))
     return torch.cat(blocks)

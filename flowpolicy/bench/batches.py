@@ -12,6 +12,7 @@ from rich.table import Table
 from tensordict import TensorDict
 
 from flowpolicy.core import keys
+from flowpolicy.core.devices import settle
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.dataset import Dataset
@@ -110,6 +111,5 @@ def _random_dataset(rows: int, obs: int, action: int, length: int = 250) -> Data
 
 def _now(device: str) -> float:
     """Seconds, once the device has finished what it was given."""
-    if device != "cpu":
-        torch.accelerator.synchronize()
+    settle(device)
     return time.perf_counter()

@@ -11,18 +11,22 @@ Rounds = dict[str, np.ndarray]
 """Name -> (rounds,) seconds per call."""
 
 
-def alternate(work: Mapping[str, Callable[[], object]], rounds: int, calls: int) -> Rounds:
+def alternate(
+    work: Mapping[str, Callable[[], object]], rounds: int, calls: int, settle: Callable[[], object] = lambda: None
+) -> Rounds:
     """Time ``calls`` calls of every entry of ``work`` in turn, ``rounds`` times over.
 
     What disturbs the machine for longer than a round disturbs all entries alike, so ratios inside one
-    round hold where absolute times do not.
+    round hold where absolute times do not. ``settle`` waits for a device that works on after a call has returned.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, call in work.items():
+            settle()
             start = time.perf_counter()
             for _ in range(calls):
                 call()
+            settle()
             seconds[name].append((time.perf_counter() - start) / calls)
     return {name: np.array(values) for name, values in seconds.items()}
 

@@ -6,6 +6,7 @@ and the averaging of the weights.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from flowpolicy.agents.base.imitation import ImitationAgent
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.bench.timing import alternate, spread
+from flowpolicy.core.devices import find_device, settle
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
@@ -34,7 +36,12 @@ FLOW, MEANFLOW, PRODUCTS = "flow matching step", "MeanFlow step", "bare matrix p
 
 
 def bench_update(
-    threads: int = 2, rounds: int = 30, calls: int = 10, batch_size: int = 256, net: MLP | None = None
+    threads: int = 2,
+    rounds: int = 30,
+    calls: int = 10,
+    batch_size: int = 256,
+    net: MLP | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Time compiled updates of flow BC and MeanFlow with the same network, in alternated rounds.
 
@@ -44,6 +51,7 @@ def bench_update(
         calls: updates per round and entry.
         batch_size: rows per batch.
         net: trunk; an MLP of 4 x 512 unless given.
+        device: where; on a GPU the clock stops when the work is done, not when it is launched.
 
     Returns:
         ``ms`` (per entry: median, low, high of one call), ``ratios`` (the same, of the ratio inside each round),
@@ -53,28 +61,31 @@ def bench_update(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return _bench(threads, rounds, calls, batch_size, net or MLP())
+        return _bench(threads, rounds, calls, batch_size, net or MLP(), str(find_device(device)))
     finally:
         torch.set_num_threads(before)
 
 
-def _bench(threads: int, rounds: int, calls: int, batch_size: int, net: MLP) -> dict[str, Any]:
-    batch, first = _batch(batch_size), {}
+def _bench(threads: int, rounds: int, calls: int, batch_size: int, net: MLP, device: str) -> dict[str, Any]:
+    batch, first = _batch(batch_size, device), {}
     agents = {
-        FLOW: make_agent(FlowBC(net=net, encoder=StateEncoder(width=0), chunk=CHUNK, execute=CHUNK)),
+        FLOW: make_agent(FlowBC(net=net, encoder=StateEncoder(width=0), chunk=CHUNK, execute=CHUNK), device=device),
         MEANFLOW: make_agent(
-            DM1(net=net, encoder=StateEncoder(width=0), chunk=CHUNK, execute=CHUNK, dispersive=Dispersive(weight=0.0))
+            DM1(net=net, encoder=StateEncoder(width=0), chunk=CHUNK, execute=CHUNK, dispersive=Dispersive(weight=0.0)),
+            device=device,
         ),
     }
     work: dict[str, Callable[[], object]] = {}
     for name, agent in agents.items():
-        work[name] = _updates(agent, batch)
+        work[name] = _updates(agent, batch, device)
         start = time.perf_counter()
         work[name]()
+        settle(device)
         first[name] = time.perf_counter() - start
     work[PRODUCTS] = matrix_products(agents[FLOW].actor.net, batch_size)
-    alternate(work, rounds=1, calls=calls)
-    seconds = alternate(work, rounds, calls)
+    wait = functools.partial(settle, device)
+    alternate(work, 1, calls, wait)
+    seconds = alternate(work, rounds, calls, wait)
     pairs = ((MEANFLOW, FLOW), (FLOW, PRODUCTS), (MEANFLOW, PRODUCTS))
     return {
         "threads": threads,
@@ -95,11 +106,11 @@ def matrix_products(network: nn.Module, batch_size: int) -> Callable[[], None]:
     products: list[tuple[Tensor, Tensor, Tensor]] = []
     for index, weight in enumerate(layers):
         outputs, inputs = weight.shape
-        x, grad = torch.randn(batch_size, inputs), torch.randn(batch_size, outputs)
-        products.append((x, weight.T, torch.empty(batch_size, outputs)))
-        products.append((grad.T, x, torch.empty(outputs, inputs)))
+        x, grad = torch.randn(batch_size, inputs).to(weight), torch.randn(batch_size, outputs).to(weight)
+        products.append((x, weight.T, torch.empty_like(grad)))
+        products.append((grad.T, x, torch.empty_like(weight)))
         if index:
-            products.append((grad, weight, torch.empty(batch_size, inputs)))
+            products.append((grad, weight, torch.empty_like(x)))
 
     def run() -> None:
         for left, right, out in products:
@@ -123,14 +134,14 @@ def update_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def make_agent(config: Any, obs: int = OBS_SIZE, action: int = ACTION_SIZE) -> Any:
-    """A fresh compiled agent for one observation of size ``obs`` and actions of size ``action``."""
+def make_agent(config: Any, obs: int = OBS_SIZE, action: int = ACTION_SIZE, device: str = "cpu") -> Any:
+    """A fresh compiled agent for one observation of size ``obs`` and actions of size ``action``, on ``device``."""
     spec = Spec({"state": ObservationSpec((obs,))}, ActionSpec(action))
     contract = Contract(spec, config.history, config.chunk, config.execute, config.nfe)
-    return config.build(contract, Normalizer({"state": obs}, action), steps=10**6, seed=0, compile=True)
+    return config.build(contract, Normalizer({"state": obs}, action), steps=10**6, seed=0, compile=True, device=device)
 
 
-def _batch(size: int) -> TensorDict:
+def _batch(size: int, device: str) -> TensorDict:
     generator = torch_generator(0, "bench", "batch")
     return TensorDict(
         {
@@ -139,9 +150,9 @@ def _batch(size: int) -> TensorDict:
             VALID: torch.ones(size, CHUNK, dtype=torch.bool),
         },
         batch_size=[size],
-    )
+    ).to(device)
 
 
-def _updates(agent: ImitationAgent, batch: TensorDict) -> Callable[[], object]:
-    generator = torch_generator(0, "bench", "draws")
+def _updates(agent: ImitationAgent, batch: TensorDict, device: str) -> Callable[[], object]:
+    generator = torch_generator(0, "bench", "draws", device=device)
     return lambda: agent.update(batch, generator)

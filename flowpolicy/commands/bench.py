@@ -48,6 +48,7 @@ def update(
     depth: Depth = 4,
     json: Path | None = None,
     overwrite: bool = False,
+    device: str = "cpu",
 ) -> None:
     """Compiled gradient steps: MeanFlow and flow matching with one MLP of 4 x 512, or a preset against a peer.
 
@@ -63,6 +64,7 @@ def update(
         depth: number of hidden layers against a peer; 4 is the published size.
         json: where to write the figures.
         overwrite: replace an existing file at --json.
+        device: cpu or a CUDA device; a peer is compared with on the CPU.
 
     """
     _require_free(json, overwrite)
@@ -70,10 +72,12 @@ def update(
     from flowpolicy.bench.update import bench_update, update_table
 
     if peer or preset:
+        if device != "cpu":
+            raise ConfigError(f"--device {device} with a peer, which runs on the CPU", fix="leave --device out")
         result = _against_peer(preset, peer, peer_path, peer_python, threads, rounds, (width, depth))
         _show(result, peer_table, json)
         return
-    _show(bench_update(threads=threads, rounds=rounds, batch_size=batch_size), update_table, json)
+    _show(bench_update(threads=threads, rounds=rounds, batch_size=batch_size, device=device), update_table, json)
 
 
 def _against_peer(
@@ -172,7 +176,12 @@ def _untrained(folder: Path) -> Path:
 
 
 def data(
-    preset: str = "dm1-lift", chunk: Few = 16, threads: Threads = 2, json: Path | None = None, overwrite: bool = False
+    preset: str = "dm1-lift",
+    chunk: Few = 16,
+    threads: Threads = 2,
+    json: Path | None = None,
+    overwrite: bool = False,
+    device: str = "cpu",
 ) -> None:
     """Share of an update spent on sampling its batch from a million rows.
 
@@ -182,6 +191,7 @@ def data(
         threads: torch threads.
         json: where to write the figures.
         overwrite: replace an existing file at --json.
+        device: where batches are wanted: cpu or a CUDA device.
 
     """
     _require_free(json, overwrite)
@@ -192,13 +202,16 @@ def data(
     from flowpolicy.bench.batches import bench_data, data_table
     from flowpolicy.bench.update import make_agent
     from flowpolicy.configs.presets import PRESETS
+    from flowpolicy.core.devices import find_device
     from flowpolicy.core.seed import torch_generator
 
     name, _ = pick([preset], PRESETS, "bench data --preset", "preset")
+    place = str(find_device(device))
     torch.set_num_threads(threads)
     config = dataclasses.replace(PRESETS[name][1].agent, chunk=chunk)
-    agent, noise = make_agent(config, obs=39, action=28), torch_generator(0, "bench", "noise")
-    result = bench_data(lambda batch: agent.update(batch, noise), history=config.history, chunk=chunk)
+    agent = make_agent(config, obs=39, action=28, device=place)
+    noise = torch_generator(0, "bench", "noise", device=place)
+    result = bench_data(lambda batch: agent.update(batch, noise), history=config.history, chunk=chunk, device=place)
     _show({**result, "threads": threads, "preset": preset}, data_table, json)
 
 
@@ -236,6 +249,7 @@ def serve(
     threads: Threads = 1,
     json: Path | None = None,
     overwrite: bool = False,
+    device: str = "cpu",
 ) -> None:
     """Deadlines that a policy server on this machine misses; server and robots share its cores.
 
@@ -252,13 +266,16 @@ def serve(
         threads: of the engine.
         json: where to write the figures.
         overwrite: replace an existing file at --json.
+        device: of the engine: cpu or a CUDA device.
 
     """
     _require_free(json, overwrite)
     from flowpolicy.bench.server_load import bench_serve, serve_table, served
 
     about = _checkpoint(run)
-    with served(run, ["--engine", engine, "--threads", str(threads), "--max-clients", str(clients)]) as (url, name):
+    with served(
+        run, ["--engine", engine, "--threads", str(threads), "--max-clients", str(clients), "--device", device]
+    ) as (url, name):
         result = bench_serve(url, clients=clients, rate_hz=rate_hz, seconds=seconds, budget_ms=budget_ms)
     _show({**result, **about, "engine": name, "threads": threads}, serve_table, json)
 

@@ -34,6 +34,7 @@ def card(
     delays_ms: tuple[NonNegative, ...] = (0.0, 50.0, 100.0, 200.0),
     jitter: Natural = 0,
     dropped: Share = 0.0,
+    device: str = "cpu",
 ) -> None:
     """Success against network evaluations against latency: a table and RUN/card/card.png.
 
@@ -47,6 +48,7 @@ def card(
         delays_ms: delays from observation to action.
         jitter: with --delay: up to this many extra actions of delay, drawn for every observation.
         dropped: with --delay: share of observations that never arrive.
+        device: where the policy acts: cpu or a CUDA device.
 
     """
     from flowpolicy.core import checkpoint
@@ -56,10 +58,10 @@ def card(
     from flowpolicy.evaluate.policy_card import card as draw
     from flowpolicy.evaluate.records import card_name, make_way
 
-    with loaded(run) as (policy, env, folder):
+    with loaded(run, device) as (policy, env, folder):
         plan = make_plan(env.spec.env_id, episodes, seed)
         done = 0
-        with progress_bar(f"card {run}", episodes * len(supported(policy, NFES))) as move:
+        with progress_bar(f"card {run}", episodes * len(supported(policy, NFES, device))) as move:
 
             def progress(_: object) -> None:
                 nonlocal done
@@ -73,7 +75,7 @@ def card(
                 make_way(place, name)
             else:
                 place = place / name
-            draw(policy, env, plan, place, run=str(run), progress=progress, **about)
+            draw(policy, env, plan, place, run=str(run), progress=progress, device=device, **about)
             training = about.pop("training")
             record: dict[str, Any] = {"run": str(run), **about, "training": training["experiment"]}
             record["dataset_sha256"] = training["dataset_sha256"]

@@ -20,7 +20,13 @@ def run(argv: Sequence[str]) -> int:
     return call(demo, argv, "demo")
 
 
-def demo(out: Path = Path("runs/demo"), demonstrations: Count = 200, episodes: Count = 100, video: Natural = 3) -> None:
+def demo(
+    out: Path = Path("runs/demo"),
+    demonstrations: Count = 200,
+    episodes: Count = 100,
+    video: Natural = 3,
+    device: str = "cpu",
+) -> None:
     """Generate Lift demonstrations, train DM1, flow BC and regression, evaluate all on one plan, compare.
 
     Finished stages are kept, so a stopped demo goes on where it was.
@@ -30,6 +36,7 @@ def demo(out: Path = Path("runs/demo"), demonstrations: Count = 200, episodes: C
         demonstrations: training episodes.
         episodes: planned initial states of the evaluation, none of them in the data.
         video: rollouts to record per method.
+        device: where policies are trained and act: cpu or a CUDA device.
 
     """
     from flowpolicy.configs.presets import PRESETS
@@ -42,14 +49,14 @@ def demo(out: Path = Path("runs/demo"), demonstrations: Count = 200, episodes: C
     start = time.perf_counter()
     data = out / "lift.hdf5"
     require_sensible(out, episodes)
-    require_this_demo(out, data, demonstrations)
+    require_this_demo(out, data, demonstrations, device)
     video = _drawable(video)
     if not data.exists():
         make("lift", data, episodes=demonstrations)
-    train_all(out, data)
+    train_all(out, data, device)
     methods, records = {}, {}
     for name in METHODS:
-        methods[name] = evaluate(out / name, episodes=episodes, video=video, command=typed())
+        methods[name] = evaluate(out / name, episodes=episodes, video=video, command=typed(), device=device)
         records[name] = record_path(out / name, methods[name])
     # What was asked for is what was used: require_this_demo has looked.
     updates = ", ".join(f"{steps:,}" for steps in sorted({PRESETS[preset][1].steps for preset in METHODS.values()}))

@@ -31,6 +31,7 @@ def distill(
     inversion: Literal["afp", "midpoint", "exact"] = "afp",
     seed: Seed = 0,
     out: Path | None = None,
+    device: str | None = None,
 ) -> None:
     """Train a student on the flow of a trained policy: as good in few evaluations, or with a small network.
 
@@ -55,6 +56,7 @@ def distill(
         inversion: how it runs backwards: 'afp', 'midpoint', or 'exact' at eight times the evaluations.
         seed: seeds weights, batches and noise.
         out: run folder of the student; RUN-METHOD unless given.
+        device: where the student is trained: cpu or a CUDA device; where the teacher was unless given.
 
     """
     from flowpolicy.agents.students.distillation import Order
@@ -65,5 +67,5 @@ def distill(
 
     teacher = Run.load(run)
     order = Order(nfe=nfe, teacher_nfe=teacher_nfe, width=width, depth=depth, lr=lr, real=real, inversion=inversion)
-    experiment = student(teacher, method, order, steps=steps, seed=seed)
+    experiment = student(teacher, method, order, steps=steps, seed=seed, device=device)
     report(train(experiment, out or teacher.path.with_name(f"{teacher.path.name}-{method}")))

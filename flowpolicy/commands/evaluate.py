@@ -30,6 +30,7 @@ def evaluate(
     video: Natural = 0,
     json: Path | None = None,
     overwrite: bool = False,
+    device: str = "cpu",
 ) -> None:
     """Success and return of a run on an evaluation plan, with intervals.
 
@@ -44,6 +45,7 @@ def evaluate(
         video: how many episodes to record as MP4.
         json: where to write the outcomes, besides RUN/eval.
         overwrite: replace an existing file at --json; an earlier record of this very evaluation is replaced anyway.
+        device: where the policy acts: cpu or a CUDA device, such as cuda or cuda:1. Another device draws other noise.
 
     """
     from flowpolicy.core.checkpoint import resolve, run_of
@@ -62,6 +64,7 @@ def evaluate(
         also=json,
         overwrite=overwrite,
         command=typed(),
+        device=device,
     )
     console().print(evaluation_table(evaluation))
     sys.stdout.write(f"outcomes {record_path(run_of(resolve(run)), evaluation)}\n")

@@ -26,6 +26,7 @@ def fit(
     samples: Count = 512,
     seed: Seed = 0,
     out: Path | None = None,
+    device: str = "cpu",
 ) -> None:
     """Fit a solver to the field of a trained policy and write a run that uses it; the weights do not change.
 
@@ -38,10 +39,11 @@ def fit(
         samples: training observations, and trajectories, to fit on.
         seed: seeds observations and noise.
         out: run folder of the result; RUN-WHATNFE unless given.
+        device: where to compute: cpu or a CUDA device.
 
     """
     from flowpolicy.train.derive import fit_solver
     from flowpolicy.train.run import Run
 
-    made = fit_solver(Run.load(run), nfe, what, samples=samples, seed=seed, out=out)
+    made = fit_solver(Run.load(run), nfe, what, samples=samples, seed=seed, out=out, device=device)
     sys.stdout.write(f"fitted {what}, {nfe} evaluations per chunk: {made.path}\n")

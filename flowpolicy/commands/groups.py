@@ -79,6 +79,8 @@ class Making:
     """Source simulator: processes; one per core unless given."""
     overwrite: bool = False
     """Replace an existing file at --out."""
+    device: str = "cpu"
+    """Where the base generates its candidates: cpu or a CUDA device. Rollouts of the simulator stay on the CPU."""
 
 
 def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Making, tyro.conf.arg(name="")]) -> None:
@@ -107,6 +109,7 @@ def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Makin
         share=options.held_out_share,
         nfe=options.nfe,
         noise_scale=options.candidate_noise,
+        device=options.device,
     )
     out, labels = options.out, options.out.with_name(f"{options.out.name}.labels")
     with progress_bar(f"groups {options.source}", options.states) as move:
@@ -155,7 +158,12 @@ def _require_sensible(options: Making) -> None:
 
 
 def picture(
-    run: Annotated[Path, tyro.conf.Positional], /, episodes: Natural = 0, seed: Seed = 0, out: str = ""
+    run: Annotated[Path, tyro.conf.Positional],
+    /,
+    episodes: Natural = 0,
+    seed: Seed = 0,
+    out: str = "",
+    device: str = "cpu",
 ) -> None:
     """Draw training reward, corrected score and, with --episodes, true success of a post-training.
 
@@ -165,11 +173,12 @@ def picture(
             at, not for choosing: the corrected score chooses.
         seed: seed of the plan.
         out: picture; RUN/corrected.png unless given.
+        device: where the policy plays: cpu or a CUDA device.
 
     """
     from flowpolicy.train.post_training_figure import draw_corrected, success_along
 
     png = Path(out) if out else run / "corrected.png"
-    success = success_along(run, episodes, seed) if episodes else []
+    success = success_along(run, episodes, seed, device) if episodes else []
     draw_corrected(run / "metrics.csv", png, success, episodes)
     sys.stdout.write(f"picture {png}\n")

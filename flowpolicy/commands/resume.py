@@ -29,18 +29,21 @@ def resume(
     run: Annotated[Path, tyro.conf.Positional],
     /,
     data: Annotated[Path | None, tyro.conf.arg(name="data.path")] = None,
+    device: str | None = None,
 ) -> None:
     """Continue a run from its newest checkpoint; the result equals the uninterrupted run bit for bit.
 
     Args:
         run: run folder.
         data: where the training file lies now, if it was moved; its content must be the same.
+        device: go on elsewhere: cpu or a CUDA device. Between kinds of device the result is another one: random numbers
+            differ.
 
     """
     from flowpolicy.commands.train import report
     from flowpolicy.train.run import Run
 
-    report(Run.load(run).resume(data))
+    report(Run.load(run).resume(data, device=device))
 
 
 def stored_experiment(run: Path) -> Experiment:

@@ -127,6 +127,7 @@ def deploy(
     patience: NonNegative = 60.0,
     token_file: Path | None = None,
     engine: str = "auto",
+    device: str = "cpu",
 ) -> int:
     """Let a policy play episodes through the bridge, recorded like demonstrations.
 
@@ -139,11 +140,12 @@ def deploy(
         patience: seconds that the session waits after a fault for `flowpolicy robot recover`.
         token_file: file with the server's token; FLOWPOLICY_TOKEN unless given.
         engine: what computes a run's decisions: onnx, eager, ...; auto measures those that are ready within seconds.
+        device: where they are computed: cpu or a CUDA device; a policy server has a device of its own.
 
     """
     from flowpolicy.real_robot.session.play import PolicyAt, check_policy, play, task_of
 
-    policy = PolicyAt(run, token_file, engine)
+    policy = PolicyAt(run, token_file, engine, device)
     _, warnings = check_policy(policy, setup)
     sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
     folder = out or (Path("robot-runs") if "://" in run else Path(run) / "robot")

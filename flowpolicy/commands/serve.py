@@ -35,6 +35,7 @@ def serve(
     engine: str = "auto",
     threads: Threads = 1,
     token_file: Path | None = None,
+    device: str = "cpu",
 ) -> None:
     """Serve a policy to robots until SIGTERM or Ctrl-C; SIGHUP, or a newer checkpoint in RUN, reloads.
 
@@ -49,13 +50,14 @@ def serve(
             transformers; also 'compile' and 'cuda_graph'.
         threads: threads of the engine.
         token_file: file whose content clients must show as their token; required unless --host is this machine.
+        device: where the policy computes: cpu or a CUDA device, where 'auto' takes 'cuda_graph'.
 
     """
     import asyncio
 
     from flowpolicy.serve.process import serve_until_stopped
 
-    load = _loader(run, nfes, engine, threads, config.max_batch)
+    load = _loader(run, nfes, engine, threads, config.max_batch, device)
     asyncio.run(serve_until_stopped(run, load, config, _token(token_file)))
 
 
@@ -72,7 +74,9 @@ def _token(path: Path | None) -> str:
     return token
 
 
-def _loader(run: Path, nfes: tuple[int, ...], engine: str, threads: int, max_batch: int) -> Callable[[], Model]:
+def _loader(
+    run: Path, nfes: tuple[int, ...], engine: str, threads: int, max_batch: int, device: str
+) -> Callable[[], Model]:
     """Loads the newest checkpoint and measures it."""
     batches = [size for size in (1, 2, 4, 8, 16, 32, 64) if size < max_batch] + [max_batch]
 
@@ -80,7 +84,7 @@ def _loader(run: Path, nfes: tuple[int, ...], engine: str, threads: int, max_bat
         from flowpolicy.serve.engines import load_engines
         from flowpolicy.serve.model import Model
 
-        engines, checkpoint = load_engines(run, nfes, threads, engine, batches)
+        engines, checkpoint = load_engines(run, nfes, threads, engine, batches, device)
         return Model.prepare(engines, checkpoint, batches)  # type: ignore[arg-type]  # arguments by position alone
 
     return load

@@ -30,5 +30,17 @@ def find_device(name: torch.device | str) -> torch.device:
     return device
 
 
+def settle(device: torch.device | str) -> None:
+    """Wait until a device has done what it was given; a CPU has when a call returns. For clocks, never in a loop."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def has_room(device: torch.device | str, size: int) -> bool:
+    """Whether a GPU has ``size`` bytes to spare now; False of a CPU, whose memory others share."""
+    place = torch.device(device)
+    return place.type == "cuda" and size <= torch.cuda.mem_get_info(place)[0]
+
+
 def _known() -> str:
     return ", ".join(["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))])

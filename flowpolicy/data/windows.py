@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from flowpolicy.core import keys
+from flowpolicy.core.devices import has_room
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.protocols import BatchSource
 from flowpolicy.core.streams import Streams
@@ -26,7 +27,7 @@ class WindowSampler(BatchSource):
 
     Told how a policy reads observations (``streams``), the sampler makes that of the whole dataset once, on ``device``:
     scaled, states side by side. A draw then is one gather of states and one of actions. What is drawn from a
-    memory-mapped dataset is gathered from its files and scaled afterwards.
+    memory-mapped dataset is gathered from its files and scaled afterwards, unless a GPU has room for all of it.
 
     Args:
         dataset: where to draw from.
@@ -60,7 +61,10 @@ class WindowSampler(BatchSource):
         self.rows = steps.batch_size[0]
         self._obs: Streams = dict(steps[keys.OBS].items())
         self._action, self._streams = steps[keys.ACTION], streams
-        if not dataset.memory_mapped:
+        columns = [*self._obs.values(), self._action]
+        # Thrice: the columns, what is made of them, and what making it takes.
+        whole = 3 * sum(column.numel() * column.element_size() for column in columns)
+        if not dataset.memory_mapped or has_room(self.device, whole):
             self._obs = {name: column.to(self.device) for name, column in self._obs.items()}
             self._action = self._action.to(self.device)
             if streams is not None:

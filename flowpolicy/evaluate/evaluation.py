@@ -36,6 +36,7 @@ def evaluate(
     overwrite: bool = False,
     command: str = "",
     progress: bool = True,
+    device: str = "cpu",
 ) -> Evaluation:
     """Success and return of a run on an evaluation plan, with intervals; every episode is kept in RUN/eval.
 
@@ -51,6 +52,8 @@ def evaluate(
         overwrite: replace what stands there; an earlier record of this very evaluation is replaced anyway.
         command: command line that asked, for the record.
         progress: show a bar.
+        device: where the policy acts: 'cpu' or a CUDA device. Noise is drawn there, so that another device plays other
+            episodes.
 
     Returns:
         The evaluation; ``print`` shows its figures.
@@ -59,7 +62,7 @@ def evaluate(
     run = Path(run)
     if video:
         require_imageio()
-    with loaded(run) as (policy, env, folder):
+    with loaded(run, device) as (policy, env, folder):
         if isinstance(plan, EvaluationPlan):
             todo = plan
         else:
@@ -107,11 +110,11 @@ def acted(folder: Path, policy: Policy, command: str) -> dict[str, Any]:
 
 
 @contextmanager
-def loaded(run: Path) -> Iterator[tuple[Policy, VecEnv, Path]]:
-    """The policy of a run, its environment (one slot per core) and its checkpoint folder."""
+def loaded(run: Path, device: str = "cpu") -> Iterator[tuple[Policy, VecEnv, Path]]:
+    """The policy of a run on ``device``, its environment (one slot per core) and its checkpoint folder."""
     torch.set_num_threads(1)
     folder = resolve(run)
-    policy = Policy.load(folder)
+    policy = Policy.load(folder, device=device)
     config = find_env(policy.contract.spec.env_id)
     policy.contract.require(
         config.spec(), "the environment", "evaluate where the policy was trained for, or train for this environment"

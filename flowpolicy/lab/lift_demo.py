@@ -31,7 +31,7 @@ def require_sensible(out: Path, episodes: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def require_this_demo(out: Path, data: Path, demonstrations: int) -> None:
+def require_this_demo(out: Path, data: Path, demonstrations: int, device: str = "cpu") -> None:
     """Refuse a folder whose data or runs are not of this demo: its table would not be about them."""
     fix = "choose another --out folder"
     if data.exists():
@@ -45,7 +45,7 @@ def require_this_demo(out: Path, data: Path, demonstrations: int) -> None:
     for name, preset in METHODS.items():
         if not checkpoint.newest(out / name):
             continue
-        stored, wanted = Run.load(out / name), PRESETS[preset][1]
+        stored, wanted = Run.load(out / name), dataclasses.replace(PRESETS[preset][1], device=device)
         for field in dataclasses.fields(wanted):
             has, should = getattr(stored.experiment, field.name), getattr(wanted, field.name)
             if field.name != "data" and has != should:
@@ -58,9 +58,9 @@ def require_this_demo(out: Path, data: Path, demonstrations: int) -> None:
             raise ConfigError(f"{out / name} was trained on other data than {data}", fix=fix)
 
 
-def train_all(out: Path, data: Path) -> None:
+def train_all(out: Path, data: Path, device: str = "cpu") -> None:
     """Train what is not finished, as many runs at a time as there are cores: each uses one thread."""
-    waiting = [command for name, preset in METHODS.items() if (command := _training(out / name, preset, data))]
+    waiting = [command for name, preset in METHODS.items() if (command := _training(out / name, preset, data, device))]
     # Several live progress bars would overwrite each other; this makes the trainings print lines instead.
     environment = {**os.environ, "TTY_COMPATIBLE": "0"}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -71,10 +71,10 @@ def train_all(out: Path, data: Path) -> None:
         raise TrainingError("a training of the demo failed; its message stands above", fix="mend it and run again")
 
 
-def _training(folder: Path, preset: str, data: Path) -> list[str]:
+def _training(folder: Path, preset: str, data: Path, device: str) -> list[str]:
     """The command that trains or resumes a run; empty if it is finished."""
     flowpolicy = [sys.executable, "-m", "flowpolicy"]
     if not checkpoint.newest(folder):
-        return [*flowpolicy, "train", preset, "--data.path", str(data), "--out", str(folder)]
+        return [*flowpolicy, "train", preset, "--data.path", str(data), "--device", device, "--out", str(folder)]
     finished = Run.load(folder).step == PRESETS[preset][1].steps
     return [] if finished else [*flowpolicy, "resume", str(folder)]

@@ -26,6 +26,16 @@ class EMA:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self._average = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self._pair(module)
+
+    def _pair(self, module: nn.Module) -> None:
+        """Put averages and what they follow side by side once: walking through a module takes longer than the step."""
+        parameters = dict(module.named_parameters())
+        self._module = module
+        self._fast: list[Tensor] = list(parameters.values())
+        self._slow = [self._average[name] for name in parameters]
+        buffers = {name: value for name, value in module.state_dict().items() if name not in parameters}
+        self._copied = [(self._average[name], value) for name, value in buffers.items()]
 
     @torch.no_grad()
     def restart(self, module: nn.Module) -> None:
@@ -37,11 +47,11 @@ class EMA:
     def update(self, module: nn.Module, updates: int) -> None:
         """Take one step towards the weights of ``module``; ``updates`` is the number of earlier calls."""
         decay = min(self.decay, (1 + updates) / (10 + updates))
-        parameters = dict(module.named_parameters())
-        torch._foreach_lerp_([self._average[name] for name in parameters], list(parameters.values()), 1 - decay)
-        for name, value in module.state_dict().items():
-            if name not in parameters:
-                self._average[name].copy_(value)
+        if module is not self._module:
+            self._pair(module)
+        torch._foreach_lerp_(self._slow, self._fast, 1 - decay)
+        for average, value in self._copied:
+            average.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights under the module's names, for ``module.load_state_dict``; not a copy."""

@@ -22,7 +22,12 @@ QUICK: tuple[EngineName, ...] = ("numpy", "eager")
 
 
 def load_engines(
-    path: Path, nfes: tuple[int, ...], threads: int, name: str = "auto", batches: Sequence[int] = (1,)
+    path: Path,
+    nfes: tuple[int, ...],
+    threads: int,
+    name: str = "auto",
+    batches: Sequence[int] = (1,),
+    device: str = "cpu",
 ) -> tuple[list[Engine], str]:
     """Engines of the newest checkpoint of ``path``, and its name; the contract's evaluations unless ``nfes`` says.
 
@@ -34,18 +39,18 @@ def load_engines(
     folder = resolve(path)
     policy = Policy.load(folder)
     policy.require_plain_noise()
-    loaded = [_load(folder, name, batches, threads, nfe) for nfe in nfes or (policy.contract.nfe,)]
+    loaded = [_load(folder, name, batches, threads, nfe, device) for nfe in nfes or (policy.contract.nfe,)]
     return loaded, folder.name
 
 
-def _load(folder: Path, name: str, batches: Sequence[int], threads: int, nfe: int) -> Engine:
-    if name in FORMATS and name not in QUICK:
+def _load(folder: Path, name: str, batches: Sequence[int], threads: int, nfe: int, device: str) -> Engine:
+    if name in FORMATS and name not in QUICK and device == "cpu":
         # Compilers hold the interpreter for seconds, and a server that reloads has deadlines to keep meanwhile.
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / name
             _export_apart(folder, FORMATS[name], model, batches, threads, nfe)
             return load_engine(model, name, threads=threads)
-    return load_engine(folder, name, among=QUICK, batches=batches, threads=threads, nfe=nfe)
+    return load_engine(folder, name, among=QUICK, batches=batches, threads=threads, nfe=nfe, device=device)
 
 
 def _export_apart(folder: Path, form: str, model: Path, batches: Sequence[int], threads: int, nfe: int) -> None:

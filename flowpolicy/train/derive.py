@@ -18,7 +18,14 @@ SAMPLES = 512
 
 
 def fit_solver(
-    run: Run, nfe: int, method: Method = "olss", *, samples: int = SAMPLES, seed: int = 0, out: Path | None = None
+    run: Run,
+    nfe: int,
+    method: Method = "olss",
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "cpu",
 ) -> Run:
     """A run that acts by a solver fitted to the field of ``run``; the weights do not change.
 
@@ -29,6 +36,7 @@ def fit_solver(
         samples: training observations, and trajectories, to fit on.
         seed: of observations and noise.
         out: run folder of the result; RUN-METHODNFE unless given.
+        device: where to compute.
 
     Raises:
         ConfigError: the folder is there already, or the policy is none that a solver can be fitted to.
@@ -37,9 +45,10 @@ def fit_solver(
     target = out or run.path.with_name(f"{run.path.name}-{method}{nfe}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is there already", fix="choose another --out folder")
-    policy = run.policy()
+    policy = run.policy(device=device)
     evaluations = policy.flow.sampling.guidance.budget(nfe)
-    better = fitted(policy, run.observations(samples, seed), evaluations, method, torch_generator(seed, "fit"))
+    seen = {name: value.to(device) for name, value in run.observations(samples, seed).items()}
+    better = fitted(policy, seen, evaluations, method, torch_generator(seed, "fit", device=device))
     state = read_json(run.checkpoint / "state.json")
 
     def describe(folder: Path) -> None:
@@ -51,7 +60,7 @@ def fit_solver(
     return Run.load(better.save(target, step=state["step"], config=config, also=describe))
 
 
-def student(run: Run, method: str, order: Order, *, steps: int, seed: int = 0) -> Experiment:
+def student(run: Run, method: str, order: Order, *, steps: int, seed: int = 0, device: str | None = None) -> Experiment:
     """The experiment that trains a student of the policy of ``run``.
 
     Args:
@@ -60,6 +69,7 @@ def student(run: Run, method: str, order: Order, *, steps: int, seed: int = 0) -
         order: what is asked of the student.
         steps: gradient updates.
         seed: of weights, batches and noise.
+        device: where it is trained; where the teacher was unless given.
 
     Raises:
         ConfigError: the teacher does not fit the method, or the order does not.
@@ -68,4 +78,5 @@ def student(run: Run, method: str, order: Order, *, steps: int, seed: int = 0) -
     """
     run.data()
     agent, _ = student_of(run.checkpoint, run.experiment.agent, method, order, lambda: run.observations(SAMPLES, seed))
-    return dataclasses.replace(run.experiment, agent=agent, steps=steps, seed=seed)
+    place = run.experiment.device if device is None else device
+    return dataclasses.replace(run.experiment, agent=agent, steps=steps, seed=seed, device=place)

@@ -110,11 +110,12 @@ def open_request(
     share: float,
     nfe: int | None,
     noise_scale: tuple[float, float] = (1.0, 1.0),
+    device: str = "cpu",
 ) -> Request:
     """Load the base and the dataset, and choose the states."""
     torch.set_num_threads(1)
     stored = Run.load(run)
-    base = stored.policy()
+    base = stored.policy(device=device)
     require_flow(base.config, str(run))
     # Other data than the run's own may be named here, so its content is not compared.
     config = dataclasses.replace(stored.experiment.data, path=str(data)) if data else stored.data()

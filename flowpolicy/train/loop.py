@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,11 @@ from tensordict import TensorDict
 
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import encode
-from flowpolicy.core.devices import find_device
-from flowpolicy.core.errors import ConfigError, TrainingError
+from flowpolicy.core.devices import find_device, settle
+from flowpolicy.core.errors import ConfigError, DataWarning, TrainingError
 from flowpolicy.core.files import read_json, write_json, write_tensors, write_text
 from flowpolicy.core.protocols import Metrics, VecEnv
-from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.seed import derive, torch_generator
 from flowpolicy.core.spec import Spec, load_contract, save_contract
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.kinds import KINDS
@@ -31,7 +32,11 @@ Report = Callable[[int, dict[str, float]], None]
 
 @dataclasses.dataclass
 class UpdateClock:
-    """Milliseconds spent on batches, updates and logging since the last row."""
+    """Milliseconds spent on batches, updates and logging since the last row.
+
+    A GPU works on when a call has returned: what is still to be done when a row is due is waited for there, and counts
+    as update. So the sum is the time that passed, and ``data`` is what the processor spent on it.
+    """
 
     data: float = 0.0
     update: float = 0.0
@@ -138,6 +143,11 @@ class Trainer:
 
     def _log(self, metrics: Metrics, clock: UpdateClock, loggers: list[Logger]) -> dict[str, float]:
         start = time.perf_counter()
+        settle(self.experiment.device)
+        waited = time.perf_counter() - start
+        clock.update += waited
+        self.seconds += waited
+        start += waited
         row = {name: float(value) for name, value in metrics.items()} | clock.row()
         self._require_finite_losses()
         for logger in loggers:
@@ -187,7 +197,18 @@ class Trainer:
     def _restore(self, folder: Path) -> None:
         state = read_json(folder / "state.json")
         for name, stream in self.streams.items():
-            stream.set_state(torch.frombuffer(bytearray(b64decode(state["generators"][name])), dtype=torch.uint8))
+            stored = torch.frombuffer(bytearray(b64decode(state["generators"][name])), dtype=torch.uint8)
+            if len(stored) == len(stream.get_state()):
+                stream.set_state(stored)
+            else:
+                seed = derive(self.experiment.seed, name, "from", state["step"])
+                stream.manual_seed(seed)
+                warnings.warn(
+                    f"{folder} was written on another kind of device than {self.experiment.device}: the stream of its "
+                    f"{name} begins anew, so that this is not what the run would have been",
+                    DataWarning,
+                    stacklevel=2,
+                )
         self.step, self.seconds = state["step"], state["train_seconds"]
         # Runs from before every source had a state hold that of environment steps alone.
         self.source.restore(state.get("source", state.get("online", {})))

@@ -54,10 +54,10 @@ def draw_corrected(metrics_csv: Path, png: Path, success: Sequence[tuple[int, fl
     save_figure(figure, png)
 
 
-def success_along(run: Path, episodes: int, seed: int) -> list[tuple[int, float]]:
+def success_along(run: Path, episodes: int, seed: int, device: str = "cpu") -> list[tuple[int, float]]:
     """(update, success) of the averaged policy in every stored checkpoint, the base first, on one plan."""
     found: list[tuple[int, float]] = []
-    with loaded(run) as (policy, env, _):
+    with loaded(run, device) as (policy, env, _):
         if not env.spec.defines_success:
             raise ConfigError(f"{env.spec.env_id} defines no success to draw", fix="leave --episodes out")
         plan = make_plan(env.spec.env_id, episodes, seed)

@@ -162,11 +162,14 @@ class Run:
         wanted = self.identity
         return [evaluation for evaluation in stored_records(self.path).values() if wanted.made(evaluation)]
 
-    def resume(self, data: str | os.PathLike[str] | None = None, *, progress: bool = True) -> Run:
+    def resume(
+        self, data: str | os.PathLike[str] | None = None, *, device: str | None = None, progress: bool = True
+    ) -> Run:
         """Go on to the end from the newest checkpoint; the result equals that of the uninterrupted run bit for bit.
 
         Args:
             data: where the training file lies now, if it was moved.
+            device: another one than the run was begun on; the result is then not that of the uninterrupted run.
             progress: show a bar.
 
         Raises:
@@ -181,5 +184,6 @@ class Run:
                 f"{self.checkpoint} is a checkpoint, and a run goes on from its newest one",
                 fix=f"flowpolicy resume {self.path}",
             )
-        experiment = dataclasses.replace(self.experiment, data=self.data(data))
+        place = self.experiment.device if device is None else device
+        experiment = dataclasses.replace(self.experiment, data=self.data(data), device=place)
         return go_on(experiment, self.path, progress=progress)

@@ -47,19 +47,22 @@ class PolicyAt:
     """File with what the server wants to see; FLOWPOLICY_TOKEN unless given."""
     engine: str = "auto"
     """What computes a run's decisions, see :func:`flowpolicy.policy.load_engine`; a server has chosen its own."""
+    device: str = "cpu"
+    """Where; a server has chosen its own."""
 
     def __post_init__(self) -> None:
-        if is_address(self.run) and self.engine != "auto":
-            raise ConfigError(
-                f"--engine {self.engine} with a policy server, which has chosen its engine",
-                fix="flowpolicy serve --engine ...",
-            )
+        for flag, value, usual in (("engine", self.engine, "auto"), ("device", self.device, "cpu")):
+            if is_address(self.run) and value != usual:
+                raise ConfigError(
+                    f"--{flag} {value} with a policy server, which has chosen its {flag}",
+                    fix=f"flowpolicy serve --{flag} ...",
+                )
 
     def options(self, seed: int) -> dict[str, Any]:
         """What the policy process is told."""
         run = self.run if is_address(self.run) else str(Path(self.run).absolute())
         token_file = str(self.token_file.absolute()) if self.token_file else None
-        return {"run": run, "seed": seed, "token_file": token_file, "engine": self.engine}
+        return {"run": run, "seed": seed, "token_file": token_file, "engine": self.engine, "device": self.device}
 
     def contract(self) -> Contract:
         """What it was trained for; a server is asked."""

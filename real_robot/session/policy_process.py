@@ -45,7 +45,8 @@ def load_source(options: dict[str, Any], note: Callable[[str], None] = lambda te
 
         return RemotePolicy(options["run"], read_token(options.get("token_file")), options["seed"], note)
     quick = [name for name in ENGINES if name not in _COMPILED]
-    engine = load_engine(options["run"], options.get("engine", "auto"), among=quick)
+    device = options.get("device", "cpu")
+    engine = load_engine(options["run"], options.get("engine", "auto"), among=quick, device=device)
     seen = ", ".join(
         f"{name} {1e3 * found:.2f} ms" if isinstance(found, float) else f"{name}: {found}"
         for name, found in engine.measured.items()

@@ -42,6 +42,8 @@ class Coupling(Value):
 
     deterministic: ClassVar[bool] = False
     """Whether the chunk is a function of noise and observation."""
+    waits: ClassVar[str] = ""
+    """Why every update on a GPU waits for the processor; empty where none does."""
 
     def pair(
         self,
@@ -143,6 +145,7 @@ class ConditionalTransport(Coupling):
     """Price of exchanging noise between observations, above 0; None finds it by ``share``."""
     share: float = 0.15
     """The weight is chosen so that this share of all exchanges costs less than the pairs as drawn."""
+    waits: ClassVar[str] = "the assignment of its pairs is solved on the processor"
     block: int = 128
     """Rows assigned among themselves; the time grows with its square."""
 
@@ -157,11 +160,11 @@ class ConditionalTransport(Coupling):
     def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
         noise = draw()
         scaled = (cond - cond.mean(0)) / cond.std(0, correction=0).clamp(min=1e-6)
-        moved = [
-            part[assignment(self.cost(part, a, c))]
-            for part, a, c in zip(*(value.split(self.block) for value in (noise, data, scaled)), strict=True)
-        ]
+        # The assignment is the processor's: one copy there and one back, instead of a stop per question.
+        here = (value.cpu().split(self.block) for value in (noise, data, scaled))
+        moved = [part[assignment(self.cost(part, a, c))] for part, a, c in zip(*here, strict=True)]
         paired = torch.cat(moved)
+        noise = noise.cpu()
         exchanged = float((paired != noise).flatten(1).any(1).float().mean())
         if len(noise) >= _LARGE and exchanged < _LEAST_EXCHANGED:
             warnings.warn(
@@ -171,7 +174,7 @@ class ConditionalTransport(Coupling):
                 "larger batches",
                 stacklevel=2,
             )
-        return Pairing(paired)
+        return Pairing(paired.to(data.device))
 
     def cost(
         self, noise: Float[Tensor, "b *d"], data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"]
@@ -201,6 +204,7 @@ class Gibbs(Coupling):
     The weights are divided by their mean over the batch.
     """
 
+    waits: ClassVar[str] = "what its weights are worth is read after every draw"
     temperature: float = 1.5
     """The epsilon; 1 to 2 helped at every number of evaluations, 0.25 was biased (measured)."""
 

@@ -24,6 +24,8 @@ EngineName = Literal["numpy", "onnx", "aotinductor", "compile", "cuda_graph", "e
 FORMATS: dict[EngineName, Format] = {"numpy": "numpy", "onnx": "onnx", "aotinductor": "pt2"}
 """Engines that run a package, and its format; the others run the policy itself."""
 ENGINES: tuple[EngineName, ...] = ("numpy", "onnx", "aotinductor", "compile", "cuda_graph", "eager")
+ON_A_GPU: tuple[EngineName, ...] = ("cuda_graph", "eager")
+"""What 'auto' measures on a GPU, where the others copy and launch kernel by kernel."""
 
 
 def load_engine(
@@ -44,9 +46,9 @@ def load_engine(
 
     Args:
         path: run, checkpoint or export folder.
-        engine: one of :data:`ENGINES`, or 'auto': measures every engine that this policy, device and installation
-            allow, at the smallest batch, and keeps the fastest.
-        among: what 'auto' measures; all of them unless given.
+        engine: one of :data:`ENGINES`, or 'auto': measures every engine that this policy and installation allow, at the
+            smallest batch, and keeps the fastest; on a GPU those of :data:`ON_A_GPU`.
+        among: what 'auto' measures on a CPU; all of them unless given.
         batches: batch sizes to prepare; those of the export, or 1, unless given.
         threads: threads per decision. The torch engines set torch's number for the whole process, and 'numpy' that
             of NumPy's matrix products.
@@ -63,12 +65,18 @@ def load_engine(
         raise ConfigError(f"unknown engine '{engine}'", expected=nearest(engine, ["auto", *ENGINES]))
     if threads < 1 or any(batch < 1 for batch in batches):
         raise ConfigError(f"threads {threads}, batches {tuple(batches)}", expected="at least 1 each")
+    if device != "cpu" and engine not in FORMATS:
+        _require_torch(f"the device '{device}'")
+        from flowpolicy.core.devices import find_device
+
+        find_device(device)
     loader = _Loader(Path(path), tuple(sorted(set(batches))), threads, nfe, device)
     if engine != "auto":
         return loader.load(engine)
     measured: dict[str, float | str] = {}
     loaded: dict[str, Engine] = {}
-    for name in ENGINES if among is None else among:
+    names = ON_A_GPU if device.startswith("cuda") else ENGINES if among is None else among
+    for name in names:
         try:
             loaded[name] = loader.load(name)
             measured[name] = median_seconds(loaded[name])
