@@ -63,7 +63,7 @@ DEBUG = Experiment(
     steps=300,
     batch_size=64,
     checkpoint_every=100,
-    compile=False,
+    compile="off",
 )
 
 # Offline RL: values of tables 4 and 6 of the FQL study (arXiv 2502.02538); its observations are not scaled.

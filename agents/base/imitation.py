@@ -41,6 +41,8 @@ class ImitationConfig:
     previous: ClassVar[bool] = False
     horizon: ClassVar[int] = 0
     """Whether batches must hold the actions before their windows."""
+    compile_from: ClassVar[int | None] = 6_000
+    """Planned updates from which compiling pays on a CPU, see :mod:`flowpolicy.train.compiling`; None: never."""
     net: Net = MLP()
     """Trunk over the chunk: mlp, unet or transformer."""
     encoder: StateEncoder = StateEncoder()

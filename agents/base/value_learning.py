@@ -40,6 +40,8 @@ class ValueConfig:
     """Publications that ``flowpolicy cite`` lists."""
     needs: ClassVar[str] = "transitions"
     previous: ClassVar[bool] = False
+    compile_from: ClassVar[int | None] = 4_000
+    """Planned updates from which compiling pays on a CPU, see :mod:`flowpolicy.train.compiling`; None: never."""
     net: Net = Plain()
     """Trunk of the actor and of the behaviour flow."""
     encoder: StateEncoder = StateEncoder(width=0)

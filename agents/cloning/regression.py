@@ -25,6 +25,7 @@ class Regression(ImitationConfig):
     """Plain regression."""
 
     nfe: ClassVar[int] = 1
+    compile_from: ClassVar[int | None] = None
 
     def build(self, *args: Any, **kwargs: Any) -> RegressionAgent:
         """The agent in training; arguments of :class:`ImitationAgent`."""

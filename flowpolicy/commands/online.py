@@ -35,7 +35,12 @@ def run(argv: Sequence[str]) -> int:
     base = Run.load(argv[0])
     stored = base.experiment
     online = dataclasses.replace(stored.online, base=str(base.checkpoint.absolute()))
-    command = parse(dataclasses.replace(stored, online=online), argv[1:], f"online {argv[0]}", "Continue a run online.")
+    command = parse(
+        dataclasses.replace(stored, online=online, compile="auto"),
+        argv[1:],
+        f"online {argv[0]}",
+        "Continue a run online.",
+    )
     if not command.out:
         raise ConfigError("no folder for the new run is given", expected="--out OUT")
     if command.data.path == stored.data.path:

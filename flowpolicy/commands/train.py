@@ -18,6 +18,7 @@ from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.policy.actor import NETS
 from flowpolicy.train import Experiment
+from flowpolicy.train.compiling import decided
 from flowpolicy.train.run import Run
 from flowpolicy.train.training import train
 
@@ -58,7 +59,9 @@ def run(argv: Sequence[str]) -> int:
     if command.verify_resume:
         from flowpolicy.train.verify import verify_resume
 
-        verify_resume([sys.executable, "-m", "flowpolicy", "train", preset, *_without_destination(rest)], command.steps)
+        # The rehearsal is shorter, and must do what the run will.
+        same = [*_without_destination(rest), "--compile", decided(command.experiment).compile]
+        verify_resume([sys.executable, "-m", "flowpolicy", "train", preset, *same], command.steps)
     folder = Path(command.out or f"runs/{preset}-seed{command.seed}")
     report(train(command.experiment, folder))
     return 0
@@ -67,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
 def parse(base: Experiment, argv: Sequence[str], name: str, description: str) -> TrainCommand:
     """An experiment with the overrides of ``argv``, for the command ``name``."""
     values = {f.name: getattr(base, f.name) for f in dataclasses.fields(Experiment)}
-    argv = list(argv)
+    argv = compile_words(argv)
     for path, variants in VARIANTS.items():
         if f"--{path}" in argv:
             at = argv.index(f"--{path}")
@@ -100,6 +103,16 @@ def parse(base: Experiment, argv: Sequence[str], name: str, description: str) ->
         agent.check(find_env(command.env).spec().action.size)
         command = dataclasses.replace(command, agent=agent)
     return command
+
+
+def compile_words(argv: Sequence[str]) -> list[str]:
+    """The words with ``--no-compile`` as ``--compile off``, and ``--compile`` alone as ``--compile on``."""
+    words: list[str] = []
+    for place, word in enumerate(argv):
+        words += ["--compile", "off"] if word == "--no-compile" else [word]
+        if word == "--compile" and (argv[place + 1 :] or ["--"])[0].startswith("--"):
+            words.append("on")
+    return words
 
 
 def report(run: Run) -> None:

@@ -16,6 +16,7 @@ from flowpolicy.core.files import unchanged_sha256
 from flowpolicy.data.dataset import DataConfig, open_recording
 from flowpolicy.envs import find_env
 from flowpolicy.evaluate.plan import make_plan
+from flowpolicy.train.compiling import decided
 from flowpolicy.train.run import Run
 
 METHODS = {"dm1": "dm1-lift", "flow_bc": "flow-bc-lift", "regression": "regression-lift"}
@@ -45,7 +46,7 @@ def require_this_demo(out: Path, data: Path, demonstrations: int, device: str = 
     for name, preset in METHODS.items():
         if not checkpoint.newest(out / name):
             continue
-        stored, wanted = Run.load(out / name), dataclasses.replace(PRESETS[preset][1], device=device)
+        stored, wanted = Run.load(out / name), decided(dataclasses.replace(PRESETS[preset][1], device=device))
         for field in dataclasses.fields(wanted):
             has, should = getattr(stored.experiment, field.name), getattr(wanted, field.name)
             if field.name != "data" and has != should:

@@ -17,6 +17,7 @@ from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.lab.lab_plan import LabPlan
+from flowpolicy.nets.layers import whole_operators
 from flowpolicy.policy.policy import Policy
 
 SCALE = 1000.0
@@ -45,7 +46,8 @@ def train(agent: ImitationAgent, plan: LabPlan, updates: int, seed: int) -> dict
     for _ in range(updates):
         picked = torch.randint(toy.size, (plan.batch,), generator=rows)
         batch = {OBS: {"state": obs[picked].unsqueeze(1)}, ACTION: chunks[picked], VALID: valid}
-        loss = float(agent.update(TensorDict(batch, [plan.batch]), noise)["loss"])
+        with whole_operators():
+            loss = float(agent.update(TensorDict(batch, [plan.batch]), noise)["loss"])
     seconds, used = time.perf_counter() - start, time.process_time() - used
     return {
         "loss": loss if loss == loss and abs(loss) != float("inf") else None,

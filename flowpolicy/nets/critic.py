@@ -15,7 +15,7 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.ranges import Depth, Few, Natural, Width
 from flowpolicy.core.spec import ObservationSpec
 from flowpolicy.nets.encoder import StateEncoder, StateProjection
-from flowpolicy.nets.layers import LayerNorm, gelu
+from flowpolicy.nets.layers import LayerNorm, gelu, normalized
 
 Aggregation = Literal["mean", "min"]
 
@@ -152,9 +152,7 @@ class _Layer(nn.Module):
         hidden = gelu(self.linear(x, frozen))
         if self.scale is None or self.shift is None:
             return hidden
-        centred = hidden - hidden.mean(-1, keepdim=True)
-        normal = centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        return normal * _pick(self.scale, x, frozen) + _pick(self.shift, x, frozen)
+        return normalized(hidden, self.eps) * _pick(self.scale, x, frozen) + _pick(self.shift, x, frozen)
 
 
 def _pick(parameter: Tensor, x: Tensor, frozen: bool) -> Tensor:

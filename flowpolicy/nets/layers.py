@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from flowpolicy.nets.constants import GELU_CUBIC, GELU_SLOPE, NORM_EPS
@@ -21,17 +22,30 @@ _whole = False
 
 @contextlib.contextmanager
 def whole_operators() -> Iterator[None]:
-    """Inside, layers call torch's own operators instead of their parts: an exporter then sees one node for each.
+    """Inside, layers call torch's own operators instead of their parts, for whoever runs or exports them one by one.
 
-    The functions are the same. Not for what is differentiated, see above; nor for torch's compiler on a CPU, which
-    fuses the parts itself and is faster with them.
+    The functions are the same, to round-off, and so are their gradients. What is differentiated forwards is computed
+    in parts nevertheless: torch's own norms give the right derivative there, and a wrong gradient of it without a word
+    (torch 2.13). Not for torch's compiler, which cannot differentiate them, and fuses the parts into faster code.
     """
     global _whole
-    _whole = True
+    before, _whole = _whole, True
     try:
         yield
     finally:
-        _whole = False
+        _whole = before
+
+
+def _taken_whole(x: Tensor) -> bool:
+    return _whole and forward_ad.unpack_dual(x).tangent is None
+
+
+def normalized(x: Float[Tensor, "*b d"], eps: float) -> Float[Tensor, "*b d"]:
+    """Zero mean and unit variance in the last dimension; ``eps`` is added to the variance."""
+    if _taken_whole(x):
+        return functional.layer_norm(x, x.shape[-1:], eps=eps)
+    centred = x - x.mean(-1, keepdim=True)
+    return centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
 
 
 def gelu(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
@@ -40,7 +54,7 @@ def gelu(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     The exponent is limited because its square would overflow in the derivative; below x = -7.5 the result is 0 to
     within 1e-18 anyway.
     """
-    if _whole:
+    if _taken_whole(x):
         return functional.gelu(x, approximate="tanh")
     exponent = x * (-GELU_SLOPE * _BASE_2 - (GELU_SLOPE * GELU_CUBIC * _BASE_2) * (x * x))
     return x / (1 + torch.exp2(exponent.clamp(max=63.0)))
@@ -64,7 +78,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Zero mean and unit variance per row, then weight and bias."""
-        if _whole:
+        if _taken_whole(x):
             return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
         centred = x - x.mean(-1, keepdim=True)
         return centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight + self.bias
@@ -90,7 +104,7 @@ class GroupNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Zero mean and unit variance per row and group of channels, then weight and bias per channel."""
         grouped = x.unflatten(2, (self.groups, -1))
-        if _whole:
+        if _taken_whole(x):
             rows = grouped.transpose(1, 2).flatten(2)
             rows = functional.layer_norm(rows, rows.shape[2:], eps=self.eps)
             normal = rows.unflatten(2, grouped.shape[1::2]).transpose(1, 2).flatten(2)

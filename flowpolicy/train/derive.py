@@ -79,4 +79,4 @@ def student(run: Run, method: str, order: Order, *, steps: int, seed: int = 0, d
     run.data()
     agent, _ = student_of(run.checkpoint, run.experiment.agent, method, order, lambda: run.observations(SAMPLES, seed))
     place = run.experiment.device if device is None else device
-    return dataclasses.replace(run.experiment, agent=agent, steps=steps, seed=seed, device=place)
+    return dataclasses.replace(run.experiment, agent=agent, steps=steps, seed=seed, device=place, compile="auto")

@@ -23,6 +23,7 @@ from flowpolicy.data.dataset_checks import doubtful_start
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
+from flowpolicy.train.compiling import Compile
 from flowpolicy.train.online_source import OnlineConfig
 
 if TYPE_CHECKING:
@@ -63,8 +64,10 @@ class Experiment:
     """Newest checkpoints that stay on the disk; 0 keeps all."""
     log_every: Count = 50
     """Updates between two rows of metrics.csv."""
-    compile: bool = True
-    """Compile loss and gradient into one graph (needs a C++ compiler)."""
+    compile: Compile = "auto"
+    """Compile loss and gradient into one graph, which takes up to minutes and a C++ compiler: 'on', 'off', or 'auto',
+    which does so where the planned updates make up for it. 'parts' is 'off' with every operator in parts, as runs were
+    trained before there was a choice. The three differ by round-off; a run keeps what it began with."""
     threads: Threads = 1
     """CPU threads. Part of the experiment: another number sums in another order. Several threads wait for each
     other in spin loops and stall beside any busy process; one thread per run and several runs do not."""
@@ -96,6 +99,8 @@ class Experiment:
         return copy
 
     def __post_init__(self) -> None:
+        if isinstance(self.compile, bool):  # what the field was before
+            object.__setattr__(self, "compile", "on" if self.compile else "off")
         require_ranges(self)
         agent = self.agent
         if lacking := [name for name in _AGENT if not hasattr(agent, name)]:

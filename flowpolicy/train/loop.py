@@ -21,6 +21,7 @@ from flowpolicy.core.files import read_json, write_json, write_tensors, write_te
 from flowpolicy.core.protocols import Metrics, VecEnv
 from flowpolicy.core.seed import derive, torch_generator
 from flowpolicy.core.spec import Spec, load_contract, save_contract
+from flowpolicy.train.compiling import decided, operators
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.kinds import KINDS
 from flowpolicy.train.log import Logger, make_loggers
@@ -82,7 +83,7 @@ class Trainer:
                 f"{run} already holds a run", fix=f"flowpolicy resume {run}, or choose another --out folder"
             )
         stored = load_contract(newest / "contract.json") if newest else None
-        start = find_start(experiment, run, env, stored, slot)
+        start = find_start(decided(experiment), run, env, stored, slot)
         self.experiment, self.contract = start.experiment, start.contract
         self.agent = start.agent()
         if newest:
@@ -131,7 +132,8 @@ class Trainer:
         start = time.perf_counter()
         batch: TensorDict = self.source.draw(self.streams["batches"])
         drawn = time.perf_counter()
-        metrics = self.agent.update(batch, self.streams["noise"])
+        with operators(self.experiment.compile):
+            metrics = self.agent.update(batch, self.streams["noise"])
         done = time.perf_counter()
         self.step += 1
         self._unread.append(metrics)

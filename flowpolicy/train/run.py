@@ -126,7 +126,10 @@ class Run:
 
     def _config(self, part: str) -> Any:
         path = self.checkpoint / "config.json"
-        return decode(read_object(path).get(part), KINDS, str(path))
+        stored = read_object(path).get(part)
+        if isinstance(stored, dict) and isinstance(stored.get("compile"), bool):  # of a run from before the choice
+            stored["compile"] = "on" if stored["compile"] else "parts"
+        return decode(stored, KINDS, str(path))
 
     def policy(self, *, averaged: bool = True, device: torch.device | str = "cpu") -> Policy:
         """The policy, as :meth:`flowpolicy.Policy.load` gives it."""

@@ -64,7 +64,7 @@ class Start:
             normalizer,
             steps=experiment.steps,
             seed=experiment.seed,
-            compile=experiment.compile,
+            compile=experiment.compile == "on",
             device=experiment.device,
             **more,
         )

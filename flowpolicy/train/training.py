@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.envs import find_env
 from flowpolicy.evaluate.curves import draw_curves
+from flowpolicy.train.compiling import told
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.kinds import KINDS
 from flowpolicy.train.loop import Report, Trainer
@@ -64,6 +66,8 @@ def _train(experiment: Experiment, folder: Path, progress: bool, *, resume: bool
 
 
 def _train_alone(experiment: Experiment, folder: Path, progress: bool, resume: bool) -> None:
+    if progress and not resume:
+        sys.stderr.write(f"{told(experiment)}\n")
     with _slot(experiment) as slot:
         trainer = Trainer(experiment, folder, resume=resume, slot=slot)
         with _shown(trainer, folder, progress) as report:

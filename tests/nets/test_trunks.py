@@ -1,8 +1,11 @@
+import contextlib
+
 import pytest
 import torch
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.nets.flow_nets import MapNet, VelocityNet
+from flowpolicy.nets.layers import whole_operators
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
@@ -41,16 +44,43 @@ def trunk(request):
     return request.param
 
 
+OPERATORS = pytest.mark.parametrize("operators", [contextlib.nullcontext, whole_operators], ids=["parts", "whole"])
+
+
+@OPERATORS
 @pytest.mark.quick("nets")
-def test_tangent_equals_forward_mode_and_central_differences(trunk):
+def test_tangent_equals_forward_mode_and_central_differences(trunk, operators):
     net = map_net(trunk)
     x, s, t, cond, dx, ds = inputs()
-    _, tangent = net.with_tangent(x, s, t, cond, dx, ds, 2)
-    _, exact = torch.func.jvp(lambda x, s: net(x, s, t, cond).value, (x, s), (dx, ds))
+    with operators():
+        _, tangent = net.with_tangent(x, s, t, cond, dx, ds, 2)
+        _, exact = torch.func.jvp(lambda x, s: net(x, s, t, cond).value, (x, s), (dx, ds))
     torch.testing.assert_close(tangent, exact[2:], rtol=1e-9, atol=1e-11)
     step = 1e-5
     ahead, behind = (net(x + sign * step * dx, s + sign * step * ds, t, cond).value for sign in (1, -1))
     torch.testing.assert_close(tangent, ((ahead - behind) / (2 * step))[2:], rtol=1e-5, atol=1e-6)
+
+
+@OPERATORS
+def test_the_gradient_of_a_forward_derivative_is_that_of_central_differences(trunk, operators):
+    """What objectives that learn from the derivative itself follow; torch's own norms get it wrong."""
+    net, (x, s, t, cond, dx, ds) = map_net(trunk), inputs(batch=2)
+    weights = list(net.parameters())
+    random = torch.Generator().manual_seed(2)
+    along = [torch.randn(weight.shape, generator=random, dtype=torch.float64) for weight in weights]
+
+    def slope():
+        return torch.func.jvp(lambda x, s: net(x, s, t, cond).value, (x, s), (dx, ds))[1].square().sum()
+
+    with operators():
+        gradients = torch.autograd.grad(slope(), weights, allow_unused=True)
+    exact = sum((g * d).sum() for g, d in zip(gradients, along, strict=True) if g is not None)
+    step, found = 1e-6, []
+    with torch.no_grad():
+        for sign in (1, -2):  # ahead, then from there behind
+            torch._foreach_add_(weights, along, alpha=sign * step)
+            found.append(slope())
+    torch.testing.assert_close(exact, (found[0] - found[1]) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
 def test_tangent_shares_the_value_and_carries_no_graph(trunk):
