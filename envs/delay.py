@@ -94,6 +94,11 @@ class DelayedVecEnv:
         """(height, width, 3) uint8 picture of one slot, undelayed."""
         return self.env.render(slot)
 
+    @property
+    def simulation(self) -> str:
+        """How the simulator is stepped, where there is a choice; empty where there is none."""
+        return getattr(self.env, "simulation", "")
+
     def close(self) -> None:
         """Close the environment."""
         self.env.close()

@@ -27,6 +27,7 @@ from flowpolicy.data.robomimic import read_initial_state
 from flowpolicy.envs.action_replay import replay_episodes, require_recorded_in
 from flowpolicy.envs.camera_renderer import FAST, CameraRenderer, RenderSettings
 from flowpolicy.envs.rendering import choose_opengl
+from flowpolicy.envs.robosuite_step import CompiledStep, Sensors
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ _NO_CAMERA = {"PickPlaceCan": ("sideview",)}
 PICTURE = "_image"
 """What RoboMimic adds to the name of a camera for the key of its pictures."""
 _FILM = RenderSettings(msaa=4)  # for people: smooth edges
+OWN_STEP = "robosuite's own step"
 _MODEL_SEED = 0  # the cube's edge is drawn when the model is built; one model for all slots and indices
 
 
@@ -225,8 +227,12 @@ class RobosuiteEnv:
         horizon: steps until truncation; 0 for none.
         cameras: what :meth:`look` takes pictures with.
         render: how.
+        compiled: use the compiled control step where it can be (:mod:`flowpolicy.envs.robosuite_step`).
 
     """
+
+    simulation: str
+    """Which control step the present episode is simulated with: 'compiled', or robosuite's own, and why."""
 
     def __init__(
         self,
@@ -235,6 +241,8 @@ class RobosuiteEnv:
         horizon: int = 0,
         cameras: tuple[SceneCamera, ...] = (),
         render: RenderSettings = FAST,
+        *,
+        compiled: bool = True,
     ) -> None:
         suite = import_robosuite()
         self.task, self.obs_keys, self.horizon = str(env_args["env_name"]), obs_keys, horizon
@@ -242,8 +250,11 @@ class RobosuiteEnv:
         kwargs = {**env_args["env_kwargs"], "seed": _MODEL_SEED, **_NO_RENDERER}
         with _quiet():
             self.sim_env = suite.make(self.task, **kwargs)
+        self._sensors = Sensors(self.sim_env, ["object-state" if key == "object" else key for key in obs_keys])
+        self._wants_compiled = compiled
         self._steps, self._xml = 0, ""
         self._renderers: dict[RenderSettings, CameraRenderer] = {}
+        self._choose_step()
 
     @classmethod
     def create(cls, config: RobosuiteConfig) -> RobosuiteEnv:
@@ -266,12 +277,15 @@ class RobosuiteEnv:
 
     def step(self, action: np.ndarray) -> Outcome:
         """Apply one action (7,), clipped to [-1, 1]."""
-        observed, reward, _, _ = self.sim_env.step(np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0))
+        clipped = np.minimum(np.maximum(np.asarray(action, dtype=np.float64), -1.0), 1.0)
+        if self._compiled is None:
+            reward, success = float(self.sim_env.step(clipped)[1]), self.success()
+        else:
+            reward, success = self._compiled(clipped)
+            self._sensors.read()
         self._steps += 1
-        success = self.success()
-        return Outcome(
-            self._select(observed), float(reward), success, bool(self.horizon and self._steps >= self.horizon), success
-        )
+        ended = bool(self.horizon and self._steps >= self.horizon)
+        return Outcome(self._select(), reward, success, ended, success)
 
     def success(self) -> bool:
         """Whether the task's criterion holds now."""
@@ -341,13 +355,23 @@ class RobosuiteEnv:
         return self._renderers[settings]
 
     def _observe(self) -> dict[str, np.ndarray]:
-        # Relative poses are computed from the poses of the previous update (zeros after a reset).
-        self.sim_env._get_observations(force_update=True)
-        return self._select(self.sim_env._get_observations(force_update=True))
+        self._choose_step()
+        self._sensors.begin()
+        return self._select()
 
-    def _select(self, observed: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        names = {key: "object-state" if key == "object" else key for key in self.obs_keys}
-        return {key: np.array(observed[name], dtype=np.float32) for key, name in names.items()}
+    def _choose_step(self) -> None:
+        self._compiled = None
+        if not self._wants_compiled:
+            self.simulation = OWN_STEP
+            return
+        try:
+            self._compiled, self.simulation = CompiledStep(self.sim_env), "compiled"
+        except SimulatorError as error:
+            self.simulation = f"{OWN_STEP}: {error.what}"
+            _tell_once(f"robosuite is simulated by its own control step, several times slower: {error}")
+
+    def _select(self) -> dict[str, np.ndarray]:
+        return dict(zip(self.obs_keys, self._sensors.values(), strict=True))
 
 
 def import_robosuite() -> Any:
@@ -383,3 +407,8 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
+
+
+@functools.cache
+def _tell_once(sentence: str) -> None:
+    warnings.warn(sentence, RuntimeWarning, stacklevel=5)

@@ -76,6 +76,11 @@ class SerialVecEnv:
         """(height, width, 3) uint8 picture of one slot."""
         return self._envs[slot].render()
 
+    @property
+    def simulation(self) -> str:
+        """How the simulator is stepped, where there is a choice; empty where there is none."""
+        return _simulation(self._envs[0])
+
     def close(self) -> None:
         """Free the simulators."""
         for env in self._envs:
@@ -127,6 +132,11 @@ class ProcessVecEnv:
         """(height, width, 3) uint8 picture of one slot."""
         return self._call("render", [slot], [None])[0]
 
+    @property
+    def simulation(self) -> str:
+        """How the simulator is stepped, where there is a choice; empty where there is none."""
+        return str(self._call("simulation", [0], [None])[0])
+
     def close(self) -> None:
         """Stop the workers; may be called twice."""
         for worker in self._workers:
@@ -172,6 +182,13 @@ class _Slots:
 
     def render(self, calls: Sequence[tuple[int, None]]) -> list[np.ndarray]:
         return [self._envs[copy].render() for copy, _ in calls]
+
+    def simulation(self, calls: Sequence[tuple[int, None]]) -> list[str]:
+        return [_simulation(self._envs[copy]) for copy, _ in calls]
+
+
+def _simulation(env: SingleEnv) -> str:
+    return getattr(env, "simulation", "")
 
 
 def _look(env: SingleEnv) -> dict[str, np.ndarray]:

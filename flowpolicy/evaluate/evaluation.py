@@ -71,11 +71,13 @@ def evaluate(
             require_free(also, overwrite)
         with counting(run, todo, env.spec.defines_success, progress) as count:
             outcomes = rollout(policy, env, todo, nfe=nfe, progress=count, record=range(video), noise_scale=noise_scale)
+        simulation = getattr(env, "simulation", "")
     evaluation = make_evaluation(
         todo,
         outcomes,
         run=str(run),
         **acted(folder, policy, command),
+        simulation=simulation,
         noise_scale=noise_scale,
         success_defined=policy.contract.spec.defines_success,
         normalized_score=normalized_score(policy.contract.spec.env_id),

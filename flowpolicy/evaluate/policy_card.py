@@ -54,6 +54,7 @@ def card(
     evaluations = []
     for nfe in supported(policy, nfes, device):
         episodes = rollout(policy, env, plan, nfe=nfe, progress=progress, device=device)
+        about["simulation"] = getattr(env, "simulation", "")
         made = make_evaluation(plan, episodes, run=run, success_defined=env.spec.defines_success, **about)
         evaluations.append(made)
         save_evaluation(folder / f"nfe_{nfe}.json", made)

@@ -58,6 +58,9 @@ class Evaluation:
     """Library versions."""
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
     """How the policy was made: its experiment (seed, data, every option), hash of the data, seconds, parameters."""
+    simulation: str = ""
+    """How the simulator was stepped, where there is a choice: the control step of robosuite is 'compiled', or its own
+    and why. Empty elsewhere, and in records of older versions."""
     noise_scale: float = 1.0
     """Factor of the policy's initial noise, see :class:`flowpolicy.policy.Policy`."""
     success_defined: bool = True
@@ -116,6 +119,7 @@ def make_evaluation(
     weights_sha256: str = "",
     command: str = "",
     training: dict[str, Any] | None = None,
+    simulation: str = "",
     noise_scale: float = 1.0,
     success_defined: bool = True,
     normalized_score: Callable[[float], float] | None = None,
@@ -131,6 +135,7 @@ def make_evaluation(
         weights_sha256: hash of its averaged weights.
         command: command line.
         training: how the policy came about.
+        simulation: how the simulator was stepped.
         noise_scale: factor of the policy's initial noise.
         success_defined: whether the environment defines success.
         normalized_score: return of an episode -> normalised score.
@@ -148,6 +153,7 @@ def make_evaluation(
         commit=git_commit(),
         versions=library_versions(),
         training=training or {},
+        simulation=simulation,
         noise_scale=noise_scale,
         success_defined=success_defined,
         normalized=bootstrap_mean([normalized_score(e.return_) for e in episodes]) if normalized_score else None,
@@ -187,6 +193,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "commit": evaluation.commit,
         "versions": evaluation.versions,
         "training": evaluation.training,
+        **({"simulation": evaluation.simulation} if evaluation.simulation else {}),
         "noise_scale": evaluation.noise_scale,
         "plan_digest": evaluation.plan.digest,
         "plan": evaluation.plan.to_json(),
@@ -253,7 +260,7 @@ def _decode(value: dict[str, Any], path: Path) -> Evaluation:
         # Older records say that nobody succeeded where success is not defined, and lack the rest.
         success_defined=value["success"] is not None and defines_success(plan.env_id),
         noise_scale=value.get("noise_scale", 1.0),
-        **{key: value.get(key, "") for key in ("checkpoint_sha256", "weights_sha256")},
+        **{key: value.get(key, "") for key in ("checkpoint_sha256", "weights_sha256", "simulation")},
         normalized=value["normalized_score"] and Interval(**value["normalized_score"]),
         **{key: value[key] for key in ("run", "step", "command", "commit", "versions", "training")},
     )

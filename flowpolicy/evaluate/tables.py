@@ -50,6 +50,8 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     if evaluation.noise_scale != 1:
         table.add_row("scale of the initial noise", f"{evaluation.noise_scale:g}")
     table.add_row("decision latency p50 / p99, us", microseconds(evaluation.latency))
+    if evaluation.simulation:
+        table.add_row("control step of the simulator", evaluation.simulation)
     table.add_row("plan", evaluation.plan.digest[:12])
     table.add_row("checkpoint", evaluation.checkpoint_sha256[:12] or "-")
     return table
@@ -88,6 +90,9 @@ def unlike(a: Evaluation, b: Evaluation) -> list[str]:
     if libraries:
         named = (f"{name} {a.versions.get(name, 'absent')} and {b.versions.get(name, 'absent')}" for name in libraries)
         found.append(f"Not the same simulator: {', '.join(named)}.")
+    steps = [evaluation.simulation or "robosuite's own step" for evaluation in (a, b)]  # as older records do not say
+    if steps[0] != steps[1]:
+        found.append(f"Not the same control step of the simulator: {steps[0]} and {steps[1]}.")
     data = [evaluation.training.get("dataset_sha256", UNSTATED)[:12] for evaluation in (a, b)]
     if data[0] != data[1]:
         found.append(f"Not trained on the same data: files {data[0]} and {data[1]}.")
