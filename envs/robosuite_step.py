@@ -167,7 +167,7 @@ class CompiledStep:
             del env._check_success
         return float(reward), bool(success)
 
-    def _write(self, name: str, values: Sequence[float]) -> None:
+    def _write(self, name: str, values: Sequence[float] | np.ndarray) -> None:
         field = getattr(self._numbers, name)
         field[: len(values)] = list(values)
 
@@ -252,7 +252,7 @@ def difference(sim_env: Any) -> str:
     from robosuite.utils.observables import NO_DELAY
 
     kind, robot = type(sim_env), sim_env.robots[0]
-    parts = getattr(robot, "part_controllers", {})
+    parts: Any = getattr(robot, "part_controllers", {})
     arm, grip = parts.get("right"), parts.get("right_gripper")
     own = (MujocoEnv.step, MujocoEnv._post_action, RobotEnv._pre_action)
     if len(sim_env.robots) != 1 or type(robot) is not FixedBaseRobot or list(robot.arms) != ["right"]:
