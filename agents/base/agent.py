@@ -16,9 +16,10 @@ from flowpolicy.core.errors import CheckpointError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.seed import first_weights
 from flowpolicy.core.spec import Contract
-from flowpolicy.core.streams import Streams
+from flowpolicy.core.streams import Crop, Streams
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.nets.ema import EMA
+from flowpolicy.nets.vision import VisionEncoder, VisionProjection, begin_with
 from flowpolicy.policy.actor import Actor, PolicyConfig
 from flowpolicy.policy.policy import Policy
 
@@ -106,6 +107,20 @@ class TrainedAgent(nn.Module):
     def advance(self, loss: Tensor, metrics: Metrics, rows: int, **switches: bool) -> Metrics:
         """The step down the gradients that the parameters have, and what follows it; the metrics to report."""
         return {"loss": loss, **self.optimizer.apply(rows), **metrics}
+
+    @property
+    def crops(self) -> dict[str, Crop]:
+        """Windows of pictures that batches of training hold, by observation."""
+        encoder = self.policy_config.encoder
+        return encoder.crops(self.contract.spec.observation) if isinstance(encoder, VisionEncoder) else {}
+
+    def begin(self) -> list[str]:
+        """What a new run does before its first update, once: weights that the config names; says what was done."""
+        encoders = [part for part in self.modules() if isinstance(part, VisionProjection)]
+        said = [line for part in encoders for line in begin_with(part, part.config)]
+        if said and self.ema:
+            self.ema.restart(self.actor)
+        return list(dict.fromkeys(said))
 
     @property
     def updates(self) -> int:

@@ -22,11 +22,12 @@ from flowpolicy.core.keys import ACTION, OBS, PREVIOUS, VALID
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, Natural
 from flowpolicy.core.references import Reference
-from flowpolicy.core.streams import Streams
+from flowpolicy.core.streams import STATES, Streams
 from flowpolicy.flows.real_time import committed_rows
 from flowpolicy.nets.ema import EMA
-from flowpolicy.nets.encoder import StateEncoder
+from flowpolicy.nets.encoder import EncoderOutput, StateEncoder
 from flowpolicy.nets.mlp import MLP
+from flowpolicy.nets.vision import Encoder
 from flowpolicy.policy.actor import Net, PolicyConfig
 from flowpolicy.policy.samplers import Prefixed, Sampler
 
@@ -45,7 +46,7 @@ class ImitationConfig:
     """Planned updates from which compiling pays on a CPU, see :mod:`flowpolicy.train.compiling`; None: never."""
     net: Net = MLP()
     """Trunk over the chunk: mlp, unet or transformer."""
-    encoder: StateEncoder = StateEncoder()
+    encoder: Encoder = StateEncoder()
     """Encoder of the observation history."""
     optimizer: Optimizer = Optimizer()
     """Optimiser and averaging."""
@@ -58,6 +59,10 @@ class ImitationConfig:
     prefix: Natural = 0
     """Real-time chunking: the most actions that may be committed while the policy computes, or 0. The policy is
     trained to continue 0 to this many given actions; at least the largest delay times the control rate."""
+
+    noises: Few = 1
+    """Draws of noise and time per observation and update. An observation is encoded once for all of them, which pays
+    where the encoder reads pictures."""
 
     def __post_init__(self) -> None:
         if self.prefix and not 0 < self.prefix <= self.chunk - self.execute:
@@ -100,6 +105,26 @@ class ImitationAgent(TrainedAgent):
         actions = {name: self.normalizer.action(found[name]) for name in (ACTION, PREVIOUS) if name in found}
         return {**found, **actions, OBS: self.streams(found[OBS])}
 
+    def tiled(self, seen: dict[str, Any]) -> dict[str, Any]:
+        """A :meth:`scaled` batch as often as noise is drawn per observation, one copy after the other; no pictures.
+
+        In this order those rows lead that a flow map trains on the diagonal, and they are different observations.
+        """
+        times = self.config.noises
+        if times == 1:
+            return seen
+        states = {STATES: seen[OBS][STATES]} if STATES in seen[OBS] else {}
+        return {
+            **{name: value.repeat(times, *[1] * (value.dim() - 1)) for name, value in seen.items() if name != OBS},
+            OBS: {name: value.repeat(times, 1, 1) for name, value in states.items()},
+        }
+
+    def encoded(self, obs: Streams, rows: int) -> EncoderOutput:
+        """What the encoder makes of observations, its condition for every of ``rows`` rows (:meth:`tiled`)."""
+        output: EncoderOutput = self.actor.encoder(obs)
+        times = rows // len(output.cond)
+        return output if times == 1 else output._replace(cond=output.cond.repeat(times, 1))
+
     def draws(self, batch: dict[str, Any], generator: torch.Generator) -> Any:
         """Everything random in one update, where that depends on more than the chunks of a :meth:`scaled` batch."""
         return self.draw(batch[ACTION], generator)
@@ -123,10 +148,11 @@ class ImitationAgent(TrainedAgent):
         valid: Bool[Tensor, "b h"],
         draws: Any,
     ) -> tuple[Float[Tensor, ""], Metrics]:
-        """Scalar loss and metrics of normalised streams and chunks."""
+        """Scalar loss and metrics of normalised streams and chunks; several chunks an observation are :meth:`tiled`."""
         raise NotImplementedError
 
     @override
     def arguments(self, batch: TensorDict, generator: torch.Generator) -> tuple[Any, ...]:
         seen = self.scaled(batch)
-        return seen[OBS], seen[ACTION], seen[VALID], self.draws(seen, generator)
+        rows = self.tiled(seen)
+        return seen[OBS], rows[ACTION], rows[VALID], self.draws(rows, generator)

@@ -29,6 +29,7 @@ from flowpolicy.core.streams import Streams
 from flowpolicy.nets.critic import Critic, CriticConfig, polyak
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.plain import Plain
+from flowpolicy.nets.vision import Encoder
 from flowpolicy.policy.actor import Net
 
 
@@ -44,8 +45,9 @@ class ValueConfig:
     """Planned updates from which compiling pays on a CPU, see :mod:`flowpolicy.train.compiling`; None: never."""
     net: Net = Plain()
     """Trunk of the actor and of the behaviour flow."""
-    encoder: StateEncoder = StateEncoder(width=0)
-    """Encoder of the observation history in front of actor and flow; width 0, as in the FQL family, is none."""
+    encoder: Encoder = StateEncoder(width=0)
+    """Encoder of the observation history in front of actor and flow; width 0, as in the FQL family, is none. Where it
+    sees pictures, critic and value network have one of the same kind of their own."""
     critic: CriticConfig = CriticConfig()
     """Ensemble of Q networks."""
     actor_optimizer: Adam = Adam()
@@ -114,7 +116,8 @@ class ValueAgent(TrainedAgent):
     def _build(self) -> None:
         contract = self.contract
         observation, action = contract.spec.observation, contract.chunk * contract.spec.action.size
-        self.critic: Critic = self.actor.critic or self.config.critic.build(observation, contract.history, action)
+        see = self.config.encoder
+        self.critic: Critic = self.actor.critic or self.config.critic.build(observation, contract.history, action, see)
         self.build_networks()
 
     @property

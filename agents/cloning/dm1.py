@@ -47,7 +47,7 @@ class DM1(Flow):
     nfe: Few = 1
     """Network evaluations per chunk: jumps of the flow map."""
     dispersive: Dispersive = Dispersive()
-    """Regulariser on the encoder's output."""
+    """Regulariser on the encoder's projection, or on the feature of every camera."""
 
 
 def dm1_flow(share_endpoint: float) -> FlowSpec:

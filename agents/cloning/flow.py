@@ -23,7 +23,7 @@ from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few
 from flowpolicy.core.spec import Contract
-from flowpolicy.core.streams import STATES, Streams
+from flowpolicy.core.streams import Streams
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.consistency import Problem
 from flowpolicy.flows.axes.couplings import Table
@@ -46,7 +46,7 @@ class Flow(ImitationConfig):
     nfe: Few = 10
     """Network evaluations per chunk."""
     dispersive: Dispersive = Dispersive(weight=0.0)
-    """Regulariser on the encoder's output; off by default."""
+    """Regulariser on the encoder's projection, or on the feature of every camera; off by default."""
     teacher: str = ""
     """Run whose policy makes the pairs of the coupling 'table'."""
     teacher_weights: str = ""
@@ -84,6 +84,12 @@ class Flow(ImitationConfig):
         validate(self.flow, self.setting(action))
         if self.prefix:
             Prefixed(FlowSampler(self.flow.sampling()), self.prefix)  # refuses flows that move committed rows
+        if self.noises > 1 and (self.teacher or self.asks_teacher or self.flow.guidance.hides):
+            raise ConfigError(
+                f"--agent.noises {self.noises} with {'a teacher' if self.teacher else self.flow.guidance.flag}",
+                expected="one draw per observation: what is asked or hidden goes by observation",
+                fix="--agent.noises 1",
+            )
         if self.asks_teacher and not self.teacher:
             raise ConfigError(f"{type(self).__name__} without a teacher", fix="flowpolicy distill RUN")
         if self.teacher and not self.asks_teacher:
@@ -134,7 +140,7 @@ class FlowAgent(ImitationAgent):
         """Noise, times, and whatever else the values of the axes draw."""
         spec, rows, progress = self.spec, len(batch[ACTION]), self.updates / max(self.steps, 1)
         data, streams = batch[ACTION], batch[OBS]
-        shape, cond = tuple(data.shape), self.actor.layout.pack(streams)[STATES].flatten(1)
+        shape, cond = tuple(data.shape), self.actor.layout.states(streams, data)
         pairing = spec.coupling.pair(lambda: spec.source.sample(shape, generator), data, cond, progress)
         drawn = {"noise": self._begin(pairing.noise, batch), **self._times(rows, progress, generator)}
         extra = {
@@ -221,7 +227,8 @@ class FlowAgent(ImitationAgent):
         actor, spec = self.actor, self.spec
         data = d.get("data", action)
         valid = valid | d["made"].unsqueeze(1) if "made" in d else valid
-        cond, feature = actor.encoder(actor.layout.hidden(obs, d["visible"]) if "visible" in d else obs)
+        seen = actor.layout.hidden(obs, d["visible"]) if "visible" in d else obs
+        cond, features = self.encoded(seen, len(action))
         noise, divergence = shaped(actor, d["noise"], cond, d.get("share"))
         if "drop" in d:
             cond = torch.where(d["drop"].unsqueeze(1), cast(Tensor, actor.null), cond)
@@ -232,9 +239,10 @@ class FlowAgent(ImitationAgent):
             loss = loss + cast(Mixed, spec.source).beta * divergence
             metrics["divergence"] = divergence.detach()
         if self.config.dispersive.weight:
-            repulsion = dispersive_loss(feature, self.config.dispersive)
+            each = [dispersive_loss(feature, self.config.dispersive) for feature in features.values()]
+            repulsion = torch.stack(each).mean()
             loss = loss + self.config.dispersive.weight * repulsion
-            metrics |= {"dispersive": repulsion.detach(), **spread(feature)}
+            metrics |= {"dispersive": repulsion.detach(), **_mean([spread(feature) for feature in features.values()])}
         return loss, metrics
 
     def _matching(
@@ -264,6 +272,10 @@ class FlowAgent(ImitationAgent):
             d.get("fraction"),
         )
         return spec.consistency.loss(problem, valid, spec.loss, path)
+
+
+def _mean(rows: list[Metrics]) -> Metrics:
+    return {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
 
 
 def as_flow(config: Any) -> Flow:

@@ -69,7 +69,7 @@ class MIPAgent(ImitationAgent):
         draws: Float[Tensor, "b h a"],
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Sum of the two mean squared errors, over 0.9^2 and ``noise^2``."""
-        start, cond = action.new_zeros(len(action)), self.actor.encoder(obs).cond
+        start, cond = action.new_zeros(len(action)), self.encoded(obs, len(action)).cond
         first = self.actor.net(torch.zeros_like(action), start, cond).value
         second = self.actor.net(action + self.config.noise * draws, start + REFINING, cond).value
         errors = [matching_loss(value, action, valid) for value in (first, second)]

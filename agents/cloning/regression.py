@@ -50,6 +50,6 @@ class RegressionAgent(ImitationAgent):
         self, obs: Streams, action: Float[Tensor, "b h a"], valid: Bool[Tensor, "b h"], draws: Any
     ) -> tuple[Float[Tensor, ""], Metrics]:
         """Mean squared error in normalised units."""
-        held = hold(torch.zeros_like(action), action, action, valid, self.actor.encoder(obs).cond, *draws)
+        held = hold(torch.zeros_like(action), action, action, valid, self.encoded(obs, len(action)).cond, *draws)
         output = self.actor.net(held.x, action.new_zeros(len(action)), held.cond)
         return matching_loss(output.value, held.velocity, held.valid), {}

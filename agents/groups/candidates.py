@@ -246,5 +246,6 @@ def _features(policy: Policy, sampler: WindowSampler, rows: Int64[Tensor, " n"])
     for part in rows.split(4096):
         obs = policy.observed({key: sampler.at(part)[keys.OBS][key] for key in policy.contract.spec.observation})
         with torch.no_grad():
-            blocks.append(policy.actor.encoder(policy.streams(obs)).feature.to(rows.device))
+            features = policy.actor.encoder(policy.streams(obs)).features
+            blocks.append(torch.cat([*features.values()], dim=1).to(rows.device))
     return torch.cat(blocks)

@@ -50,7 +50,7 @@ class ImplicitAgent(ValueAgent):
     def build_networks(self) -> None:
         """The value network, of the critic's size."""
         single = dataclasses.replace(self.config.critic, members=1, held_out=0)
-        self.value = single.build(self.contract.spec.observation, self.contract.history)
+        self.value = single.build(self.contract.spec.observation, self.contract.history, encoder=self.config.encoder)
 
     def groups(self) -> dict[str, Any]:
         """The value network has the critic's optimiser options and a state of its own."""

@@ -14,15 +14,22 @@ from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.commands.arguments import pick
 from flowpolicy.commands.flow_flags import axes_help, settled, split_flow_flags, with_flow
 from flowpolicy.configs.presets import PRESETS
+from flowpolicy.core.config import changed
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.flows.axes.flow_spec import FlowSpec
+from flowpolicy.nets.backbones import BACKBONES
+from flowpolicy.nets.vision import ENCODERS
 from flowpolicy.policy.actor import NETS
 from flowpolicy.train import Experiment
 from flowpolicy.train.compiling import decided
 from flowpolicy.train.run import Run
 from flowpolicy.train.training import train
 
-VARIANTS: dict[str, dict[str, Any]] = {"agent.net": NETS}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "agent.net": NETS,
+    "agent.encoder": ENCODERS,
+    "agent.encoder.backbone": BACKBONES,
+}
 """Fields whose value is one of several configs: ``--agent.net unet`` picks it with its defaults."""
 
 
@@ -77,8 +84,7 @@ def parse(base: Experiment, argv: Sequence[str], name: str, description: str) ->
             variant = argv[at + 1] if at + 1 < len(argv) else ""
             if variant not in variants:
                 raise ConfigError(f"--{path} '{variant}' does not exist", expected=nearest(variant, variants))
-            owner, field = path.split(".")
-            values[owner] = dataclasses.replace(values[owner], **{field: variants[variant]})
+            values = _picked(values, path.split("."), variants[variant])
             del argv[at : at + 2]
     picked, argv = split_flow_flags(argv)
     if picked is not None:
@@ -113,6 +119,15 @@ def compile_words(argv: Sequence[str]) -> list[str]:
         if word == "--compile" and (argv[place + 1 :] or ["--"])[0].startswith("--"):
             words.append("on")
     return words
+
+
+def _picked(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The fields of an experiment with another value at a path of names."""
+    owner, *inner = path
+    change: Any = value
+    for name in reversed(inner):
+        change = {name: change}
+    return {**values, owner: changed(values[owner], change)}
 
 
 def report(run: Run) -> None:

@@ -21,6 +21,8 @@ key                dataset shape       batch shape     meaning
 "next_action"                          (b, a)          action of the data in that row
 =================  ==================  ==============  ====================================================
 
+Pictures are no columns of the dataset: a batch holds them as ("obs", name) (b, o, height, width, 3) uint8.
+
 Batches of post-training hold, under "group", b groups of k candidates: their own "obs", "action" (b, k, h, a),
 "valid" and "score" (b, k).
 

@@ -27,6 +27,7 @@ from flowpolicy.core.files import unchanged_sha256, write_json
 from flowpolicy.core.ranges import Finite, Natural
 from flowpolicy.core.spec import Spec
 from flowpolicy.data.d4rl import D4RLRecording
+from flowpolicy.data.frames import FrameStore, open_frames
 from flowpolicy.data.hdf5 import EpisodeColumns, Recording, open_hdf5
 from flowpolicy.data.minari import MinariRecording, is_minari
 from flowpolicy.data.ogbench import OGBenchRecording, is_npz, open_npz
@@ -48,7 +49,10 @@ class DataConfig:
     """RoboMimic filter key that selects episodes, e.g. 'better'; in OGBench files the task whose rewards are read,
     e.g. 'task3'. Empty means all, and the default task."""
     obs_keys: tuple[str, ...] = ()
-    """Observations to use, in this order; empty means every low-dimensional one."""
+    """Observations to use, in this order; empty means every low-dimensional one. Pictures are read where they are
+    named, here or in ``cameras``."""
+    cameras: tuple[str, ...] = ()
+    """Cameras whose pictures are used too, e.g. 'agentview robot0_eye_in_hand'. RoboMimic files only."""
     reward_shift: Finite = 0.0
     """Added to every reward of the file. -1 for D4RL's AntMaze, whose rewards are 0 and 1."""
     accept: tuple[Literal["unstated", "env_version", "frame", "controller", "robot"], ...] = ()
@@ -87,6 +91,8 @@ class Dataset:
     """Filter key that selected the episodes; empty means all."""
     format: str = ""
     """'robomimic', 'd4rl', 'minari' or 'ogbench'."""
+    frames: dict[str, FrameStore] = dataclasses.field(default_factory=dict)
+    """Pictures by observation, a frame per step: in files, and not among ``steps``."""
     unread: dict[str, str] = dataclasses.field(default_factory=dict)
     """Observations that the file holds and that were not read, and why."""
     remarks: tuple[str, ...] = ()
@@ -127,10 +133,11 @@ def load_dataset(config: DataConfig | str | os.PathLike[str]) -> Dataset:
     dataset = _load(config, check=True)
     for remark in dataset.remarks:
         warnings.warn(f"{dataset.path} {remark}", DataWarning, stacklevel=2)
-    if dataset.unread and not config.obs_keys:
+    if dataset.unread and not (config.obs_keys or config.cameras):
         listed = "; ".join(f"{name} ({why})" for name, why in dataset.unread.items())
         warnings.warn(
-            f"{dataset.path}: observations that are not read: {listed}; --data.obs-keys says which to use",
+            f"{dataset.path}: observations that are not read: {listed}; "
+            "--data.obs-keys says which to use, --data.cameras which pictures",
             DataWarning,
             stacklevel=2,
         )
@@ -148,13 +155,19 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
     path = Path(config.path)
     if not config.path:
         raise DataError("no dataset file was named", fix="pass --data.path FILE")
+    if config.cameras and (is_npz(path) or not _is_robomimic(path)):
+        raise DataError(
+            f"{path} is read without pictures, and --data.cameras names {', '.join(config.cameras)}",
+            expected="a file in RoboMimic's layout: data/demo_0/obs/agentview_image, ...",
+            fix="leave --data.cameras out, or convert the file",
+        )
     if is_npz(path):
         with open_npz(path) as archive:
             yield OGBenchRecording(archive, path, config.filter_key, config.obs_keys)
         return
     with open_hdf5(path) as file:
         if "data" in file:
-            yield RobomimicRecording(file, path, config.filter_key, config.obs_keys)
+            yield RobomimicRecording(file, path, config.filter_key, config.obs_keys, config.cameras)
         elif "observations" in file or "actions" in file:
             yield D4RLRecording(file, path, config.filter_key, config.obs_keys)
         elif is_minari(file):
@@ -177,6 +190,7 @@ def _load(config: DataConfig, check: bool) -> Dataset:
             _fill(columns, recording, config, check)
         else:
             columns = _memory_map(_cache_folder(digest, config, check), layout, recording, config, check)
+        sources, store = getattr(recording, "frames", {}), _cache_root() / "frames" / digest
         return Dataset(
             steps=_as_tensordict(columns, sum(recording.lengths)),
             lengths=torch.tensor(recording.lengths, dtype=torch.int64),
@@ -187,6 +201,7 @@ def _load(config: DataConfig, check: bool) -> Dataset:
             sha256=digest,
             filter_key=config.filter_key,
             format=recording.format,
+            frames={key: open_frames(store, source, path, recording.names) for key, source in sources.items()},
             unread=recording.unread,
             remarks=recording.remarks,
         )
@@ -196,7 +211,9 @@ def _layout(recording: Recording) -> Layout:
     """Shape and type of every column, under names that also serve as file names."""
     rows = sum(recording.lengths)
     layout: Layout = {
-        f"{keys.OBS}.{name}": ((rows, *spec.shape), torch.float32) for name, spec in recording.spec.observation.items()
+        f"{keys.OBS}.{name}": ((rows, *spec.shape), torch.float32)
+        for name, spec in recording.spec.observation.items()
+        if spec.kind == "state"
     }
     layout[keys.ACTION] = ((rows, recording.spec.action.size), torch.float32)
     layout[keys.REWARD] = ((rows,), torch.float32)
@@ -229,7 +246,8 @@ def _fill(columns: dict[str, Tensor], recording: Recording, config: DataConfig, 
 def require_layout(episode: EpisodeColumns, recording: Recording, index: int, path: Path) -> None:
     """Refuse an episode whose columns are wider or narrower than those of the first one: copying would spread them."""
     spec, steps = recording.spec, recording.lengths[index]
-    wanted = {(keys.OBS, name): (steps, *each.shape) for name, each in spec.observation.items()}
+    states = {name: each for name, each in spec.observation.items() if each.kind == "state"}
+    wanted = {(keys.OBS, name): (steps, *each.shape) for name, each in states.items()}
     wanted |= {(keys.ACTION, ""): (steps, spec.action.size), (keys.REWARD, ""): (steps,)}
     found = {(keys.OBS, name): value for name, value in episode.obs.items()}
     found |= {(keys.ACTION, ""): episode.action, (keys.REWARD, ""): episode.reward}
@@ -320,9 +338,17 @@ def _mapped(folder: Path, layout: Layout) -> dict[str, Tensor]:
 
 def _cache_folder(digest: str, config: DataConfig, check: bool) -> Path:
     """A folder that is another one for other content, another selection or unchecked values."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     selection = json.dumps([config.filter_key, config.obs_keys, config.reward_shift, check])
-    return root / "flowpolicy" / f"{digest}-{hashlib.sha256(selection.encode()).hexdigest()[:12]}"
+    return _cache_root() / f"{digest}-{hashlib.sha256(selection.encode()).hexdigest()[:12]}"
+
+
+def _cache_root() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowpolicy"
+
+
+def _is_robomimic(path: Path) -> bool:
+    with open_hdf5(path) as file:
+        return "data" in file
 
 
 def _as_tensordict(columns: dict[str, Tensor], rows: int) -> TensorDict:

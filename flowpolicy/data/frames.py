@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,27 +21,13 @@ from numpy.typing import NDArray
 from flowpolicy.core.errors import DataError, from_system
 from flowpolicy.core.files import held_alone, read_json, write_json
 from flowpolicy.core.progress import progress_bar
+from flowpolicy.core.streams import Crop
 
 _COMPLETE, _FRAMES, _JOURNAL = "complete.json", "frames.bin", "journal.json"
 _BLOCK = 64 << 20
 """Bytes that are converted at a time."""
 _JOURNAL_EVERY = 512 << 20
 """Bytes between two entries of the journal that an interrupted conversion goes on from."""
-
-
-class Crop(NamedTuple):
-    """A window of every frame, as the encoder of a policy wants it."""
-
-    height: int
-    """Rows of the window."""
-    width: int
-    """Columns of the window."""
-    pad: int = 0
-    """Pixels by which the window may reach over the edge, where the outermost pixels repeat."""
-
-    def places(self, height: int, width: int) -> tuple[int, int]:
-        """Number of places for the upper left corner, by rows and columns, in frames of this size."""
-        return height - self.height + 2 * self.pad + 1, width - self.width + 2 * self.pad + 1
 
 
 @runtime_checkable

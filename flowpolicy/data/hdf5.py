@@ -26,7 +26,7 @@ class EpisodeColumns:
     """One episode of T steps."""
 
     obs: dict[str, NDArray[Any]]
-    """name -> (T, d) float32, observation before the action of the same row."""
+    """name -> (T, d) float32, observation before the action of the same row; without pictures."""
     action: NDArray[Any]
     """(T, a) float32."""
     reward: NDArray[Any]

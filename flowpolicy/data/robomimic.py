@@ -38,6 +38,7 @@ from flowpolicy.data.hdf5 import (
     require_steps,
     unread_keys,
 )
+from flowpolicy.data.hdf5_frames import Hdf5Frames, find_cameras, holds_pictures, stated_image
 
 EPISODES_SHA256 = "episodes_sha256"
 """Attribute of an index of episode files: JSON, name of the file beside it -> its hash."""
@@ -51,13 +52,21 @@ class RobomimicRecording:
         file: the open file.
         path: named in errors.
         filter_key: name in ``mask/``; empty selects every episode.
-        obs_keys: observations to read; empty selects every low-dimensional one.
+        obs_keys: observations to read; empty selects every low-dimensional one. Pictures are read where they are named.
+        cameras: cameras whose pictures are read too, by their names or those of their observations.
 
     """
 
     format = "robomimic"
 
-    def __init__(self, file: h5py.File, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        file: h5py.File,
+        path: Path,
+        filter_key: str = "",
+        obs_keys: Sequence[str] = (),
+        cameras: Sequence[str] = (),
+    ) -> None:
         self.path = path
         self.data = require_group(file, "data", path)
         require_names(self.data, path)
@@ -66,8 +75,11 @@ class RobomimicRecording:
         self.filters = {name: len(chosen) for name, chosen in self._masks.items()}
         self.names = self._select(filter_key)
         first = self._demo(self.names[0])
-        self.obs_keys = choose_keys(first["obs"], obs_keys, path)
-        self.unread = unread_keys(first["obs"])
+        pictures = [key for key in obs_keys if holds_pictures(first["obs"].get(key))]
+        pictures += [key for key in find_cameras(first["obs"], cameras, path) if key not in pictures]
+        states = [key for key in obs_keys if key not in pictures]
+        self.obs_keys = [] if pictures and obs_keys and not states else choose_keys(first["obs"], states, path)
+        self.unread = {key: why for key, why in unread_keys(first["obs"]).items() if key not in pictures}
         self.lengths = tuple(self._steps(name) for name in self.names)
         self.remarks = tuple(self._contradictions())
         self.env_args = json_attribute(self.data, "env_args", path)
@@ -75,8 +87,13 @@ class RobomimicRecording:
         self.provenance = str(read_attribute(self.data, "provenance", path, ""))
         units = observation_units(self.env_args)
         shapes = {key: ObservationSpec((_width(first["obs"][key]),), units.get(key, UNSTATED)) for key in self.obs_keys}
+        groups = {name: self._demo(name) for name in sorted(self._episodes, key=_number)} if pictures else {}
+        self.frames = {key: Hdf5Frames(groups, key, self.names, path) for key in pictures}
+        """Pictures that are read, by observation."""
+        seen = {key: stated_image(key, source.size, self.env_args, path) for key, source in self.frames.items()}
+        named = {**shapes, **seen}
         self.spec = Spec(
-            observation=shapes,
+            observation={key: named[key] for key in dict.fromkeys((*obs_keys, *named))},
             action=self._stated(action_of, int(first["actions"].shape[1])),
             env_id=_env_id(self.env_args),
             env_version=str(self.env_args.get("env_version") or UNSTATED),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from tensordict import TensorDict
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
-from flowpolicy.core.streams import Streams
+from flowpolicy.core.streams import Crop, Streams
 from flowpolicy.data.dataset import Dataset
 from flowpolicy.data.windows import WindowSampler
 
@@ -38,6 +39,7 @@ class TransitionSampler(WindowSampler):
         device: where batches are wanted.
         horizon: r, rows that a return may sum; the length of the chunk unless given.
         streams: see :class:`WindowSampler`.
+        crops: likewise. The pictures where a return bootstraps have windows of their own.
 
     Raises:
         DataError: every episode is shorter than a chunk, or no row has a successor.
@@ -54,8 +56,9 @@ class TransitionSampler(WindowSampler):
         *,
         horizon: int = 0,
         streams: Callable[[Streams], Streams] | None = None,
+        crops: Mapping[str, Crop] | None = None,
     ) -> None:
-        super().__init__(dataset, history, chunk, batch_size, device, streams=streams)
+        super().__init__(dataset, history, chunk, batch_size, device, streams=streams, crops=crops)
         place = self._action.device
         reward, mask = dataset.steps[keys.REWARD][:], dataset.steps[keys.MASK][:]
         self._reward = reward.to(place)
@@ -84,18 +87,18 @@ class TransitionSampler(WindowSampler):
         """
         size = (rows or self.batch_size,)
         place = torch.randint(len(self._drawable), size, generator=generator, device=generator.device)
-        return self.at(self._drawable[place.to(self._drawable.device)])
+        return self.at(self._drawable[place.to(self._drawable.device)], self._crop_stream(generator))
 
-    def at(self, index: Int64[Tensor, " b"]) -> TensorDict:
-        """The transitions that start at rows ``index`` of the dataset."""
-        batch = super().at(index)
+    def at(self, index: Int64[Tensor, " b"], crops: np.random.Generator | None = None) -> TensorDict:
+        """The transitions that start at rows ``index`` of the dataset; pictures as :meth:`WindowSampler.at`."""
+        batch = super().at(index, crops)
         index = index.to(self._bounds.device)
         first, last = self._bounds.index_select(0, index).unbind(1)
         stop = self._stop.index_select(0, index)
         terminated = stop < index + self._horizon
         steps = torch.where(terminated, stop + 1 - index, (last - index).clamp(max=self._horizon))
         following = torch.minimum(index + steps, last)
-        batch[keys.NEXT_OBS] = self._history(following, first[:, None])
+        batch[keys.NEXT_OBS] = self._history(following, first[:, None], crops)
         batch[keys.NEXT_ACTION] = self._action.index_select(0, following).to(self.device)
         batch[keys.REWARD] = self._rewards(index, steps).to(self.device)
         batch[keys.MASK] = 1 - terminated.to(self.device, torch.float32)

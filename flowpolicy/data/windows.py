@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
+from numpy.typing import NDArray
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -13,7 +15,8 @@ from flowpolicy.core import keys
 from flowpolicy.core.devices import has_room
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.protocols import BatchSource
-from flowpolicy.core.streams import Streams
+from flowpolicy.core.seed import numpy_generator
+from flowpolicy.core.streams import Crop, Streams
 from flowpolicy.data.dataset import Dataset
 
 
@@ -28,6 +31,8 @@ class WindowSampler(BatchSource):
     Told how a policy reads observations (``streams``), the sampler makes that of the whole dataset once, on ``device``:
     scaled, states side by side. A draw then is one gather of states and one of actions. What is drawn from a
     memory-mapped dataset is gathered from its files and scaled afterwards, unless a GPU has room for all of it.
+    Pictures are always read from their files, uint8; a draw takes a window at random of each where ``crops`` asks for
+    it, and the same one of all pictures of a history.
 
     Args:
         dataset: where to draw from.
@@ -38,6 +43,7 @@ class WindowSampler(BatchSource):
         previous: also give the actions before the window.
         streams: observations in environment units, name -> (b, o, *shape), to those that batches hold; as the
             ``streams`` of an agent. Unless given, they hold what the dataset does.
+        crops: windows of pictures by observation, as the ``crops`` of an agent; whole pictures of all others.
 
     Raises:
         DataError: every episode is shorter than a chunk.
@@ -54,8 +60,10 @@ class WindowSampler(BatchSource):
         *,
         previous: bool = False,
         streams: Callable[[Streams], Streams] | None = None,
+        crops: Mapping[str, Crop] | None = None,
     ) -> None:
         _require_a_chunk(dataset, chunk)
+        self._frames, self._crops = dataset.frames, dict(crops or {})
         self.batch_size, self.device, self.previous = batch_size, torch.device(device), previous
         steps = dataset.steps
         self.rows = steps.batch_size[0]
@@ -85,21 +93,30 @@ class WindowSampler(BatchSource):
             generator: the only source of randomness.
 
         Returns:
-            ``("obs", name)`` (b, o, d) float32, or what ``streams`` makes of them, ``"action"`` (b, h, a) float32,
-            ``"valid"`` (b, h) bool; ``"previous"`` and ``"known"`` likewise where they are asked for.
+            ``("obs", name)`` (b, o, d) float32, or what ``streams`` makes of them, pictures (b, o, h, w, 3) uint8,
+            ``"action"`` (b, h, a) float32, ``"valid"`` (b, h) bool; ``"previous"`` and ``"known"`` likewise where they
+            are asked for.
 
         """
-        return self.at(torch.randint(self.rows, (self.batch_size,), generator=generator, device=generator.device))
+        index = torch.randint(self.rows, (self.batch_size,), generator=generator, device=generator.device)
+        return self.at(index, self._crop_stream(generator))
 
-    def at(self, index: Int64[Tensor, " b"]) -> TensorDict:
-        """The windows that start at rows ``index`` of the dataset."""
+    def _crop_stream(self, generator: torch.Generator) -> np.random.Generator | None:
+        """Where the windows of a batch's pictures come from, a stream of its own; None where nothing is cropped."""
+        if not (self._frames.keys() & self._crops.keys()):
+            return None  # nothing is drawn: batches of states stay what they were before there were pictures
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+        return numpy_generator(int(seed), "crops")
+
+    def at(self, index: Int64[Tensor, " b"], crops: np.random.Generator | None = None) -> TensorDict:
+        """The windows that start at rows ``index`` of the dataset, with whole pictures unless ``crops`` is given."""
         index = index.to(self._bounds.device)
         first, last = self._bounds.index_select(0, index).split(1, dim=1)
         ahead = index[:, None] + self._ahead
         valid: Bool[Tensor, "b h"] = ahead <= last
         action = _gather(self._action, torch.minimum(ahead, last))
         batch = {
-            keys.OBS: self._history(index, first),
+            keys.OBS: self._history(index, first, crops),
             keys.ACTION: action.to(self.device),
             keys.VALID: valid.to(self.device),
         }
@@ -109,11 +126,28 @@ class WindowSampler(BatchSource):
             batch[keys.KNOWN] = (behind >= first).to(self.device)
         return TensorDict(batch, batch_size=[index.shape[0]])
 
-    def _history(self, index: Int64[Tensor, " b"], first: Int64[Tensor, "b 1"]) -> TensorDict:
-        """Observations of the rows up to ``index``, name -> (b, o, d), none before ``first``."""
+    def _history(
+        self, index: Int64[Tensor, " b"], first: Int64[Tensor, "b 1"], crops: np.random.Generator | None
+    ) -> TensorDict:
+        """Observations of the rows up to ``index``, name -> (b, o, *shape), none before ``first``."""
         past = torch.maximum(index[:, None] + self._back, first)
         obs = {name: _gather(column, past).to(self.device) for name, column in self._obs.items()}
-        return TensorDict(obs if self._streams is None else self._streams(obs), batch_size=[index.shape[0]])
+        if self._streams is not None:
+            obs = self._streams(obs)
+        if self._frames:
+            rows = past.cpu().numpy()
+            obs |= {name: self._pictures(name, rows, crops).to(self.device) for name in self._frames}
+        return TensorDict(obs, batch_size=[index.shape[0]])
+
+    def _pictures(self, name: str, rows: NDArray[np.int64], crops: np.random.Generator | None) -> Tensor:
+        """(b, o, h, w, 3) uint8 of the rows (b, o)."""
+        store, crop, corners = self._frames[name], self._crops.get(name), None
+        if crop is not None and crops is not None:
+            places = crop.places(*store.shape[1:3])
+            corner = np.stack([crops.integers(count, size=len(rows)) for count in places], axis=1)
+            corners = corner.repeat(rows.shape[1], axis=0)
+        found = store.take(rows.reshape(-1), crop, corners)
+        return torch.from_numpy(found).view(*rows.shape, *found.shape[1:])
 
 
 def require_whole_chunks(dataset: Dataset, chunk: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import itertools
 from collections.abc import Mapping
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.ranges import Depth, Few, Natural, Width
 from flowpolicy.core.spec import ObservationSpec
-from flowpolicy.nets.encoder import StateEncoder, StateProjection
+from flowpolicy.core.streams import repeated
+from flowpolicy.nets.encoder import StateProjection
 from flowpolicy.nets.layers import LayerNorm, gelu, normalized
+from flowpolicy.nets.vision import ENCODERS, Encoder, VisionProjection
 
 Aggregation = Literal["mean", "min"]
 
@@ -44,32 +48,46 @@ class CriticConfig:
                 expected="at least 1 member, and 0 or more held out",
             )
 
-    def build(self, observation: Mapping[str, ObservationSpec], history: int, action: int = 0) -> Critic:
+    def build(
+        self,
+        observation: Mapping[str, ObservationSpec],
+        history: int,
+        action: int = 0,
+        encoder: Encoder = ENCODERS["state"],
+    ) -> Critic:
         """Q networks for observation histories and ``action`` numbers; with ``action`` 0 a value network V(obs).
 
+        Args:
+            observation: what there is.
+            history: observations per decision.
+            action: numbers of a chunk.
+            encoder: what pictures are seen by; the members share it, and it learns with them. Its projection is left
+                out.
+
         Raises:
-            ConfigError: a picture is observed.
+            ConfigError: a picture is observed that the encoder cannot read.
 
         """
-        return Critic(self, StateEncoder(width=0).build(observation, history), action)
+        return Critic(self, encoder.bare.build(observation, history), action)
 
 
 class Critic(nn.Module):
     """``members + held_out`` MLPs ``W norm(gelu(W ... x))`` side by side: Q(obs, action), or V(obs).
 
-    One product per layer serves every member. Weights are drawn uniformly with the variance 2 / (in + out) of
+    One product per layer serves every member, and where pictures are observed one encoder does, which is part of the
+    critic. Weights are drawn uniformly with the variance 2 / (in + out) of
     Glorot, as the FQL family does (arXiv 2502.02538, code). Safe under ``torch.compile``.
 
     All methods take normalised observation streams, name -> (b, o, *shape), and for Q the action chunks (b, h, a).
 
     Args:
         config: sizes.
-        encoder: what the networks see of the observations; no weights of its own.
+        encoder: what the networks see of the observations; no weights of its own but for pictures.
         action: numbers of a chunk.
 
     """
 
-    def __init__(self, config: CriticConfig, encoder: StateProjection, action: int) -> None:
+    def __init__(self, config: CriticConfig, encoder: StateProjection | VisionProjection, action: int) -> None:
         super().__init__()
         self.config, self.encoder, self.action = config, encoder, action
         inputs = encoder.size + action
@@ -106,17 +124,27 @@ class Critic(nn.Module):
 
     def target(self) -> Critic:
         """A copy of the members for :func:`polyak`, without those held out and without gradients."""
-        copy = Critic(dataclasses.replace(self.config, held_out=0), self.encoder, self.action)
-        copy.to(self.head.weight).requires_grad_(False)
-        polyak(copy, self, 1.0)
-        return copy
+        target = Critic(dataclasses.replace(self.config, held_out=0), copy.deepcopy(self.encoder), self.action)
+        target.to(self.head.weight).requires_grad_(False)
+        polyak(target, self, 1.0)
+        return target
 
-    def rows(self, streams: Mapping[str, Tensor], *action: Float[Tensor, "b h a"]) -> Float[Tensor, "b i"]:
-        """What every network is shown: ``[obs, action]`` or ``[obs]``."""
-        return torch.cat([self.encoder(streams).cond, *(chunk.flatten(1) for chunk in action)], dim=1)
+    def rows(
+        self, streams: Mapping[str, Tensor], *action: Float[Tensor, "bk h a"], frozen: bool = False
+    ) -> Float[Tensor, "bk i"]:
+        """What every network is shown: ``[obs, action]`` or ``[obs]``; k chunks of an observation follow each other.
+
+        ``frozen`` keeps gradients from the weights that pictures are seen by.
+        """
+        with torch.no_grad() if frozen and self.encoder.layout.pictures else contextlib.nullcontext():
+            cond: Tensor = self.encoder(streams).cond
+        flat = [chunk.flatten(1) for chunk in action]
+        if flat and len(flat[0]) != len(cond):
+            cond = repeated(cond, len(flat[0]) // len(cond))
+        return torch.cat([cond, *flat], dim=1)
 
     def _values(self, inputs: tuple[Any, ...], networks: int, *, frozen: bool) -> Tensor:
-        rows = self.rows(*inputs)
+        rows = self.rows(*inputs, frozen=frozen)
         return self._apply_layers(rows.expand(networks, *rows.shape), frozen)
 
     def _apply_layers(self, hidden: Tensor, frozen: bool) -> Tensor:

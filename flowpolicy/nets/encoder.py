@@ -1,7 +1,8 @@
 """Encoders of the observation history. They see no flow time: once per batch is enough.
 
 An encoder's config has ``build(observation, history)``, which gives a module with ``size`` (numbers of the condition)
-and ``forward(streams) -> EncoderOutput``; what it makes of the streams is its own affair.
+and ``forward(streams) -> EncoderOutput``; what it makes of the streams is its own affair. The one that reads pictures
+is :class:`flowpolicy.nets.vision.VisionEncoder`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class EncoderOutput(NamedTuple):
 
     cond: Float[Tensor, "b c"]
     """Condition of the flow network."""
-    feature: Float[Tensor, "b f"]
-    """Projection that the dispersive regulariser acts on."""
+    features: dict[str, Tensor]
+    """What the dispersive regulariser acts on, (b, f) each: the projection of states, or what every camera sees."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +51,14 @@ class StateEncoder:
                 raise ConfigError(
                     f"the state encoder cannot read the observation '{key}', a picture of shape {spec.shape}",
                     expected="observations of kind 'state', which are numbers side by side",
-                    fix=f"leave it out: --data.obs-keys {' '.join(states) or 'KEY ...'}",
+                    fix=f"--agent.encoder vision; or leave it out: --data.obs-keys {' '.join(states) or 'KEY ...'}",
                 )
         return StateProjection(self, Layout(observation), history)
+
+    @property
+    def bare(self) -> StateEncoder:
+        """The same without a projection: what a critic sees by."""
+        return dataclasses.replace(self, width=0)
 
 
 class StateProjection(nn.Module):
@@ -66,15 +72,15 @@ class StateProjection(nn.Module):
         super().__init__()
         self.layout, self.inputs = layout, history * layout.size
         self.size = config.width + self.inputs
-        self.project = nn.Sequential() if config.width == 0 else _projection(self.inputs, config.width)
+        self.project = nn.Sequential() if config.width == 0 else projection(self.inputs, config.width)
 
     def forward(self, streams: Mapping[str, Tensor]) -> EncoderOutput:
         """Encode normalised observation histories, name -> (b, o, *shape), packed or not."""
         obs = self.layout.pack(streams)[STATES].flatten(1)
         if not len(self.project):
-            return EncoderOutput(obs, obs)
+            return EncoderOutput(obs, {STATES: obs})
         feature = self.project(obs)
-        return EncoderOutput(torch.cat([feature, obs], dim=1), feature)
+        return EncoderOutput(torch.cat([feature, obs], dim=1), {STATES: feature})
 
 
 class _Gelu(nn.Module):
@@ -82,5 +88,6 @@ class _Gelu(nn.Module):
         return gelu(x)
 
 
-def _projection(obs: int, width: int) -> nn.Sequential:
+def projection(obs: int, width: int) -> nn.Sequential:
+    """``Linear(gelu(norm(Linear(obs))))``."""
     return nn.Sequential(nn.Linear(obs, width), LayerNorm(width), _Gelu(), nn.Linear(width, width))

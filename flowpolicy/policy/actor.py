@@ -17,14 +17,15 @@ from flowpolicy.core.spec import Contract
 from flowpolicy.core.streams import STATES, Layout, Streams
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.registry import TAGS
+from flowpolicy.nets.backbones import BACKBONES
 from flowpolicy.nets.critic import Critic, CriticConfig
-from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.flow_nets import DecoratorNet, VelocityNet
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
 from flowpolicy.nets.source import SourceNet
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
+from flowpolicy.nets.vision import ENCODERS, Encoder
 from flowpolicy.policy.samplers import SAMPLERS, Sampler, Sizes
 from flowpolicy.policy.samplers import Net as Net
 
@@ -38,7 +39,7 @@ class PolicyConfig:
 
     net: Net
     """Trunk over the action chunk."""
-    encoder: StateEncoder
+    encoder: Encoder
     """Encoder of the observation history."""
     sampler: Sampler
     """How a chunk is made."""
@@ -47,7 +48,8 @@ class PolicyConfig:
 KINDS: ChainMap[str, type] = ChainMap(
     {
         "policy": PolicyConfig,
-        "state_encoder": StateEncoder,
+        **{f"{name}_encoder": type(encoder) for name, encoder in ENCODERS.items()},
+        **{f"backbone/{name}": type(backbone) for name, backbone in BACKBONES.items()},
         "critic": CriticConfig,
         **SAMPLERS,
         **{name: type(net) for name, net in NETS.items()},
@@ -80,13 +82,15 @@ class Actor(nn.Module):
         self.null: nn.Parameter | None = None
         self.decorator: DecoratorNet | None = None
         self.critic: Critic | None = None
-        sizes = Sizes(observation, history, self.encoder.size, contract.chunk, contract.spec.action.size)
+        sizes = Sizes(
+            observation, history, self.encoder.size, contract.chunk, contract.spec.action.size, see=config.encoder
+        )
         for name, part in config.sampler.build(config.net, sizes).items():
             setattr(self, name, part)
         self.layout.hidings(config.sampler.hides)  # raises where an observation does not exist
 
     def streams(self, normalizer: Normalizer, obs: Mapping[str, Tensor] | TensorDict) -> Streams:
-        """What encoder, critic and sampler read: observations normalised, states packed.
+        """What encoder, critic and sampler read: states normalised and packed, pictures as they were taken.
 
         Args:
             normalizer: of the policy.
@@ -94,7 +98,9 @@ class Actor(nn.Module):
 
         """
         named: dict[str, Any] = dict(obs.items())
-        return self.layout.pack(named if STATES in named else normalizer.obs(named))
+        if STATES not in named:
+            named = {key: named[key] for key in self.layout.pictures if key in named} | normalizer.obs(named)
+        return self.layout.pack(named)
 
 
 def load_strictly(module: nn.Module, path: Path) -> None:

@@ -44,6 +44,8 @@ class ActGraph(nn.Module):
     def __init__(self, policy: Policy, nfe: int) -> None:
         super().__init__()
         policy.require_plain_noise()
+        if policy.actor.layout.pictures:
+            raise ConfigError("no graph is made of a policy that sees pictures yet", fix="--engine eager")
         if reason := policy.config.sampler.interpreted:
             raise ConfigError(f"no graph can hold this policy: {reason}", fix="--engine eager")
         self.policy, self.nfe = copy.deepcopy(policy), nfe

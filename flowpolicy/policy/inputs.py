@@ -63,6 +63,16 @@ def require_numbers(what: str, value: Any, shape: tuple[int, ...]) -> None:
         raise ConfigError(f"{what} is of {dtype}", expected="real numbers, such as float32")
 
 
+def require_pixels(key: str, value: Any) -> None:
+    """Raise ConfigError unless ``value`` is an array or a tensor of uint8: pictures as cameras give them."""
+    if str(value.dtype).removeprefix("torch.") != "uint8":
+        raise ConfigError(
+            f"the pictures '{key}' are of {value.dtype}",
+            expected="uint8, 0 to 255, red green blue, rows from the top down",
+            fix="give them as the camera does: nothing scaled, nothing normalised",
+        )
+
+
 def require_finite(what: str, value: Any) -> None:
     """Raise ConfigError where an array or a tensor holds NaN or infinity."""
     if math.isfinite(value.sum()):  # one pass; only where finite numbers have too large a sum it takes another

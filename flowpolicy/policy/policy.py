@@ -23,7 +23,7 @@ from flowpolicy.core.files import digest, read_object, write_json, write_tensors
 from flowpolicy.core.ranges import require_ranges
 from flowpolicy.core.seed import first_weights
 from flowpolicy.core.spec import Contract, load_contract, save_contract
-from flowpolicy.core.streams import Streams
+from flowpolicy.core.streams import Layout, Streams
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.flows.axes.solvers import Dynamics
 from flowpolicy.policy.actor import KINDS, Actor, PolicyConfig, load_strictly
@@ -35,6 +35,7 @@ from flowpolicy.policy.inputs import (
     require_nfe,
     require_numbers,
     require_observations,
+    require_pixels,
 )
 from flowpolicy.policy.previous import Previous
 from flowpolicy.policy.samplers import Decision, FlowSampler, Guided
@@ -73,7 +74,7 @@ class Policy(nn.Module):
         self.config, self.contract, self.normalizer = config, contract, normalizer
         self.actor = Actor(config, contract)
         self.evaluations = 0
-        self._histories = contract.histories
+        self._histories, self._pictures = contract.histories, contract.spec.images
 
     @without_gradients
     def act(
@@ -134,10 +135,20 @@ class Policy(nn.Module):
     def observed(self, obs: Mapping[str, Tensor] | Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
         """Observations as tensors where the policy computes, checked; see :meth:`act` for what is refused."""
         require_observations(obs, self._histories)
-        seen = {key: self._placed(obs[key]) for key in self._histories}
-        for key, value in seen.items():
-            require_finite(f"observation '{key}'", value)
+        seen = {}
+        for key in self._histories:
+            if key in self._pictures:
+                seen[key] = self._picture(key, obs[key])
+            else:
+                seen[key] = self._placed(obs[key])
+                require_finite(f"observation '{key}'", seen[key])
         return seen
+
+    def _picture(self, key: str, value: Tensor | NDArray[Any]) -> Tensor:
+        """Pictures where the policy computes, uint8 as they were taken."""
+        require_pixels(key, value)
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+        return tensor.to(self.normalizer.action_scaling.offset.device)
 
     def _placed(self, value: Tensor | NDArray[Any]) -> Tensor:
         """A tensor of the type and on the device of the policy's own."""
@@ -350,9 +361,9 @@ class Policy(nn.Module):
             require_ranges(config, "policy.")
         except ConfigError as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error.what}", expected=error.expected) from error
-        shapes = {key: int(torch.Size(spec.shape).numel()) for key, spec in contract.spec.observation.items()}
+        widths = Layout(contract.spec.observation).widths
         with first_weights(0):  # which are replaced
-            policy = cls(config, contract, Normalizer(shapes, contract.spec.action.size))
+            policy = cls(config, contract, Normalizer(widths, contract.spec.action.size))
         weights = folder / ("ema.safetensors" if averaged else "weights.safetensors")
         load_strictly(policy.actor, weights)
         load_strictly(policy.normalizer, folder / "normalizer.safetensors")

@@ -35,6 +35,7 @@ from flowpolicy.nets.prefix_net import CommittedNet
 from flowpolicy.nets.source import SourceNet
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
+from flowpolicy.nets.vision import ENCODERS, Encoder
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.previous import Previous
 
@@ -60,6 +61,8 @@ class Sizes(NamedTuple):
     """Numbers of an action."""
     told: int = 0
     """Numbers that the network is told before the condition."""
+    see: Encoder = ENCODERS["state"]
+    """Encoder of the policy: a critic sees pictures by one of its own of this kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +312,7 @@ class FlowSampler(Sampler):
 
     def build(self, net: Net, sizes: Sizes) -> dict[str, Part]:
         """Velocity network or flow map, and what source and guidance ask for."""
-        flow, (_, _, encoder, chunk, action, told) = self.sampling, sizes
+        flow, (_, _, encoder, chunk, action, told, _) = self.sampling, sizes
         cond = told + flow.source.inputs + encoder
         parts: dict[str, Part] = {}
         if flow.two_time:
@@ -446,7 +449,7 @@ class BestOf(Wrapper):
     def build(self, net: Net, sizes: Sizes) -> dict[str, Part]:
         """The wrapped sampler's networks and the critic."""
         parts = self.inner.build(net, sizes)
-        critic = self.critic.build(sizes.observation, sizes.history, sizes.chunk * sizes.action)
+        critic = self.critic.build(sizes.observation, sizes.history, sizes.chunk * sizes.action, sizes.see)
         return {**parts, "critic": critic}
 
     def sample(self, decision: Decision, noise: Float[Tensor, "bk h a"]) -> Float[Tensor, "b h a"]:
@@ -461,7 +464,7 @@ class BestOf(Wrapper):
             )
         each = decision.repeated(among).spending(decision.nfe // among)
         chunks = self.inner.sample(each, noise)
-        value = critic.value(each.streams, chunks).view(rows, among)
+        value = critic.value(decision.streams, chunks).view(rows, among)
         return best_of(chunks.view(rows, among, *chunks.shape[1:]), value)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +17,7 @@ from flowpolicy.core.files import unchanged_sha256
 from flowpolicy.core.protocols import BatchSource
 from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
-from flowpolicy.core.streams import Streams
+from flowpolicy.core.streams import Crop, Streams
 from flowpolicy.data.dataset import DataConfig, Dataset
 from flowpolicy.data.dataset_checks import doubtful_start
 from flowpolicy.data.normalize import NormalizerConfig
@@ -131,14 +131,18 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
 
     """
     keys = experiment.data.obs_keys or tuple(dataset.spec.observation)
-    unknown = [key for key in keys if key not in env.observation]
+    # How pictures were drawn is the file's affair: an environment draws what a policy was trained on.
+    pictures = dataset.spec.images
+    keys = (*keys, *(key for key in pictures if key not in keys))
+    unknown = [key for key in keys if key not in env.observation and key not in pictures]
     if unknown:
         raise DataError(
             f"the environment '{experiment.env}' gives no observation {', '.join(unknown)}",
             expected=f"keys among {', '.join(env.observation)}",
             fix="--data.obs-keys KEY KEY ...",
         )
-    spec = dataclasses.replace(env, observation={key: env.observation[key] for key in keys})
+    offered = env.observation | pictures
+    spec = dataclasses.replace(env, observation={key: offered[key] for key in keys})
     # With which arm and tool the task is done, only the recording knows.
     missing = {field: getattr(dataset.spec, field) for field in ("robot", "tool") if getattr(env, field) == UNSTATED}
     spec = dataclasses.replace(spec, **missing)
@@ -234,12 +238,14 @@ def _with_stated_shift(dataset: Dataset, env: Spec) -> Spec:
 
 Reading = Callable[[Streams], Streams] | None
 """How an agent reads observations, see :class:`flowpolicy.data.windows.WindowSampler`."""
+Crops = Mapping[str, Crop] | None
+"""Windows of pictures that an agent trains on, likewise."""
 
 
-def make_sampler(experiment: Experiment, dataset: Dataset, streams: Reading = None) -> BatchSource:
+def make_sampler(experiment: Experiment, dataset: Dataset, streams: Reading = None, crops: Crops = None) -> BatchSource:
     """The source of batches for the agent, whose ``needs`` is 'windows' or 'transitions'."""
     if experiment.agent.needs == "windows":
-        return window_sampler(experiment, dataset, streams)
+        return window_sampler(experiment, dataset, streams, crops)
     rewards = dataset.steps[keys.REWARD]
     if bool((rewards == rewards[0]).all()):
         warnings.warn(
@@ -249,21 +255,23 @@ def make_sampler(experiment: Experiment, dataset: Dataset, streams: Reading = No
             DataWarning,
             stacklevel=2,
         )
-    return transition_sampler(experiment, dataset, experiment.batch_size, streams)
+    return transition_sampler(experiment, dataset, experiment.batch_size, streams, crops)
 
 
-def window_sampler(experiment: Experiment, dataset: Dataset, streams: Reading = None) -> WindowSampler:
+def window_sampler(
+    experiment: Experiment, dataset: Dataset, streams: Reading = None, crops: Crops = None
+) -> WindowSampler:
     """Batches of windows as the experiment's agent wants them."""
     agent, sizes = experiment.agent, (experiment.agent.history, experiment.agent.chunk, experiment.batch_size)
-    return WindowSampler(dataset, *sizes, experiment.device, previous=agent.previous, streams=streams)
+    return WindowSampler(dataset, *sizes, experiment.device, previous=agent.previous, streams=streams, crops=crops)
 
 
 def transition_sampler(
-    experiment: Experiment, dataset: Dataset, batch_size: int, streams: Reading = None
+    experiment: Experiment, dataset: Dataset, batch_size: int, streams: Reading = None, crops: Crops = None
 ) -> TransitionSampler:
     """Batches of transitions as the experiment's agent wants them."""
     agent, sizes = experiment.agent, (experiment.agent.history, experiment.agent.chunk, batch_size)
-    return TransitionSampler(dataset, *sizes, experiment.device, horizon=agent.horizon, streams=streams)
+    return TransitionSampler(dataset, *sizes, experiment.device, horizon=agent.horizon, streams=streams, crops=crops)
 
 
 def require_same_data(found: str, stored: Contract, path: str) -> None:

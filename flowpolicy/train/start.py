@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from flowpolicy.envs import find_env
 from flowpolicy.envs.demonstrators import make_demonstrations
 from flowpolicy.policy.policy import Policy
 from flowpolicy.train.experiment import (
+    Crops,
     Experiment,
     Reading,
     make_contract,
@@ -52,10 +54,12 @@ class Start:
 
     def source(self, agent: Agent) -> BatchSource:
         """Where its batches come from. The agent has its final scaling by then: batches may hold what it makes."""
-        return make_sampler(self.experiment, self.dataset, _reading(agent))
+        return make_sampler(self.experiment, self.dataset, _reading(agent), _crops(agent))
 
     def hand_over(self, agent: Agent) -> None:
-        """Give the agent of a new run what another run has learned."""
+        """Give the agent of a new run what somebody else has learned."""
+        for line in getattr(agent, "begin", list)():
+            warnings.warn(line, stacklevel=2)
 
     def _build(self, normalizer: Normalizer, **more: Any) -> Agent:
         experiment = self.experiment
@@ -98,6 +102,10 @@ class OnlineStart(Start):
     @override
     def source(self, agent: Agent) -> BatchSource:
         experiment, online = self.experiment, self.experiment.online
+        if self.dataset.frames:
+            raise ConfigError(
+                "episodes with pictures are not collected online yet", fix="observations without pictures"
+            )
         replay = MixedReplay(
             self.dataset,
             functools.partial(transition_sampler, experiment, streams=_reading(agent)),
@@ -169,6 +177,12 @@ def _data(experiment: Experiment, run: Path) -> DataConfig:
 def read_weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     """What an agent's ``load_state_dict`` takes, from a checkpoint folder."""
     return {path.stem: read_tensors(path) for path in folder.glob("*.safetensors")}
+
+
+def _crops(agent: Agent) -> Crops:
+    """Windows of pictures that the agent trains on; whole pictures for an agent of another package."""
+    found = getattr(agent, "crops", None)
+    return found if isinstance(found, dict) else None
 
 
 def _reading(agent: Agent) -> Reading:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from flowpolicy.core.errors import DataError
-from flowpolicy.data.frames import Crop, RawFrames, open_frames, window
+from flowpolicy.core.streams import Crop
+from flowpolicy.data.frames import RawFrames, open_frames, window
 
 SIZE = (6, 8, 3)
 

@@ -3,7 +3,7 @@ import torch
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.spec import ObservationSpec
-from flowpolicy.core.streams import Layout
+from flowpolicy.core.streams import STATES, Layout
 from flowpolicy.flows.dispersive import Dispersive, dispersive_loss
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
@@ -18,7 +18,8 @@ def observed(rows):
 def test_condition_is_projection_and_observation():
     torch.manual_seed(0)
     encoder, streams = StateEncoder(width=12).build(OBSERVATION, 2), observed(4)
-    cond, feature = encoder(streams)
+    cond, features = encoder(streams)
+    feature = features[STATES]
     assert cond.shape == (4, encoder.size) == (4, 22)
     # A row: the older observation of every key, then the newer one.
     rows = torch.cat([streams["a"], streams["b"]], dim=2).flatten(1)
@@ -52,6 +53,6 @@ def test_dispersive_gradient_reaches_every_weight_of_the_encoder():
     """The published DM1 computed its features without a gradient."""
     torch.manual_seed(0)
     encoder = StateEncoder(width=12).build(OBSERVATION, 2)
-    value = dispersive_loss(encoder(observed(16)).feature, Dispersive())
+    value = dispersive_loss(encoder(observed(16)).features[STATES], Dispersive())
     for gradient in torch.autograd.grad(value, list(encoder.parameters())):
         assert gradient.isfinite().all() and gradient.abs().max() > 1e-6
