@@ -1,5 +1,8 @@
 """Updates per second of our FQL over those of the public JAX implementation, alternated, on the same shapes.
 
+In processor time: a machine that computes something else besides does not change it. With several threads their waiting
+for each other counts too.
+
 The peer (github.com/seohongpark/fql) runs from a folder that the user names, in a Python that has its packages: a
 process of its own that updates when told to and waits otherwise. Nothing of it is part of flowpolicy.
 """
@@ -20,11 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 from rich.table import Table
-from tensordict import TensorDict
 
 from flowpolicy.agents.offline.fql import FQL
 from flowpolicy.bench.timing import spread
-from flowpolicy.bench.update import make_agent
+from flowpolicy.bench.update import make_agent, random_batch
 from flowpolicy.core.errors import ConfigError, TrainingError
 from flowpolicy.core.files import require_program
 from flowpolicy.core.seed import torch_generator
@@ -56,18 +58,18 @@ batch = {
 }
 agent = FQLAgent.create(0, batch["observations"], batch["actions"], config)
 for line in sys.stdin:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(int(line)):
         agent, info = agent.update(batch)
     jax.block_until_ready((agent, info))
-    print("seconds", time.perf_counter() - start, flush=True)
+    print("seconds", time.process_time() - start, flush=True)
 """
 
 
 def bench_peer(
-    config: Any, spec: Spec, peer: Path, python: str = "", threads: int = 2, rounds: int = 10, calls: int = 20
+    config: Any, spec: Spec, peer: Path, python: str = "", threads: int = 1, rounds: int = 10, calls: int = 20
 ) -> dict[str, Any]:
-    """Alternate rounds of ``calls`` updates of both; batch 256.
+    """Alternate rounds of ``calls`` updates of both, in processor time; batch 256.
 
     Args:
         config: our FQL, on the network of the FQL family.
@@ -92,14 +94,15 @@ def bench_peer(
     torch.set_num_threads(threads)
     seconds = np.zeros((rounds, 2))
     agent = make_agent(config, obs=settings["obs"], action=settings["action"])
-    batch, noise = _batch(settings), torch_generator(0, "bench", "draws")
+    batch = random_batch(config, settings["obs"], settings["action"], settings["batch_size"])
+    noise = torch_generator(0, "bench", "draws")
     try:
         with _started(peer, python or sys.executable, settings) as turn:
             for row in range(-1, rounds):  # the round before the first compiles and warms up
-                start = time.perf_counter()
+                start = time.process_time()
                 for _ in range(calls):
                     agent.update(batch, noise)
-                seconds[row] = time.perf_counter() - start, turn(calls)
+                seconds[row] = time.process_time() - start, turn(calls)
     finally:
         torch.set_num_threads(before)
     rates = calls / seconds
@@ -197,22 +200,3 @@ def _started(peer: Path, python: str, settings: dict[str, Any]) -> Iterator[Any]
         process.wait()
         told.close()
         answers.close()
-
-
-def _batch(settings: dict[str, Any]) -> TensorDict:
-    rows, random = settings["batch_size"], torch_generator(0, "bench", "batch")
-    obs, following = torch.randn(2, rows, 1, settings["obs"], generator=random).unbind(0)
-    action = torch.randn(2, rows, 1, settings["action"], generator=random).tanh()
-    return TensorDict(
-        {
-            "obs": {"state": obs},
-            "next_obs": {"state": following},
-            "action": action[0],
-            "next_action": action[1, :, 0],
-            "valid": torch.ones(rows, 1, dtype=torch.bool),
-            "reward": -torch.ones(rows, 1),
-            "mask": torch.ones(rows),
-            "steps": torch.ones(rows),
-        },
-        [rows],
-    )

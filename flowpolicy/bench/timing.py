@@ -12,22 +12,27 @@ Rounds = dict[str, np.ndarray]
 
 
 def alternate(
-    work: Mapping[str, Callable[[], object]], rounds: int, calls: int, settle: Callable[[], object] = lambda: None
+    work: Mapping[str, Callable[[], object]],
+    rounds: int,
+    calls: int,
+    settle: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Rounds:
     """Time ``calls`` calls of every entry of ``work`` in turn, ``rounds`` times over.
 
     What disturbs the machine for longer than a round disturbs all entries alike, so ratios inside one
     round hold where absolute times do not. ``settle`` waits for a device that works on after a call has returned.
+    Processor time, ``clock=time.process_time``, leaves out who else computes; threads that wait in loops count in it.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, call in work.items():
             settle()
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls):
                 call()
             settle()
-            seconds[name].append((time.perf_counter() - start) / calls)
+            seconds[name].append((clock() - start) / calls)
     return {name: np.array(values) for name, values in seconds.items()}
 
 

@@ -41,7 +41,7 @@ def update(
     peer: Literal["", "fql"] = "",
     peer_path: Path | None = None,
     peer_python: str = "",
-    threads: Threads = 2,
+    threads: Threads = 1,
     rounds: Count = 30,
     batch_size: Count = 256,
     width: Width = 512,
@@ -50,18 +50,21 @@ def update(
     overwrite: bool = False,
     device: str = "cpu",
 ) -> None:
-    """Compiled gradient steps: MeanFlow and flow matching with one MLP of 4 x 512, or a preset against a peer.
+    """Compiled gradient steps: MeanFlow and flow matching with one MLP of 4 x 512, or those of a preset.
+
+    Of a preset: from how many updates on compiling pays, which --compile auto goes by; or FQL against a peer.
+    In processor seconds, on a CPU.
 
     Args:
-        preset: FQL preset to compare with --peer.
+        preset: whose agent is measured.
         peer: public implementation to compare with, run from --peer-path.
         peer_path: checkout of the peer (github.com/seohongpark/fql).
         peer_python: Python that has the peer's packages; this one unless given.
         threads: torch threads, and cores of the peer.
         rounds: alternated rounds.
         batch_size: rows per batch; 256 against a peer.
-        width: size of the hidden layers of all networks against a peer; 512 is the published size.
-        depth: number of hidden layers against a peer; 4 is the published size.
+        width: size of the hidden layers of the networks of FQL; 512 is the published size.
+        depth: number of their hidden layers; 4 is the published size.
         json: where to write the figures.
         overwrite: replace an existing file at --json.
         device: cpu or a CUDA device; a peer is compared with on the CPU.
@@ -71,13 +74,27 @@ def update(
     from flowpolicy.bench.peer import peer_table
     from flowpolicy.bench.update import bench_update, update_table
 
-    if peer or preset:
+    if preset and not peer:
+        _show(_compiling(preset, rounds, batch_size, (width, depth)), update_table, json)
+        return
+
+    if peer:
         if device != "cpu":
             raise ConfigError(f"--device {device} with a peer, which runs on the CPU", fix="leave --device out")
         result = _against_peer(preset, peer, peer_path, peer_python, threads, rounds, (width, depth))
         _show(result, peer_table, json)
         return
     _show(bench_update(threads=threads, rounds=rounds, batch_size=batch_size, device=device), update_table, json)
+
+
+def _compiling(preset: str, rounds: int, batch_size: int, size: tuple[int, int]) -> dict[str, Any]:
+    from flowpolicy.bench.peer import resized
+    from flowpolicy.bench.update import bench_compiling
+    from flowpolicy.configs.presets import PRESETS
+
+    name, _ = pick([preset], PRESETS, "bench update", "preset")
+    agent = resized(PRESETS[name][1].agent, *size)
+    return {**bench_compiling(agent, 19, 7, batch_size=batch_size, rounds=rounds, calls=5), "preset": name}
 
 
 def _against_peer(
@@ -87,9 +104,9 @@ def _against_peer(
     from flowpolicy.configs.presets import PRESETS
     from flowpolicy.envs import find_env
 
-    if not peer or path is None:
+    if path is None or not preset:
         raise ConfigError(
-            f"bench update {preset} compares with a peer, and none is given",
+            f"bench update {preset} --peer {peer} lacks the preset or the peer's folder",
             expected="PRESET --peer fql --peer-path DIR",
             fix="git clone https://github.com/seohongpark/fql DIR",
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowpolicy.core.errors import CheckpointError, ConfigError
+from flowpolicy.nets.constants import GELU_CUBIC, GELU_SLOPE
 from flowpolicy.policy.engines.blas import set_blas_threads
 from flowpolicy.policy.engines.engine import Program
 from flowpolicy.policy.package import Package
@@ -29,16 +30,42 @@ Array = Any
 def _gelu(x: Array, approximate: str = "none") -> Array:
     if approximate != "tanh":
         raise ConfigError("the NumPy engine knows GELU in its tanh form only", fix="--to onnx")
-    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
-    return 0.5 * x * (1 + np.tanh(inner))
+    result = x * x
+    result *= GELU_SLOPE / 2 * GELU_CUBIC
+    result += GELU_SLOPE / 2
+    result *= x
+    np.tanh(result, out=result)
+    result += 1
+    result *= x
+    result *= 0.5
+    return result
 
 
 def _layer_norm(x: Array, shape: Sequence[int], weight: Array, bias: Array, eps: float) -> tuple[Array, ...]:
+    if x.size == shape[-1]:
+        return (_norm_of_one(x, weight, bias, eps),)
     axes = tuple(range(-len(shape), 0))
     centred = x - x.mean(axes, keepdims=True)
     y = centred / np.sqrt((centred * centred).mean(axes, keepdims=True) + np.float32(eps))
     y = y if weight is None else y * weight
     return (y if bias is None else y + bias,)
+
+
+def _norm_of_one(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """Of a single row: a third of the time of means along an axis."""
+    row = x.reshape(-1)
+    centred = row - np.add.reduce(row) / np.float32(row.size)
+    centred *= 1 / math.sqrt(float(np.dot(centred, centred)) / row.size + eps)
+    if weight is not None:
+        centred *= weight.reshape(-1)
+    if bias is not None:
+        centred += bias.reshape(-1)
+    return centred.reshape(x.shape)
+
+
+def _product(x: Array, w: Array) -> Array:
+    """``x w``; of a single row by the routine for vectors, which reads the weights once and rearranges nothing."""
+    return np.dot(w.T, x[0])[None] if len(x) == 1 else x @ w
 
 
 def _softmax(x: Array, dim: int, half_to_float: bool = False) -> Array:
@@ -51,7 +78,8 @@ def _slice(x: Array, dim: int = 0, start: int | None = None, end: int | None = N
 
 
 def _clamp(x: Array, low: Array = None, high: Array = None) -> Array:
-    return np.clip(x, low, high)
+    x = x if low is None else np.maximum(x, low)
+    return x if high is None else np.minimum(x, high)  # a third of the time of np.clip
 
 
 def _pad(x: Array, pad: Sequence[int], value: float = 0.0) -> Array:
@@ -89,7 +117,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "_to_copy": _cast,
     "abs": np.abs,
     "add": _amount(1.0),
-    "addmm": lambda bias, x, w: x @ w + bias,
+    "addmm": lambda bias, x, w: _product(x, w) + bias,
     "alias": lambda x: x,
     "amax": lambda x, dims=(), keepdim=False: x.max(tuple(dims) or None, keepdims=keepdim),
     "amin": lambda x, dims=(), keepdim=False: x.min(tuple(dims) or None, keepdims=keepdim),
@@ -123,7 +151,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "maximum": np.maximum,
     "mean": _mean,
     "minimum": np.minimum,
-    "mm": np.matmul,
+    "mm": _product,
     "mul": np.multiply,
     "native_layer_norm": _layer_norm,
     "neg": np.negative,
