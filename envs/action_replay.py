@@ -12,7 +12,7 @@ from flowpolicy.core.spec import Spec
 from flowpolicy.envs.vector import SingleEnv
 
 if TYPE_CHECKING:
-    from flowpolicy.data.dataset import Dataset  # brings tensordict, seconds of every worker's start
+    from flowpolicy.data.dataset import Dataset  # brings torch, a second of every worker's start
 
 
 @dataclasses.dataclass(frozen=True)

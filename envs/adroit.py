@@ -24,7 +24,7 @@ from flowpolicy.envs.rendering import choose_opengl, opengl
 from flowpolicy.envs.vector import Outcome, SerialVecEnv
 
 if TYPE_CHECKING:
-    from flowpolicy.data.dataset import Dataset  # brings tensordict, seconds of every worker's start
+    from flowpolicy.data.dataset import Dataset  # brings torch, a second of every worker's start
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ from flowpolicy.envs.rendering import opengl
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv, SerialVecEnv
 
 if TYPE_CHECKING:
-    from flowpolicy.data.dataset import Dataset  # brings tensordict, seconds of every worker's start
+    from flowpolicy.data.dataset import Dataset  # brings torch, a second of every worker's start
 
 _REACHED = 0.5  # distance to the goal, m (Gymnasium's own criterion is 0.45)
 

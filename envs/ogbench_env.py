@@ -28,7 +28,7 @@ from flowpolicy.envs.rendering import choose_opengl, opengl
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv, SerialVecEnv
 
 if TYPE_CHECKING:
-    from flowpolicy.data.dataset import Dataset  # brings tensordict, seconds of every worker's start
+    from flowpolicy.data.dataset import Dataset  # brings torch, a second of every worker's start
 
 VERSION = "1.2"
 """The supported OGBench releases; before 1.2 reward and success spoke of the state after the action."""

@@ -21,7 +21,7 @@ from flowpolicy.envs.recording import KeptEpisode, make_episode
 from flowpolicy.envs.vector import Outcome, SerialVecEnv
 
 if TYPE_CHECKING:
-    from flowpolicy.data.dataset import Dataset  # brings tensordict, seconds of every worker's start
+    from flowpolicy.data.dataset import Dataset  # brings torch, a second of every worker's start
 
 _STEP = 0.1  # length that an action of 1 stands for
 _GOAL = np.array([0.0, 1.0])

@@ -5,9 +5,9 @@ import json
 import h5py
 import numpy as np
 import torch
-from tensordict import TensorDict
 
 from flowpolicy.core import keys
+from flowpolicy.core.columns import Columns
 from flowpolicy.core.spec import ActionSpec, Contract, ImageSpec, ObservationSpec, Spec
 from flowpolicy.data.normalize import Normalizer
 
@@ -78,16 +78,16 @@ def batch(rows=6, history=1, chunk=4, seed=0, side=SIDE, transitions=False):
     generator = torch.Generator().manual_seed(seed)
     action = torch.rand(rows, chunk, 2, generator=generator) * 2 - 1
     found = {
-        keys.OBS: TensorDict(observed(rows, history, seed, side), batch_size=[rows]),
+        keys.OBS: Columns(observed(rows, history, seed, side)),
         keys.ACTION: action,
         keys.VALID: torch.ones(rows, chunk, dtype=torch.bool),
     }
     if transitions:
         found |= {
-            keys.NEXT_OBS: TensorDict(observed(rows, history, seed + 1, side), batch_size=[rows]),
+            keys.NEXT_OBS: Columns(observed(rows, history, seed + 1, side)),
             keys.NEXT_ACTION: action[:, 0],
             keys.REWARD: torch.rand(rows, chunk, generator=generator),
             keys.MASK: torch.ones(rows),
             keys.STEPS: torch.full((rows,), float(chunk)),
         }
-    return TensorDict(found, batch_size=[rows])
+    return Columns(found)

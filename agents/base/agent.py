@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor, nn
 
 from flowpolicy.agents.base.compiled_loss import CompiledLoss
 from flowpolicy.agents.base.optimizer import Group, Stepper
+from flowpolicy.core import keys
 from flowpolicy.core.errors import CheckpointError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.seed import first_weights
@@ -81,11 +81,11 @@ class TrainedAgent(nn.Module):
         """Scalar loss and metrics of one batch and its draws."""
         raise NotImplementedError
 
-    def streams(self, obs: Mapping[str, Tensor] | TensorDict) -> Streams:
+    def streams(self, obs: Mapping[str, Tensor]) -> Streams:
         """Observations as losses see them, see :meth:`Actor.streams`; samplers that are told it do it once."""
         return self.actor.streams(self.normalizer, obs)
 
-    def arguments(self, batch: TensorDict, generator: torch.Generator) -> tuple[Any, ...]:
+    def arguments(self, batch: Mapping[str, Any], generator: torch.Generator) -> tuple[Any, ...]:
         """What :meth:`loss` is called with: the batch as it reads it, and everything random in one update."""
         raise NotImplementedError
 
@@ -93,7 +93,7 @@ class TrainedAgent(nn.Module):
         """Keyword arguments of :meth:`loss` that differ between updates; every combination is compiled once."""
         return {}
 
-    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
+    def update(self, batch: Mapping[str, Any], generator: torch.Generator) -> Metrics:
         """One gradient step; see :class:`flowpolicy.core.protocols.Agent`.
 
         Who takes the steps of many agents at once calls :meth:`arguments`, the loss and :meth:`advance` itself, so an
@@ -102,7 +102,7 @@ class TrainedAgent(nn.Module):
         arguments, switches = self.arguments(batch, generator), self.switches()
         loss, metrics = self._loss(*arguments, **switches)
         self.optimizer.descend(loss)
-        return self.advance(loss.detach(), metrics, len(batch), **switches)
+        return self.advance(loss.detach(), metrics, len(batch[keys.ACTION]), **switches)
 
     def advance(self, loss: Tensor, metrics: Metrics, rows: int, **switches: bool) -> Metrics:
         """The step down the gradients that the parameters have, and what follows it; the metrics to report."""

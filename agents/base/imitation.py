@@ -7,11 +7,11 @@ An algorithm adds two methods: ``draw`` (everything random, from the given gener
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
-from tensordict import TensorDict
 from torch import Tensor
 from typing_extensions import override
 
@@ -99,9 +99,9 @@ class ImitationAgent(TrainedAgent):
         """How the trained policy generates a chunk."""
         raise NotImplementedError
 
-    def scaled(self, batch: TensorDict) -> dict[str, Any]:
+    def scaled(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A batch as draws and loss see it: streams and actions normalised, states packed. Once per update."""
-        found: dict[str, Any] = dict(batch.items())
+        found: dict[str, Any] = dict(batch)
         actions = {name: self.normalizer.action(found[name]) for name in (ACTION, PREVIOUS) if name in found}
         return {**found, **actions, OBS: self.streams(found[OBS])}
 
@@ -152,7 +152,7 @@ class ImitationAgent(TrainedAgent):
         raise NotImplementedError
 
     @override
-    def arguments(self, batch: TensorDict, generator: torch.Generator) -> tuple[Any, ...]:
+    def arguments(self, batch: Mapping[str, Any], generator: torch.Generator) -> tuple[Any, ...]:
         seen = self.scaled(batch)
         rows = self.tiled(seen)
         return seen[OBS], rows[ACTION], rows[VALID], self.draws(rows, generator)

@@ -14,13 +14,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from tensordict import TensorDict
 from torch import Tensor, nn
 from typing_extensions import override
 
 from flowpolicy.agents.base.agent import TrainedAgent
 from flowpolicy.agents.base.optimizer import Adam, Group, parameters_of
 from flowpolicy.core import keys
+from flowpolicy.core.columns import plain
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, Decay, Few, Share
@@ -192,9 +192,8 @@ class ValueAgent(TrainedAgent):
         return (t.returns + t.discount * value).detach()
 
     @override
-    def arguments(self, batch: TensorDict, generator: torch.Generator) -> tuple[Any, ...]:
-        # The compiled loss takes plain dictionaries.
-        return batch.to_dict(), self.draw(batch[keys.ACTION], generator)
+    def arguments(self, batch: Mapping[str, Any], generator: torch.Generator) -> tuple[Any, ...]:
+        return plain(batch), self.draw(batch[keys.ACTION], generator)
 
     @override
     def advance(self, loss: Tensor, metrics: Metrics, rows: int, **switches: bool) -> Metrics:

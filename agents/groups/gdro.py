@@ -17,7 +17,6 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 import torch
 import tyro
 from jaxtyping import Bool, Float
-from tensordict import TensorDict
 from torch import Tensor
 from typing_extensions import override
 
@@ -27,6 +26,7 @@ from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.groups.assessment import Assessment, Assessor, field, velocity_errors
 from flowpolicy.agents.groups.group_file import Groups
 from flowpolicy.core import keys
+from flowpolicy.core.columns import plain
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Positive, Share
@@ -221,10 +221,10 @@ class GDROAgent(ImitationAgent):
         return t, torch.ones_like(t)
 
     @override
-    def arguments(self, batch: TensorDict, generator: torch.Generator) -> tuple[Any, ...]:
+    def arguments(self, batch: Mapping[str, Any], generator: torch.Generator) -> tuple[Any, ...]:
         group = batch[keys.GROUP]
-        plain = batch.exclude(keys.GROUP).to_dict()  # the compiled loss takes plain dictionaries
-        return plain, group.to_dict(), self.draw(group[keys.ACTION], generator)
+        windows = {name: value for name, value in batch.items() if name != keys.GROUP}
+        return plain(windows), plain(group), self.draw(group[keys.ACTION], generator)
 
     def advance(self, loss: Tensor, metrics: Metrics, rows: int, **switches: bool) -> Metrics:
         """The step, and after every ``assess_every`` of them an assessment; its values stand until the next."""

@@ -24,10 +24,10 @@ import h5py
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from tensordict import TensorDict
 from torch import Tensor
 
 from flowpolicy.core import keys
+from flowpolicy.core.columns import Columns
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.files import replacing, sha256
 from flowpolicy.core.protocols import BatchSource
@@ -225,16 +225,16 @@ class GroupSampler(BatchSource):
             keys.ACTION: groups.action[train],
             keys.VALID: groups.valid[train],
             keys.SCORE: groups.score[train],
-            keys.OBS: TensorDict({name: value[train] for name, value in groups.obs.items()}, [int(train.sum())]),
+            keys.OBS: Columns({name: value[train] for name, value in groups.obs.items()}),
         }
-        self.columns = TensorDict(columns, [int(train.sum())]).to(windows.device)
+        self.columns = Columns(columns).to(windows.device)
 
-    def draw(self, generator: torch.Generator) -> TensorDict:
+    def draw(self, generator: torch.Generator) -> Columns:
         """A batch of windows, as :meth:`WindowSampler.draw` gives it, with a batch of groups under ``"group"``."""
         batch = self.windows.draw(generator)
         size = (self.windows.batch_size,)
-        index = torch.randint(len(self.columns), size, generator=generator, device=generator.device)
-        batch[keys.GROUP] = self.columns[index.to(self.columns.device or "cpu")]
+        index = torch.randint(self.columns.rows, size, generator=generator, device=generator.device)
+        batch[keys.GROUP] = self.columns.at(index.to(self.windows.device))
         return batch
 
 

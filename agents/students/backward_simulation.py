@@ -16,7 +16,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from jaxtyping import Bool, Float
-from tensordict import TensorDict
 from torch import Tensor
 from typing_extensions import override
 
@@ -25,7 +24,7 @@ from flowpolicy.agents.base.optimizer import Group, Optimizer, Stepper
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.keys import OBS
+from flowpolicy.core.keys import ACTION, OBS
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive, Share
 from flowpolicy.core.references import Reference
@@ -169,11 +168,11 @@ class BackwardSimulationAgent(FlowAgent):
         judged = 0.5 * (data - (data - d["push"]).detach()).square().sum() / data.numel()
         return loss + self.config.on_policy_weight * judged, metrics | {"push": judged.detach()}
 
-    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
+    def update(self, batch: Mapping[str, Any], generator: torch.Generator) -> Metrics:
         """One gradient step of the map and, on policy, one of the network that follows its samples."""
         judged = self.on_policy
         metrics = super().update(batch, generator)
-        return metrics | self._follow(self.streams(batch[OBS]), len(batch), generator) if judged else metrics
+        return metrics | self._follow(self.streams(batch[OBS]), len(batch[ACTION]), generator) if judged else metrics
 
     def _follow(self, obs: Streams, count: int, generator: torch.Generator) -> Metrics:
         shape = (count, self.contract.chunk, self.contract.spec.action.size)

@@ -1,107 +1,154 @@
-"""What sampling a batch costs, alone and as a share of one update."""
+"""What sampling a batch costs, as a share of the update that it feeds."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Table
-from tensordict import TensorDict
 
+from flowpolicy.bench.timing import spread
 from flowpolicy.core import keys
+from flowpolicy.core.columns import Columns
 from flowpolicy.core.devices import settle
+from flowpolicy.core.protocols import Agent, BatchSource
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
+from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.dataset import Dataset
-from flowpolicy.data.windows import WindowSampler
+from flowpolicy.data.normalize import Normalizer
+from flowpolicy.envs import find_env
+from flowpolicy.train.experiment import Experiment, make_sampler
+
+_LENGTH = 250
 
 
 def bench_data(
-    update: Callable[[TensorDict], object],
-    *,
-    rows: int = 1_000_000,
-    obs: int = 39,
-    action: int = 28,
-    history: int = 2,
-    chunk: int = 16,
-    batch_size: int = 256,
-    repeats: int = 200,
-    device: str = "cpu",
+    experiments: Mapping[str, Experiment], *, rows: int = 1_000_000, rounds: int = 30, calls: int = 20, threads: int = 1
 ) -> dict[str, Any]:
-    """Time the sampling of a batch from random data, alternating with the update it feeds.
+    """Alternate draws of experiments, from random data of their environments' sizes, with the updates that they feed.
 
     Args:
-        update: one gradient step on a batch.
+        experiments: what is measured, under its name.
         rows: time steps of the data, in episodes of 250.
-        obs: width of the observation.
-        action: number of action dimensions.
-        history: observations per window.
-        chunk: actions per window.
-        batch_size: windows per batch.
-        repeats: batches timed, after a tenth as many that are not.
-        device: where the batch is wanted.
+        rounds: alternated rounds, after one that is not counted.
+        calls: draws and updates per round and experiment.
+        threads: torch threads.
 
     Returns:
-        Median and quartiles of the sampling time and the median of the update, in milliseconds, and
-        ``share``: sampling over the sum of both.
+        ``entries``: for every name the kind of batch, its size, median and quartiles over the rounds of ``sample_ms``
+        and ``update_ms`` (of one) and of ``share``, sampling over the sum of both; and the settings.
 
     """
-    sampler = WindowSampler(_random_dataset(rows, obs, action), history, chunk, batch_size, device)
-    generator = torch_generator(0, "bench", "batch", device=device)
-    drawn, updated = [], []
-    for repeat in range(-(repeats // 10), repeats):
-        start = _now(device)
-        batch = sampler.draw(generator)
-        middle = _now(device)
-        update(batch)
-        if repeat >= 0:
-            drawn.append(middle - start)
-            updated.append(_now(device) - middle)
-    low, median, high = (1e3 * torch.tensor(drawn).quantile(torch.tensor([0.25, 0.5, 0.75]))).tolist()
-    update_ms = 1e3 * float(torch.tensor(updated).median())
-    return {
-        "sample_ms": median,
-        "sample_ms_p25": low,
-        "sample_ms_p75": high,
-        "update_ms": update_ms,
-        "share": median / (median + update_ms),
-        "rows": rows,
-        "batch_size": batch_size,
-        "chunk": chunk,
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        work = {name: _assembled(experiment, rows) for name, experiment in experiments.items()}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
+        for _ in range(rounds + 1):
+            for name, (source, agent) in work.items():
+                seconds[name].append(_round(source, agent, calls, experiments[name].device))
+    finally:
+        torch.set_num_threads(before)
+    entries = {
+        name: {
+            "batches": experiment.agent.needs,
+            "batch_size": experiment.batch_size,
+            "history": experiment.agent.history,
+            "chunk": experiment.agent.chunk,
+            **_figures(np.array(seconds[name][1:]) / calls),
+        }
+        for name, experiment in experiments.items()
     }
+    return {"rows": rows, "rounds": rounds, "calls": calls, "threads": threads, "entries": entries}
 
 
 def data_table(result: dict[str, Any]) -> Table:
     """The result of :func:`bench_data` for the console."""
-    title = f"{result['rows']:,} rows, batch {result['batch_size']}, chunk {result['chunk']}"
-    table = Table("", "median", "quartiles", title=title)
-    quartiles = f"{result['sample_ms_p25']:.3f} - {result['sample_ms_p75']:.3f} ms"
-    table.add_row("sampling a batch", f"{result['sample_ms']:.3f} ms", quartiles)
-    table.add_row("update", f"{result['update_ms']:.2f} ms", "")
-    table.add_row("share of sampling", f"{100 * result['share']:.2f} %", "")
+    table = Table(title=f"random data of {result['rows']:,} rows, threads {result['threads']}")
+    for column in ("", "batch", "sampling", "update", "share of sampling", "quartiles"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, entry in result["entries"].items():
+        share = {key: 100 * value for key, value in entry["share"].items()}
+        table.add_row(
+            name,
+            f"{entry['batch_size']} {entry['batches']}",
+            f"{entry['sample_ms']['median']:.3f} ms",
+            f"{entry['update_ms']['median']:.2f} ms",
+            f"{share['median']:.2f} %",
+            f"{share['low']:.2f} - {share['high']:.2f}",
+        )
     return table
 
 
-def _random_dataset(rows: int, obs: int, action: int, length: int = 250) -> Dataset:
-    """Episodes of ``length`` steps filled with noise."""
-    generator = torch_generator(0, "bench", "data")
-    episode = torch.arange(rows) // length
-    steps = TensorDict(
-        {
-            keys.OBS: TensorDict({"state": torch.randn(rows, obs, generator=generator)}, batch_size=[rows]),
-            keys.ACTION: torch.randn(rows, action, generator=generator),
-            keys.EPISODE: episode,
-        },
-        batch_size=[rows],
+def _assembled(experiment: Experiment, rows: int) -> tuple[BatchSource, Agent]:
+    """Sampler and agent as a training puts them together."""
+    config, spec = experiment.agent, find_env(experiment.env).spec()
+    contract = Contract(spec, config.history, config.chunk, config.execute, config.nfe)
+    sizes = {name: math.prod(each.shape) for name, each in spec.observation.items()}
+    agent = config.build(
+        contract,
+        Normalizer(sizes, spec.action.size),
+        steps=10**6,
+        seed=0,
+        compile=experiment.compile == "on",
+        device=experiment.device,
     )
+    data = random_dataset(spec.observation, spec.action.size, rows)
+    return make_sampler(experiment, data, getattr(agent, "streams", None)), agent
+
+
+def _round(source: BatchSource, agent: Agent, calls: int, device: str) -> tuple[float, float]:
+    """Seconds of ``calls`` draws and of as many updates."""
+    batches, noise = (torch_generator(0, "bench", name, device=device) for name in ("batches", "noise"))
+    drawn = updated = 0.0
+    for _ in range(calls):
+        start = _now(device)
+        batch = source.draw(batches)
+        middle = _now(device)
+        agent.update(batch, noise)
+        drawn, updated = drawn + middle - start, updated + _now(device) - middle
+    return drawn, updated
+
+
+def _figures(seconds: np.ndarray) -> dict[str, dict[str, float]]:
+    """Figures of (rounds, 2) seconds of one draw and of one update."""
+    drawn, updated = seconds.T
+    return {
+        "sample_ms": spread(1e3 * drawn),
+        "update_ms": spread(1e3 * updated),
+        "share": spread(drawn / (drawn + updated)),
+    }
+
+
+def random_dataset(observation: Mapping[str, ObservationSpec], action: int, rows: int) -> Dataset:
+    """Episodes of 250 steps filled with noise.
+
+    Args:
+        observation: names and shapes.
+        action: number of action dimensions.
+        rows: time steps.
+
+    """
+    generator = torch_generator(0, "bench", "data")
+    obs = {name: torch.randn(rows, *each.shape, generator=generator) for name, each in observation.items()}
+    lengths = torch.full((-(-rows // _LENGTH),), _LENGTH)
+    lengths[-1] = rows - _LENGTH * (len(lengths) - 1)
+    steps = {
+        keys.OBS: Columns(obs),
+        keys.ACTION: 2 * torch.rand(rows, action, generator=generator) - 1,
+        keys.REWARD: torch.randn(rows, generator=generator),
+        keys.MASK: torch.ones(rows),
+    }
     return Dataset(
-        steps=steps,
-        lengths=episode.bincount(),
-        names=tuple(f"episode_{i}" for i in range(int(episode[-1]) + 1)),
-        spec=Spec({"state": ObservationSpec((obs,))}, ActionSpec(action)),
+        steps=Columns(steps),
+        lengths=lengths,
+        names=tuple(f"episode_{i}" for i in range(len(lengths))),
+        spec=Spec(dict(observation), ActionSpec(action)),
         env_args={},
         path=Path("random"),
         sha256="",

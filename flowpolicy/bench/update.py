@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.table import Table
-from tensordict import TensorDict
 from torch import Tensor, nn
 
 from flowpolicy.agents.cloning.dm1 import DM1
@@ -22,6 +21,7 @@ from flowpolicy.agents.cloning.flow_bc import FlowBC
 from flowpolicy.bench.first_call import first_calls
 from flowpolicy.bench.timing import alternate, spread
 from flowpolicy.core import keys
+from flowpolicy.core.columns import Columns
 from flowpolicy.core.devices import find_device, settle
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import torch_generator
@@ -197,18 +197,18 @@ def make_agent(
     )
 
 
-def random_batch(config: Any, obs: int, action: int, rows: int) -> TensorDict:
+def random_batch(config: Any, obs: int, action: int, rows: int) -> Columns:
     """A batch as the agent of ``config`` wants it, windows or transitions: noise, actions in [-1, 1], rewards of -1."""
     generator = torch_generator(0, "bench", "batch")
     shape = (rows, config.history, obs)
     batch = {
-        keys.OBS: {"state": torch.randn(shape, generator=generator)},
+        keys.OBS: Columns(state=torch.randn(shape, generator=generator)),
         keys.ACTION: torch.rand(rows, config.chunk, action, generator=generator) * 2 - 1,
         keys.VALID: torch.ones(rows, config.chunk, dtype=torch.bool),
     }
     if config.needs == "transitions":
         batch |= {
-            keys.NEXT_OBS: {"state": torch.randn(shape, generator=generator)},
+            keys.NEXT_OBS: Columns(state=torch.randn(shape, generator=generator)),
             keys.NEXT_ACTION: torch.rand(rows, action, generator=generator) * 2 - 1,
             keys.REWARD: -torch.ones(rows, config.horizon),
             keys.MASK: torch.ones(rows),
@@ -216,10 +216,10 @@ def random_batch(config: Any, obs: int, action: int, rows: int) -> TensorDict:
         }
     elif config.needs != "windows" or config.previous:
         raise ConfigError(f"the batches of {type(config).__name__} cannot be made of noise", fix="name another preset")
-    return TensorDict(batch, batch_size=[rows])
+    return Columns(batch)
 
 
-def updates(agent: Any, batch: TensorDict, device: str = "cpu") -> Callable[[], object]:
+def updates(agent: Any, batch: Columns, device: str = "cpu") -> Callable[[], object]:
     """One update again and again, on the same batch."""
     generator = torch_generator(0, "bench", "draws", device=device)
     return lambda: agent.update(batch, generator)

@@ -193,18 +193,21 @@ def _untrained(folder: Path) -> Path:
 
 
 def data(
-    preset: str = "dm1-lift",
-    chunk: Few = 16,
-    threads: Threads = 2,
+    presets: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    /,
+    batch_size: Count = 64,
+    rounds: Count = 30,
+    threads: Threads = 1,
     json: Path | None = None,
     overwrite: bool = False,
     device: str = "cpu",
 ) -> None:
-    """Share of an update spent on sampling its batch from a million rows.
+    """Share of a compiled update spent on sampling its batch from a million rows, windows and transitions.
 
     Args:
-        preset: preset whose agent is updated.
-        chunk: actions per window.
+        presets: whose agents are updated; one of every kind of batch unless given.
+        batch_size: rows per batch.
+        rounds: alternated rounds of 20 updates.
         threads: torch threads.
         json: where to write the figures.
         overwrite: replace an existing file at --json.
@@ -212,24 +215,18 @@ def data(
 
     """
     _require_free(json, overwrite)
-    import dataclasses
-
-    import torch
-
     from flowpolicy.bench.batches import bench_data, data_table
-    from flowpolicy.bench.update import make_agent
     from flowpolicy.configs.presets import PRESETS
     from flowpolicy.core.devices import find_device
-    from flowpolicy.core.seed import torch_generator
 
-    name, _ = pick([preset], PRESETS, "bench data --preset", "preset")
     place = str(find_device(device))
-    torch.set_num_threads(threads)
-    config = dataclasses.replace(PRESETS[name][1].agent, chunk=chunk)
-    agent = make_agent(config, obs=39, action=28, device=place)
-    noise = torch_generator(0, "bench", "noise", device=place)
-    result = bench_data(lambda batch: agent.update(batch, noise), history=config.history, chunk=chunk, device=place)
-    _show({**result, "threads": threads, "preset": preset}, data_table, json)
+    names = [pick([name], PRESETS, "bench data", "preset")[0] for name in presets or _FED]
+    experiments = {name: PRESETS[name][1].with_(batch_size=batch_size, compile="on", device=place) for name in names}
+    _show(bench_data(experiments, rounds=rounds, threads=threads), data_table, json)
+
+
+_FED = ("flow-bc-cube-single", "dm1-franka-reach", "fql-cube-single", "iql-cube-single", "qc-fql-cube-single")
+"""Presets with networks of 3 x 256: windows of one action and of a chunk, transitions of one step and of several."""
 
 
 def rollout(

@@ -210,7 +210,7 @@ def _spread(file: Path) -> list[tuple[str, str]]:
 
     dataset = load_dataset(DataConfig(path=str(file)))
     steps = dataset.steps
-    rows = torch.linspace(0, len(steps) - 1, min(_SPREAD_ROWS, len(steps))).long()
+    rows = torch.linspace(0, steps.rows - 1, min(_SPREAD_ROWS, steps.rows)).long()
     normalizer = Normalizer.fit(dataset, NormalizerConfig())
     obs = normalizer.obs({name: column[rows] for name, column in steps[keys.OBS].items()})
     flat = torch.cat([column.flatten(1) for column in obs.values()], dim=1)

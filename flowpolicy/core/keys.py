@@ -1,7 +1,8 @@
 """Names of dataset and batch keys, and the conventions that go with them. Written once.
 
-A dataset is one flat TensorDict of N time steps; a batch is a TensorDict of b windows. The keys below the line are
-in batches of transitions only (:mod:`flowpolicy.data.transitions`); n is the number of rows that their return sums.
+A dataset is N time steps, a batch is b windows, both as :class:`flowpolicy.core.columns.Columns`. The keys below the
+line are in batches of transitions only (:mod:`flowpolicy.data.transitions`); n is the number of rows that their return
+sums.
 
 =================  ==================  ==============  ====================================================
 key                dataset shape       batch shape     meaning

@@ -12,7 +12,8 @@ from flowpolicy.core.spec import Contract, Spec
 
 if TYPE_CHECKING:
     import torch  # seconds and 200 MB of every simulator process, which imports this file and needs neither
-    from tensordict import TensorDict
+
+    from flowpolicy.core.columns import Columns
 
     Metrics = dict[str, torch.Tensor]
 else:
@@ -94,7 +95,7 @@ class Agent(Protocol):
     def stopped(self) -> bool:
         """Whether it is done before its planned updates are."""
 
-    def update(self, batch: TensorDict, generator: torch.Generator) -> Metrics:
+    def update(self, batch: Mapping[str, Any], generator: torch.Generator) -> Metrics:
         """One gradient step. Tensors only: no host synchronisation, no draw from a global generator."""
 
     def policy(self) -> Any:
@@ -115,7 +116,7 @@ class BatchSource(Protocol):
         """Whether a checkpoint of this moment would hold everything."""
         return True
 
-    def draw(self, generator: torch.Generator) -> TensorDict:
+    def draw(self, generator: torch.Generator) -> Columns:
         """A batch; the generator is the only source of randomness."""
         raise NotImplementedError
 

@@ -328,7 +328,7 @@ def contract_from(value: Mapping[str, Any], where: str) -> Contract:
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide what a policy computes."""
-    names = ("flowpolicy", "torch", "numpy", "tensordict", *SIMULATORS)
+    names = ("flowpolicy", "torch", "numpy", *SIMULATORS)
     found = {"python": platform.python_version()}
     for name in names:
         try:

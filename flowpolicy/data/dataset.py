@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Int64
-from tensordict import MemoryMappedTensor, TensorDict
 from torch import Tensor
 
 from flowpolicy.core import keys
+from flowpolicy.core.columns import Columns
 from flowpolicy.core.errors import ConfigError, DataError, DataWarning
 from flowpolicy.core.files import unchanged_sha256, write_json
 from flowpolicy.core.ranges import Finite, Natural
@@ -73,8 +73,8 @@ class DataConfig:
 class Dataset:
     """N time steps of E episodes, one after the other."""
 
-    steps: TensorDict
-    """The columns of :mod:`flowpolicy.core.keys`, batch size (N,)."""
+    steps: Columns
+    """N rows under the names of :mod:`flowpolicy.core.keys`."""
     lengths: Tensor
     """(E,) int64 steps per episode, in row order."""
     names: tuple[str, ...]
@@ -97,6 +97,8 @@ class Dataset:
     """Observations that the file holds and that were not read, and why."""
     remarks: tuple[str, ...] = ()
     """What contradicts itself in the file, or had to be assumed to read it."""
+    memory_mapped: bool = False
+    """Whether the columns live in files rather than in memory."""
 
     @property
     def starts(self) -> Int64[Tensor, " episodes"]:
@@ -107,14 +109,9 @@ class Dataset:
         episodes, obs = len(self.lengths), self.spec.observation.items()
         shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in obs)
         return (
-            f"<Dataset {self.path}: {episodes:,} episodes, {len(self.steps):,} steps; "
+            f"<Dataset {self.path}: {episodes:,} episodes, {self.steps.rows:,} steps; "
             f"{shapes} -> action ({self.spec.action.size},)>"
         )
-
-    @property
-    def memory_mapped(self) -> bool:
-        """Whether the columns live in files rather than in memory."""
-        return isinstance(self.steps[keys.ACTION], MemoryMappedTensor)
 
 
 def load_dataset(config: DataConfig | str | os.PathLike[str]) -> Dataset:
@@ -185,14 +182,15 @@ def _load(config: DataConfig, check: bool) -> Dataset:
         digest = unchanged_sha256(path)
         layout = _layout(recording)
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
-        if size <= config.memory_limit_mb << 20:
+        mapped = size > config.memory_limit_mb << 20
+        if not mapped:
             columns = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layout.items()}
             _fill(columns, recording, config, check)
         else:
             columns = _memory_map(_cache_folder(digest, config, check), layout, recording, config, check)
         sources, store = getattr(recording, "frames", {}), _cache_root() / "frames" / digest
         return Dataset(
-            steps=_as_tensordict(columns, sum(recording.lengths)),
+            steps=as_columns(columns),
             lengths=torch.tensor(recording.lengths, dtype=torch.int64),
             names=recording.names,
             spec=dataclasses.replace(recording.spec, reward_shift=config.reward_shift),
@@ -204,6 +202,7 @@ def _load(config: DataConfig, check: bool) -> Dataset:
             frames={key: open_frames(store, source, path, recording.names) for key, source in sources.items()},
             unread=recording.unread,
             remarks=recording.remarks,
+            memory_mapped=mapped,
         )
 
 
@@ -326,12 +325,12 @@ def _reserve(folder: Path, layout: Layout) -> dict[str, Tensor]:
     for name, (shape, dtype) in layout.items():
         with (folder / f"{name}.bin").open("wb") as stream:
             os.posix_fallocate(stream.fileno(), 0, max(1, math.prod(shape) * dtype.itemsize))
-    return _mapped(folder, layout)
+    return _mapped(folder, layout, shared=True)
 
 
-def _mapped(folder: Path, layout: Layout) -> dict[str, Tensor]:
+def _mapped(folder: Path, layout: Layout, *, shared: bool = False) -> dict[str, Tensor]:
     return {
-        name: MemoryMappedTensor.from_filename(str(folder / f"{name}.bin"), dtype=dtype, shape=torch.Size(shape))
+        name: torch.from_file(str(folder / f"{name}.bin"), shared, math.prod(shape), dtype=dtype).view(shape)
         for name, (shape, dtype) in layout.items()
     }
 
@@ -351,8 +350,9 @@ def _is_robomimic(path: Path) -> bool:
         return "data" in file
 
 
-def _as_tensordict(columns: dict[str, Tensor], rows: int) -> TensorDict:
+def as_columns(flat: Mapping[str, Tensor]) -> Columns:
+    """Columns whose observations are named ``obs.<name>``, as those of a dataset."""
     prefix = f"{keys.OBS}."
-    obs = {name.removeprefix(prefix): value for name, value in columns.items() if name.startswith(prefix)}
-    rest = {name: value for name, value in columns.items() if not name.startswith(prefix)}
-    return TensorDict({keys.OBS: TensorDict(obs, batch_size=[rows]), **rest}, batch_size=[rows])
+    obs = {name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)}
+    rest = {name: value for name, value in flat.items() if not name.startswith(prefix)}
+    return Columns({keys.OBS: Columns(obs), **rest})

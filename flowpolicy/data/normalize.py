@@ -84,8 +84,8 @@ class Normalizer(nn.Module):
         """
         columns = dataset.steps[keys.OBS]
         for name in config.per_key:
-            if name not in columns.keys():  # noqa: SIM118, a TensorDict iterates over rows
-                raise ConfigError(f"--normalizer.per-key names '{name}'", expected=nearest(name, columns.keys()))
+            if name not in columns:
+                raise ConfigError(f"--normalizer.per-key names '{name}'", expected=nearest(name, columns))
         normalizer = cls({name: column.shape[1] for name, column in columns.items()}, dataset.spec.action.size)
         constant = {}
         for name, column in columns.items():

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from flowpolicy.core import keys
+from flowpolicy.core.columns import Columns, concatenated
 from flowpolicy.core.errors import ConfigError, DataError
 from flowpolicy.core.files import read_tensors, write_tensors
-from flowpolicy.data.dataset import Dataset
+from flowpolicy.data.dataset import Dataset, as_columns
 from flowpolicy.data.transitions import TransitionSampler
 
 EpisodeRows = dict[str, Tensor]
@@ -66,7 +66,7 @@ class MixedReplay:
                 path.unlink()
         self._index()
 
-    def draw(self, generator: torch.Generator) -> TensorDict:
+    def draw(self, generator: torch.Generator) -> Columns:
         """A batch of transitions: what :meth:`TransitionSampler.draw` gives."""
         if self._online is None or not self._fresh:
             return self._file.draw(generator)
@@ -74,8 +74,7 @@ class MixedReplay:
         rest = self._file.batch_size - self._fresh
         if not rest:
             return fresh
-        mixed: TensorDict = torch.cat([fresh, self._file.draw(generator, rest)])  # type: ignore[assignment]
-        return mixed
+        return concatenated(fresh, self._file.draw(generator, rest))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"episode_{number:07d}.safetensors"
@@ -91,14 +90,11 @@ class MixedReplay:
         """The collected episodes as a data set."""
         lengths = torch.tensor([len(episode[keys.ACTION]) for episode in self.episodes])
         columns = {name: torch.cat([episode[name] for episode in self.episodes]) for name in self.episodes[0]}
-        prefix = f"{keys.OBS}."
-        obs = {name.removeprefix(prefix): v for name, v in columns.items() if name.startswith(prefix)}
-        rest = {name: v for name, v in columns.items() if not name.startswith(prefix)}
-        rows = [int(lengths.sum())]
         return dataclasses.replace(
             self._offline,
-            steps=TensorDict({keys.OBS: TensorDict(obs, batch_size=rows), **rest}, batch_size=rows),
+            steps=as_columns(columns),
             lengths=lengths,
             names=tuple(f"online_{number}" for number in range(len(lengths))),
             path=self.folder,
+            memory_mapped=False,
         )

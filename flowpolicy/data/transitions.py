@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from tensordict import TensorDict
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowpolicy.core import keys
+from flowpolicy.core.columns import Columns
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.streams import Crop, Streams
 from flowpolicy.data.dataset import Dataset
@@ -59,21 +61,27 @@ class TransitionSampler(WindowSampler):
         crops: Mapping[str, Crop] | None = None,
     ) -> None:
         super().__init__(dataset, history, chunk, batch_size, device, streams=streams, crops=crops)
-        place = self._action.device
-        reward, mask = dataset.steps[keys.REWARD][:], dataset.steps[keys.MASK][:]
-        self._reward = reward.to(place)
+        self._reward = dataset.steps[keys.REWARD].to(self._place)
         self._horizon = horizon or chunk
-        self._span = torch.arange(self._horizon, device=place)
-        self._stop = _terminations(mask, dataset.starts + dataset.lengths).to(place)
-        followed = self._bounds[:, 1] > torch.arange(self.rows, device=place)
-        self._drawable = (followed | (mask.to(place) == 0)).nonzero().flatten()
-        if not len(self._drawable):
+        self._span = torch.arange(self._horizon, dtype=self._ahead.dtype, device=self._place)
+        mask, last = dataset.steps[keys.MASK].numpy(), self._bounds[1].cpu().numpy()
+        row = np.arange(self.rows, dtype=last.dtype)
+        drawable = np.flatnonzero((last > row) | (mask == 0)).astype(row.dtype)
+        if not len(drawable):
             raise DataError(
                 f"{dataset.path}: no row has a successor: every episode is one row that is not a termination",
                 fix="record whole episodes",
             )
+        self._drawable = torch.from_numpy(drawable).to(self._place)
+        stop, horizon = _terminations(mask, row, last), min(self._horizon, self.rows)
+        terminated = stop < row + horizon
+        steps = np.where(terminated, stop + 1 - row, np.minimum(last - row, horizon))
+        self._following = torch.from_numpy(np.minimum(row + steps, last)).to(self._place)
+        """(N,) the row that the return of each row bootstraps from."""
+        self._ends = torch.from_numpy(np.stack([~terminated, steps]).astype(np.float32)).to(self._place)
+        """(2, N) whether it does, and after how many rows."""
 
-    def draw(self, generator: torch.Generator, rows: int = 0) -> TensorDict:
+    def draw(self, generator: torch.Generator, rows: int = 0) -> Columns:
         """A batch of transitions.
 
         Args:
@@ -87,35 +95,31 @@ class TransitionSampler(WindowSampler):
         """
         size = (rows or self.batch_size,)
         place = torch.randint(len(self._drawable), size, generator=generator, device=generator.device)
-        return self.at(self._drawable[place.to(self._drawable.device)], self._crop_stream(generator))
+        return self.at(self._drawable.index_select(0, place.to(self._place)), self._crop_stream(generator))
 
-    def at(self, index: Int64[Tensor, " b"], crops: np.random.Generator | None = None) -> TensorDict:
-        """The transitions that start at rows ``index`` of the dataset; pictures as :meth:`WindowSampler.at`."""
-        batch = super().at(index, crops)
-        index = index.to(self._bounds.device)
-        first, last = self._bounds.index_select(0, index).unbind(1)
-        stop = self._stop.index_select(0, index)
-        terminated = stop < index + self._horizon
-        steps = torch.where(terminated, stop + 1 - index, (last - index).clamp(max=self._horizon))
-        following = torch.minimum(index + steps, last)
-        batch[keys.NEXT_OBS] = self._history(following, first[:, None], crops)
-        batch[keys.NEXT_ACTION] = self._action.index_select(0, following).to(self.device)
-        batch[keys.REWARD] = self._rewards(index, steps).to(self.device)
-        batch[keys.MASK] = 1 - terminated.to(self.device, torch.float32)
-        batch[keys.STEPS] = steps.to(self.device, torch.float32)
-        return batch
+    def at(self, index: Int[Tensor, " b"], crops: np.random.Generator | None = None) -> Columns:
+        """The transitions that start at rows ``index``, which must be rows that are drawn; pictures as of windows."""
+        index = index.to(self._place, self._ahead.dtype)
+        first, last = self._bounds.index_select(1, index).unsqueeze(2)
+        following = self._following.index_select(0, index)
+        batch = self._windows(index.unsqueeze(1), first, last, crops)
+        batch[keys.NEXT_OBS] = self._seen(following.unsqueeze(1), first, crops)
+        batch[keys.NEXT_ACTION] = self._action.index_select(0, following)
+        batch[keys.MASK], batch[keys.STEPS] = self._ends.index_select(1, index)
+        batch[keys.REWARD] = self._rewards(index.unsqueeze(1), batch[keys.STEPS])
+        return self._placed(batch)
 
-    def _rewards(self, index: Int64[Tensor, " b"], steps: Int64[Tensor, " b"]) -> Float[Tensor, "b r"]:
-        """Rewards of the ``steps`` rows from ``index``, then zeros."""
-        rows = (index[:, None] + self._span).clamp(max=self.rows - 1)
-        reward = self._reward.index_select(0, rows.flatten()).view(rows.shape)
-        return reward * (self._span < steps[:, None])
+    def _rewards(self, start: Int[Tensor, "b 1"], steps: Float[Tensor, " b"]) -> Float[Tensor, "b r"]:
+        """Rewards of the ``steps`` rows from ``start``, then zeros."""
+        if self._horizon == 1:
+            return self._reward.index_select(0, start.view(-1)).unsqueeze(1)
+        rows = (start + self._span).clamp_(max=self.rows - 1)
+        reward = self._reward.index_select(0, rows.view(-1)).view(rows.shape)
+        return reward.masked_fill_(self._span >= steps.unsqueeze(1), 0.0)
 
 
-def _terminations(mask: Float[Tensor, " n"], ends: Int64[Tensor, " episodes"]) -> Int64[Tensor, " n"]:
-    """For every row the first row from it on where its episode truly terminates; far beyond the data if none."""
-    rows, never = mask.shape[0], 2 * mask.shape[0] + (1 << 32)
-    found = torch.where(mask == 0, torch.arange(rows), never)
-    ahead = found.flip(0).cummin(0).values.flip(0)
-    ends = ends.repeat_interleave(torch.diff(ends, prepend=ends.new_zeros(1)))
-    return torch.where(ahead < ends, ahead, never)
+def _terminations(mask: NDArray[np.float32], row: NDArray[Any], last: NDArray[Any]) -> NDArray[Any]:
+    """For every row (N,) the first row from it on where its episode truly terminates; far beyond the data if none."""
+    never = row.dtype.type(2 * len(row) + 1)
+    ahead = np.minimum.accumulate(np.where(mask == 0, row, never)[::-1])[::-1]
+    return np.where(ahead <= last, ahead, never)

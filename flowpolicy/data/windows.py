@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Int, Shaped
 from numpy.typing import NDArray
-from tensordict import TensorDict
 from torch import Tensor
 
 from flowpolicy.core import keys
+from flowpolicy.core.columns import Columns
 from flowpolicy.core.devices import has_room
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.protocols import BatchSource
@@ -66,8 +67,8 @@ class WindowSampler(BatchSource):
         self._frames, self._crops = dataset.frames, dict(crops or {})
         self.batch_size, self.device, self.previous = batch_size, torch.device(device), previous
         steps = dataset.steps
-        self.rows = steps.batch_size[0]
-        self._obs: Streams = dict(steps[keys.OBS].items())
+        self.rows, self._history, self._chunk = steps.rows, history, chunk
+        self._obs: Streams = dict(steps[keys.OBS])
         self._action, self._streams = steps[keys.ACTION], streams
         columns = [*self._obs.values(), self._action]
         # Thrice: the columns, what is made of them, and what making it takes.
@@ -79,14 +80,16 @@ class WindowSampler(BatchSource):
                 histories = streams({name: column.unsqueeze(1) for name, column in self._obs.items()})
                 self._obs, self._streams = {name: value.squeeze(1) for name, value in histories.items()}, None
         # Rows are looked up where the data is: on the device, or on the CPU for a memory-mapped file.
-        place = self._action.device
-        first = dataset.starts.repeat_interleave(dataset.lengths)
-        last = (dataset.starts + dataset.lengths - 1).repeat_interleave(dataset.lengths)
-        self._bounds = torch.stack([first, last], dim=1).to(place)
-        self._back = torch.arange(1 - history, 1, device=place)
-        self._ahead = torch.arange(chunk, device=place)
+        self._place = self._action.device
+        # Numbers of rows take half the memory wherever they fit.
+        kind: dict[str, Any] = {"dtype": torch.int32 if self.rows < 1 << 30 else torch.int64, "device": self._place}
+        self._bounds = torch.stack([dataset.starts, dataset.starts + dataset.lengths - 1]).to(**kind)
+        self._bounds = self._bounds.repeat_interleave(dataset.lengths.to(self._place), dim=1)
+        """(2, N) first and last row of the episode of each row."""
+        self._back = torch.arange(1 - history, 1, **kind)
+        self._ahead = torch.arange(chunk, **kind)
 
-    def draw(self, generator: torch.Generator) -> TensorDict:
+    def draw(self, generator: torch.Generator) -> Columns:
         """A batch of windows.
 
         Args:
@@ -108,36 +111,43 @@ class WindowSampler(BatchSource):
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)
         return numpy_generator(int(seed), "crops")
 
-    def at(self, index: Int64[Tensor, " b"], crops: np.random.Generator | None = None) -> TensorDict:
+    def at(self, index: Int[Tensor, " b"], crops: np.random.Generator | None = None) -> Columns:
         """The windows that start at rows ``index`` of the dataset, with whole pictures unless ``crops`` is given."""
-        index = index.to(self._bounds.device)
-        first, last = self._bounds.index_select(0, index).split(1, dim=1)
-        ahead = index[:, None] + self._ahead
-        valid: Bool[Tensor, "b h"] = ahead <= last
-        action = _gather(self._action, torch.minimum(ahead, last))
-        batch = {
-            keys.OBS: self._history(index, first, crops),
-            keys.ACTION: action.to(self.device),
-            keys.VALID: valid.to(self.device),
-        }
-        if self.previous:
-            behind = ahead - len(self._ahead)
-            batch[keys.PREVIOUS] = _gather(self._action, torch.maximum(behind, first)).to(self.device)
-            batch[keys.KNOWN] = (behind >= first).to(self.device)
-        return TensorDict(batch, batch_size=[index.shape[0]])
+        index = index.to(self._place, self._ahead.dtype)
+        first, last = self._bounds.index_select(1, index).unsqueeze(2)
+        return self._placed(self._windows(index.unsqueeze(1), first, last, crops))
 
-    def _history(
-        self, index: Int64[Tensor, " b"], first: Int64[Tensor, "b 1"], crops: np.random.Generator | None
-    ) -> TensorDict:
-        """Observations of the rows up to ``index``, name -> (b, o, *shape), none before ``first``."""
-        past = torch.maximum(index[:, None] + self._back, first)
-        obs = {name: _gather(column, past).to(self.device) for name, column in self._obs.items()}
+    def _windows(
+        self,
+        start: Int[Tensor, "b 1"],
+        first: Int[Tensor, "b 1"],
+        last: Int[Tensor, "b 1"],
+        crops: np.random.Generator | None,
+    ) -> Columns:
+        """The windows at ``start``, whose episodes reach from ``first`` to ``last``; actions where the data is."""
+        batch = Columns({keys.OBS: self._seen(start, first, crops)})
+        ahead = start if self._chunk == 1 else start + self._ahead
+        within = start if self._chunk == 1 else torch.minimum(ahead, last)
+        batch[keys.ACTION] = _gather(self._action, within)
+        batch[keys.VALID] = torch.ones_like(start, dtype=torch.bool) if self._chunk == 1 else ahead <= last
+        if self.previous:
+            behind = ahead - self._chunk
+            batch[keys.PREVIOUS] = _gather(self._action, torch.maximum(behind, first))
+            batch[keys.KNOWN] = behind >= first
+        return batch
+
+    def _seen(
+        self, newest: Int[Tensor, "b 1"], first: Int[Tensor, "b 1"], crops: np.random.Generator | None
+    ) -> Columns:
+        """Observations of the rows up to ``newest``, name -> (b, o, *shape), none before ``first``; as wanted."""
+        past = newest if self._history == 1 else torch.maximum(newest + self._back, first)
+        obs = self._placed(Columns({name: _gather(column, past) for name, column in self._obs.items()}))
         if self._streams is not None:
-            obs = self._streams(obs)
+            obs = Columns(self._streams(obs))
         if self._frames:
-            rows = past.cpu().numpy()
+            rows = past.cpu().long().numpy()
             obs |= {name: self._pictures(name, rows, crops).to(self.device) for name in self._frames}
-        return TensorDict(obs, batch_size=[index.shape[0]])
+        return obs
 
     def _pictures(self, name: str, rows: NDArray[np.int64], crops: np.random.Generator | None) -> Tensor:
         """(b, o, h, w, 3) uint8 of the rows (b, o)."""
@@ -148,6 +158,10 @@ class WindowSampler(BatchSource):
             corners = corner.repeat(rows.shape[1], axis=0)
         found = store.take(rows.reshape(-1), crop, corners)
         return torch.from_numpy(found).view(*rows.shape, *found.shape[1:])
+
+    def _placed(self, batch: Columns) -> Columns:
+        """The batch where it is wanted."""
+        return batch if self._place == self.device else batch.to(self.device)
 
 
 def require_whole_chunks(dataset: Dataset, chunk: int) -> None:
@@ -171,6 +185,6 @@ def _require_a_chunk(dataset: Dataset, chunk: int) -> None:
         )
 
 
-def _gather(column: Float[Tensor, "n d"], rows: Int64[Tensor, "b w"]) -> Float[Tensor, "b w d"]:
-    """Rows of a matrix, windowed."""
-    return column.index_select(0, rows.reshape(-1)).view(*rows.shape, column.shape[1])
+def _gather(column: Shaped[Tensor, "n *shape"], rows: Int[Tensor, "b w"]) -> Shaped[Tensor, "b w *shape"]:
+    """Rows of a column, windowed."""
+    return column.index_select(0, rows.reshape(-1)).view(*rows.shape, *column.shape[1:])

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from tensordict import TensorDict
 from torch import Tensor
 
 from flowpolicy.agents.base.imitation import ImitationAgent
@@ -47,7 +46,7 @@ def train(agent: ImitationAgent, plan: LabPlan, updates: int, seed: int) -> dict
         picked = torch.randint(toy.size, (plan.batch,), generator=rows)
         batch = {OBS: {"state": obs[picked].unsqueeze(1)}, ACTION: chunks[picked], VALID: valid}
         with whole_operators():
-            loss = float(agent.update(TensorDict(batch, [plan.batch]), noise)["loss"])
+            loss = float(agent.update(batch, noise)["loss"])
     seconds, used = time.perf_counter() - start, time.process_time() - used
     return {
         "loss": loss if loss == loss and abs(loss) != float("inf") else None,

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensordict import TensorDict
 from torch import Tensor, nn
 
 from flowpolicy.core.errors import CheckpointError
@@ -89,7 +88,7 @@ class Actor(nn.Module):
             setattr(self, name, part)
         self.layout.hidings(config.sampler.hides)  # raises where an observation does not exist
 
-    def streams(self, normalizer: Normalizer, obs: Mapping[str, Tensor] | TensorDict) -> Streams:
+    def streams(self, normalizer: Normalizer, obs: Mapping[str, Tensor]) -> Streams:
         """What encoder, critic and sampler read: states normalised and packed, pictures as they were taken.
 
         Args:
@@ -97,7 +96,7 @@ class Actor(nn.Module):
             obs: name -> (b, o, *shape) in environment units; or what this gave before, which stays as it is.
 
         """
-        named: dict[str, Any] = dict(obs.items())
+        named: dict[str, Any] = dict(obs)
         if STATES not in named:
             named = {key: named[key] for key in self.layout.pictures if key in named} | normalizer.obs(named)
         return self.layout.pack(named)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import encode
@@ -130,7 +129,7 @@ class Trainer:
 
     def _update(self, clock: UpdateClock) -> Metrics:
         start = time.perf_counter()
-        batch: TensorDict = self.source.draw(self.streams["batches"])
+        batch = self.source.draw(self.streams["batches"])
         drawn = time.perf_counter()
         with operators(self.experiment.compile):
             metrics = self.agent.update(batch, self.streams["noise"])

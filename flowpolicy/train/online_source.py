@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 
 from flowpolicy.core import keys
+from flowpolicy.core.columns import Columns
 from flowpolicy.core.errors import ActionError, TrainingError
 from flowpolicy.core.files import write_text
 from flowpolicy.core.protocols import Agent, BatchSource, Observation, VecEnv
@@ -86,7 +86,7 @@ class OnlineSource(BatchSource):
         """Whether no episode is under way, so that a checkpoint now holds everything."""
         return self._episode is None
 
-    def draw(self, generator: torch.Generator) -> TensorDict:
+    def draw(self, generator: torch.Generator) -> Columns:
         """Take an environment step where one is due, then draw a batch."""
         if self.updates % self.config.updates_per_step == 0:
             self._step()

@@ -22,7 +22,7 @@ _SLACK, _SHARE = 0.05, 0.01
 
 def compare_workspace(dataset: Dataset, limits: EnvelopeLimits) -> list[str]:
     """Whether the arm was recorded where these limits let it be: what is beyond them is clipped."""
-    if JOINTS not in dataset.steps[keys.OBS].keys():  # noqa: SIM118, a TensorDict iterates over rows
+    if JOINTS not in dataset.steps[keys.OBS]:
         return []
     q = dataset.steps[keys.OBS, JOINTS].double().numpy()
     still = np.zeros_like(q)

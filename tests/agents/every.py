@@ -6,7 +6,6 @@ import dataclasses
 import functools
 
 import torch
-from tensordict import TensorDict
 
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow import Flow
@@ -125,7 +124,7 @@ def windows(random, chunk):
     action = (obs["state"] + 0.1 * torch.randn(ROWS, chunk, 2, generator=random)).clamp(-1, 1)
     valid = torch.ones(ROWS, chunk, dtype=torch.bool)
     valid[0, 1:] = False
-    return TensorDict({keys.OBS: obs, keys.ACTION: action, keys.VALID: valid}, [ROWS])
+    return {keys.OBS: obs, keys.ACTION: action, keys.VALID: valid}
 
 
 def transitions(random, chunk):
@@ -138,7 +137,7 @@ def transitions(random, chunk):
         keys.MASK: (torch.rand(ROWS, generator=random) < 0.7).float(),
         keys.STEPS: torch.full((ROWS,), float(chunk)),
     }
-    return batch.update(TensorDict(more, [ROWS]))
+    return batch | more
 
 
 def update(agent, batches, times, seed=0):

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.cloning.dm1 import DM1
@@ -208,7 +207,7 @@ def one_evaluation(config, steps):
     def update():
         mode = torch.randint(0, 2, (256, 1, 1), generator=random) - 0.5
         action = mode + 0.02 * torch.randn(256, 1, 2, generator=random)
-        agent.update(TensorDict({OBS: {"state": state}, ACTION: action, VALID: valid}, [256]), random)
+        agent.update({OBS: {"state": state}, ACTION: action, VALID: valid}, random)
 
     repeat(update, steps)
     return agent.policy().act({"state": torch.zeros(1000, 1, 1)}, torch_generator(1), nfe=1)[:, 0]

@@ -85,7 +85,7 @@ def test_features_are_pushed_apart_camera_by_camera_before_proprioception():
     metrics = agent.loss(*arguments)[1]
     torch.testing.assert_close(metrics["dispersive"], expected.detach())
     assert {"feature_rank", "feature_distance"} <= metrics.keys()
-    moved = given.clone()
+    moved = batch(chunk=2)
     moved[keys.OBS, "state"] += 1.0
     other = agent.loss(*agent.arguments(moved, torch.Generator().manual_seed(0)))[1]
     torch.testing.assert_close(other["dispersive"], metrics["dispersive"])

@@ -1,10 +1,17 @@
-from flowpolicy.bench.batches import bench_data
+import pytest
+
+from flowpolicy.bench.batches import bench_data, data_table
+from flowpolicy.configs.presets import PRESETS
 
 
-def test_every_timed_batch_reaches_the_update():
-    batches = []
-    figures = bench_data(batches.append, rows=600, obs=3, action=2, history=1, chunk=4, batch_size=8, repeats=20)
-    assert len(batches) == 22
-    assert batches[0]["obs", "state"].shape == (8, 1, 3) and batches[0]["action"].shape == (8, 4, 2)
-    assert 0 < figures["sample_ms_p25"] <= figures["sample_ms"] <= figures["sample_ms_p75"]
-    assert 0 < figures["share"] < 1
+def test_windows_and_transitions_are_drawn_for_the_updates_that_they_feed():
+    names = ("debug", "fql-toy")
+    experiments = {name: PRESETS[name][1].with_(batch_size=8, compile="off") for name in names}
+    figures = bench_data(experiments, rows=600, rounds=2, calls=3)
+    assert [entry["batches"] for entry in figures["entries"].values()] == ["windows", "transitions"]
+    for entry in figures["entries"].values():
+        for part in ("sample_ms", "update_ms", "share"):
+            assert 0 < entry[part]["low"] <= entry[part]["median"] <= entry[part]["high"]
+        drawn, updated = (entry[part]["median"] for part in ("sample_ms", "update_ms"))
+        assert entry["share"]["median"] == pytest.approx(drawn / (drawn + updated), rel=0.5)
+    assert data_table(figures).row_count == 2

@@ -99,7 +99,7 @@ def test_action_shape(robomimic_file, shape):
 def test_not_finite(robomimic_file, key, value):
     edit(robomimic_file, lambda file: file[f"data/demo_3/{key}"].__setitem__(7, value))
     refuse(robomimic_file, f"data/demo_3/{key}", "first at step 7")
-    assert load_unchecked(DataConfig(path=str(robomimic_file))).steps.batch_size[0] == 306
+    assert load_unchecked(DataConfig(path=str(robomimic_file))).steps.rows == 306
 
 
 def test_not_numbers(robomimic_file):

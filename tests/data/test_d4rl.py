@@ -74,7 +74,7 @@ def test_a_reward_shift_that_no_convention_explains_is_refused(d4rl_file):
 @pytest.mark.skipif(not DOOR.exists(), reason="the door demonstrations are not on this machine")
 def test_door_demonstrations():
     dataset = load(DOOR)
-    assert len(dataset.lengths) == 25 and dataset.steps.batch_size[0] == 6729
+    assert len(dataset.lengths) == 25 and dataset.steps.rows == 6729
     assert dataset.spec.action.size == 28 and dataset.spec.observation["state"].shape == (39,)
     assert {k: v.shape for k, v in initial_states(DOOR).items()} == {
         "door_body_pos": (25, 3),

@@ -18,8 +18,8 @@ from .test_windows import numbered
 def dataset_of(column: torch.Tensor):
     """Observation "a" and the action are ``column``; "b" counts."""
     dataset = numbered([column.shape[0]])
-    dataset.steps["obs"].set("a", column)
-    dataset.steps.set("action", column.repeat(1, 3)[:, :3].contiguous())
+    dataset.steps["obs"]["a"] = column
+    dataset.steps["action"] = column.repeat(1, 3)[:, :3].contiguous()
     return dataset
 
 
@@ -76,7 +76,7 @@ def test_a_policy_within_its_limits_can_say_every_action_of_the_data(dims, seed)
     ends = torch.tensor([dim if isinstance(dim, tuple) else (dim, dim) for dim in dims], dtype=torch.float32)
     column = torch.lerp(*ends.T, torch.rand(40, len(dims), generator=torch.Generator().manual_seed(seed)))
     dataset = numbered([40])
-    dataset.steps.set("action", column)
+    dataset.steps["action"] = column
     dataset.spec = dataclasses.replace(dataset.spec, action=ActionSpec(len(dims)))
     inside = bool((column.abs() <= 1).all())
     for scaling in ("minmax", "none") if inside else ("minmax",):

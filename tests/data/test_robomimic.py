@@ -23,15 +23,15 @@ def test_reading_returns_what_was_written(robomimic_file, episodes):
     dataset = load(robomimic_file)
     row = 0
     for index, episode in enumerate(episodes):
-        steps = dataset.steps[row : row + len(episode.actions)]
+        steps = dataset.steps.at(slice(row, row + len(episode.actions)))
         np.testing.assert_array_equal(steps["action"], episode.actions.astype(np.float32))
         np.testing.assert_array_equal(steps["reward"], episode.rewards.astype(np.float32))
         for name, value in episode.obs.items():
             np.testing.assert_array_equal(steps["obs", name], value.astype(np.float32))
-        assert steps["episode"].tolist() == [index] * len(steps)
-        assert steps["terminal"].tolist() == [False] * (len(steps) - 1) + [True]
-        row += len(steps)
-    assert row == dataset.steps.batch_size[0] == 306
+        assert steps["episode"].tolist() == [index] * steps.rows
+        assert steps["terminal"].tolist() == [False] * (steps.rows - 1) + [True]
+        row += steps.rows
+    assert row == dataset.steps.rows == 306
     assert dataset.starts.tolist()[:3] == [0, 20, 41]
 
 

@@ -79,7 +79,7 @@ def test_sequence_dataset_gives_the_windows_of_our_sampler(peer, robomimic_file,
     theirs = np.load(out)
 
     dataset = load_dataset(DataConfig(path=str(robomimic_file), filter_key=filter_key))
-    rows = torch.arange(dataset.steps.batch_size[0])
+    rows = torch.arange(dataset.steps.rows)
     ours = WindowSampler(dataset, HISTORY, CHUNK, 1).at(rows)
     # Theirs begins with the history: the chunk starts at its last entry.
     np.testing.assert_array_equal(theirs["actions"][:, HISTORY - 1 :].astype(np.float32), ours["action"].numpy())

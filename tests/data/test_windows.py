@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensordict import TensorDict
+from torch.utils._pytree import tree_flatten
 
+from flowpolicy.core.columns import Columns, plain
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
@@ -15,13 +16,19 @@ from flowpolicy.data.normalize import Normalizer, NormalizerConfig
 from flowpolicy.data.windows import WindowSampler
 
 
+def same(left, right):
+    """Whether the same names hold the same numbers."""
+    flat = [tree_flatten(plain(columns)) for columns in (left, right)]
+    return flat[0][1] == flat[1][1] and all(map(torch.equal, flat[0][0], flat[1][0]))
+
+
 def numbered(lengths: list[int]) -> Dataset:
     """Every observation and action is the number of its row (observation b: its negative)."""
     rows = sum(lengths)
     number = torch.arange(rows, dtype=torch.float32)[:, None]
-    obs = TensorDict({"a": number.repeat(1, 2), "b": -number}, batch_size=[rows])
+    obs = Columns({"a": number.repeat(1, 2), "b": -number})
     return Dataset(
-        steps=TensorDict({"obs": obs, "action": number.repeat(1, 3)}, batch_size=[rows]),
+        steps=Columns({"obs": obs, "action": number.repeat(1, 3)}),
         lengths=torch.tensor(lengths),
         names=tuple(f"demo_{i}" for i in range(len(lengths))),
         spec=Spec({"a": ObservationSpec((2,)), "b": ObservationSpec((1,))}, ActionSpec(3)),
@@ -52,7 +59,7 @@ def test_windows_equal_a_brute_force_loop(lengths, history, chunk):
         for here in range(start, last + 1):
             past = [max(here - back, start) for back in reversed(range(history))]
             ahead = [here + step for step in range(chunk)]
-            window = batch[row]
+            window = batch.at(row)
             assert window["obs", "a"][:, 1].tolist() == past
             assert window["obs", "b"][:, 0].tolist() == [-i for i in past]
             assert window["action"][:, 2].tolist() == [min(i, last) for i in ahead]
@@ -62,7 +69,7 @@ def test_windows_equal_a_brute_force_loop(lengths, history, chunk):
 
 def test_shapes_and_types():
     batch = WindowSampler(numbered([5, 7]), history=2, chunk=3, batch_size=4).draw(torch_generator(0))
-    assert batch.batch_size == (4,)
+    assert batch.rows == 4
     assert batch["obs", "a"].shape == (4, 2, 2) and batch["action"].shape == (4, 3, 3)
     assert batch["valid"].dtype == torch.bool and batch["action"].dtype == torch.float32
 
@@ -81,8 +88,8 @@ def test_only_the_generator_decides():
     torch.manual_seed(1)
     first = sampler.draw(torch_generator(3))
     torch.manual_seed(2)
-    assert bool((first == sampler.draw(torch_generator(3))).all())
-    assert not bool((first == sampler.draw(torch_generator(4))).all())
+    assert same(first, sampler.draw(torch_generator(3)))
+    assert not same(first, sampler.draw(torch_generator(4)))
 
 
 def test_memory_mapped_windows_equal_those_in_memory(robomimic_file, tmp_path, monkeypatch):
@@ -90,7 +97,7 @@ def test_memory_mapped_windows_equal_those_in_memory(robomimic_file, tmp_path, m
     plain, mapped = (load_dataset(DataConfig(str(robomimic_file), memory_limit_mb=limit)) for limit in (2048, 0))
     index = torch.arange(306)
     windows = [WindowSampler(dataset, 3, 21, 1).at(index) for dataset in (plain, mapped)]
-    assert mapped.memory_mapped and bool((windows[0] == windows[1]).all())
+    assert mapped.memory_mapped and same(*windows)
 
 
 def test_streams_are_scaled_and_packed_once_and_after_the_draw_where_a_file_is_mapped(
@@ -110,13 +117,13 @@ def test_streams_are_scaled_and_packed_once_and_after_the_draw_where_a_file_is_m
         return layout.pack(normalizer.obs(obs))
 
     named = WindowSampler(plain, 3, 21, 1).at(index)["obs"]
-    wanted = layout.pack(normalizer.obs(dict(named.items())))
+    wanted = layout.pack(normalizer.obs(dict(named)))
     samplers = [WindowSampler(dataset, 3, 21, 1, streams=streams) for dataset in (plain, mapped)]
     for sampler in samplers:
         for _ in range(2):
             found = sampler.at(index)["obs"]
-            assert list(found.keys()) == [STATES] and torch.equal(found[STATES], wanted[STATES])
-    assert calls == [len(plain.steps), 9, 9]
+            assert list(found) == [STATES] and torch.equal(found[STATES], wanted[STATES])
+    assert calls == [plain.steps.rows, 9, 9]
 
 
 def test_the_actions_before_a_window_end_at_the_episode():
@@ -125,4 +132,4 @@ def test_the_actions_before_a_window_end_at_the_episode():
     assert batch["previous"][:, :, 0].tolist() == [[0, 0, 0], [0, 0, 1], [4, 4, 4], [5, 6, 7]]
     known = [[False] * 3, [False, True, True], [False] * 3, [True] * 3]
     assert batch["known"].tolist() == known
-    assert "previous" not in WindowSampler(dataset, 1, 3, 1).at(torch.tensor([0])).keys()  # noqa: SIM118
+    assert "previous" not in WindowSampler(dataset, 1, 3, 1).at(torch.tensor([0]))

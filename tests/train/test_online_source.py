@@ -110,7 +110,7 @@ def test_batches_hold_the_share_of_experience_that_was_asked_for(ratio, fresh, o
     for seed in range(5):
         batch = trainer.source.replay.draw(torch.Generator().manual_seed(seed))
         assert sum(tuple(row.tolist()) in collected for row in batch["action"][:, 0]) == fresh
-        assert batch.batch_size == torch.Size([8])
+        assert batch.rows == 8
 
 
 def test_episodes_are_whole_and_counted(offline, slot, tmp_path):

@@ -12,7 +12,6 @@ import pytest
 PROGRAM = """
 import sys
 import torch
-from tensordict import TensorDict
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.seed import torch_generator
@@ -28,14 +27,11 @@ trunk = {"mlp": MLP(16, 2), "unet": UNet(8, 2), "transformer": Transformer(8, 1,
 config = DM1(net=trunk, encoder=StateEncoder(8), chunk=3, execute=3)
 contract = Contract(Spec({"state": ObservationSpec((4,))}, ActionSpec(2)), 1, 3, 3, 1)
 random = torch_generator(0, "batch")
-batch = TensorDict(
-    {
-        OBS: {"state": torch.randn(16, 1, 4, generator=random)},
-        ACTION: torch.rand(16, 3, 2, generator=random) * 2 - 1,
-        VALID: torch.rand(16, 3, generator=random) < 0.8,
-    },
-    [16],
-)
+batch = {
+    OBS: {"state": torch.randn(16, 1, 4, generator=random)},
+    ACTION: torch.rand(16, 3, 2, generator=random) * 2 - 1,
+    VALID: torch.rand(16, 3, generator=random) < 0.8,
+}
 
 
 def losses(compile):

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.cloning.dm1 import DM1
@@ -95,7 +94,7 @@ def test_simulated_delays_are_uniform_and_cost_nothing_where_they_are_off(demons
     assert counts[3:].sum() == 0
     assert all(abs(count - 1000) < 3 * (3000 * 2 / 9) ** 0.5 for count in counts[:3].tolist())
     plain, _ = build(dataclasses.replace(AGENTS["dm1"], prefix=0), demonstrations)
-    batch = windows.draw(torch_generator(0)).to_dict()
+    batch = windows.draw(torch_generator(0))
     with_prefix, without = (each.draws(batch, torch_generator(1)) for each in (agent, plain))
     assert with_prefix.keys() - without.keys() == {"committed"}
     assert all(torch.equal(with_prefix[name], value) for name, value in without.items())
@@ -113,7 +112,7 @@ def test_the_free_action_has_the_conditional_law_of_the_data(config):
 
     def update():
         action = (1.6 * torch.rand(256, 1, 1, generator=random) - 0.8).expand(256, 2, 1)
-        agent.update(TensorDict({OBS: {"state": state}, ACTION: action, VALID: valid}, [256]), random)
+        agent.update({OBS: {"state": state}, ACTION: action, VALID: valid}, random)
 
     repeat(update, steps)
     policy = agent.policy()

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from flowpolicy.agents.base.optimizer import Adam
 from flowpolicy.agents.offline.fisher import Fisher
@@ -85,7 +84,7 @@ def test_a_target_does_not_depend_on_the_rest_of_the_batch(name, demonstrations)
     original = agent.bootstrap
     agent.bootstrap = lambda t, value: seen.append(original(t, value)) or seen[-1]
     for rows in (32, 8):
-        part = {key: value[:rows] for key, value in batch.items()}
+        part = batch.at(slice(rows))
         inputs = {key: dict(value.items()) if "obs" in key else value for key, value in part.items()}
         each = [draws] if isinstance(draws, torch.Tensor) else draws
         cut = [draw[: rows * (draw.shape[0] // 32)] for draw in each]
@@ -100,19 +99,16 @@ def test_fitted_values_of_a_chain_of_five_steps():
     critic = CriticConfig(width=32, depth=2)
     agent = bandit(IQL(net=Plain(16, 1), critic=critic, critic_optimizer=fast, tau=0.1, expectile=0.5))
     place = torch.arange(5.0)[:, None, None]
-    batch = TensorDict(
-        {
-            "obs": {"state": place},
-            "next_obs": {"state": place + 1},
-            "action": torch.zeros(5, 1, 2),
-            "next_action": torch.zeros(5, 2),
-            "valid": torch.ones(5, 1, dtype=torch.bool),
-            "reward": -torch.ones(5, 1),
-            "mask": torch.tensor([1.0, 1, 1, 1, 0]),
-            "steps": torch.ones(5),
-        },
-        [5],
-    )
+    batch = {
+        "obs": {"state": place},
+        "next_obs": {"state": place + 1},
+        "action": torch.zeros(5, 1, 2),
+        "next_action": torch.zeros(5, 2),
+        "valid": torch.ones(5, 1, dtype=torch.bool),
+        "reward": -torch.ones(5, 1),
+        "mask": torch.tensor([1.0, 1, 1, 1, 0]),
+        "steps": torch.ones(5),
+    }
     repeat(lambda: agent.update(batch, torch_generator(0)), 800)
     value = agent.critic.value({"state": place[:1]}, torch.zeros(1, 1, 2))
     assert value.item() == pytest.approx(-4.90099501, abs=0.05)

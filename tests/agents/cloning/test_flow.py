@@ -7,7 +7,6 @@ import random
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow import Flow, as_flow
@@ -49,7 +48,7 @@ def trained(config, updates, seed=0, compile=False):
         state = torch.rand(16, 1, 2, generator=draw) * 2 - 1
         action = (state + 0.1 * torch.randn(16, 2, 2, generator=draw)).clamp(-1, 1)
         batch = {OBS: {"state": state}, ACTION: action, VALID: valid, PREVIOUS: action.flip(0), KNOWN: valid}
-        metrics = agent.update(TensorDict(batch, [16]), noise)
+        metrics = agent.update(batch, noise)
     return agent, metrics
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 
 import torch
-from tensordict import TensorDict
 
 from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.cloning.dm1 import DM1
@@ -36,7 +35,7 @@ def normalizer():
 def windows(action):
     n = len(action)
     state = {"state": torch.zeros(n, 1, 1)}
-    return TensorDict({"obs": state, "action": action, "valid": torch.ones(n, action.shape[1], dtype=torch.bool)}, [n])
+    return {"obs": state, "action": action, "valid": torch.ones(n, action.shape[1], dtype=torch.bool)}
 
 
 def gaussian(n, generator):
@@ -106,8 +105,8 @@ def batch(groups, random, size=32, draw=gaussian):
     index = torch.randint(len(groups.score), (size,), generator=random)
     found = windows(draw(size, random))
     columns = {"action": groups.action[index], "valid": groups.valid[index], "score": groups.score[index]}
-    columns["obs"] = TensorDict({k: v[index] for k, v in groups.obs.items()}, [size])
-    found["group"] = TensorDict(columns, [size])
+    columns["obs"] = {k: v[index] for k, v in groups.obs.items()}
+    found["group"] = columns
     return found
 
 

@@ -68,9 +68,8 @@ def test_nothing_moves_without_a_preference():
         agent = build(base, groups, scale="none", gate=gate, map_weight=0.0)
         random = torch_generator(0)
         rows = batch(groups, random)
-        rows_group = rows["group"].to_dict()
-        draws = agent.draw(rows["group", "action"], random)
-        loss, metrics = agent.loss(rows.exclude("group").to_dict(), rows_group, draws)
+        draws = agent.draw(rows["group"]["action"], random)
+        loss, metrics = agent.loss(rows, rows["group"], draws)
         loss.backward()
         worst = max(float(p.grad.abs().max()) for p in agent.actor.parameters() if p.grad is not None)
         assert worst < 1e-6
@@ -86,9 +85,7 @@ def test_the_loss_at_the_reference_is_log_factorial():
     agent = build(base, groups, scale="none")
     random = torch_generator(0)
     rows = batch(groups, random)
-    _, metrics = agent.loss(
-        rows.exclude("group").to_dict(), rows["group"].to_dict(), agent.draw(rows["group", "action"], random)
-    )
+    _, metrics = agent.loss(rows, rows["group"], agent.draw(rows["group"]["action"], random))
     if float(metrics["gate"]) == 1.0:
         assert float(metrics["group_loss"]) == pytest.approx(float(torch.tensor(9.0).lgamma()) / 7, abs=1e-5)
     else:
@@ -100,8 +97,8 @@ def test_the_anchor_touches_the_best_candidate_alone():
     groups = groups_of(base, linear, epochs=1)
     agent, random = build(base, groups, anchor=1.0, gate=0.0), torch_generator(0)
     rows = batch(groups, random)
-    draws = agent.draw(rows["group", "action"], random)
-    inputs = rows.exclude("group").to_dict(), rows["group"].to_dict()
+    draws = agent.draw(rows["group"]["action"], random)
+    inputs = rows, rows["group"]
     anchor = agent.loss(*inputs, draws)[1]["anchor_loss"]
     best = inputs[1]["score"].argmax(1)
     moved = inputs[1]["action"].clone()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDict
 
 from flowpolicy.agents.base.optimizer import Adam
 from flowpolicy.core.seed import torch_generator
@@ -38,19 +37,16 @@ def batch(reward, random, rows=128, chunk=1):
     state = torch.zeros(rows, 1, 1)
     rewards = torch.zeros(rows, chunk)
     rewards[:, -1] = reward(action)
-    return TensorDict(
-        {
-            "obs": {"state": state},
-            "action": action,
-            "valid": torch.ones(rows, chunk, dtype=torch.bool),
-            "reward": rewards,
-            "mask": torch.zeros(rows),
-            "steps": torch.full((rows,), float(chunk)),
-            "next_obs": {"state": state},
-            "next_action": action[:, 0],
-        },
-        [rows],
-    )
+    return {
+        "obs": {"state": state},
+        "action": action,
+        "valid": torch.ones(rows, chunk, dtype=torch.bool),
+        "reward": rewards,
+        "mask": torch.zeros(rows),
+        "steps": torch.full((rows,), float(chunk)),
+        "next_obs": {"state": state},
+        "next_action": action[:, 0],
+    }
 
 
 def train(config, reward, steps):

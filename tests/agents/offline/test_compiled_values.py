@@ -7,7 +7,6 @@ import pytest
 
 PROGRAM = """
 import torch
-from tensordict import TensorDict
 from flowpolicy.agents.offline.fql import FQL
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
@@ -19,19 +18,16 @@ torch.set_num_threads(1)
 small = {"net": Plain(16, 1), "critic": CriticConfig(width=16, depth=1)}
 random = torch_generator(0, "batch")
 state = torch.randn(8, 1, 4, generator=random)
-batch = TensorDict(
-    {
-        "obs": {"state": state},
-        "next_obs": {"state": state + 0.1},
-        "action": torch.rand(8, 1, 2, generator=random) * 2 - 1,
-        "next_action": torch.rand(8, 2, generator=random) * 2 - 1,
-        "valid": torch.ones(8, 1, dtype=torch.bool),
-        "reward": torch.randn(8, 1, generator=random),
-        "mask": (torch.rand(8, generator=random) < 0.7).float(),
-        "steps": torch.ones(8),
-    },
-    [8],
-)
+batch = {
+    "obs": {"state": state},
+    "next_obs": {"state": state + 0.1},
+    "action": torch.rand(8, 1, 2, generator=random) * 2 - 1,
+    "next_action": torch.rand(8, 2, generator=random) * 2 - 1,
+    "valid": torch.ones(8, 1, dtype=torch.bool),
+    "reward": torch.randn(8, 1, generator=random),
+    "mask": (torch.rand(8, generator=random) < 0.7).float(),
+    "steps": torch.ones(8),
+}
 
 
 def losses(config, compile):

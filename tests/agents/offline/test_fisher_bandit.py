@@ -9,7 +9,6 @@ import math
 
 import pytest
 import torch
-from tensordict import TensorDict
 from torch import nn
 
 from flowpolicy.agents.base.optimizer import Adam, Group
@@ -80,7 +79,7 @@ def decorate(metric, budget, q, *, steps=300, normalize=False):
             keys.NEXT_OBS: state,
             keys.NEXT_ACTION: action[:, 0],
         }
-        agent.update(TensorDict(batch, [ROWS]), random)
+        agent.update(batch, random)
 
     repeat(update, steps)
     with torch.no_grad():

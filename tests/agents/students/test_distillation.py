@@ -5,7 +5,6 @@ import functools
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow import Flow
@@ -43,7 +42,7 @@ def batch(seed, rows=ROWS):
     action = (state + 0.1 * noise_of(rows, seed)).clamp(-1, 1)
     valid = torch.ones(rows, 2, dtype=torch.bool)
     valid[0, 1] = False
-    return TensorDict({OBS: {"state": state}, ACTION: action, VALID: valid}, [rows])
+    return {OBS: {"state": state}, ACTION: action, VALID: valid}
 
 
 def update(agent, times, random):
