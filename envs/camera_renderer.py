@@ -79,12 +79,17 @@ FAST = RenderSettings()
 """What pictures are drawn by unless somebody asks for something else."""
 AS_ROBOSUITE = RenderSettings(reflections=True, shadows=True, msaa=4)
 """The same pixels as robosuite's own camera observations."""
+RENDERERS = {"fast": FAST, "exact": AS_ROBOSUITE, "collision": RenderSettings(geoms="collision")}
+"""By the names of the command line."""
 
 
 class CameraRenderer:
     """Draws one model by its cameras.
 
     Meshes and textures take a quarter of a gigabyte: all renderers of a process that draw equal models share them.
+
+    What is drawn is where things are now, and drawing touches nothing of the simulation. MuJoCo's own positions of
+    bodies are those of before its last substep: pictures of them would not be those that are drawn from stored states.
 
     Args:
         model: of MuJoCo.
@@ -96,7 +101,8 @@ class CameraRenderer:
     def __init__(self, model: Any, data: Any, settings: RenderSettings = FAST) -> None:
         import mujoco
 
-        self._mujoco, self._model, self._data, self.settings = mujoco, model, data, settings
+        self._mujoco, self._model, self._simulated, self.settings = mujoco, model, data, settings
+        self._data = mujoco.MjData(model)
         self._scene = mujoco.MjvScene(model, maxgeom=max(1000, 2 * model.ngeom))
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = settings.reflections
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = settings.shadows
@@ -129,6 +135,10 @@ class CameraRenderer:
     def _arrange(self, camera: int, aspect: float) -> None:
         """Put into the scene what the camera can see."""
         mujoco, self._camera.fixedcamid = self._mujoco, camera
+        for place in ("qpos", "mocap_pos", "mocap_quat"):
+            getattr(self._data, place)[:] = getattr(self._simulated, place)
+        for step in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight, mujoco.mj_tendon):
+            step(self._model, self._data)
         every = mujoco.mjtCatBit.mjCAT_ALL
         if self.culls:
             self._model.geom_group[~visible(self._model, self._data, camera, aspect)] = _HIDDEN
@@ -239,6 +249,13 @@ def _opengl_context() -> Any:
         else:
             from mujoco import GLContext
         context = GLContext(16, 16)
-    atexit.register(context.free)  # while its library still stands
-    atexit.register(_buffers.clear)
+    atexit.register(_release, context)
     return context
+
+
+def _release(context: Any) -> None:
+    """Free the context while its library still stands; another program in the process may have closed the display."""
+    _buffers.clear()
+    with contextlib.suppress(Exception):
+        context.free()
+    context._context = None  # nothing is left to free when the interpreter collects it

@@ -273,7 +273,8 @@ class RobosuiteEnv:
         with _quiet():
             self.sim_env.reset()
         self._steps = 0
-        return self._observe()
+        self._choose_step()
+        return self.observe()
 
     def step(self, action: np.ndarray) -> Outcome:
         """Apply one action (7,), clipped to [-1, 1]."""
@@ -290,6 +291,10 @@ class RobosuiteEnv:
     def success(self) -> bool:
         """Whether the task's criterion holds now."""
         return bool(self.sim_env._check_success())
+
+    def reward(self, action: np.ndarray) -> float:
+        """The task's reward now, after an action (7,)."""
+        return float(self.sim_env.reward(action))
 
     def state(self) -> np.ndarray:
         """(n,) flat simulator state: time, positions, velocities."""
@@ -323,7 +328,8 @@ class RobosuiteEnv:
             # The posture that the arm is drawn to lies in the controller, which still has that of the reset.
             arm = robot.composite_controller.part_controllers["right"]
             arm.update_initial_joints(self.sim_env.sim.data.qpos[arm.qpos_index])
-        return self._observe()
+        self._choose_step()
+        return self.observe()
 
     def put(self, state: np.ndarray) -> None:
         """Set the simulator to a state of the present model, to be looked at; controllers stay where they were."""
@@ -354,8 +360,8 @@ class RobosuiteEnv:
             self._renderers[settings] = CameraRenderer(sim.model._model, sim.data._data, settings)
         return self._renderers[settings]
 
-    def _observe(self) -> dict[str, np.ndarray]:
-        self._choose_step()
+    def observe(self) -> dict[str, np.ndarray]:
+        """Observations of this moment, without pictures."""
         self._sensors.begin()
         return self._select()
 

@@ -1,28 +1,37 @@
-"""``flowpolicy data make TASK``, ``rollouts RUN``, ``download NAME``, ``label FILE`` and ``info FILE``."""
+"""``flowpolicy data make TASK``, ``render FILE``, ``rollouts RUN``, ``download NAME``, ``label FILE`` and others."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.core.errors import ConfigError, nearest
-from flowpolicy.core.files import require_free
+from flowpolicy.core.files import read_json, require_free, write_json
 from flowpolicy.core.progress import download_bar, progress_bar
 from flowpolicy.core.ranges import Count, NonNegative, Seed, Workers
+
+if TYPE_CHECKING:  # brings simulators' adapters
+    from flowpolicy.envs.rendered_data import Source
+    from flowpolicy.envs.robosuite import RobosuiteConfig
+
+Renderer = Literal["fast", "exact", "collision"]
 
 _SPREAD_ROWS = 100_000  # what the distances of a thousand states to all need: 0.4 GB
 
 
 def run(argv: Sequence[str]) -> int:
-    """Make, record, download, label or describe a dataset file."""
+    """Make, draw, record, download, label or describe a dataset file."""
     commands: dict[str, tuple[str, Callable[..., None]]] = {
         "make": ("generate data with a scripted demonstrator", make),
+        "render": ("add pictures to a file of simulator states", render),
         "rollouts": ("record a run's own episodes, failures among them", rollouts),
         "download": ("download a published file, or one of Minari's data sets", download),
         "label": ("add the rewards of every task to an OGBench file", label),
@@ -41,6 +50,9 @@ def make(
     quality: Literal["expert", "mixed"] = "expert",
     workers: Workers | None = None,
     overwrite: bool = False,
+    cameras: tuple[str, ...] = (),
+    size: tuple[Count, ...] = (84,),
+    renderer: Renderer = "fast",
 ) -> None:
     """Generate data: RoboMimic HDF5 for lift, can and toy, D4RL HDF5 for maze2d, OGBench npz for the others.
 
@@ -54,6 +66,9 @@ def make(
             filter keys. The others have one quality.
         workers: processes; one per core unless given.
         overwrite: replace an existing file at --out.
+        cameras: lift and can: cameras whose pictures the file gets too, as `flowpolicy data render` adds them.
+        size: height and width of a picture, pixels; one number for both.
+        renderer: how pictures are drawn, as in `flowpolicy data render`.
 
     """
     from flowpolicy.envs.demonstrators import TASKS, make_demonstrations
@@ -66,7 +81,9 @@ def make(
     scripted = task in TASKS
     if not scripted and quality != "expert":
         raise ConfigError(f"--quality {quality} does not exist for {task}", fix="leave --quality out")
+    drawn = _cameras(cameras, size, renderer, task) if cameras else None
     require_free(out, overwrite)
+    states = out.with_name(f".{out.name}.states.hdf5") if drawn else out  # kept until the pictures are drawn
     if not scripted and task not in MAZES:
         require_free(validation_path(out), overwrite)
     done = 0
@@ -78,13 +95,103 @@ def make(
             done += count
             move(done, "")
 
-        if scripted:
-            make_demonstrations(task, out, episodes, seed, quality, workers, progress)
+        if scripted and not (drawn and _is_made(states, task, episodes, seed, quality)):
+            make_demonstrations(task, states, episodes, seed, quality, workers, progress)
+        elif scripted:
+            progress(episodes)
         elif task in MAZES:
             make_maze2d(task, out, episodes, seed, workers, progress)
         else:
             make_ogbench(task, out, episodes, seed, workers, progress)
+    if drawn:
+        write_json(_made_of(states), [task, episodes, seed, quality])
+        _render(states, out, drawn, compress=False, workers=workers)
+        for path in (states, _made_of(states)):
+            path.unlink()
     sys.stdout.write(f"wrote {out}\n")
+
+
+def render(
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    out: Path,
+    cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand"),
+    size: tuple[Count, ...] = (84,),
+    renderer: Renderer = "fast",
+    compress: bool = False,
+    workers: Workers | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Draw the pictures of every stored state of a robosuite file, and write them and all that it holds to --out.
+
+    Stopped, the same command goes on after the last episode that was drawn.
+
+    Args:
+        file: RoboMimic HDF5 with simulator states, or robosuite's own demo.hdf5 of states and actions, which gets
+            observations too.
+        out: file to write, in RoboMimic's layout: obs/agentview_image and so on, uint8, rows from the top down.
+        cameras: of the scene: agentview, robot0_eye_in_hand, frontview, birdview, sideview, robot0_robotview.
+        size: height and width of a picture, pixels; one number for both.
+        renderer: fast leaves out reflections and multisampling; exact gives the pixels of robosuite's own camera
+            observations, for five to ten times the time; collision draws the few shapes that collide, the fastest.
+            A policy refuses to act on pictures drawn otherwise than those that it learned from.
+        compress: compress pictures without loss: a third of the size, slower to read.
+        workers: processes; one per core unless given.
+        overwrite: replace an existing file at --out.
+
+    """
+    require_free(out, overwrite)
+    config = _cameras(cameras, size, renderer)
+    found = _render(file, out, config, compress=compress, workers=workers)
+    sys.stdout.write(f"wrote {out}: {len(found.names)} episodes, {found.steps:,} x {len(cameras)} pictures\n")
+
+
+def _made_of(states: Path) -> Path:
+    """The file that says what a file of states was made of."""
+    return states.with_suffix(".json")
+
+
+def _is_made(states: Path, *of: str | int) -> bool:
+    """Whether an earlier command, stopped while it drew, has made these very states."""
+    return states.is_file() and _made_of(states).is_file() and read_json(_made_of(states)) == list(of)
+
+
+def _cameras(cameras: Sequence[str], size: Sequence[int], renderer: str, task: str = "lift") -> RobosuiteConfig:
+    """Cameras of one size, and how they draw."""
+    from flowpolicy.envs import ENVS
+    from flowpolicy.envs.camera_renderer import RENDERERS
+    from flowpolicy.envs.robosuite import RobosuiteConfig, SceneCamera
+
+    if len(size) not in (1, 2):
+        raise ConfigError(f"--size {' '.join(map(str, size))}", expected="height and width, or one number for both")
+    if not cameras or len(set(cameras)) < len(cameras):
+        raise ConfigError(f"--cameras {' '.join(cameras)}", expected="every camera once, at least one")
+    config = ENVS.get(task)
+    if not isinstance(config, RobosuiteConfig):
+        raise ConfigError(f"--cameras with {task}, of which no pictures are drawn", expected="lift or can")
+    views = tuple(SceneCamera(name, size[0], size[-1]) for name in cameras)
+    config = dataclasses.replace(config, cameras=views, render=RENDERERS[renderer])
+    config.images()
+    return config
+
+
+def _render(file: Path, out: Path, config: RobosuiteConfig, compress: bool, workers: int | None) -> Source:
+    """Draw a file behind a bar that says how long it takes."""
+    from flowpolicy.envs.rendered_data import read_source, render_file
+    from flowpolicy.envs.rendering import require_opengl
+
+    total = read_source(file).steps
+    require_opengl()
+    begun: list[tuple[float, int]] = []
+    with progress_bar(f"render {out.name}", total) as move:
+
+        def progress(drawn: int) -> None:
+            begun.append((time.monotonic(), drawn))
+            (start, first), (now, _) = begun[0], begun[-1]
+            left = (total - drawn) * (now - start) / (drawn - first) if drawn > first else 0.0
+            move(drawn, f"about {left / 60:.1f} min left" if left else "")
+
+        return render_file(file, out, config, compress=compress, workers=workers, progress=progress)
 
 
 def rollouts(

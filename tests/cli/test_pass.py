@@ -64,6 +64,8 @@ ROWS = (
     Row("online", "--online.base", f"online {Q} --steps 1 --online.base PATH --out @new"),
     out("online", "--out", f"online {Q} --steps 1 --out PATH", skip=NEW),
     out("data make", "--out", "data make toy --episodes 1 --workers 1 --out PATH", right=("missing", "unicode")),
+    Row("data render", "FILE", "data render PATH --out @new"),
+    out("data render", "--out", f"data render {DATA} --out PATH", right=(), skip=NEW),
     Row("data rollouts", "RUN", "data rollouts PATH --episodes 1 --out @new"),
     out("data rollouts", "--out", f"data rollouts {RUN} --episodes 1 --workers 1 --out PATH", right=(), skip=NEW),
     out("data download", "--folder", "data download door-human-v1 --folder PATH", skip=NEW),
@@ -136,6 +138,7 @@ NO_PATHS = {
     ("train", "--data.filter-key"),
     ("online", "--data.filter-key"),
     ("data download", "--sha256"),
+    ("data make", "--cameras"),
     ("doctor", "--env"),
     ("robot run", "--engine"),
 }

@@ -1,0 +1,366 @@
+"""Add pictures to a file of simulator states: every stored state is drawn again.
+
+The file is a RoboMimic one, or robosuite's own ``demo.hdf5`` of states and actions, which gets observations, rewards
+and ``dones`` on the way. What is written has RoboMimic's layout: ``obs/<camera>_image``, uint8, rows top down, one
+picture a chunk so that one can be read without its neighbours. ``next_obs`` gets none: row t + 1 is the next picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.core.errors import DataError, FlowPolicyError
+from flowpolicy.core.files import held_alone, naming_full_disk, read_json, replacing, unchanged_sha256, write_json
+from flowpolicy.core.spec import ImageSpec, image_json
+from flowpolicy.data.hdf5 import json_attribute, open_hdf5, read_array, read_attribute, require_group
+from flowpolicy.envs.robosuite import PICTURE, RobosuiteConfig, RobosuiteEnv
+from flowpolicy.envs.worker import in_order
+
+STATE_KEYS = (
+    "object",
+    "robot0_eef_pos",
+    "robot0_eef_quat",
+    "robot0_gripper_qpos",
+    "robot0_gripper_qvel",
+    "robot0_joint_pos",
+    "robot0_joint_vel",
+)
+"""Observations that are computed for a file that has none."""
+_BLOCK = 16 << 20  # bytes of pictures that are held at a time
+_WORK = "work.json"
+_RAW = "env_info"  # an attribute that robosuite's own recordings have and RoboMimic's files have not
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A file of simulator states."""
+
+    path: Path
+    names: tuple[str, ...]
+    """Episodes, in the file's order."""
+    lengths: tuple[int, ...]
+    env_args: dict[str, Any]
+    """RoboMimic's description of the environment."""
+    raw: bool
+    """Whether it holds states and actions alone."""
+
+    @property
+    def steps(self) -> int:
+        """States of all episodes."""
+        return sum(self.lengths)
+
+
+def read_source(path: Path) -> Source:
+    """What a file holds, without reading its states.
+
+    Raises:
+        DataError: it holds no simulator states of robosuite, or not one per action.
+
+    """
+    with open_hdf5(path) as file:
+        data = require_group(file, "data", path)
+        raw = _RAW in data.attrs or (("env" in data.attrs) and "env_args" not in data.attrs)
+        env_args = _raw_env_args(data, path) if raw else json_attribute(data, "env_args", path)
+        if env_args.get("type", 1) != 1 or not env_args.get("env_name"):
+            raise DataError(
+                f"{path} was not recorded in robosuite: {env_args.get('env_name', 'it does not say where')}",
+                expected="a RoboMimic file of robosuite, or robosuite's own demo.hdf5",
+            )
+        names = tuple(name for name, node in data.items() if isinstance(node, h5py.Group))
+        lengths = tuple(_steps(data[name], name, path, raw) for name in names)
+        if not names:
+            raise DataError(f"{path}: data holds no episode", expected="groups data/demo_0, data/demo_1, ...")
+        return Source(path, names, lengths, env_args, raw)
+
+
+def _steps(demo: h5py.Group, name: str, path: Path, raw: bool) -> int:
+    states, actions = demo.get("states"), demo.get("actions")
+    if not isinstance(states, h5py.Dataset) or not isinstance(actions, h5py.Dataset):
+        lacking = "simulator states" if isinstance(actions, h5py.Dataset) else "actions"
+        raise DataError(
+            f"{path}: data/{name} holds no {lacking}",
+            expected="states and actions in every episode: pictures are drawn from states",
+            fix="use the raw or low-dimensional file that was recorded with states",
+        )
+    if states.ndim != 2 or len(states) != len(actions) or not len(actions):
+        raise DataError(
+            f"{path}: data/{name}/states has shape {states.shape}", expected=f"({len(actions)}, size), one per action"
+        )
+    if not raw and not isinstance(demo.get("obs"), h5py.Group):
+        raise DataError(
+            f"{path}: data/{name} has no observations", expected="data/demo_0/obs as in every other episode"
+        )
+    return len(actions)
+
+
+def _raw_env_args(data: h5py.Group, path: Path) -> dict[str, Any]:
+    """``env_args`` of robosuite's own recording: what it says, and this project's configuration for the rest."""
+    said = json_attribute(data, _RAW, path)
+    name = str(said.pop("env_name", "") or read_attribute(data, "env", path, ""))
+    args = RobosuiteConfig().env_args()
+    taken = {key: said[key] for key in ("robots", "controller_configs", "env_configuration") if said.get(key)}
+    version = str(read_attribute(data, "repository_version", path, "")) or args["env_version"]
+    return {**args, "env_name": name, "env_version": version, "env_kwargs": {**args["env_kwargs"], **taken}}
+
+
+def render_file(
+    source: Path,
+    out: Path,
+    config: RobosuiteConfig,
+    *,
+    compress: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Source:
+    """Write ``source`` with pictures of every state to ``out``, which appears whole or not at all.
+
+    Finished episodes wait in the folder ``.OUT.parts`` beside it: stopped, the same call goes on after them.
+
+    Args:
+        source: the file; it is not changed.
+        out: file to write; what stands there is replaced.
+        config: its cameras, and how they draw.
+        compress: compress pictures without loss (gzip): about a third of the size, ten times slower to read.
+        workers: processes; one per core unless given, 0 for none.
+        progress: called with the number of states that are drawn.
+
+    Raises:
+        DataError: the file cannot be drawn again; names the episode.
+        FlowPolicyError: not enough space on the disk, other work under way in the same place.
+
+    """
+    found = read_source(source)
+    config = dataclasses.replace(config, task=found.env_args["env_name"])
+    images = config.images()
+    folder = out.with_name(f".{out.name}.parts")
+    work = {
+        "source_sha256": unchanged_sha256(source),
+        "images": {key: image_json(image) for key, image in images.items()},
+        "compress": compress,
+    }
+    with held_alone(folder, f"flowpolicy data render --out {out}"):
+        _begin(folder, work)
+        parts = [
+            _Part(folder, name, steps, images, found.raw)
+            for name, steps in zip(found.names, found.lengths, strict=True)
+        ]
+        left = [part for part in parts if not part.finished]
+        _require_space(out, found, images, left)
+        drawn = found.steps - sum(part.steps for part in left)
+        if progress is not None:
+            progress(drawn)
+        count = min(len(left), len(os.sched_getaffinity(0)) if workers is None else workers)
+        create = functools.partial(_Drawer, found.env_args, config, source.absolute(), found.raw)
+        with naming_full_disk(out, "finished episodes are kept: the same command goes on after them"):
+            for part, _ in zip(
+                left, in_order(create, "draw", [(part,) for part in left], count) if left else (), strict=True
+            ):
+                drawn += part.steps
+                if progress is not None:
+                    progress(drawn)
+        with replacing(out) as temporary:
+            _assemble(temporary, found, images, parts, compress)
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def _begin(folder: Path, work: Mapping[str, Any]) -> None:
+    """Keep what an earlier call of the same work left, and nothing of another one's."""
+    if (folder / _WORK).exists() and read_json(folder / _WORK) == work:
+        return
+    for path in folder.iterdir():
+        if path.name != ".lock":
+            path.unlink()
+    write_json(folder / _WORK, work)
+
+
+def _require_space(out: Path, found: Source, images: Mapping[str, ImageSpec], left: Sequence[_Part]) -> None:
+    """Refuse a disk on which the parts that are left and the finished file do not fit."""
+    frame = sum(image.height * image.width * 3 for image in images.values())
+    needed = found.path.stat().st_size + frame * (found.steps + sum(part.steps for part in left))
+    free = shutil.disk_usage(out.parent).free
+    if needed * 1.02 > free:
+        raise FlowPolicyError(
+            f"{found.steps:,} x {len(images)} pictures for {out} need {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB "
+            "are free",
+            fix="free some space, choose a smaller --size, or write to another disk",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """The files of one episode: raw pictures of each camera, and the observations of a file that has none."""
+
+    folder: Path
+    name: str
+    steps: int
+    images: Mapping[str, ImageSpec]
+    raw: bool
+
+    @property
+    def finished(self) -> bool:
+        """Whether every file is there, whole."""
+        whole = [self.pictures(key).is_file() for key in self.images]
+        return all(whole) and (not self.raw or self.observations.is_file())
+
+    @property
+    def observations(self) -> Path:
+        return self.folder / f"{self.name}.npz"
+
+    def pictures(self, key: str) -> Path:
+        return self.folder / f"{self.name}.{key}"
+
+    def unfinished(self, key: str) -> Path:
+        return self.folder / f"{self.name}.{key}.tmp"
+
+    def blocks(self, key: str) -> Iterator[NDArray[np.uint8]]:
+        """Pictures of a camera, some at a time."""
+        shape = self.images[key].shape
+        size = int(np.prod(shape))
+        with self.pictures(key).open("rb") as stream:
+            while block := stream.read(max(1, _BLOCK // size) * size):
+                yield np.frombuffer(block, dtype=np.uint8).reshape(-1, *shape)
+
+
+class _Drawer:
+    """Draws episodes; lives in a worker process.
+
+    Args:
+        env_args: of the source.
+        config: cameras and settings.
+        source: the file.
+        raw: whether observations are computed too.
+
+    """
+
+    def __init__(self, env_args: Mapping[str, Any], config: RobosuiteConfig, source: Path, raw: bool) -> None:
+        keys = STATE_KEYS if raw else ()
+        self._env = RobosuiteEnv(env_args, keys, 0, config.cameras, config.render)
+        self._source, self._version = source, str(env_args.get("env_version", ""))
+
+    def draw(self, part: _Part) -> None:
+        """Write the files of one episode."""
+        with open_hdf5(self._source) as file:
+            demo = require_group(require_group(file, "data", self._source), part.name, self._source)
+            states, actions = (read_array(demo, key, self._source) for key in ("states", "actions"))
+            model = str(read_attribute(demo, "model_file", self._source, ""))
+        try:
+            self._env.load(model, states[0])
+        except Exception as error:  # robosuite raises whatever a model of another release makes it raise
+            raise DataError(
+                f"{self._source}: the model of {part.name} cannot be loaded: {type(error).__name__}: {error}",
+                expected=f"a file of robosuite {RobosuiteConfig().spec().env_version}, and it says {self._version}",
+            ) from error
+        streams = {key: part.unfinished(key).open("wb") for key in part.images}
+        try:
+            for state in states:
+                self._env.put(state)
+                for key, picture in self._env.look().items():
+                    streams[key].write(picture.data)
+        finally:
+            for stream in streams.values():
+                stream.close()
+        if part.raw:
+            _write_observations(part.observations, self._env, model, states, actions)
+        for key in part.images:
+            part.unfinished(key).replace(part.pictures(key))
+
+
+def _write_observations(path: Path, env: RobosuiteEnv, model: str, states: NDArray[Any], actions: NDArray[Any]) -> None:
+    """Observations before and after every action, its reward, and whether the task was solved or the episode over."""
+    seen, rewards, solved = [env.load(model, states[0])], [], []
+    for row in range(len(actions)):
+        if row + 1 < len(states):
+            env.put(states[row + 1])
+            seen.append(env.observe())
+        else:  # where the last action led was not recorded
+            env.load(model, states[row])
+            seen.append(env.step(actions[row]).obs)
+        rewards.append(env.reward(actions[row]))
+        solved.append(env.success())
+    dones = np.array(solved, dtype=np.int64)
+    dones[-1] = 1
+    columns = {f"obs/{key}": np.stack([one[key] for one in seen[:-1]]) for key in seen[0]}
+    columns |= {f"next_obs/{key}": np.stack([one[key] for one in seen[1:]]) for key in seen[0]}
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, rewards=np.array(rewards, dtype=np.float64), dones=dones, **columns)
+
+
+def _assemble(
+    path: Path, found: Source, images: Mapping[str, ImageSpec], parts: Sequence[_Part], compress: bool
+) -> None:
+    """Copy the source and put the pictures in."""
+    options: dict[str, Any] = {"compression": "gzip", "compression_opts": 1} if compress else {}
+    with open_hdf5(found.path) as source, h5py.File(path, "w") as file:
+        for name, node in source.items():
+            if name != "data":
+                source.copy(node, file, name)
+        data = file.create_group("data")
+        _copy_attributes(source["data"], data)
+        data.attrs["env_args"] = json.dumps(_described(found.env_args, images), indent=4)
+        data.attrs["rendered_from_sha256"] = unchanged_sha256(found.path)
+        data.attrs["total"] = found.steps
+        for part in parts:
+            demo = data.create_group(part.name)
+            _copy_episode(source["data"][part.name], demo, images)
+            if part.raw:
+                with np.load(part.observations) as columns:
+                    for key, column in columns.items():
+                        demo.create_dataset(key, data=column, track_times=False)
+            demo.attrs["num_samples"] = part.steps
+            for key, image in images.items():
+                node = demo.create_dataset(
+                    f"obs/{key}",
+                    (part.steps, *image.shape),
+                    np.uint8,
+                    chunks=(1, *image.shape),
+                    track_times=False,
+                    **options,
+                )
+                row = 0
+                for block in part.blocks(key):
+                    node[row : row + len(block)] = block
+                    row += len(block)
+
+
+def _copy_episode(source: h5py.Group, demo: h5py.Group, images: Mapping[str, ImageSpec]) -> None:
+    """Everything but older pictures of the same cameras."""
+    _copy_attributes(source, demo)
+    for name, node in source.items():
+        if isinstance(node, h5py.Group) and name in ("obs", "next_obs"):
+            inner = demo.create_group(name)
+            for key, column in node.items():
+                if key not in images:
+                    source.copy(column, inner, key)
+        else:
+            source.copy(node, demo, name)
+
+
+def _copy_attributes(source: h5py.Group, target: h5py.Group) -> None:
+    for name, value in source.attrs.items():
+        target.attrs[name] = value
+
+
+def _described(env_args: Mapping[str, Any], images: Mapping[str, ImageSpec]) -> dict[str, Any]:
+    """``env_args`` with the pictures: in RoboMimic's words for its tools, and in ours, which say how they are drawn."""
+    cameras = {
+        "camera_names": [key.removesuffix(PICTURE) for key in images],
+        "camera_heights": [image.height for image in images.values()],
+        "camera_widths": [image.width for image in images.values()],
+        "camera_depths": False,
+        "use_camera_obs": True,
+        "has_offscreen_renderer": True,
+    }
+    said = {**env_args.get("images", {}), **{key: image_json(image) for key, image in images.items()}}
+    return {**env_args, "env_kwargs": {**env_args.get("env_kwargs", {}), **cameras}, "images": said}
