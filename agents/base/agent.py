@@ -69,6 +69,11 @@ class TrainedAgent(nn.Module):
         """Add the networks that only training needs, as attributes; their first weights follow the seed."""
 
     @property
+    def exact(self) -> str:
+        """Why a part of the loss must be computed in float32; empty where none must."""
+        return ""
+
+    @property
     def averaging(self) -> float | None:
         """Decay of the averaged weights, or None where the policy uses the newest ones."""
         raise NotImplementedError

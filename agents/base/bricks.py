@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.agents.base.value_learning import Transition
+from flowpolicy.core.devices import exactly
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Share
 from flowpolicy.core.streams import Streams
@@ -24,6 +25,8 @@ from flowpolicy.nets.critic import Aggregation, Critic
 from flowpolicy.policy.actor import Actor
 from flowpolicy.policy.samplers import FlowSampler
 
+DERIVATIVE = "the forward derivative of the flow map"
+"""Why the loss of a flow map is computed in float32: it regresses on a derivative of its own network."""
 SolverName = Literal["euler", "midpoint", "heun"]
 STRAIGHT = Linear()
 
@@ -97,16 +100,17 @@ def map_loss(
     ``kappa`` is the share of the pair's velocity in what the derivative follows, see :class:`ImprovedMeanFlow`.
     """
     objective = MeanFlow() if kappa == 1 else ImprovedMeanFlow(kappa=kappa)
-    problem = Problem(
-        actor.net,
-        interpolate(noise, t.action, start),
-        velocity(noise, t.action),
-        start,
-        end,
-        actor.encoder(t.obs).cond,
-        pairs.diagonal(len(noise)),
-    )
-    return objective.loss(problem, t.valid, Squared(), STRAIGHT)
+    with exactly(noise.device):
+        problem = Problem(
+            actor.net,
+            interpolate(noise, t.action, start),
+            velocity(noise, t.action),
+            start,
+            end,
+            actor.encoder(t.obs).cond,
+            pairs.diagonal(len(noise)),
+        )
+        return objective.loss(problem, t.valid, Squared(), STRAIGHT)
 
 
 def jump_from(actor: Actor, obs: Streams, noise: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:

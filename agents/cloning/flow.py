@@ -6,6 +6,7 @@ their own are :mod:`flowpolicy.agents.cloning.flow_bc` and :mod:`flowpolicy.agen
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from typing import Annotated, Any, cast
@@ -16,8 +17,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
+from flowpolicy.agents.base.bricks import DERIVATIVE
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.agents.students.teacher import Teacher, load_teacher, pairs, start_from
+from flowpolicy.core.devices import exactly
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS
 from flowpolicy.core.protocols import Metrics
@@ -131,6 +134,11 @@ class FlowAgent(ImitationAgent):
             self.ema.restart(self.actor)
 
     @property
+    @override
+    def exact(self) -> str:
+        return DERIVATIVE if self.spec.consistency.forward_mode else ""
+
+    @property
     def sampler(self) -> Sampler:
         """The sampling side of the spec."""
         return FlowSampler(self.sampling)
@@ -234,7 +242,8 @@ class FlowAgent(ImitationAgent):
             cond = torch.where(d["drop"].unsqueeze(1), cast(Tensor, actor.null), cond)
         if spec.source.inputs:
             cond = torch.cat([d["share"].unsqueeze(1), cond], dim=1)
-        loss, metrics = self._matching(noise, data, cond, valid, d)
+        with exactly(data.device) if self.exact else contextlib.nullcontext():
+            loss, metrics = self._matching(noise.float(), data, cond.float(), valid, d)
         if divergence is not None:
             loss = loss + cast(Mixed, spec.source).beta * divergence
             metrics["divergence"] = divergence.detach()

@@ -21,12 +21,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.agents.base.agent import joined, parted
+from flowpolicy.agents.base.bricks import DERIVATIVE
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.groups.assessment import Assessment, Assessor, field, velocity_errors
 from flowpolicy.agents.groups.group_file import Groups
 from flowpolicy.core import keys
 from flowpolicy.core.columns import plain
+from flowpolicy.core.devices import exactly
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Positive, Share
@@ -189,6 +191,12 @@ class GDROAgent(ImitationAgent):
         return self.config.sampler
 
     @property
+    def exact(self) -> str:
+        """The self-consistency of a flow map."""
+        flow = self.config.sampler.flow
+        return DERIVATIVE if flow and flow.sampling.two_time else ""
+
+    @property
     def stopped(self) -> bool:
         """Whether patience has run out."""
         return 0 < self.config.patience <= int(self.assessment.stale)
@@ -261,7 +269,8 @@ class GDROAgent(ImitationAgent):
             tilted = chunks[torch.arange(len(chunks), device=chunks.device), chosen]
             both = {name: torch.cat([obs[name], own[name]]) for name in obs}
             chunks, valid = torch.cat([tilted, data]), torch.cat([valid, windows[keys.VALID]])
-            terms["map_loss"] = self.map_loss(both, chunks, valid, draws)
+            with exactly(chunks.device):
+                terms["map_loss"] = self.map_loss(both, chunks, valid, draws)
             weights["map_loss"] = config.map_weight
         total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         metrics = {name: value.detach() for name, value in terms.items()}

@@ -23,9 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowpolicy.agents.base.bricks import flow_loss, flow_of, flow_sample, jump_to_action, map_loss, q_term
+from flowpolicy.agents.base.bricks import DERIVATIVE, flow_loss, flow_of, flow_sample, jump_to_action, map_loss, q_term
 from flowpolicy.agents.base.optimizer import Adam
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
+from flowpolicy.core.devices import exactly
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive
@@ -141,6 +142,11 @@ class FisherAgent(ValueAgent):
         sampler = best_of_candidates(base, config.candidates, config.critic)
         return PolicyConfig(config.net, config.encoder, sampler)
 
+    @property
+    def exact(self) -> str:
+        """What a shift costs is a quotient of small differences."""
+        return "what shifts are charged" + (f", and {DERIVATIVE}" if self.config.base == "map" else "")
+
     def build_networks(self) -> None:
         """The dual variable."""
         self.dual = Dual(self.config.initial_weight)
@@ -198,7 +204,8 @@ class FisherAgent(ValueAgent):
         shift = self.shift(base, cond)
         chunk = base + shift
         climb, metrics = q_term(self.critic, t.obs, self.normalizer.within(chunk), normalize=config.normalize_q)
-        charge = self.charge(t, cond, base, shift, draws)
+        with exactly(base.device):
+            charge = self.charge(t, cond.float(), base.float(), shift.float(), draws)
         spent, beyond = charge.divergence.mean(), fisher.overflow(chunk)
         loss = climb + dual.log_weight.exp().detach() * spent + config.overflow * beyond
         metrics |= {

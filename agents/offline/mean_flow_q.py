@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowpolicy.agents.base.bricks import jump_from, jump_to_action, map_loss, q_term
+from flowpolicy.agents.base.bricks import DERIVATIVE, jump_from, jump_to_action, map_loss, q_term
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
@@ -104,6 +104,11 @@ class MeanFlowQAgent(ValueAgent):
         config = self.config
         sampler = best_of_candidates(MAP, config.candidates, config.critic)
         return PolicyConfig(config.net, config.encoder, sampler)
+
+    @property
+    def exact(self) -> str:
+        """The MeanFlow loss."""
+        return DERIVATIVE
 
     def draw(self, action: Float[Tensor, "b h a"], generator: torch.Generator) -> MeanFlowQDraws:
         """Noises and intervals."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Literal
+
 import torch
 
 from flowpolicy.core.errors import ConfigError
@@ -28,6 +32,34 @@ def find_device(name: torch.device | str) -> torch.device:
     if device.type not in ("cpu", "cuda", "meta"):
         raise ConfigError(f"--device {device} is not supported", expected=_known())
     return device
+
+
+Precision = Literal["fp32", "tf32", "bf16"]
+"""Numbers in which matrix products are computed; weights, sums and everything else stay float32."""
+
+
+@contextlib.contextmanager
+def multiplying(precision: Precision, device: torch.device | str) -> Iterator[None]:
+    """Inside, matrix products on ``device`` are computed in ``precision``, those of gradients too."""
+    place = torch.device(device)
+    if precision == "bf16":
+        # Without the cache: a weight that was converted where no gradient is taken would be without one afterwards.
+        with torch.autocast(place.type, torch.bfloat16, cache_enabled=False):
+            yield
+    elif precision == "tf32" and place.type == "cuda":
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+    else:
+        yield
+
+
+def exactly(device: torch.device | str) -> torch.autocast:
+    """A context in which bfloat16 is not used: for what differences and derivatives of products decide."""
+    return torch.autocast(torch.device(device).type, enabled=False)
 
 
 def settle(device: torch.device | str) -> None:

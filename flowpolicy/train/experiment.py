@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from flowpolicy.core import keys
 from flowpolicy.core.config import changed
+from flowpolicy.core.devices import Precision
 from flowpolicy.core.errors import ConfigError, ContractError, DataError, DataWarning
 from flowpolicy.core.files import unchanged_sha256
 from flowpolicy.core.protocols import BatchSource
@@ -73,6 +74,9 @@ class Experiment:
     other in spin loops and stall beside any busy process; one thread per run and several runs do not."""
     device: str = "cpu"
     """'cpu' or a CUDA device."""
+    precision: Precision = "fp32"
+    """Of matrix products: 'fp32'; 'tf32' with ten bits of mantissa on GPUs of 2020 and later; 'bf16' with seven, on any
+    device. Weights stay float32, and so do forward derivatives (MeanFlow) and what shifts are charged (fisher)."""
     tensorboard: bool = True
     """Write TensorBoard events beside metrics.csv."""
     wandb: str = ""

@@ -14,10 +14,10 @@ import torch
 
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import encode
-from flowpolicy.core.devices import find_device, settle
+from flowpolicy.core.devices import Precision, find_device, multiplying, settle
 from flowpolicy.core.errors import ConfigError, DataWarning, TrainingError
 from flowpolicy.core.files import read_json, write_json, write_tensors, write_text
-from flowpolicy.core.protocols import Metrics, VecEnv
+from flowpolicy.core.protocols import Agent, Metrics, VecEnv
 from flowpolicy.core.seed import derive, torch_generator
 from flowpolicy.core.spec import Spec, load_contract, save_contract
 from flowpolicy.train.compiling import decided, operators
@@ -90,6 +90,7 @@ class Trainer:
         else:
             start.hand_over(self.agent)
         self.source = start.source(self.agent)
+        self.precision = _usable_precision(self.experiment, self.agent)
         # The position of the batch stream is also the sampler's cursor: batches are drawn with replacement.
         self.streams = {
             name: torch_generator(experiment.seed, name, device=experiment.device) for name in ("batches", "noise")
@@ -131,7 +132,7 @@ class Trainer:
         start = time.perf_counter()
         batch = self.source.draw(self.streams["batches"])
         drawn = time.perf_counter()
-        with operators(self.experiment.compile):
+        with operators(self.experiment.compile), multiplying(self.precision, self.experiment.device):
             metrics = self.agent.update(batch, self.streams["noise"])
         done = time.perf_counter()
         self.step += 1
@@ -254,3 +255,23 @@ class Trainer:
                 "",
             ]
         )
+
+
+def _usable_precision(experiment: Experiment, agent: Agent) -> Precision:
+    """What of the precision that is asked for has a meaning here; says where it has none."""
+    asked, place = experiment.precision, torch.device(experiment.device)
+    exact = str(getattr(agent, "exact", ""))
+    why = ""
+    if asked == "tf32" and place.type != "cuda":
+        why = f"{place.type} has no such numbers, and computes in float32"
+    elif asked == "tf32" and torch.cuda.get_device_capability(place)[0] < 8:
+        why = f"{torch.cuda.get_device_name(place)} has no such numbers, and computes in float32"
+    elif asked == "tf32" and exact:
+        # A derivative's products are those of its loss: they cannot be told from the rest.
+        why = f"the losses of {type(experiment.agent).__name__} are computed in float32 as a whole: {exact}"
+    elif asked == "bf16" and exact:
+        warnings.warn(f"--precision {asked}: what cannot be in it stays float32: {exact}", stacklevel=3)
+    if why:
+        warnings.warn(f"--precision {asked} changes nothing here: {why}", stacklevel=3)
+        return "fp32"
+    return asked

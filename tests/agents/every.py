@@ -69,19 +69,19 @@ EVERY = (*CLONING, *OFFLINE, *STUDENTS, *GROUPS)
 STEPS = 10
 
 
-def make(name, folder, *, compile=False, scaling="none"):
+def make(name, folder, *, compile=False, scaling="none", seed=0, device="cpu"):
     """An agent and a function of a generator that makes its batches; ``folder`` keeps the teacher of a student."""
     if name in GROUPS:
         base, groups = _base(), _groups()
         config = post_training.config_for(base, **{"bc_weight": 0.5, "anchor": 0.1, **GROUPS[name]})
         config = _scaled(config, scaling)
-        options = {"base": base, "groups": groups, "steps": STEPS, "seed": 0, "compile": compile}
+        options = {"base": base, "groups": groups, "steps": STEPS, "seed": seed, "compile": compile, "device": device}
         agent = config.build(base.contract, base.normalizer, **options)
         return agent, lambda random: post_training.batch(groups, random, ROWS)
     config = CLONING.get(name) or OFFLINE.get(name) or _student(name, folder)
     config = _scaled(config, scaling)
     contract = dataclasses.replace(CONTRACT, history=1, chunk=config.chunk, execute=config.execute, nfe=config.nfe)
-    agent = config.build(contract, Normalizer({"state": 2}, 2), steps=STEPS, seed=0, compile=compile)
+    agent = config.build(contract, Normalizer({"state": 2}, 2), steps=STEPS, seed=seed, compile=compile, device=device)
     return agent, functools.partial(transitions if name in OFFLINE else windows, chunk=config.chunk)
 
 

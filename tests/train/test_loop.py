@@ -272,3 +272,23 @@ def test_value_learning_resumes_bit_for_bit(killed_at, offline, env, tmp_path):
 def test_numbers_below_one_are_refused(field):
     with pytest.raises(ConfigError, match=field.replace("_", "-")):
         dataclasses.replace(PRESETS["debug"][1], **{field: 0})
+
+
+def test_bfloat16_is_recorded_and_resumed_bit_for_bit(experiment, env, tmp_path):
+    experiment, whole, broken = dataclasses.replace(experiment, precision="bf16"), tmp_path / "whole", tmp_path / "cut"
+    with pytest.warns(UserWarning, match="what cannot be in it stays float32: the forward derivative"):
+        newest = Trainer(experiment, whole, env).train()
+    assert read_json(newest / "config.json")["experiment"]["precision"] == "bf16"
+    shutil.copytree(whole, broken)
+    for folder in (broken / "checkpoints").glob("step_*"):
+        if int(folder.name.split("_")[1]) > 5:
+            shutil.rmtree(folder)
+    (broken / "checkpoints" / "LATEST").write_text("step_00000005\n")
+    Trainer(experiment, broken, env, resume=True).train()
+    compare(checkpoint.resolve(whole), checkpoint.resolve(broken))
+
+
+def test_a_precision_that_this_device_lacks_is_told(experiment, env, tmp_path):
+    experiment = dataclasses.replace(experiment, precision="tf32")
+    with pytest.warns(UserWarning, match="--precision tf32 changes nothing here: cpu has no such numbers"):
+        assert Trainer(experiment, tmp_path / "run", env).precision == "fp32"

@@ -1,46 +1,95 @@
-"""CUDA graphs: one launch replays every kernel of ``act``. Needs a GPU; never measured on one, see the README."""
+"""CUDA graphs: one launch replays every kernel of ``act``, and both copies. Needs a GPU; has not run on one yet."""
 
 from __future__ import annotations
 
-import torch
+import math
+from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.nets.layers import whole_operators
 from flowpolicy.policy.engines.engine import Buffers, Program
 from flowpolicy.policy.graph import ActGraph
 from flowpolicy.policy.policy import Policy
 
+_ALIGNED = 64  # bytes: kernels read vectors of numbers
+_WARM = 3
+
 
 @torch.inference_mode()
 def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program:
-    """Capture ``act`` once over fixed device buffers.
+    """Capture ``act`` once over fixed buffers: all inputs in one copy, the chunk in another, one wait behind them.
 
-    The host side is page-locked, so that both copies run in the stream without a stop. The only wait is for the
-    event behind the copy of the chunk to the host.
+    Layers call torch's own operators: a third of the kernels that their parts, which only derivatives need, would be.
+
+    Raises:
+        ConfigError: something in the policy cannot be captured.
+
     """
-    graph = ActGraph(policy, nfe).to(device)
-    sizes = policy.shapes.buffers(batch)
-    host = [torch.from_numpy(buffer).pin_memory() for buffer in (*sizes.inputs, sizes.chunk)]
-    inputs = [buffer.to(device) for buffer in host[:-1]]
-    # Capture fails on what is created lazily (library handles, workspaces): run first, on a stream of its own.
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            graph(*inputs)
-    stream.synchronize()
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured, stream=stream):
-        output = graph(*inputs)
-    done = torch.cuda.Event()
+    if (flow := policy.config.sampler.flow) and (reason := flow.sampling.guidance.waits):
+        raise ConfigError(f"no CUDA graph can hold this policy: {reason}", fix="--engine eager")
+    graph, sizes = ActGraph(policy, nfe).to(device), policy.shapes.buffers(batch)
+    host = packed([torch.from_numpy(value) for value in sizes.inputs], pinned=True)
+    there = host.memory.to(device)
+    inputs = views(there, host.views)
+    chunk = torch.from_numpy(sizes.chunk).pin_memory()
+    stream, done = torch.cuda.Stream(device), torch.cuda.Event()
 
-    @torch.inference_mode()
+    def decide() -> None:
+        there.copy_(host.memory, non_blocking=True)
+        chunk.copy_(graph(*inputs), non_blocking=True)
+
+    captured = torch.cuda.CUDAGraph()
+    try:
+        with whole_operators():
+            # Capture fails on what is created lazily (library handles, workspaces): run first, on the same stream.
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM):
+                    decide()
+            stream.synchronize()
+            with torch.cuda.graph(captured, stream=stream):
+                decide()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"no CUDA graph can hold this policy: {str(error).splitlines()[0]}", fix="--engine eager"
+        ) from error
+
     def run() -> None:
         with torch.cuda.stream(stream):
-            for source, target in zip(host, inputs, strict=False):
-                target.copy_(source, non_blocking=True)
             captured.replay()
-            host[-1].copy_(output, non_blocking=True)
             done.record(stream)
         done.synchronize()
 
-    obs, noise, *committed, chunk = (buffer.numpy() for buffer in host)
-    return Program(Buffers(obs, noise, chunk, *committed), run)
+    obs, noise, *committed = (value.numpy() for value in host.views)
+    return Program(Buffers(obs, noise, chunk.numpy(), *committed), run)
+
+
+class Packed(NamedTuple):
+    """Tensors side by side in one piece of memory."""
+
+    memory: Tensor
+    """Bytes."""
+    views: list[Tensor]
+    """The tensors, parts of it."""
+
+
+def packed(tensors: list[Tensor], *, pinned: bool) -> Packed:
+    """Copies of ``tensors`` in one piece, which one transfer moves; page-locked, so that it need not stop, if asked."""
+    size = sum(_ALIGNED * math.ceil(value.nbytes / _ALIGNED) for value in tensors)
+    memory = torch.zeros(size, dtype=torch.uint8, pin_memory=pinned)
+    found = views(memory, tensors)
+    for view, value in zip(found, tensors, strict=True):
+        view.copy_(value)
+    return Packed(memory, found)
+
+
+def views(memory: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """Parts of ``memory`` with the types and shapes of tensors that were packed."""
+    found, start = [], 0
+    for value in like:
+        found.append(memory[start : start + value.nbytes].view(value.dtype).view(value.shape))
+        start += _ALIGNED * math.ceil(value.nbytes / _ALIGNED)
+    return found

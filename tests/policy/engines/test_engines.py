@@ -11,7 +11,7 @@ from flowpolicy.core.errors import ConfigError, FlowPolicyError
 from flowpolicy.core.seed import numpy_generator
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.policy import load_engine
-from flowpolicy.policy.engines import ENGINES, TOLERANCE
+from flowpolicy.policy.engines import ENGINES, TOLERANCE, cuda_graph
 from flowpolicy.policy.exporting import export
 from flowpolicy.policy.graph import ActGraph
 
@@ -209,3 +209,11 @@ def test_the_table_of_engines_is_what_can_be_asked_for(contract, tmp_path):
     with pytest.raises(ConfigError) as error:
         load_engine(tmp_path, "none")
     assert all(name in str(error.value) for name in ENGINES)
+
+
+def test_inputs_travel_in_one_piece():
+    given = [torch.randn(3, 5), torch.arange(7), torch.randn(2, 2, 2)]
+    host = cuda_graph.packed(given, pinned=False)
+    there = cuda_graph.views(host.memory.clone(), host.views)
+    for view, value in zip((*host.views, *there), (*given, *given), strict=True):
+        assert torch.equal(view, value) and view.dtype == value.dtype and view.is_contiguous()

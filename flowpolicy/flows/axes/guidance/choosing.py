@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -39,6 +40,8 @@ class Projection(Aimed):
                 f"{self.flag} of {self.samples} samples with the shrinkage {self.shrinkage}",
                 expected="1 sample or at least 3, a shrinkage in [0, 1]",
             )
+
+    waits: ClassVar[str] = "which chunks leave the limits, and whether the goal is met, is read at the end"
 
     @property
     @override

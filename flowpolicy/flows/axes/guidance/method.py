@@ -70,6 +70,8 @@ class Guidance(Value):
     """Whether it needs the data that a velocity points to."""
     continues: ClassVar[bool] = False
     """Whether it looks at the previous chunk."""
+    waits: ClassVar[str] = ""
+    """Why every decision on a GPU waits for the processor on the way; empty where none does."""
     repeatable: ClassVar[bool] = False
     """Whether it asks for several chunks of the same noise, which a stochastic solver does not give."""
 

@@ -29,6 +29,7 @@ class Steering(Guidance):
     """
 
     intermediate: ClassVar[bool] = True
+    waits: ClassVar[str] = "which step of the solver a velocity is asked for is read from its time"
 
     def steer(
         self, x: Tensor, t: Tensor, step: tuple[float, float], look: Look, at: Situation

@@ -1,0 +1,106 @@
+"""Every agent and every value of the laboratory on a simulated GPU: nothing meets on two devices, and nothing waits."""
+
+import collections
+import contextlib
+import gc
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from flowpolicy.agents.cloning.flow import Flow
+from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS, VALID
+from flowpolicy.core.seed import torch_generator
+from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
+from flowpolicy.data.normalize import Normalizer
+
+from ..conftest import unchecked
+from .cloning.test_flow import SMALL, covering_array, evaluations_for
+from .every import EVERY, make, update
+from .simulated_gpu import CUDA, CudaGenerator, simulated_gpu
+
+STOPPED = (DataDependentOutputException, RuntimeError)
+"""What a tensor without values raises where its value is asked for."""
+OPTIONS = {"steps": 10, "seed": 0, "compile": False}
+WAITS = {"gdro", "gdro_uniform", "trajectory_balance"}
+"""Agents that assess their policy as they are made, which reads numbers."""
+
+
+def devices(tensors):
+    return collections.Counter(value.device.type for value in tensors)
+
+
+@pytest.fixture(autouse=True)
+def uncollected():
+    """PyTorch 2.11 crashes where Python collects such tensors: they stay."""
+    gc.disable()
+
+
+class Number(int):
+    """A count of a checkpoint: a tensor would have no value in there."""
+
+
+def counted(state):
+    """A stored state whose numbers of updates can be read."""
+    return {
+        file: {key: Number(value) if key.endswith("updates") else value for key, value in part.items()}
+        for file, part in state.items()
+    }
+
+
+def on_gpu(batch):
+    return batch.to(CUDA)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in WAITS])
+def test_an_agent_updates_resumes_and_acts_there(name, tmp_path):
+    """Moments go where the parameters are, and the policy is there as a whole."""
+    here, batches = make(name, tmp_path)
+    update(here, batches, 2)
+    stored, batch = counted(here.state_dict()), batches(torch_generator(1))
+    with unchecked(), simulated_gpu():
+        agent = here.config.build(here.contract, Normalizer({"state": 2}, 2), device=CUDA, **OPTIONS)
+        generator = CudaGenerator()
+        for _ in range(2):
+            agent.update(on_gpu(batch), generator)
+        agent.load_state_dict(stored)
+        agent.update(on_gpu(batch), generator)
+        state = {f"{file}/{key}": value for file, part in agent.state_dict().items() for key, value in part.items()}
+        elsewhere = [key for key, value in state.items() if value.device != CUDA and not key.endswith("updates")]
+        assert not elsewhere
+        policy = agent.policy()
+        assert set(devices([*policy.parameters(), *policy.buffers()])) == {"cuda"}
+        obs = {"state": torch.zeros(3, policy.contract.history, 2, device=CUDA)}
+        assert policy.act(obs, generator).device == CUDA
+
+
+def _named(chosen):
+    return "-".join(value.name for value in chosen.values())
+
+
+LABORATORY = {
+    (value.axis, value.name): chosen
+    for chosen in covering_array()[0]
+    for value in chosen.values()
+    if chosen.source.name != "student-t"  # whose gamma distribution no simulation knows
+}
+"""A valid spec for every other value that stands in one."""
+
+
+@pytest.mark.parametrize("chosen", dict.fromkeys(LABORATORY.values()), ids=_named)
+def test_a_value_of_the_laboratory_trains_and_acts_there(chosen):
+    config = Flow(**SMALL, flow=chosen, nfe=evaluations_for(chosen))
+    contract = Contract(Spec({"state": ObservationSpec((2,))}, ActionSpec(2)), 1, 2, 2, config.nfe)
+    with unchecked(), simulated_gpu():
+        agent = config.build(contract, Normalizer({"state": 2}, 2), device=CUDA, **OPTIONS)
+        state, action = torch.zeros(16, 1, 2, device=CUDA), torch.zeros(16, 2, 2, device=CUDA)
+        valid = torch.ones(16, 2, dtype=torch.bool, device=CUDA)
+        batch = {OBS: {"state": state}, ACTION: action, VALID: valid, PREVIOUS: action.flip(0), KNOWN: valid}
+        stops = contextlib.nullcontext() if not chosen.coupling.waits else pytest.raises(STOPPED)
+        with stops:
+            agent.update(TensorDict(batch, [16]), CudaGenerator())
+        stops = contextlib.nullcontext() if not chosen.guidance.waits else pytest.raises(STOPPED)
+        with stops:
+            chunk = agent.policy().act({"state": state[:3]}, CudaGenerator())
+            assert chunk.device == CUDA
