@@ -53,12 +53,10 @@ def serve(
         device: where the policy computes: cpu or a CUDA device, where 'auto' takes 'cuda_graph'.
 
     """
-    import asyncio
-
     from flowpolicy.serve.process import serve_until_stopped
 
     load = _loader(run, nfes, engine, threads, config.max_batch, device)
-    asyncio.run(serve_until_stopped(run, load, config, _token(token_file)))
+    serve_until_stopped(run, load, config, _token(token_file))
 
 
 def _token(path: Path | None) -> str:

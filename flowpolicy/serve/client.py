@@ -162,6 +162,8 @@ class PolicyClient:
         self._next += 1
         message = {"type": "act", "id": number, "budget_ms": budget_ms, "obs": dict(obs), "seed": self.seed}
         message |= {name: value for name, value in (("prefix", prefix), ("noise", noise)) if value is not None}
+        if "sent_ms" in self.hello.get("optional", ()):  # the server then knows how long the request waited to be read
+            message["sent_ms"] = 1e3 * start
         try:
             self._connection.send(pack(message))
         except (ConnectionClosed, OSError) as error:

@@ -1,70 +1,90 @@
-"""The queue between clients and engine: admits, batches, computes, answers or says that it is too late."""
+"""The queue between connections and engine: who is computed next, with whom, and who is told that there is no time.
+
+It knows no event loop and no thread: the time is an argument, and :mod:`flowpolicy.serve.engine_loop` runs it.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
 
 from flowpolicy.core.errors import ServingError
 from flowpolicy.serve.metrics import ServerMetrics
 from flowpolicy.serve.model import Model
-from flowpolicy.serve.protocol import ActRequest
+from flowpolicy.serve.protocol import ActRequest, Asked, request_from
 from flowpolicy.serve.scheduler import DeadlineScheduler
 
 log = logging.getLogger("flowpolicy.serve")
 
-Answer = Callable[[dict[str, Any]], None]
-"""Takes the one message that a request is answered with. Must not block."""
+
+class Robot(Protocol):
+    """Whom a request comes from: one connection."""
+
+    served: float
+    """When it was last given a chunk, or connected: who was served longest ago comes first when not all can be."""
+
+    def answer(self, message: dict[str, Any]) -> None:
+        """Send the one message that a request is answered with. Must not block."""
+
+    def fault(self, message: dict[str, Any]) -> None:
+        """Send the answer to a request whose arrays are wrong."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Waiting:
-    request: ActRequest
-    owner: object
-    answer: Answer
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Waiting:
+    """A request that waits."""
+
+    asked: Asked
+    robot: Robot
     arrival: float
     deadline: float
 
+    @property
+    def served(self) -> float:
+        """When its robot was last given a chunk."""
+        return self.robot.served
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Requests that are computed together."""
+
+    model: Model
+    nfe: int
+    waiting: list[Waiting]
+    requests: list[ActRequest]
+    start: float
+
+    def compute(self) -> np.ndarray:
+        """Their chunks (b, h, a)."""
+        return self.model.act(self.nfe, self.requests)
+
 
 class Dispatcher:
-    """Runs in the server's event loop; the engine computes in one thread of its own, or, when it is fast, in the loop.
+    """Takes requests, forms batches, answers.
 
-    Every submitted request is answered exactly once, by a chunk in time, as late, or with an error, unless its
-    owner was forgotten.
+    At most one request of a connection waits: a newer one takes its place. Every request is answered exactly once, by a
+    chunk in time, as late, or with an error, unless its robot was forgotten.
 
     Args:
         model: what computes.
         metrics: counts what happens.
-        clock: monotonic seconds; deadlines are counted in it.
         margin_s: see :class:`flowpolicy.serve.scheduler.DeadlineScheduler`.
         window_s: likewise.
-        inline_s: batches that take less are computed in the event loop.
-        max_waiting: requests that may wait, whatever their deadlines.
 
     """
 
-    def __init__(
-        self,
-        model: Model,
-        metrics: ServerMetrics,
-        clock: Callable[[], float],
-        *,
-        margin_s: float,
-        window_s: float,
-        inline_s: float,
-        max_waiting: int,
-    ) -> None:
-        self.metrics, self.clock, self.max_waiting, self.inline_s = metrics, clock, max_waiting, inline_s
+    def __init__(self, model: Model, metrics: ServerMetrics, *, margin_s: float, window_s: float) -> None:
+        self.metrics = metrics
         self._timing = {"margin_s": margin_s, "window_s": window_s}
         self.replace(model)
-        self._queue: list[_Waiting] = []
-        self._free_at, self._computing = clock(), False
-        self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flowpolicy-engine")
+        self._queue: dict[Robot, Waiting] = {}
+        self._computing: Batch | None = None
+        self._free_at = 0.0
+        self._left: float | None = None
 
     @property
     def waiting(self) -> int:
@@ -76,105 +96,117 @@ class Dispatcher:
         self.model = model
         self.scheduler = DeadlineScheduler(model.table, **self._timing)
 
-    def submit(self, request: ActRequest, owner: object, answer: Answer) -> None:
-        """Queue a request, or answer at once that there is no time for it."""
-        now = self.clock()
-        deadline = now + request.budget_ms / 1000
+    def submit(self, asked: Asked, robot: Robot, arrival: float) -> None:
+        """Queue a request that arrived at ``arrival``; an older one of the same robot is told that it is over."""
         self.metrics.count("requests")
-        deadlines = [waiting.deadline for waiting in self._queue]
-        busy = bool(self._queue) or self._computing
-        table = self.model.table
-        hopeless = now + table.seconds(table.nfes[0], 1) > deadline
-        # With nothing else to do, whatever is not hopeless is tried; otherwise it must not cost others their deadline.
-        held = not busy or self.scheduler.admits(max(now, self._free_at), deadlines, deadline)
-        if held and not hopeless and len(self._queue) < self.max_waiting:
-            self._queue.append(_Waiting(request, owner, answer, now, deadline))
-            self._queue.sort(key=lambda waiting: waiting.deadline)
-            self._arrived.set()
-        elif busy:
+        older = self._queue.pop(robot, None)
+        if older is not None:
+            self.metrics.count("superseded")
+            robot.answer(error_message(older.asked.id, _SUPERSEDED))
+        self._queue[robot] = Waiting(asked, robot, arrival, arrival + asked.budget_ms / 1000)
+
+    def forget(self, robot: Robot) -> None:
+        """Drop what a robot that went away still waits for."""
+        self._queue.pop(robot, None)
+
+    def choose(self, now: float, clients: int) -> Batch | float | None:
+        """Refuse what cannot be answered in time, and choose what to compute.
+
+        Args:
+            now: monotonic seconds.
+            clients: how many requests may come together.
+
+        Returns:
+            A batch to compute, which :meth:`finish` or :meth:`fail` must end; or seconds after which to ask again,
+            unless something happens before; or None.
+
+        """
+        busy = self._computing is not None
+        sifted = self.scheduler.sift(now, max(now, self._free_at) if busy else now, self._queue.values())
+        for waiting in sifted.late:
+            del self._queue[waiting.robot]
+            self._late(waiting, now)
+        for waiting in sifted.shed:
+            del self._queue[waiting.robot]
             self.metrics.count("shed")
-            answer(error_message(request.id, _OVERLOADED))
-        else:
-            self._late(_Waiting(request, owner, answer, now, deadline), now)
+            waiting.robot.answer(error_message(waiting.asked.id, _OVERLOADED))
+        if busy:
+            return None
+        left, self._left = self._left, None
+        plan = self.scheduler.plan(now, sifted.kept, clients, sifted.rows)
+        if not plan.rows:
+            return plan.wait or None
+        if left is not None:
+            self.model.table.observe_between(now - left)
+        return self._batch(sifted.kept[: plan.rows], plan.nfe, now)
 
-    def forget(self, owner: object) -> None:
-        """Drop what a client that went away still waits for."""
-        self._queue = [waiting for waiting in self._queue if waiting.owner is not owner]
-
-    async def run(self, clients: Callable[[], int]) -> None:
-        """Serve the queue until cancelled; ``clients`` tells how many requests may come together."""
-        while True:
-            self._arrived.clear()
-            if not self._queue:
-                await self._arrived.wait()
-                continue
-            now = self.clock()
-            deadlines = [waiting.deadline for waiting in self._queue]
-            oldest = min(waiting.arrival for waiting in self._queue)
-            plan = self.scheduler.plan(now, deadlines, now - oldest, clients())
-            late, batch = self._queue[: plan.late], self._queue[plan.late : plan.late + plan.rows]
-            self._queue = self._queue[plan.late + plan.rows :]
-            for waiting in late:
-                self._late(waiting, now)
-            if batch:
-                await self._compute(batch, plan.nfe, now)
-                if self._queue:  # a computation in the loop must not keep answers from being written
-                    await asyncio.sleep(0)
-            elif plan.wait:
-                await _wait(self._arrived, plan.wait)
-
-    async def close(self) -> None:
-        """Answer what waits with an error and stop the engine's thread."""
-        waiting, self._queue = self._queue, []
-        for one in waiting:
-            one.answer(error_message(one.request.id, ServingError("closing", "the server stops")))
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
-
-    async def _compute(self, batch: list[_Waiting], nfe: int, start: float) -> None:
-        model, self._computing = self.model, True
-        self._free_at = start + model.table.typical(nfe, len(batch)) + self.scheduler.margin_s
-        requests = [waiting.request for waiting in batch]
-        try:
-            if model.table.seconds(nfe, len(batch)) < self.inline_s:
-                chunks = model.act(nfe, requests)
-            else:
-                chunks = await asyncio.get_running_loop().run_in_executor(self._thread, model.act, nfe, requests)
-        except Exception as error:
-            # Whatever an engine raises, the robots must hear of it and the server go on.
-            refusal = error if isinstance(error, ServingError) else ServingError("internal", f"{type(error).__name__}")
-            log.exception("a batch of %d failed", len(batch), exc_info=error)
-            self.metrics.count("failures", by=len(batch))
-            for waiting in batch:
-                waiting.answer(error_message(waiting.request.id, refusal))
-            return
-        finally:
-            end = self.clock()
-            self._free_at, self._computing = end, False
-        model.table.observe(nfe, len(batch), end - start)
-        self.metrics.time("compute", end - start)
-        self.metrics.count("batches", f"rows={len(batch)}")
-        for waiting, chunk in zip(batch, chunks, strict=True):
+    def finish(self, batch: Batch, chunks: np.ndarray, end: float) -> None:
+        """Answer a batch that was computed at ``end``."""
+        self._over(end)
+        model, seconds = batch.model, end - batch.start
+        model.table.observe(batch.nfe, len(batch.waiting), seconds)
+        self.metrics.time("compute", seconds)
+        self.metrics.count("batches", f"rows={len(batch.waiting)}")
+        for waiting, chunk in zip(batch.waiting, chunks, strict=True):
             if end > waiting.deadline:
                 self._late(waiting, end)
                 continue
-            self.metrics.count("chunks", f"nfe={nfe}")
+            self.metrics.count("chunks", f"nfe={batch.nfe}")
             self.metrics.time("answer", end - waiting.arrival)
-            waiting.answer(
+            waiting.robot.served = end
+            waiting.robot.answer(
                 {
                     "type": "chunk",
-                    "id": waiting.request.id,
+                    "id": waiting.asked.id,
                     "chunk": chunk,
-                    "nfe": nfe,
+                    "nfe": batch.nfe,
                     "checkpoint": model.checkpoint,
-                    "queue_ms": 1e3 * (start - waiting.arrival),
-                    "compute_ms": 1e3 * (end - start),
+                    "queue_ms": 1e3 * (batch.start - waiting.arrival),
+                    "compute_ms": 1e3 * seconds,
                 }
             )
 
-    def _late(self, waiting: _Waiting, now: float) -> None:
+    def fail(self, batch: Batch, error: Exception, end: float) -> None:
+        """Answer a batch whose computation raised something: the robots must hear of it and the server go on."""
+        self._over(end)
+        refusal = error if isinstance(error, ServingError) else ServingError("internal", f"{type(error).__name__}")
+        log.error("a batch of %d failed", len(batch.waiting), exc_info=error)
+        self.metrics.count("failures", by=len(batch.waiting))
+        for waiting in batch.waiting:
+            waiting.robot.answer(error_message(waiting.asked.id, refusal))
+
+    def close(self) -> None:
+        """Answer what waits with an error."""
+        queue, self._queue = self._queue, {}
+        for waiting in queue.values():
+            waiting.robot.answer(error_message(waiting.asked.id, ServingError("closing", "the server stops")))
+
+    def _batch(self, chosen: list[Waiting], nfe: int, start: float) -> Batch | float:
+        """Decode the arrays; those of whom they are wrong are told, and the others computed."""
+        good, requests = [], []
+        for waiting in chosen:
+            del self._queue[waiting.robot]
+            try:
+                requests.append(request_from(waiting.asked, self.model.form))
+                good.append(waiting)
+            except ServingError as error:
+                self.metrics.count("refused", f"code={error.code}")
+                waiting.robot.fault(error_message(waiting.asked.id, error))
+        if not good:
+            return 0.0
+        batch = Batch(self.model, nfe, good, requests, start)
+        self._computing = batch
+        self._free_at = start + self.model.table.typical(nfe, len(good))
+        return batch
+
+    def _over(self, end: float) -> None:
+        self._computing, self._free_at = None, end
+        self._left = end if self._queue else None
+
+    def _late(self, waiting: Waiting, now: float) -> None:
         self.metrics.count("late")
         # Negative: turned away before the deadline, which the policy could not have held.
-        waiting.answer({"type": "late", "id": waiting.request.id, "late_ms": 1e3 * (now - waiting.deadline)})
+        waiting.robot.answer({"type": "late", "id": waiting.asked.id, "late_ms": 1e3 * (now - waiting.deadline)})
 
 
 _OVERLOADED = ServingError(
@@ -182,6 +214,7 @@ _OVERLOADED = ServingError(
     "the server has more requests than it can answer in time",
     fix="allow more time, ask less often, or start a second server",
 )
+_SUPERSEDED = ServingError("superseded", "a newer request of this connection came", fix="one connection per robot")
 
 
 def error_message(id_: int | None, error: ServingError) -> dict[str, Any]:
@@ -194,9 +227,3 @@ def error_message(id_: int | None, error: ServingError) -> dict[str, Any]:
         "expected": error.expected,
         "fix": error.fix,
     }
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    timer = asyncio.get_running_loop().call_later(seconds, event.set)
-    await event.wait()
-    timer.cancel()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flowpolicy.core.checkpoint import newest
+from flowpolicy.serve.arrival import PollClock
 from flowpolicy.serve.model import Model
 from flowpolicy.serve.server import PolicyServer
 from flowpolicy.serve.server_config import ServerConfig
@@ -19,11 +20,17 @@ SWITCH_S = 0.0005
 robot's deadline. Threads that compete with the event loop: slow engines, and the loading of a new checkpoint."""
 
 
-async def serve_until_stopped(run: Path, load: Callable[[], Model], config: ServerConfig, token: str) -> None:
+def serve_until_stopped(run: Path, load: Callable[[], Model], config: ServerConfig, token: str) -> None:
     """Serve until SIGTERM or SIGINT; reload on SIGHUP and when ``run`` has a newer checkpoint."""
+    polls = PollClock()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(polls)) as runner:
+        runner.run(_serve(run, load, config, token, polls))
+
+
+async def _serve(run: Path, load: Callable[[], Model], config: ServerConfig, token: str, polls: PollClock) -> None:
     loop, stop, reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
     known = newest(run)
-    server = PolicyServer(load(), config, token, load)
+    server = PolicyServer(load(), config, token, load, polls=polls)
     sys.setswitchinterval(SWITCH_S)
     # Half a million objects of the imported libraries never become garbage: a full collection that visits them stops
     # the server for 100 ms. What comes later is small.

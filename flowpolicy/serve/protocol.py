@@ -6,12 +6,17 @@ Every message is one MessagePack map with ``schema`` and ``type``. An array is a
 ========  ========  ==================================================================================
 from      type      other entries
 ========  ========  ==================================================================================
-server    hello     contract, checkpoint, engine, nfes, prefix, candidates, limits
-client    act       id, budget_ms, obs {name: array (o, *shape)}, seed; optional noise, prefix (n, a)
+server    hello     contract, checkpoint, engine, nfes, prefix, candidates, limits, optional [name]
+client    act       id, budget_ms, obs {name: array (o, *shape)}, seed; optional noise, prefix (n, a),
+                    sent_ms where hello names it among its optional entries
 server    chunk     id, chunk (h, a), nfe, checkpoint, queue_ms, compute_ms
 server    late      id, late_ms: no chunk, the budget had run out
 server    error     id (or nil), code, what, expected, fix
 ========  ========  ==================================================================================
+
+A request is looked at twice: :func:`asked` reads number and budget, which is all that refusing it needs, and
+:func:`request_from` decodes and checks the arrays of one that is computed. Every request is answered once, and a newer
+one of its connection ends it with the code 'superseded'.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +38,10 @@ except ModuleNotFoundError as error:
 SCHEMA = 1
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float32", "float64", "uint8", "int32", "int64")}
 """Types that an array may have on the wire."""
+_FLOAT = DTYPES["float32"]
+_ENCODED = {np.dtype(name): (name, wire) for name, wire in DTYPES.items()}
+OPTIONAL = ("sent_ms",)
+"""Entries of a request that this version understands and an earlier one would refuse: hello names them."""
 MAX_DIMENSIONS = 6
 MAX_ENTRIES = 64
 """Entries of a map, and so observation keys."""
@@ -90,10 +99,10 @@ def unpack(data: bytes | str, limit: int) -> dict[str, Any]:
 
 def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        if value.dtype.name not in DTYPES:
+        name, wire = _ENCODED.get(value.dtype) or (value.dtype.name, DTYPES.get(value.dtype.name))
+        if wire is None:
             raise ServingError("shape", f"an array of {value.dtype}", expected=f"one of {', '.join(DTYPES)}")
-        data = np.ascontiguousarray(value, dtype=DTYPES[value.dtype.name])
-        return {"dtype": value.dtype.name, "shape": list(value.shape), "data": data.tobytes()}
+        return {"dtype": name, "shape": value.shape, "data": value.astype(wire, copy=False).tobytes()}
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"a message cannot hold a {type(value).__name__}")
@@ -138,7 +147,7 @@ class ActRequest:
     id: int
     """Number of the request within its client; the answer carries it."""
     budget_ms: float
-    """Time from receipt within which the answer is of use."""
+    """Time from arrival within which the answer is of use."""
     obs: dict[str, np.ndarray]
     """name -> (o, *shape) float32, finite."""
     seed: int
@@ -149,22 +158,55 @@ class ActRequest:
     """(n, a) float32 committed actions in environment units."""
 
 
-def request_from(message: Mapping[str, Any], form: InputForm) -> ActRequest:
-    """Check a request of type 'act' entry by entry.
+class Asked(NamedTuple):
+    """A request of which all but the arrays was found good."""
+
+    id: int
+    """Number of the request within its client; the answer carries it."""
+    budget_ms: float
+    """Time from arrival within which the answer is of use."""
+    sent_ms: float | None
+    """When it was sent, by the client's own monotonic clock; None where the client does not say."""
+    message: Mapping[str, Any]
+    """All of it; its arrays are not decoded."""
+
+
+def asked(message: Mapping[str, Any]) -> Asked:
+    """Check a message of type 'act' but for its arrays.
 
     Raises:
-        ServingError: 'malformed' (entries), 'shape' (keys, shapes, types) or 'nan' (not finite).
+        ServingError: 'malformed'.
 
     """
-    known = {"schema", "type", "id", "budget_ms", "obs", "seed", "noise", "prefix"}
-    if not set(message) <= known or not {"id", "budget_ms", "obs", "seed"} <= set(message):
+    entries = message.keys()
+    if message.get("type") != "act":
+        raise ServingError("malformed", f"type {message.get('type')!r}"[:100], expected="'act'")
+    if not entries <= _KNOWN or not entries >= _NEEDED:
         raise ServingError("malformed", f"entries {sorted(message)}"[:200], expected="id, budget_ms, obs, seed")
     for name in ("id", "seed"):
         if not _whole(message[name]) or message[name] > MAX_ID:
             raise ServingError("malformed", f"{name} is {message[name]!r}"[:100], expected="a whole number to 2**53")
-    budget = message["budget_ms"]
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= MAX_BUDGET_MS:
+    budget, sent = message["budget_ms"], message.get("sent_ms")
+    if type(budget) not in _REAL or not 0 < budget <= MAX_BUDGET_MS:
         raise ServingError("malformed", f"budget_ms is {budget!r}"[:100], expected=f"above 0, up to {MAX_BUDGET_MS:g}")
+    if sent is not None and (type(sent) not in _REAL or not -MAX_ID < sent < MAX_ID):
+        raise ServingError("malformed", f"sent_ms is {sent!r}"[:100], expected="milliseconds of the client's clock")
+    return Asked(message["id"], float(budget), sent, message)
+
+
+_NEEDED = {"schema", "type", "id", "budget_ms", "obs", "seed"}
+_KNOWN = _NEEDED | {"noise", "prefix", *OPTIONAL}
+_REAL = (int, float)
+
+
+def request_from(request: Asked, form: InputForm) -> ActRequest:
+    """Decode and check the arrays of a request.
+
+    Raises:
+        ServingError: 'shape' (keys, shapes, types) or 'nan' (not finite).
+
+    """
+    message = request.message
     prefix = _optional(message, "prefix")
     if prefix is not None:
         action = form.noise[2]
@@ -179,7 +221,7 @@ def request_from(message: Mapping[str, Any], form: InputForm) -> ActRequest:
     if noise is not None and noise.shape != form.noise:
         raise ServingError("shape", f"noise has the shape {noise.shape}", expected=str(form.noise))
     obs = _observation(message["obs"], form)
-    return ActRequest(message["id"], float(budget), obs, message["seed"], noise, prefix)
+    return ActRequest(request.id, request.budget_ms, obs, message["seed"], noise, prefix)
 
 
 def _observation(value: Any, form: InputForm) -> dict[str, np.ndarray]:
@@ -188,13 +230,27 @@ def _observation(value: Any, form: InputForm) -> dict[str, np.ndarray]:
         raise ServingError("shape", f"observation keys {keys}"[:200], expected=f"exactly {sorted(form.obs)}")
     obs = {}
     for name, shape in form.obs.items():
-        array = array_from(value[name], f"observation {name}")
-        if array.shape != shape:
-            raise ServingError(
-                "shape", f"observation {name} has the shape {array.shape}", expected=f"{shape}, oldest first"
-            )
-        obs[name] = _finite(array, f"observation {name}")
+        array = _plain(value[name], shape)
+        if array is None:
+            array = array_from(value[name], f"observation {name}")
+            if array.shape != shape:
+                raise ServingError(
+                    "shape", f"observation {name} has the shape {array.shape}", expected=f"{shape}, oldest first"
+                )
+            array = _finite(array, f"observation {name}")
+        obs[name] = array
     return obs
+
+
+def _plain(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """What nearly every observation is, in a fifth of the time: finite float32 of this very shape; None otherwise."""
+    try:
+        if value["dtype"] != "float32" or tuple(value["shape"]) != shape or len(value) != 3:
+            return None
+        array = np.frombuffer(value["data"], _FLOAT).reshape(shape)
+    except (TypeError, KeyError, ValueError):
+        return None  # array_from says what is wrong with it
+    return array if math.isfinite(np.vdot(array, array)) else None
 
 
 def _optional(message: Mapping[str, Any], name: str) -> np.ndarray | None:

@@ -7,8 +7,11 @@ idea follows the latency-aware switch of StreamDiffusionV2 (arXiv 2511.07399); t
 from __future__ import annotations
 
 import dataclasses
+import heapq
+import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,6 +21,8 @@ _TIMER_S = 0.001
 """Resolution of an event loop's timers: a shorter wait would last so long."""
 _RECENT = 128
 """Batches that tell how much the machine is disturbed."""
+_BETWEEN = 32
+"""Gaps between batches that tell what reading and answering take."""
 
 
 class LatencyTable:
@@ -34,8 +39,13 @@ class LatencyTable:
 
     """
 
+    between: float
+    """Seconds from one batch to the next while requests wait: reading, refusing and answering."""
+
     def __init__(self, measured: Mapping[tuple[int, int], float], stretches: Iterable[float] = ()) -> None:
         self._recent: deque[float] = deque(stretches, maxlen=_RECENT)
+        self._gaps: deque[float] = deque(maxlen=_BETWEEN)
+        self.between = 0.0
         self._follow()
         self.nfes = sorted({nfe for nfe, _ in measured})
         self.batches = sorted({rows for _, rows in measured})
@@ -43,7 +53,9 @@ class LatencyTable:
             raise ConfigError(f"a latency table of {sorted(measured)}", expected="every nfe with every number of rows")
         table = np.array([[measured[nfe, rows] for rows in self.batches] for nfe in self.nfes])
         table = np.minimum.accumulate(table[::-1, ::-1], axis=0)
-        self._table = np.minimum.accumulate(table, axis=1)[::-1, ::-1]
+        table = np.minimum.accumulate(table, axis=1)[::-1, ::-1]
+        column = [next(i for i, most in enumerate(self.batches) if most >= rows) for rows in range(self.largest + 1)]
+        self._seconds = {nfe: table[i, column].tolist() for i, nfe in enumerate(self.nfes)}
 
     @property
     def largest(self) -> int:
@@ -52,8 +64,7 @@ class LatencyTable:
 
     def seconds(self, nfe: int, rows: int) -> float:
         """Undisturbed time of a batch of ``rows``: the entry of the next measured size. Less is not to be had."""
-        column = next(i for i, batch in enumerate(self.batches) if batch >= rows)
-        return float(self._table[self.nfes.index(nfe), column])
+        return self._seconds[nfe][rows]
 
     def expected(self, nfe: int, rows: int) -> float:
         """Time that a batch takes now, in 19 of 20 cases: what a promise about one batch is made on."""
@@ -70,6 +81,11 @@ class LatencyTable:
         """Take the duration of a batch into account."""
         self._recent.append(seconds / self.seconds(nfe, rows))
         self._follow()
+
+    def observe_between(self, seconds: float) -> None:
+        """Take into account how long requests that waited, waited for the engine's next batch after its last one."""
+        self._gaps.append(seconds)
+        self.between = statistics.median(self._gaps)
 
     def _follow(self) -> None:
         ordered = sorted(self._recent) or [1.0]
@@ -113,14 +129,44 @@ def measure_latency(
     return table
 
 
+class Due(Protocol):
+    """What the scheduler looks at of a request."""
+
+    @property
+    def arrival(self) -> float:
+        """When it arrived."""
+
+    @property
+    def deadline(self) -> float:
+        """When its answer is of no use any more."""
+
+    @property
+    def served(self) -> float:
+        """When its robot was last given a chunk, or connected."""
+
+
+Request = TypeVar("Request", bound=Due)
+
+
+class Sifted(NamedTuple, Generic[Request]):
+    """The queue, sorted out."""
+
+    kept: list[Request]
+    """In order of their deadlines, which can all be held."""
+    late: list[Request]
+    """Whose deadline not even an idle and undisturbed machine could hold."""
+    shed: list[Request]
+    """Whose deadline this one cannot hold beside the others."""
+    rows: int
+    """Most rows of a batch that holds the deadlines of those kept."""
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
-    """What to do with the queue now; its requests are in order of their deadlines."""
+    """What to do with the requests that were kept; they are in order of their deadlines."""
 
-    late: int
-    """Leading requests whose deadline not even an undisturbed machine could hold: answer them as late."""
     rows: int = 0
-    """Requests after those to compute now, together; 0 waits or has nothing to do."""
+    """Leading requests to compute now, together; 0 waits or has nothing to do."""
     nfe: int = 0
     """Network evaluations per chunk."""
     wait: float = 0.0
@@ -129,73 +175,124 @@ class BatchPlan:
 
 @dataclasses.dataclass(frozen=True)
 class DeadlineScheduler:
-    """Earliest deadline first; as many evaluations as every deadline in the queue allows.
+    """Earliest deadline first, and as many evaluations as every deadline in the queue allows.
 
-    A request that only a disturbed machine would fail is tried, with the fewest evaluations: it may still be in time.
+    When not all deadlines can be held, the largest set is kept for which they can (Moore 1968: go through the requests
+    by deadline, and whenever one cannot be held any more drop the least deserving so far). The robot that was given a
+    chunk last deserves the next one least, so that no connection starves, and of two alike the older request: the newer
+    one has more of its budget left. Those dropped are told at once. Batches stay full: shrinking them to save the
+    oldest request costs all that come after it.
     """
 
     table: LatencyTable
     """What a batch costs."""
     margin_s: float = 0.002
-    """Reserve for what the table does not hold: answering, and a machine that is not quiet."""
+    """Reserve before a deadline for what the table does not hold: answering, and a machine that is not quiet."""
     window_s: float = 0.001
     """Longest time that a request waits for others to share its batch; never longer than its computation takes."""
 
-    def plan(self, now: float, deadlines: Sequence[float], waited: float = 0.0, expected: int = 1) -> BatchPlan:
-        """Decide.
+    def sift(self, now: float, start: float, waiting: Iterable[Request]) -> Sifted[Request]:
+        """Sort out whose deadline can be held.
 
         Args:
             now: seconds of the clock that the deadlines are counted in.
-            deadlines: of all waiting requests, ascending.
-            waited: seconds since the oldest of them arrived.
-            expected: requests that may come together (connected clients).
+            start: when the engine is next free.
+            waiting: all requests, in any order.
 
         """
-        least, most = self.table.nfes[0], self.table.nfes[-1]
-        late = sum(now + self.table.seconds(least, 1) > deadline for deadline in deadlines)
-        waiting = deadlines[late:]
-        if not waiting:
-            return BatchPlan(late)
-        rows = min(len(waiting), self.table.largest)
-        # Company saves a computation at most, so waiting longer than one takes cannot pay.
-        window = min(self.window_s, self.table.expected(most, 1))
-        spare = window - waited if window >= _TIMER_S else 0.0
-        if (
-            spare > 0
-            and rows < min(expected, self.table.largest)
-            and now + spare + self._cost(most, self.table.largest) <= waiting[0]
-        ):
-            return BatchPlan(late, wait=spare)
-        for nfe in reversed(self.table.nfes):
-            if self._holds(now, waiting, nfe, rows):
-                return BatchPlan(late, rows, nfe)
-        while rows > 1 and now + self._cost(least, rows) > waiting[0]:
-            rows -= 1
-        return BatchPlan(late, rows, least)
+        one = self.table.seconds(self.table.nfes[0], 1)
+        ordered = sorted(waiting, key=_deadline)
+        late = sum(now + one > request.deadline for request in ordered)
+        hopeless = sum(start + one > request.deadline for request in ordered)
+        kept, shed, rows = ordered[hopeless:], ordered[late:hopeless], self.table.largest
+        if not self._fits(start, kept):
+            rows, chosen = self._most(start, kept)
+            shed += [request for index, request in enumerate(kept) if index not in chosen]
+            kept = [kept[index] for index in sorted(chosen)]
+        return Sifted(kept, ordered[:late], shed, rows)
 
-    def admits(self, free: float, deadlines: Sequence[float], new: float) -> bool:
-        """Whether a request with the deadline ``new`` can join without making any deadline fail.
+    def plan(self, now: float, kept: Sequence[Due], expected: int = 1, limit: int | None = None) -> BatchPlan:
+        """Decide what to compute.
 
         Args:
-            free: when the engine is next free.
-            deadlines: of the waiting requests.
-            new: deadline of the one that asks.
+            now: seconds of the clock that the deadlines are counted in.
+            kept: the waiting requests that :meth:`sift` kept.
+            expected: requests that may come together (connected clients).
+            limit: most rows; those of the largest batch unless given.
 
         """
-        return self._drains(free, sorted([*deadlines, new]), self.table.typical)
+        if not kept:
+            return BatchPlan()
+        least, most, largest = self.table.nfes[0], self.table.nfes[-1], self.table.largest
+        rows = min(len(kept), limit or largest)
+        # Company saves a computation at most, so waiting longer than one takes cannot pay.
+        window = min(self.window_s, self.table.expected(most, 1))
+        spare = window - (now - min(request.arrival for request in kept)) if window >= _TIMER_S else 0.0
+        if spare > 0 and rows < min(expected, largest) and now + spare + self._cost(most, largest) <= kept[0].deadline:
+            return BatchPlan(wait=spare)
+        for nfe in reversed(self.table.nfes):
+            if self._holds(now, kept, nfe, rows):
+                return BatchPlan(rows, nfe)
+        for fewer in self._sizes(rows):
+            if self._holds(now, kept, least, fewer):
+                return BatchPlan(fewer, least)
+        while rows > 1 and now + self.table.typical(least, rows) + self.margin_s > kept[0].deadline:
+            rows -= 1
+        return BatchPlan(rows, least)
 
-    def _holds(self, now: float, deadlines: Sequence[float], nfe: int, rows: int) -> bool:
-        end = now + self._cost(nfe, rows)
-        return end <= deadlines[0] and self._drains(end, deadlines[rows:], self.table.expected)
+    def _fits(self, start: float, kept: Sequence[Due]) -> bool:
+        """Whether all deadlines are held in half of the cases."""
+        if not kept:
+            return True
+        typical = self.table.typical
+        for rows in self._sizes(len(kept)):
+            end = start + typical(self.table.nfes[0], rows)
+            if end + self.margin_s <= kept[0].deadline and self._drains(end, kept[rows:], typical):
+                return True
+        return False
 
-    def _drains(self, now: float, deadlines: Sequence[float], seconds: Callable[[int, int], float]) -> bool:
-        """Whether full batches with the fewest evaluations hold every deadline."""
+    def _most(self, start: float, kept: Sequence[Due]) -> tuple[int, set[int]]:
+        """Rows of a batch, and the indices of the most requests whose deadlines are held in 19 of 20 cases."""
+        best: tuple[int, set[int]] = (1, set())
+        for size in self._sizes(len(kept)):
+            batch = self.table.expected(self.table.nfes[0], size)
+            heap: list[tuple[float, float, int]] = []
+            for index, request in enumerate(kept):
+                heapq.heappush(heap, (-request.served, request.arrival, index))
+                batches = -(-len(heap) // size)
+                end = start + batches * batch + (batches - 1) * self.table.between
+                if end + self.margin_s > request.deadline:
+                    heapq.heappop(heap)
+            if len(heap) > len(best[1]):
+                best = size, {index for _, _, index in heap}
+            if len(heap) >= size:
+                break
+        if not best[1]:
+            # Only a machine less disturbed than this one holds any: the newest is worth the attempt.
+            return 1, {max(range(len(kept)), key=lambda index: (kept[index].deadline, kept[index].arrival))}
+        return best
+
+    def _sizes(self, rows: int) -> list[int]:
+        """Sizes of a batch for ``rows`` requests, the largest first."""
+        largest = min(rows, self.table.largest)
+        return [largest, *(size for size in reversed(self.table.batches) if size < largest)]
+
+    def _holds(self, now: float, kept: Sequence[Due], nfe: int, rows: int) -> bool:
+        end = now + self.table.expected(nfe, rows)
+        return end + self.margin_s <= kept[0].deadline and self._drains(end, kept[rows:], self.table.expected)
+
+    def _drains(self, end: float, rest: Sequence[Due], seconds: Callable[[int, int], float]) -> bool:
+        """Whether full batches with the fewest evaluations, after one that ends at ``end``, hold every deadline."""
         least, largest = self.table.nfes[0], self.table.largest
-        for first in range(0, len(deadlines), largest):
-            now += seconds(least, min(largest, len(deadlines) - first)) + self.margin_s
-            if now > deadlines[first]:
+        for first in range(0, len(rest), largest):
+            end += self.table.between + seconds(least, min(largest, len(rest) - first))
+            if end + self.margin_s > rest[first].deadline:
                 return False
         return True
 
     def _cost(self, nfe: int, rows: int) -> float:
         return self.table.expected(nfe, rows) + self.margin_s
+
+
+def _deadline(request: Due) -> float:
+    return request.deadline

@@ -13,17 +13,19 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from flowpolicy.core.errors import ConfigError, MissingExtraError, ServingError
+from flowpolicy.serve.arrival import PollClock, StampDelay
+from flowpolicy.serve.connection import Callbacks, ConnectionGroup, SocketConnection
 from flowpolicy.serve.dispatcher import Dispatcher, error_message
+from flowpolicy.serve.engine_loop import EngineLoop
 from flowpolicy.serve.metrics import ServerMetrics
 from flowpolicy.serve.model import Model, prefix_of
-from flowpolicy.serve.protocol import pack, request_from, unpack
+from flowpolicy.serve.protocol import OPTIONAL, asked, pack, unpack
 from flowpolicy.serve.server_config import ServerConfig, is_loopback
 
 try:
-    from websockets.asyncio.server import Server, ServerConnection, serve
     from websockets.datastructures import MultipleValuesError
-    from websockets.exceptions import ConnectionClosed
     from websockets.http11 import Request, Response
+    from websockets.server import ServerProtocol
 except ModuleNotFoundError as error:
     raise MissingExtraError("websockets", "serve") from error
 
@@ -39,6 +41,8 @@ class PolicyServer:
         token: what clients must show; required unless ``config.host`` is a loopback address.
         load: loads the newest checkpoint, for :meth:`reload`; called in a thread.
         clock: monotonic seconds.
+        polls: the selector of the event loop that it runs in, which knows when a message of a client that sends no
+            stamps had arrived; without it, when it is read.
 
     Raises:
         ConfigError: a reachable address without a token.
@@ -52,6 +56,7 @@ class PolicyServer:
         token: str = "",
         load: Callable[[], Model] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        polls: PollClock | None = None,
     ) -> None:
         if not token and not is_loopback(config.host):
             raise ConfigError(
@@ -63,17 +68,11 @@ class PolicyServer:
             raise ConfigError("the token holds what an HTTP header cannot", expected="printable ASCII, no space around")
         self.config, self.metrics, self.clock = config, ServerMetrics(), clock
         self._authorization = f"Bearer {token}".encode() if token else b""
-        self._load, self._start = load, clock()
+        self._load, self._start, self._polls = load, clock(), polls
         self._reloading = asyncio.Lock()
-        self._clients: set[_Client] = set()
+        self._robots: set[_Robot] = set()
         self._dispatcher = Dispatcher(
-            model,
-            self.metrics,
-            clock,
-            margin_s=config.margin_ms / 1000,
-            window_s=config.window_ms / 1000,
-            inline_s=config.inline_ms / 1000,
-            max_waiting=config.max_waiting,
+            model, self.metrics, margin_s=config.margin_ms / 1000, window_s=config.window_ms / 1000
         )
 
     @property
@@ -84,38 +83,25 @@ class PolicyServer:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[int]:
         """Serve inside the block; yields the port."""
-        config = self.config
-        engine = asyncio.create_task(self._dispatcher.run(lambda: len(self._clients)))
-        engine.add_done_callback(_report)
-        self._engine = engine
-        server: Server = await serve(
-            self._handle,
-            config.host,
-            config.port,
-            process_request=self._gate,
-            origins=[None],  # browsers send one: no web page may steer a robot through this port
-            compression=None,
-            max_size=config.limit,
-            max_queue=16,
-            open_timeout=5,
-            close_timeout=1,
-            ping_interval=20,
-            ping_timeout=20,
-            server_header=None,
-            logger=log,
+        config, loop, group = self.config, asyncio.get_running_loop(), ConnectionGroup()
+        self._engine = EngineLoop(self._dispatcher, self.clock, lambda: len(self._robots), config.inline_ms / 1000)
+        callbacks = Callbacks(self._gate, self._opened, self._lost, self._stalled)
+        server = await loop.create_server(
+            lambda: SocketConnection(group, callbacks, config.limit, config.stall_s), config.host, config.port
         )
+        watch = asyncio.create_task(group.watch())
         try:
-            yield next(iter(server.sockets)).getsockname()[1]
+            yield server.sockets[0].getsockname()[1]
         finally:
-            await self._dispatcher.close()
-            server.close(close_connections=True)
+            await self._engine.close()
+            server.close()
+            await group.close()
             await server.wait_closed()
-            engine.cancel()
-            await asyncio.gather(engine, return_exceptions=True)
+            watch.cancel()
 
     async def died(self) -> None:
         """Return only if the dispatcher ends, which it should not; raises what it died of."""
-        await asyncio.shield(self._engine)
+        await asyncio.shield(self._engine.died)
 
     async def reload(self) -> bool:
         """Load the newest checkpoint and go over to it between two batches; on an error the old one stays.
@@ -154,14 +140,15 @@ class PolicyServer:
             "candidates": engine.candidates,
             "prefix": prefix_of(engine),
             "latency_ms": model.table.to_json(),
-            "limits": {"message_bytes": self.config.limit, "in_flight": self.config.max_in_flight},
+            "limits": {"message_bytes": self.config.limit, "in_flight": 1},
+            "optional": OPTIONAL,
         }
 
-    def _gate(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _gate(self, connection: ServerProtocol, request: Request) -> Response | None:
         """Health and metrics as plain HTTP; whoever may not in is turned away before the first message."""
         if request.path == "/health":
-            dead = self._engine.done()
-            return connection.respond(
+            dead = self._engine.died.done()
+            return connection.reject(
                 http.HTTPStatus.SERVICE_UNAVAILABLE if dead else http.HTTPStatus.OK,
                 json.dumps({"status": "dead" if dead else "ok", "checkpoint": self.model.checkpoint}) + "\n",
             )
@@ -171,103 +158,75 @@ class PolicyServer:
             shown = b"\0"
         if self._authorization and not hmac.compare_digest(shown, self._authorization):
             self.metrics.count("unauthorized")
-            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "token missing or wrong\n")
+            return connection.reject(http.HTTPStatus.UNAUTHORIZED, "token missing or wrong\n")
         if request.path == "/metrics":
             gauges = {
-                "clients": len(self._clients),
+                "clients": len(self._robots),
                 "waiting": self._dispatcher.waiting,
                 "uptime_seconds": self.clock() - self._start,
                 "cpu_seconds": time.process_time(),
             }
-            return connection.respond(http.HTTPStatus.OK, self.metrics.text(gauges))
-        if len(self._clients) >= self.config.max_clients:
+            return connection.reject(http.HTTPStatus.OK, self.metrics.text(gauges))
+        if len(self._robots) >= self.config.max_clients:
             self.metrics.count("crowded")
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "too many clients\n")
+            return connection.reject(http.HTTPStatus.SERVICE_UNAVAILABLE, "too many clients\n")
         return None
 
-    async def _handle(self, connection: ServerConnection) -> None:
-        client = _Client(connection, self.config, self.metrics)
-        self._clients.add(client)
-        writer = asyncio.create_task(client.write())
-        try:
-            client.send(self.hello())
-            async for data in connection:
-                self._receive(client, data)
-        except ConnectionClosed:
-            return
-        finally:
-            self._clients.discard(client)
-            self._dispatcher.forget(client)
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+    def _opened(self, connection: SocketConnection) -> Callable[[bytes | str], None]:
+        robot = _Robot(connection, self.config.faults, self.metrics, self.clock())
+        connection.robot = robot
+        self._robots.add(robot)
+        connection.send(pack(self.hello()))
+        return lambda data: self._receive(robot, data)
 
-    def _receive(self, client: _Client, data: bytes | str) -> None:
+    def _lost(self, connection: SocketConnection) -> None:
+        robot = connection.robot
+        self._robots.discard(robot)
+        self._dispatcher.forget(robot)
+
+    def _stalled(self) -> None:
+        self.metrics.count("disconnected", "reason=stalled")
+
+    def _receive(self, robot: _Robot, data: bytes | str) -> None:
         number = None
         try:
             message = unpack(data, self.config.limit)
             if type(message.get("id")) is int and 0 <= message["id"] < 2**63:
                 number = message["id"]
-            if message.get("type") != "act":
-                raise ServingError("malformed", f"type {message.get('type')!r}"[:100], expected="'act'")
-            request = request_from(message, self.model.form)
+            request = asked(message)
         except ServingError as error:
             self.metrics.count("refused", f"code={error.code}")
-            client.fault(error_message(number, error))
+            robot.fault(error_message(number, error))
             return
-        client.faults = 0
-        if client.in_flight >= self.config.max_in_flight:
-            self.metrics.count("shed")
-            refusal = ServingError("overloaded", f"{client.in_flight} requests are unanswered", fix="wait for answers")
-            client.send(error_message(request.id, refusal))
-            return
-        client.in_flight += 1
-        self._dispatcher.submit(request, client, client.answer)
+        self._dispatcher.submit(request, robot, self._arrival(robot, request.sent_ms))
+        self._engine.wake()
+
+    def _arrival(self, robot: _Robot, sent_ms: float | None) -> float:
+        """When a message that was just read had arrived."""
+        now, polls = self.clock(), self._polls
+        if sent_ms is None:
+            return now if polls is None else polls.since
+        stamped = now - robot.delay.of(now, sent_ms / 1000)
+        return stamped if polls is None else min(stamped, polls.looked)
 
 
-class _Client:
-    """One connection: what waits to be written to it, and how it behaves."""
+class _Robot:
+    """A robot's connection, and how it behaves."""
 
-    def __init__(self, connection: ServerConnection, config: ServerConfig, metrics: ServerMetrics) -> None:
-        self.connection, self.config, self.metrics = connection, config, metrics
-        self.faults = self.in_flight = 0
-        self._outbox: asyncio.Queue[bytes] = asyncio.Queue(4 * config.max_in_flight)
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Queue a message; a client that lets them pile up is disconnected."""
-        try:
-            self._outbox.put_nowait(pack(message))
-        except asyncio.QueueFull:
-            self._abort()
+    def __init__(self, connection: SocketConnection, most_faults: int, metrics: ServerMetrics, now: float) -> None:
+        self.connection, self.metrics, self.served, self.delay = connection, metrics, now, StampDelay()
+        self._faults, self._most_faults = 0, most_faults
 
     def answer(self, message: dict[str, Any]) -> None:
-        """Queue the answer of a request."""
-        self.in_flight -= 1
-        self.send(message)
+        """Send the answer of a request."""
+        if message["type"] == "chunk":
+            self._faults = 0
+        self.connection.send(pack(message))
 
     def fault(self, message: dict[str, Any]) -> None:
         """Answer a faulty message; too many in a row end the connection."""
-        self.send(message)
-        self.faults += 1
-        if self.faults >= self.config.faults:
+        self.connection.send(pack(message))
+        self._faults += 1
+        if self._faults >= self._most_faults:
             self.metrics.count("disconnected", "reason=faults")
-            self.connection.transport.abort()
-
-    async def write(self) -> None:
-        """Write what is queued until cancelled or the connection ends."""
-        with contextlib.suppress(ConnectionClosed):
-            while True:
-                message = await self._outbox.get()
-                try:
-                    async with asyncio.timeout(self.config.stall_s):
-                        await self.connection.send(message)
-                except TimeoutError:
-                    self._abort()
-
-    def _abort(self) -> None:
-        self.metrics.count("disconnected", "reason=stalled")
-        self.connection.transport.abort()
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.critical("the dispatcher died", exc_info=task.exception())
+            self.connection.abort()

@@ -28,11 +28,7 @@ class ServerConfig:
     max_batch: Few = 8
     """Most robots computed together."""
     max_clients: Count = 64
-    """Connections at a time."""
-    max_waiting: Count = 256
-    """Requests that wait at a time, over all clients."""
-    max_in_flight: Count = 8
-    """Unanswered requests of one client."""
+    """Connections at a time; one request of each can wait, and a newer one takes its place."""
     message_mb: Positive = 8.0
     """Largest message, MiB; a larger one closes its connection."""
     stall_s: Positive = 2.0

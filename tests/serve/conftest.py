@@ -1,6 +1,7 @@
 """A server on loopback with an engine whose answers are known, in a thread of its own."""
 
 import asyncio
+import dataclasses
 import threading
 import time
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pytest
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.serve.client import PolicyClient
 from flowpolicy.serve.model import Model
+from flowpolicy.serve.scheduler import LatencyTable
 from flowpolicy.serve.server import PolicyServer
 from flowpolicy.serve.server_config import ServerConfig
 
@@ -46,6 +48,12 @@ class SumEngine:
 
 def make_model(*engines, checkpoint="step_1"):
     return Model.prepare(engines or (SumEngine(),), checkpoint, (1, 2, 4), rounds=2)
+
+
+def costing(seconds):
+    """A model whose table says so, seconds by evaluations; its engines take no time, so that no test waits."""
+    model = Model.prepare([SumEngine(nfe=nfe) for nfe in seconds], "step_1", (1,), rounds=1)
+    return dataclasses.replace(model, table=LatencyTable({(nfe, 1): cost for nfe, cost in seconds.items()}))
 
 
 class Running:

@@ -21,7 +21,7 @@ from flowpolicy.core.errors import ServingError
 from flowpolicy.serve.client import LateError, PolicyClient
 from flowpolicy.serve.protocol import pack, unpack
 
-from .conftest import GOOD, SumEngine, make_model, observe, serving, until
+from .conftest import GOOD, SumEngine, costing, make_model, observe, serving, until
 
 OBS = observe()
 ROOT = Path(__file__).parents[2]
@@ -85,26 +85,26 @@ def test_one_client_too_many_is_turned_away():
         with running.client(), pytest.raises(ServingError) as refusal:
             running.client()
         assert refusal.value.code == "crowded"
-        until(lambda: not running.made._clients)
+        until(lambda: not running.made._robots)
         check_alive(running)
 
 
 def test_a_client_that_stops_reading_is_disconnected():
-    with serving(max_in_flight=4, message_mb=64) as running:
+    with serving(faults=10**6, message_mb=64) as running:
         raw = socket.create_connection(("127.0.0.1", running.port))
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.sendall(
             b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
-        until(lambda: running.made._clients)
+        until(lambda: running.made._robots)
         frame = b"\x82\x81\x00\x00\x00\x00\xc1"  # one faulty byte, answered with an error of some hundred bytes
         good = pack({**GOOD, "obs": OBS})
         long = b"\x82\xfe" + len(good).to_bytes(2, "big") + bytes(4) + good
         with pytest.raises(OSError, match=r"(?i)reset|broken pipe"):
             raw.sendall((frame + long) * 200_000)
         raw.close()
-        until(lambda: not running.made._clients)
+        until(lambda: not running.made._robots)
         assert running.made.metrics.counts["disconnected", "reason=stalled"] >= 1
         check_alive(running)
 
@@ -124,7 +124,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_request_leaves_nothing_behind()
             raw.socket.shutdown(socket.SHUT_RDWR)
         until(lambda: running.made._dispatcher.waiting == 0)
         engine.block.set()
-        until(lambda: not running.made._clients)
+        until(lambda: not running.made._robots)
         engine.block = None
         check_alive(running)
         assert engine.batches == [1, 1]
@@ -178,23 +178,34 @@ def test_an_engine_that_fails_or_gives_nan_is_an_error_and_not_the_end(inline_ms
             assert client.act(observe(), 5000).chunk.shape == (4, 2)
 
 
-def test_overload_is_shed_and_those_admitted_are_in_time():
+def test_what_cannot_be_answered_beside_others_is_refused_while_they_are_computed():
+    with serving(costing({1: 1.0})) as running, running.client() as first, running.client() as second:
+        running.made.model.any_engine.block = threading.Event()
+        asking = threading.Thread(target=first.act, args=(OBS, 20_000))
+        asking.start()
+        until(lambda: running.made.model.any_engine.batches[-1:] == [1] and running.made._dispatcher._computing)
+        with pytest.raises(ServingError) as refusal:
+            second.act(OBS, 1500)
+        assert refusal.value.code == "overloaded"
+        running.made.model.any_engine.block.set()
+        asking.join(10)
+        assert running.made.metrics.total("chunks") == 1
+
+
+def test_a_newer_request_of_a_connection_ends_the_older_which_is_told():
     engine = SumEngine()
-    with serving(make_model(engine), max_waiting=3) as running:
+    with serving(make_model(engine)) as running, connect(running.url, compression=None) as raw:
+        raw.recv(5)
         engine.block, engine.batches = threading.Event(), []
-        with connect(running.url, compression=None) as raw:
-            raw.recv(5)
-            for number in range(8):
-                raw.send(pack({**GOOD, "id": number, "budget_ms": 20_000.0, "obs": OBS}))
-                until(lambda n=number: running.made.metrics.total("requests") == n + 1)
-                until(lambda: engine.batches == [1])
-            answers = [unpack(raw.recv(5), 1 << 20) for _ in range(4)]
-            assert {(a["type"], a["code"], a["id"]) for a in answers} == {
-                ("error", "overloaded", n) for n in (4, 5, 6, 7)
-            }
-            engine.block.set()
-            answers = [unpack(raw.recv(5), 1 << 20) for _ in range(4)]
-            assert sorted((a["type"], a["id"]) for a in answers) == [("chunk", n) for n in range(4)]
+        for number in range(4):
+            raw.send(pack({**GOOD, "id": number, "budget_ms": 20_000.0, "obs": OBS}))
+            until(lambda n=number: running.made.metrics.total("requests") == n + 1)
+            until(lambda: engine.batches == [1])
+        answers = [unpack(raw.recv(5), 1 << 20) for _ in range(2)]
+        assert [(a["type"], a["code"], a["id"]) for a in answers] == [("error", "superseded", n) for n in (1, 2)]
+        engine.block.set()
+        answers = [unpack(raw.recv(5), 1 << 20) for _ in range(2)]
+        assert [(a["type"], a["id"]) for a in answers] == [("chunk", 0), ("chunk", 3)]
 
 
 SERVER = """
@@ -267,11 +278,11 @@ def test_fuzzed_messages_leave_no_trace(rounds):
     with serving(make_model()) as running:
         fuzz(running, 100, seed=1)
         gc.collect()
-        until(lambda: not running.made._clients)
+        until(lambda: not running.made._robots)
         tasks = len(running.call(_tasks()))
         before, descriptors = len(gc.get_objects()), len(list(Path("/proc/self/fd").iterdir()))
         fuzz(running, rounds, seed=2)
-        until(lambda: not running.made._clients)
+        until(lambda: not running.made._robots)
         gc.collect()
         assert len(running.call(_tasks())) == tasks
         assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 1

@@ -12,12 +12,10 @@ import pytest
 from flowpolicy.core.errors import CheckpointError, ConfigError, ServingError
 from flowpolicy.core.spec import contract_from
 from flowpolicy.serve.client import LateError
-from flowpolicy.serve.model import Model
-from flowpolicy.serve.scheduler import LatencyTable
 from flowpolicy.serve.server import PolicyServer
 from flowpolicy.serve.server_config import ServerConfig, is_loopback
 
-from .conftest import CONTRACT, SumEngine, make_model, observe, serving, total, until
+from .conftest import CONTRACT, SumEngine, costing, make_model, observe, serving, total, until
 
 
 @pytest.mark.quick("serve")
@@ -159,12 +157,6 @@ def test_an_address_that_others_reach_needs_a_token():
 def test_client_and_server_import_no_torch():
     code = "import sys, flowpolicy.serve.client, flowpolicy.serve.server; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
-
-
-def costing(seconds):
-    """A model whose table says so; its engines take no time, so that no test waits."""
-    model = Model.prepare([SumEngine(nfe=nfe) for nfe in seconds], "step_1", (1,), rounds=1)
-    return dataclasses.replace(model, table=LatencyTable({(nfe, 1): cost for nfe, cost in seconds.items()}))
 
 
 def test_a_budget_shorter_than_the_policy_is_late_at_once():
