@@ -1,40 +1,69 @@
-"""Robots that ask a policy server at a fixed rate: how many deadlines are missed."""
+"""A policy server under load: how many answers come in time, from a few robots to several times what it bears.
+
+Robots ask at a fixed rate whatever comes back. All of them are one thread that sends packed messages, so that what is
+measured is the server and not the robots. Time is the processor time of the server
+(:mod:`flowpolicy.bench.serve_worker`), which other work on the machine does not stretch; or that of the wall, with
+server and robots in a process and on a core each, which needs a quiet machine.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import json
+import os
 import re
+import selectors
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from flowpolicy.core.errors import ServingError
-from flowpolicy.serve.client import PolicyClient
+from flowpolicy.bench import serve_worker
+from flowpolicy.bench.serve_worker import GRACE_S, LoadRobot, load_figures, requests_due
+from flowpolicy.core.errors import FlowPolicyError, ServingError
+
+Measure = Callable[[Sequence[int], int], list[dict[str, Any]]]
+"""Numbers of robots, and a seed, to the figures of each."""
 
 
 @contextlib.contextmanager
-def served(run: Path, flags: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """``flowpolicy serve RUN`` in its own process on a free port of this machine; yields its address and engine."""
+def served(run: Path, flags: Sequence[str] = (), before: Path | None = None) -> Iterator[str]:
+    """``flowpolicy serve RUN`` in its own process on a free port of this machine; yields its address.
+
+    Args:
+        run: what is served.
+        flags: of the command.
+        before: folder in which another version of flowpolicy is installed, which then serves.
+
+    """
     command = [sys.executable, "-m", "flowpolicy", "serve", str(run), "--port", "0", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    environment = _environment(before)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
+            if _cores():
+                os.sched_setaffinity(process.pid, {_cores()[0]})
             line = process.stdout.readline() if process.stdout else ""
-            found = re.search(r"engine (\w+)\) at (ws://\S+)", line)
+            found = re.search(r"at (ws://\S+)", line)
             if not found:
                 raise ServingError("lost", f"the server did not start: {line!r}", fix=f"flowpolicy serve {run}")
-            yield found[2], found[1]
+            yield found[1]
         finally:
             process.terminate()
+
+
+def _cores() -> list[int]:
+    """Cores of this machine where server and robots can have one each; none otherwise."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(os.getppid()))
+    return cores if len(cores) > 1 else []
 
 
 def server_figures(url: str) -> dict[str, float]:
@@ -56,126 +85,181 @@ def server_figures(url: str) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Robots share this process: none may hold the interpreter, or collect garbage, while another waits."""
-    interval = sys.getswitchinterval()
+    """A core without the server, and no garbage collected meanwhile."""
     gc.collect()
     gc.freeze()
-    sys.setswitchinterval(1e-4)
+    gc.disable()
+    own = os.sched_getaffinity(0) if _cores() else set()
     try:
+        if own:
+            os.sched_setaffinity(0, _cores()[1:])
         yield
     finally:
-        sys.setswitchinterval(interval)
+        if own:
+            os.sched_setaffinity(0, own)
+        gc.enable()
         gc.unfreeze()
 
 
 def bench_serve(
-    url: str, *, clients: int = 8, rate_hz: float = 50.0, seconds: float = 60.0, budget_ms: float = 20.0
+    servers: Mapping[str, Measure], *, robots: Sequence[int], rate_hz: float, rounds: int
 ) -> dict[str, Any]:
-    """Let robots ask at a fixed rate, at phases drawn once, and count what they get.
-
-    A robot whose request is still under way when the next is due skips that tick: it is counted as missed too.
+    """Let more and more robots ask, and count what they get.
 
     Args:
-        url: of the server.
-        clients: robots, one connection and one thread each.
+        servers: name -> how it is measured; they are measured in turns.
+        robots: numbers of robots.
         rate_hz: requests per second of each.
-        seconds: how long.
-        budget_ms: deadline of every request, by the robot's own clock.
+        rounds: over which medians are taken.
 
     """
-    robots = [_Robot(url, number, rate_hz, seconds, budget_ms) for number in range(clients)]
-    before, cpu = server_figures(url), time.process_time()
-    with _undisturbed():
-        start = time.monotonic() + 0.5
-        threads = [threading.Thread(target=robot.run, args=(start,)) for robot in robots]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    cpu, after = time.process_time() - cpu, server_figures(url)
-    counts = sum((robot.counts for robot in robots), Counter[str]())
-    trips = np.concatenate([robot.round_trips for robot in robots])
-    answers = np.concatenate([np.reshape(robot.answers, (-1, 2)) for robot in robots])
-    due, asked = clients * int(seconds * rate_hz), max(1, len(answers))
+    found: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in servers}
+    for number in range(rounds):
+        for name, measure in servers.items():
+            found[name].append(measure(robots, number))
     return {
-        "clients": clients,
         "rate_hz": rate_hz,
-        "seconds": seconds,
-        "budget_ms": budget_ms,
-        "due": due,
-        "in_time": counts["in_time"],
-        "missed": due - counts["in_time"],
-        "outcomes": dict(counts),
-        "round_trip_ms": _quantiles(trips),
-        "answer_ms": {
-            part: _quantiles(answers[(answers[:, 0] >= first) & (answers[:, 0] < first + seconds / 3), 1])
-            for part, first in (("first third", 0.0), ("last third", 2 * seconds / 3))
+        "rounds": rounds,
+        "servers": {
+            name: _summary([_medians(of) for of in zip(*by_round, strict=True)]) for name, by_round in found.items()
         },
-        "server_cpu_ms": 1e3 * (after["cpu_s"] - before["cpu_s"]) / asked,
-        "robots_cpu_ms": 1e3 * cpu / asked,
-        "rows_per_batch": (after["rows"] - before["rows"]) / max(1.0, after["batches"] - before["batches"]),
     }
 
 
-def _quantiles(values: np.ndarray) -> dict[str, float]:
-    if not len(values):
-        return {}
-    found = np.quantile(values, (0.5, 0.99, 0.999, 1))
-    return {name: float(value) for name, value in zip(("p50", "p99", "p999", "max"), found, strict=True)}
+def in_processor_time(run: Path, before: Path | None, **order: Any) -> Measure:
+    """Measure a server in its own processor time, in a process of its own.
+
+    Args:
+        run: what is served.
+        before: folder in which another version of flowpolicy is installed, which then serves.
+        order: what else :mod:`flowpolicy.bench.serve_worker` is told.
+
+    """
+
+    def measure(robots: Sequence[int], seed: int) -> list[dict[str, Any]]:
+        told = json.dumps({**order, "run": str(run.resolve()), "robots": list(robots), "seed": seed})
+        command = [sys.executable, serve_worker.__file__, told]
+        done = subprocess.run(command, env=_environment(before), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise FlowPolicyError(f"the server ended: {done.stderr.strip()[-500:]}", fix="--engine numpy")
+        found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    return measure
 
 
-class _Robot:
-    def __init__(self, url: str, number: int, rate_hz: float, seconds: float, budget_ms: float) -> None:
-        self.client = PolicyClient(url, seed=number)
-        self.period, self.ticks, self.budget_ms = 1 / rate_hz, int(seconds * rate_hz), budget_ms
-        self._random = np.random.default_rng(number)
-        self.phase = float(self._random.uniform(0, self.period))
-        spec = self.client.contract["spec"]["observation"]
-        self.shapes = {key: (self.client.contract["history"], *value["shape"]) for key, value in spec.items()}
-        self.counts: Counter[str] = Counter()
-        self.round_trips: list[float] = []
-        self.answers: list[tuple[float, float]] = []
-        """Seconds since the start, and milliseconds to the answer, of whatever kind it was."""
+def in_wall_time(url: str, *, rate_hz: float, seconds: float, budget_ms: float) -> Measure:
+    """Measure a server that runs in another process.
 
-    def run(self, start: float) -> None:
-        with self.client as client:
-            for tick in range(self.ticks):
-                due = start + self.phase + tick * self.period
-                wait = due - time.monotonic()
-                if wait < -self.period:
-                    self.counts["skipped"] += 1
-                    continue
-                if wait > 0:
-                    time.sleep(wait)
-                obs = {key: self._random.normal(size=shape).astype(np.float32) for key, shape in self.shapes.items()}
-                asked = time.monotonic()
-                try:
-                    self.round_trips.append(client.act(obs, self.budget_ms).round_trip_ms)
-                    self.counts["in_time"] += 1
-                except ServingError as error:
-                    self.counts[error.code] += 1
-                    if error.code == "lost":
-                        return
-                self.answers.append((asked - start, 1e3 * (time.monotonic() - asked)))
+    Args:
+        url: of the server.
+        rate_hz: requests per second of each robot.
+        seconds: how long each number of robots asks.
+        budget_ms: deadline of every request, by the robots' own clock.
+
+    """
+
+    def measure(robots: Sequence[int], seed: int) -> list[dict[str, Any]]:
+        return [_load(url, count, rate_hz, seconds, budget_ms, seed) for count in robots]
+
+    return measure
+
+
+def _load(url: str, count: int, rate_hz: float, seconds: float, budget_ms: float, seed: int) -> dict[str, Any]:
+    """One number of robots for a while."""
+    robots = [LoadRobot(url, number, budget_ms / 1000, time.monotonic) for number in range(count)]
+    due = requests_due(count, rate_hz, seconds, seed)
+    before = server_figures(url)
+    with selectors.DefaultSelector() as selector, _undisturbed():
+        for robot in robots:
+            selector.register(robot.socket, selectors.EVENT_READ, robot)
+        start = time.monotonic() + 0.05
+        for offset, number in due:
+            while (left := start + offset - time.monotonic()) > 0:
+                _read(selector, left)
+            robots[number].ask(time.monotonic())
+            if number % 8 == 0:  # who is behind must read too
+                _read(selector, 0.0)
+        wall, end = time.monotonic() - start, time.monotonic() + GRACE_S
+        while any(robot.asked for robot in robots) and (left := end - time.monotonic()) > 0:
+            _read(selector, left)
+    after = server_figures(url)
+    batches, rows = (after[name] - before[name] for name in ("batches", "rows"))
+    figures = load_figures(robots, wall, after["cpu_s"] - before["cpu_s"])
+    return {**figures, "rows_per_batch": rows / max(1.0, batches)}
+
+
+def _read(selector: selectors.BaseSelector, seconds: float) -> None:
+    for key, _ in selector.select(seconds):
+        key.data.read()
+
+
+def _environment(before: Path | None) -> dict[str, str]:
+    """Of a server's process: which version of flowpolicy it imports."""
+    path = {} if before is None else {"PYTHONPATH": str(before.resolve())}
+    return {**os.environ, "PYTHONSAFEPATH": "1", **path}
+
+
+def _medians(of: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over rounds, and the extremes of the goodput."""
+    medians: dict[str, Any] = {}
+    for name, value in of[0].items():
+        if isinstance(value, dict):
+            keys = dict.fromkeys(key for one in of for key in one[name])
+            default = 0.0 if name == "outcomes" else np.nan
+            medians[name] = {key: float(np.nanmedian([one[name].get(key, default) for one in of])) for key in keys}
+        else:
+            medians[name] = type(value)(np.median([one[name] for one in of]))
+    goodput = [one["goodput_hz"] for one in of]
+    return {**medians, "goodput_range_hz": [min(goodput), max(goodput)]}
+
+
+def _summary(loads: list[dict[str, Any]]) -> dict[str, Any]:
+    """The peak, and what is left of it at twice the load."""
+    peak = max(loads, key=lambda load: load["goodput_hz"])
+    twice = next((load for load in loads if load["robots"] == 2 * peak["robots"]), None)
+    healthy = [load["robots"] for load in loads if load["in_time"] >= 0.99]
+    return {
+        "peak_goodput_hz": peak["goodput_hz"],
+        "peak_robots": peak["robots"],
+        "left_at_twice": twice["goodput_hz"] / peak["goodput_hz"] if twice else None,
+        "robots_99_in_time": max(healthy, default=0),
+        "loads": loads,
+    }
 
 
 def serve_table(result: dict[str, Any]) -> Table:
     """The figures as a table."""
-    title = f"{result['clients']} robots at {result['rate_hz']:g} Hz for {result['seconds']:g} s"
-    table = Table(title=f"{title}, deadline {result['budget_ms']:g} ms")
-    table.add_column("")
-    table.add_column("value", justify="right")
-    for name in ("due", "in_time", "missed"):
-        table.add_row(f"requests {name.replace('_', ' ')}", str(result[name]))
-    for name, count in result["outcomes"].items():
-        if name != "in_time":
-            table.add_row(f"  of which {name}", str(count))
-    for name, value in result["round_trip_ms"].items():
-        table.add_row(f"chunks in time: {name}, ms", f"{value:.2f}")
-    for part, values in result["answer_ms"].items():
-        if values:  # were requests queued instead of refused, the last third would wait longer
-            table.add_row(f"all answers, refusals too, {part}: p99, ms", f"{values['p99']:.2f}")
-    table.add_row("robots per computation", f"{result['rows_per_batch']:.2f}")
-    table.add_row("server's CPU per request, ms", f"{result['server_cpu_ms']:.3f}")
-    table.add_row("a robot's CPU per request, ms", f"{result['robots_cpu_ms']:.3f}")
+    clock = "of the wall" if result["clock"] == "wall" else "of the server's processor"
+    table = Table(
+        title=f"Robots at {result['rate_hz']:g} Hz, deadline {result['budget_ms']:g} ms; time {clock}; "
+        f"medians of {result['rounds']} times {result['seconds']:g} s"
+    )
+    columns = ("robots", "asked/s", "in time/s", "least - most", "in time", "refused", "late", "p50 / p99 ms")
+    for name in ("", *columns, "refusal p50 / p99 ms", "CPU ms/request", "rows/batch"):
+        table.add_column(name, justify="right" if name else "left")
+    captions = []
+    for name, server in result["servers"].items():
+        for load in server["loads"]:
+            outcomes = load["outcomes"]
+            refused = outcomes.get("overloaded", 0.0) + outcomes.get("superseded", 0.0)
+            table.add_row(
+                name,
+                str(load["robots"]),
+                f"{load['offered_hz']:.0f}",
+                f"{load['goodput_hz']:.0f}",
+                " - ".join(f"{value:.0f}" for value in load["goodput_range_hz"]),
+                f"{load['in_time']:.1%}",
+                f"{refused:.1%}",
+                f"{1 - load['in_time'] - refused:.1%}",
+                " / ".join(f"{value:.1f}" for value in load["chunk_ms"].values()),
+                " / ".join(f"{value:.1f}" for value in load["refusal_ms"].values()),
+                f"{load['server_cpu_ms']:.3f}",
+                f"{load['rows_per_batch']:.2f}",
+            )
+        left = server["left_at_twice"]
+        told = "twice the load not measured" if left is None else f"at twice the load {left:.0%} of it"
+        table.add_section()
+        captions.append(f"{name}: {server['peak_goodput_hz']:.0f}/s in time at {server['peak_robots']} robots, {told}")
+    table.caption = "\n".join(captions)
     return table

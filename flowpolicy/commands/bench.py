@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
         "update": ("gradient step of MeanFlow over flow matching and over the bare matrix products", update),
         "latency": ("one-step latency over the bare matrix-vector products of the same weights", latency),
         "data": ("share of an update spent on sampling its batch", data),
-        "serve": ("robots that ask a policy server at a fixed rate: deadlines missed", serve),
+        "serve": ("answers in time of a policy server, from a few robots to several times what it bears", serve),
         "rollout": ("environment steps per second over those of the bare simulator", rollout),
         "seams": ("what reaches a robot arm where chunks disagree, per chunk mode", seams),
     }
@@ -255,27 +255,38 @@ def rollout(
 def serve(
     run: Annotated[Path, tyro.conf.Positional],
     /,
-    clients: Threads = 8,
+    robots: tuple[Count, ...] = (10, 20, 30, 40, 60, 80, 120, 160, 240, 320),
     rate_hz: Positive = 50.0,
-    seconds: Positive = 60.0,
+    seconds: Positive = 2.0,
+    rounds: Few = 3,
     budget_ms: Positive = 20.0,
+    max_batch: Few = 8,
+    clock: Literal["processor", "wall"] = "processor",
+    before: Path | None = None,
     engine: str = "auto",
     threads: Threads = 1,
     json: Path | None = None,
     overwrite: bool = False,
     device: str = "cpu",
 ) -> None:
-    """Deadlines that a policy server on this machine misses; server and robots share its cores.
+    """Answers in time of a policy server on this machine, from a few robots to several times what it bears.
 
-    With more robots than it can serve, what it sheds is answered at once: the wait for an answer of any kind does not
-    grow from the first third of the run to the last.
+    Robots ask at a fixed rate whatever comes back. A server that sheds keeps most of its peak at twice the load; one
+    that collapses answers nobody in time.
 
     Args:
         run: run that is served, in a process of its own.
-        clients: robots.
+        robots: numbers of robots that are tried; what is left of the peak is known where the double of its number is
+            among them.
         rate_hz: requests per second of each robot.
-        seconds: how long.
+        seconds: how long each number of robots asks.
+        rounds: over which medians are taken.
         budget_ms: deadline of every request.
+        max_batch: most robots computed together.
+        clock: 'processor' counts the server's own processor time, as if it had a core to itself, whatever else runs;
+            'wall' has server and robots run side by side, on a core each, and needs a quiet machine.
+        before: folder that another version of flowpolicy is installed in (pip install --no-deps --target FOLDER .),
+            to be measured in turns with this one.
         engine: of the server, see flowpolicy serve.
         threads: of the engine.
         json: where to write the figures.
@@ -283,15 +294,31 @@ def serve(
         device: of the engine: cpu or a CUDA device.
 
     """
-    _require_free(json, overwrite)
-    from flowpolicy.bench.server_load import bench_serve, serve_table, served
+    import contextlib
 
-    about = _checkpoint(run)
-    with served(
-        run, ["--engine", engine, "--threads", str(threads), "--max-clients", str(clients), "--device", device]
-    ) as (url, name):
-        result = bench_serve(url, clients=clients, rate_hz=rate_hz, seconds=seconds, budget_ms=budget_ms)
-    _show({**result, **about, "engine": name, "threads": threads}, serve_table, json)
+    _require_free(json, overwrite)
+    from flowpolicy.bench.server_load import bench_serve, in_processor_time, in_wall_time, serve_table, served
+    from flowpolicy.commands.serve import batch_sizes
+
+    if clock == "processor" and device != "cpu":
+        raise ConfigError(f"--device {device} in the processor's time, which a GPU does not use", fix="--clock wall")
+    about, versions = _checkpoint(run), {"now": None} | ({} if before is None else {"before": before})
+    load = {"rate_hz": rate_hz, "seconds": seconds, "budget_ms": budget_ms}
+    with contextlib.ExitStack() as stack:
+        if clock == "processor":
+            order = {**load, "engine": engine, "threads": threads, "batches": batch_sizes(max_batch)}
+            servers = {name: in_processor_time(run, where, **order) for name, where in versions.items()}
+        else:
+            most = {"engine": engine, "threads": threads, "device": device}
+            most |= {"max-clients": max(robots), "max-batch": max_batch}
+            flags = [word for name, value in most.items() for word in (f"--{name}", str(value))]
+            servers = {
+                name: in_wall_time(stack.enter_context(served(run, flags, where)), **load)
+                for name, where in versions.items()
+            }
+        result = bench_serve(servers, robots=robots, rate_hz=rate_hz, rounds=rounds)
+    about |= {**load, "clock": clock, "max_batch": max_batch, "engine": engine, "threads": threads}
+    _show({**result, **about}, serve_table, json)
 
 
 def seams(

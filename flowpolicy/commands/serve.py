@@ -76,7 +76,7 @@ def _loader(
     run: Path, nfes: tuple[int, ...], engine: str, threads: int, max_batch: int, device: str
 ) -> Callable[[], Model]:
     """Loads the newest checkpoint and measures it."""
-    batches = [size for size in (1, 2, 4, 8, 16, 32, 64) if size < max_batch] + [max_batch]
+    batches = batch_sizes(max_batch)
 
     def load() -> Model:
         from flowpolicy.serve.engines import load_engines
@@ -86,3 +86,8 @@ def _loader(
         return Model.prepare(engines, checkpoint, batches)  # type: ignore[arg-type]  # arguments by position alone
 
     return load
+
+
+def batch_sizes(most: int) -> list[int]:
+    """Sizes of batches that a server is prepared for."""
+    return [size for size in (1, 2, 4, 8, 16, 32, 64) if size < most] + [most]

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from flowpolicy.core.errors import ServingError
 from flowpolicy.serve.metrics import ServerMetrics
 from flowpolicy.serve.model import Model
-from flowpolicy.serve.protocol import ActRequest, Asked, request_from
+from flowpolicy.serve.protocol import ActRequest, Asked, Refusal, pack, request_from
 from flowpolicy.serve.scheduler import DeadlineScheduler
 
 log = logging.getLogger("flowpolicy.serve")
+
+
+_BURST_S = 0.1
+"""Overload that lasts longer is no burst, after which there will be time for whoever can wait."""
+_AHEAD = 2
+"""Batches for which requests are then kept: a longer queue would not answer more of them, only each of them later."""
 
 
 class Robot(Protocol):
@@ -25,15 +31,17 @@ class Robot(Protocol):
 
     served: float
     """When it was last given a chunk, or connected: who was served longest ago comes first when not all can be."""
+    faults: int
+    """Faulty messages since its last chunk."""
 
-    def answer(self, message: dict[str, Any]) -> None:
+    def answer(self, message: bytes) -> None:
         """Send the one message that a request is answered with. Must not block."""
 
-    def fault(self, message: dict[str, Any]) -> None:
+    def fault(self, message: bytes) -> None:
         """Send the answer to a request whose arrays are wrong."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+@dataclasses.dataclass(eq=False, slots=True)
 class Waiting:
     """A request that waits."""
 
@@ -85,6 +93,7 @@ class Dispatcher:
         self._computing: Batch | None = None
         self._free_at = 0.0
         self._left: float | None = None
+        self._crowded: float | None = None
 
     @property
     def waiting(self) -> int:
@@ -102,7 +111,7 @@ class Dispatcher:
         older = self._queue.pop(robot, None)
         if older is not None:
             self.metrics.count("superseded")
-            robot.answer(error_message(older.asked.id, _SUPERSEDED))
+            robot.answer(_SUPERSEDED.of(older.asked.id))
         self._queue[robot] = Waiting(asked, robot, arrival, arrival + asked.budget_ms / 1000)
 
     def forget(self, robot: Robot) -> None:
@@ -122,14 +131,20 @@ class Dispatcher:
 
         """
         busy = self._computing is not None
-        sifted = self.scheduler.sift(now, max(now, self._free_at) if busy else now, self._queue.values())
+        start = max(now, self._free_at) if busy else now
+        lasting = self._crowded is not None and now - self._crowded > _BURST_S
+        sifted = self.scheduler.sift(now, start, self._queue.values(), _AHEAD if lasting else None)
+        if sifted.shed:
+            self._crowded = now if self._crowded is None else self._crowded
+        elif len(sifted.kept) <= sifted.rows:
+            self._crowded = None
         for waiting in sifted.late:
             del self._queue[waiting.robot]
             self._late(waiting, now)
         for waiting in sifted.shed:
             del self._queue[waiting.robot]
             self.metrics.count("shed")
-            waiting.robot.answer(error_message(waiting.asked.id, _OVERLOADED))
+            waiting.robot.answer(_OVERLOADED.of(waiting.asked.id))
         if busy:
             return None
         left, self._left = self._left, None
@@ -153,18 +168,17 @@ class Dispatcher:
                 continue
             self.metrics.count("chunks", f"nfe={batch.nfe}")
             self.metrics.time("answer", end - waiting.arrival)
-            waiting.robot.served = end
-            waiting.robot.answer(
-                {
-                    "type": "chunk",
-                    "id": waiting.asked.id,
-                    "chunk": chunk,
-                    "nfe": batch.nfe,
-                    "checkpoint": model.checkpoint,
-                    "queue_ms": 1e3 * (batch.start - waiting.arrival),
-                    "compute_ms": 1e3 * seconds,
-                }
-            )
+            waiting.robot.served, waiting.robot.faults = end, 0
+            message = {
+                "type": "chunk",
+                "id": waiting.asked.id,
+                "chunk": chunk,
+                "nfe": batch.nfe,
+                "checkpoint": model.checkpoint,
+                "queue_ms": 1e3 * (batch.start - waiting.arrival),
+                "compute_ms": 1e3 * seconds,
+            }
+            waiting.robot.answer(pack(message))
 
     def fail(self, batch: Batch, error: Exception, end: float) -> None:
         """Answer a batch whose computation raised something: the robots must hear of it and the server go on."""
@@ -173,13 +187,13 @@ class Dispatcher:
         log.error("a batch of %d failed", len(batch.waiting), exc_info=error)
         self.metrics.count("failures", by=len(batch.waiting))
         for waiting in batch.waiting:
-            waiting.robot.answer(error_message(waiting.asked.id, refusal))
+            waiting.robot.answer(Refusal(refusal).of(waiting.asked.id))
 
     def close(self) -> None:
         """Answer what waits with an error."""
         queue, self._queue = self._queue, {}
         for waiting in queue.values():
-            waiting.robot.answer(error_message(waiting.asked.id, ServingError("closing", "the server stops")))
+            waiting.robot.answer(_CLOSING.of(waiting.asked.id))
 
     def _batch(self, chosen: list[Waiting], nfe: int, start: float) -> Batch | float:
         """Decode the arrays; those of whom they are wrong are told, and the others computed."""
@@ -191,7 +205,7 @@ class Dispatcher:
                 good.append(waiting)
             except ServingError as error:
                 self.metrics.count("refused", f"code={error.code}")
-                waiting.robot.fault(error_message(waiting.asked.id, error))
+                waiting.robot.fault(Refusal(error).of(waiting.asked.id))
         if not good:
             return 0.0
         batch = Batch(self.model, nfe, good, requests, start)
@@ -206,24 +220,18 @@ class Dispatcher:
     def _late(self, waiting: Waiting, now: float) -> None:
         self.metrics.count("late")
         # Negative: turned away before the deadline, which the policy could not have held.
-        waiting.robot.answer({"type": "late", "id": waiting.asked.id, "late_ms": 1e3 * (now - waiting.deadline)})
+        late = {"type": "late", "id": waiting.asked.id, "late_ms": 1e3 * (now - waiting.deadline)}
+        waiting.robot.answer(pack(late))
 
 
-_OVERLOADED = ServingError(
-    "overloaded",
-    "the server has more requests than it can answer in time",
-    fix="allow more time, ask less often, or start a second server",
+_OVERLOADED = Refusal(
+    ServingError(
+        "overloaded",
+        "the server has more requests than it can answer in time",
+        fix="allow more time, ask less often, or start a second server",
+    )
 )
-_SUPERSEDED = ServingError("superseded", "a newer request of this connection came", fix="one connection per robot")
-
-
-def error_message(id_: int | None, error: ServingError) -> dict[str, Any]:
-    """An 'error' message."""
-    return {
-        "type": "error",
-        "id": id_,
-        "code": error.code,
-        "what": error.what,
-        "expected": error.expected,
-        "fix": error.fix,
-    }
+_SUPERSEDED = Refusal(
+    ServingError("superseded", "a newer request of this connection came", fix="one connection per robot")
+)
+_CLOSING = Refusal(ServingError("closing", "the server stops"))

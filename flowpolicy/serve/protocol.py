@@ -85,7 +85,7 @@ def unpack(data: bytes | str, limit: int) -> dict[str, Any]:
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         what = f"not a MessagePack map: {type(error).__name__} {error}"
         raise ServingError("malformed", what[:200], expected="one map per message") from error
-    if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
+    if not isinstance(message, dict) or not set(map(type, message)) <= {str}:
         raise ServingError("malformed", f"a {type(message).__name__}", expected="a map with names as keys")
     if not _whole(message.get("schema")) or message["schema"] != SCHEMA:
         raise ServingError(
@@ -95,6 +95,35 @@ def unpack(data: bytes | str, limit: int) -> dict[str, Any]:
             fix="use client and server of the same flowpolicy version",
         )
     return message
+
+
+def error_message(id_: int | None, error: ServingError) -> dict[str, Any]:
+    """An 'error' message."""
+    return {
+        "type": "error",
+        "code": error.code,
+        "what": error.what,
+        "expected": error.expected,
+        "fix": error.fix,
+        "id": id_,
+    }
+
+
+class Refusal:
+    """An 'error' message that many requests are answered with, packed but for their number.
+
+    Args:
+        error: what it says.
+
+    """
+
+    def __init__(self, error: ServingError) -> None:
+        self._packed = pack(error_message(None, error))[:-1]  # nil takes one byte
+
+    def of(self, id_: int) -> bytes:
+        """For the request with this number."""
+        number: bytes = msgpack.packb(id_)
+        return self._packed + number
 
 
 def _encode(value: Any) -> Any:

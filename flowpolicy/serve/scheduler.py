@@ -6,8 +6,11 @@ idea follows the latency-aware switch of StreamDiffusionV2 (arXiv 2511.07399); t
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import heapq
+import math
+import operator
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -129,6 +132,9 @@ def measure_latency(
     return table
 
 
+_deadline = operator.attrgetter("deadline")
+
+
 class Due(Protocol):
     """What the scheduler looks at of a request."""
 
@@ -191,22 +197,23 @@ class DeadlineScheduler:
     window_s: float = 0.001
     """Longest time that a request waits for others to share its batch; never longer than its computation takes."""
 
-    def sift(self, now: float, start: float, waiting: Iterable[Request]) -> Sifted[Request]:
+    def sift(self, now: float, start: float, waiting: Iterable[Request], batches: int | None = None) -> Sifted[Request]:
         """Sort out whose deadline can be held.
 
         Args:
             now: seconds of the clock that the deadlines are counted in.
             start: when the engine is next free.
             waiting: all requests, in any order.
+            batches: for how many batches requests are kept where not all can be; as many as can be held unless given.
 
         """
         one = self.table.seconds(self.table.nfes[0], 1)
         ordered = sorted(waiting, key=_deadline)
-        late = sum(now + one > request.deadline for request in ordered)
-        hopeless = sum(start + one > request.deadline for request in ordered)
+        late = bisect.bisect_left(ordered, now + one, key=_deadline)
+        hopeless = bisect.bisect_left(ordered, start + one, key=_deadline)
         kept, shed, rows = ordered[hopeless:], ordered[late:hopeless], self.table.largest
         if not self._fits(start, kept):
-            rows, chosen = self._most(start, kept)
+            rows, chosen = self._most(start, kept, batches)
             shed += [request for index, request in enumerate(kept) if index not in chosen]
             kept = [kept[index] for index in sorted(chosen)]
         return Sifted(kept, ordered[:late], shed, rows)
@@ -244,25 +251,31 @@ class DeadlineScheduler:
         """Whether all deadlines are held in half of the cases."""
         if not kept:
             return True
-        typical = self.table.typical
+        typical, largest = self.table.typical, self.table.largest
+        if start + len(kept) // largest * typical(self.table.nfes[0], largest) > kept[-1].deadline:
+            return False  # no order of whatever batches does
         for rows in self._sizes(len(kept)):
             end = start + typical(self.table.nfes[0], rows)
             if end + self.margin_s <= kept[0].deadline and self._drains(end, kept[rows:], typical):
                 return True
         return False
 
-    def _most(self, start: float, kept: Sequence[Due]) -> tuple[int, set[int]]:
+    def _most(self, start: float, kept: Sequence[Due], most: int | None) -> tuple[int, set[int]]:
         """Rows of a batch, and the indices of the most requests whose deadlines are held in 19 of 20 cases."""
         best: tuple[int, set[int]] = (1, set())
         for size in self._sizes(len(kept)):
             batch = self.table.expected(self.table.nfes[0], size)
+            # When the n-th of those kept is answered, n from 0 on.
+            count = len(kept) if most is None else min(len(kept), most * size)
+            ends = [start + self.margin_s + n // size * (batch + self.table.between) + batch for n in range(count)]
+            ends.append(math.inf)
             heap: list[tuple[float, float, int]] = []
             for index, request in enumerate(kept):
-                heapq.heappush(heap, (-request.served, request.arrival, index))
-                batches = -(-len(heap) // size)
-                end = start + batches * batch + (batches - 1) * self.table.between
-                if end + self.margin_s > request.deadline:
-                    heapq.heappop(heap)
+                claim = (-request.served, request.arrival, index)
+                if ends[len(heap)] > request.deadline:
+                    heapq.heappushpop(heap, claim)
+                else:
+                    heapq.heappush(heap, claim)
             if len(heap) > len(best[1]):
                 best = size, {index for _, _, index in heap}
             if len(heap) >= size:
@@ -292,7 +305,3 @@ class DeadlineScheduler:
 
     def _cost(self, nfe: int, rows: int) -> float:
         return self.table.expected(nfe, rows) + self.margin_s
-
-
-def _deadline(request: Due) -> float:
-    return request.deadline

@@ -15,11 +15,11 @@ from typing import Any
 from flowpolicy.core.errors import ConfigError, MissingExtraError, ServingError
 from flowpolicy.serve.arrival import PollClock, StampDelay
 from flowpolicy.serve.connection import Callbacks, ConnectionGroup, SocketConnection
-from flowpolicy.serve.dispatcher import Dispatcher, error_message
+from flowpolicy.serve.dispatcher import Dispatcher
 from flowpolicy.serve.engine_loop import EngineLoop
 from flowpolicy.serve.metrics import ServerMetrics
 from flowpolicy.serve.model import Model, prefix_of
-from flowpolicy.serve.protocol import OPTIONAL, asked, pack, unpack
+from flowpolicy.serve.protocol import OPTIONAL, asked, error_message, pack, unpack
 from flowpolicy.serve.server_config import ServerConfig, is_loopback
 
 try:
@@ -196,7 +196,7 @@ class PolicyServer:
             request = asked(message)
         except ServingError as error:
             self.metrics.count("refused", f"code={error.code}")
-            robot.fault(error_message(number, error))
+            robot.fault(pack(error_message(number, error)))
             return
         self._dispatcher.submit(request, robot, self._arrival(robot, request.sent_ms))
         self._engine.wake()
@@ -215,18 +215,13 @@ class _Robot:
 
     def __init__(self, connection: SocketConnection, most_faults: int, metrics: ServerMetrics, now: float) -> None:
         self.connection, self.metrics, self.served, self.delay = connection, metrics, now, StampDelay()
-        self._faults, self._most_faults = 0, most_faults
+        self.faults, self._most_faults = 0, most_faults
+        self.answer = connection.send
 
-    def answer(self, message: dict[str, Any]) -> None:
-        """Send the answer of a request."""
-        if message["type"] == "chunk":
-            self._faults = 0
-        self.connection.send(pack(message))
-
-    def fault(self, message: dict[str, Any]) -> None:
+    def fault(self, message: bytes) -> None:
         """Answer a faulty message; too many in a row end the connection."""
-        self.connection.send(pack(message))
-        self._faults += 1
-        if self._faults >= self._most_faults:
+        self.connection.send(message)
+        self.faults += 1
+        if self.faults >= self._most_faults:
             self.metrics.count("disconnected", "reason=faults")
             self.connection.abort()

@@ -1,31 +1,64 @@
-"""The load generator counts what robots get. No test looks at how fast."""
+"""The load generator counts what robots get, by either clock. No test looks at how fast."""
 
 import io
+import itertools
 
+import pytest
 from rich.console import Console
 
-from flowpolicy.bench.server_load import bench_serve, serve_table
+from flowpolicy.bench.serve_worker import measure, requests_due
+from flowpolicy.bench.server_load import bench_serve, in_wall_time, serve_table
 
 from ..serve.conftest import SumEngine, make_model, serving
 
+LOAD = {"rate_hz": 20.0, "seconds": 0.5, "budget_ms": 5_000.0}
 
-def test_every_request_that_is_due_is_accounted_for():
+
+def check(load, robots):
+    assert (load["robots"], load["offered_hz"]) == (robots, pytest.approx(20.0 * robots, rel=0.2))
+    assert sum(load["outcomes"].values()) == pytest.approx(1.0)
+    assert 0 < load["in_time"] == load["outcomes"]["in_time"]
+    assert load["goodput_hz"] == pytest.approx(load["in_time"] * load["offered_hz"])
+    assert load["server_cpu_ms"] > 0
+    assert 1 <= load["rows_per_batch"] <= robots
+    assert 0 <= load["worst_robot_in_time"] <= load["in_time"]
+    assert load["chunk_ms"]["p50"] <= load["chunk_ms"]["p99"]
+
+
+def test_every_request_is_accounted_for_beside_a_server_and_in_processor_time():
     with serving(make_model(SumEngine())) as running:
-        result = bench_serve(running.url, clients=3, rate_hz=20.0, seconds=0.5, budget_ms=5_000.0)
-    assert result["due"] == 30
-    assert sum(result["outcomes"].values()) == 30
-    assert result["missed"] == 30 - result["in_time"]
-    assert result["in_time"] > 0
-    assert result["round_trip_ms"]["p50"] <= result["round_trip_ms"]["max"]
-    assert result["server_cpu_ms"] > 0 and 1 <= result["rows_per_batch"] <= 3
-    assert set(result["answer_ms"]) == {"first third", "last third"}
+        wall = in_wall_time(running.url, **LOAD)
+        servers = {"wall": wall, "processor": lambda robots, seed: measure(make_model(), order(robots, seed))}
+
+        def order(robots, seed):
+            return {**LOAD, "robots": robots, "seed": seed, "batches": [1, 2, 4]}
+
+        result = bench_serve(servers, robots=[1, 2], rate_hz=20.0, rounds=2)
+    for server in result["servers"].values():
+        for load, robots in zip(server["loads"], (1, 2), strict=True):
+            check(load, robots)
+            least, most = load["goodput_range_hz"]
+            assert least <= load["goodput_hz"] <= most
+        assert server["peak_goodput_hz"] == max(load["goodput_hz"] for load in server["loads"])
+        assert server["left_at_twice"] is None or server["peak_robots"] == 1
     text = io.StringIO()
-    Console(file=text, width=100).print(serve_table(result))
-    assert "3 robots at 20 Hz" in text.getvalue() and "all answers, refusals too" in text.getvalue()
+    Console(file=text, width=200).print(serve_table({**result, **LOAD, "clock": "processor"}))
+    assert "Robots at 20 Hz" in text.getvalue()
+    assert "processor" in text.getvalue()
 
 
-def test_a_deadline_that_cannot_be_held_is_missed():
-    with serving(make_model(SumEngine(seconds=0.05))) as running:
-        result = bench_serve(running.url, clients=1, rate_hz=10.0, seconds=0.5, budget_ms=5.0)
-    assert result["missed"] == result["due"] == 5
-    assert set(result["outcomes"]) <= {"late", "overloaded", "skipped"}
+def test_a_deadline_that_cannot_be_held_is_not_held():
+    model = make_model(SumEngine(seconds=0.0))
+    (load,) = measure(model, {**LOAD, "budget_ms": 1e-3, "robots": [2], "seed": 0, "batches": [1, 2, 4]})
+    assert load["goodput_hz"] == 0
+    assert set(load["outcomes"]) <= {"late", "overloaded"}
+
+
+def test_robots_ask_at_their_rate_and_at_phases_of_their_own():
+    due = requests_due(3, 20.0, 0.5, seed=0)
+    assert len(due) == 30
+    assert due == sorted(due)
+    for robot in range(3):
+        times = [second for second, number in due if number == robot]
+        assert [b - a for a, b in itertools.pairwise(times)] == pytest.approx([0.05] * 9)
+    assert due != requests_due(3, 20.0, 0.5, seed=1)
