@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.cloning.dm1 import DM1, dm1_flow
@@ -22,9 +23,11 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.envs.arm_tasks import ARM_TASKS
+from flowpolicy.flows.dispersive import Dispersive
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
+from flowpolicy.nets.vision import VisionEncoder
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.kinds import KINDS as KINDS
 from flowpolicy.train.kinds import PLUGIN_PRESETS
@@ -42,6 +45,25 @@ REGRESSION_ARM = Regression(chunk=4, execute=2, optimizer=FAST)
 MIP_ARM = MIP(chunk=4, execute=2, optimizer=FAST)
 LIFT = Experiment(agent=DM1_ARM, env="lift", data=DataConfig(obs_keys=ARM_KEYS), steps=5_000)
 CAN = replace(LIFT, env="can", steps=15_000)
+# Pictures: proprioception and two cameras, and not where the object is. Four draws of noise for every picture that is
+# encoded; no dispersive loss until a figure speaks for it (docs/pictures.md).
+SEEING: dict[str, Any] = {
+    "encoder": VisionEncoder(),
+    "optimizer": Optimizer(lr=1e-3, warmup=100, ema=0.995),
+    "net": MLP(width=256, depth=3),
+    "chunk": 8,
+    "execute": 4,
+}
+DM1_SEES = DM1(**SEEING, noises=4, flow=dm1_flow(share_endpoint=0.3), dispersive=Dispersive(weight=0.0))
+LIFT_SEES = Experiment(
+    agent=DM1_SEES,
+    env="lift",
+    data=DataConfig(obs_keys=ARM_KEYS[:3], cameras=("agentview", "robot0_eye_in_hand")),
+    steps=3_000,
+    batch_size=64,
+    checkpoint_every=500,
+)
+CAN_SEES = replace(LIFT_SEES, env="can", steps=15_000)
 # Eight rows of 50 ms, replaced after two: ten decisions a second, and always 0.3 s of a newer plan in hand.
 REAL_KEYS = ("robot0_joint_pos", "robot0_eef_pos", "robot0_gripper_qpos")
 REAL_REACH = Experiment(
@@ -104,6 +126,24 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "gdro-can": (
         "GDRO: post-train a PickPlaceCan run on groups of its chunks",
         replace(GDRO_ARM, env="can", agent=GDRO_CAN),
+    ),
+    "dm1-lift-image": ("DM1 on robosuite Lift from two cameras, without the object's pose", LIFT_SEES),
+    "flow-bc-lift-image": (
+        "Flow BC on robosuite Lift from two cameras, ten evaluations per chunk",
+        replace(LIFT_SEES, agent=FlowBC(**SEEING, noises=4)),
+    ),
+    "regression-lift-image": (
+        "Regression control on robosuite Lift from two cameras",
+        replace(LIFT_SEES, agent=Regression(**SEEING)),
+    ),
+    "dm1-can-image": ("DM1 on robosuite PickPlaceCan from two cameras", CAN_SEES),
+    "flow-bc-can-image": (
+        "Flow BC on robosuite PickPlaceCan from two cameras, ten evaluations per chunk",
+        replace(CAN_SEES, agent=FlowBC(**SEEING, noises=4)),
+    ),
+    "regression-can-image": (
+        "Regression control on robosuite PickPlaceCan from two cameras",
+        replace(CAN_SEES, agent=Regression(**SEEING)),
     ),
     "dm1-can": ("DM1 on robosuite PickPlaceCan", CAN),
     "flow-bc-can": ("Flow BC on robosuite PickPlaceCan", replace(CAN, agent=FLOW_BC_ARM)),

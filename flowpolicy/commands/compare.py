@@ -46,7 +46,9 @@ def compare(run_a: Annotated[Path, tyro.conf.Positional], run_b: Annotated[Path,
 
 
 def _newest_common(ours: Sequence[Evaluation], theirs: Sequence[Evaluation]) -> tuple[Evaluation, Evaluation]:
-    """The newest evaluations of both on one plan, at one scale of noise if there are; else the newest of each."""
+    """The newest evaluations of both on one plan, with the same noise and pictures if there are; else of each."""
     shared = [(a, b) for a in ours for b in theirs if a.plan.digest == b.plan.digest]
-    shared.sort(key=lambda pair: pair[0].noise_scale != pair[1].noise_scale)  # stable: newest first among equals
+    shared.sort(  # stable: newest first among equals
+        key=lambda pair: (pair[0].noise_scale != pair[1].noise_scale, len(pair[0].mismatch) + len(pair[1].mismatch))
+    )
     return shared[0] if shared else (ours[0], theirs[0])

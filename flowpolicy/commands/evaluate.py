@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from flowpolicy.commands.arguments import call, typed
 from flowpolicy.commands.console import console
 from flowpolicy.core.ranges import Count, Few, Natural, NonNegative, Seed
+
+if TYPE_CHECKING:
+    from flowpolicy.evaluate.report import Evaluation
 
 
 def run(argv: Sequence[str]) -> int:
@@ -30,6 +33,8 @@ def evaluate(
     video: Natural = 0,
     json: Path | None = None,
     overwrite: bool = False,
+    renderer: Literal["", "fast", "exact", "collision"] = "",
+    allow_render_mismatch: bool = False,
     device: str = "cpu",
 ) -> None:
     """Success and return of a run on an evaluation plan, with intervals.
@@ -45,6 +50,9 @@ def evaluate(
         video: how many episodes to record as MP4.
         json: where to write the outcomes, besides RUN/eval.
         overwrite: replace an existing file at --json; an earlier record of this very evaluation is replaced anyway.
+        renderer: draw the policy's pictures otherwise than in training: see `flowpolicy data render`. Refused without
+            --allow-render-mismatch.
+        allow_render_mismatch: act on pictures that differ from those of training, and say what that costs.
         device: where the policy acts: cpu or a CUDA device, such as cuda or cuda:1. Another device draws other noise.
 
     """
@@ -63,8 +71,32 @@ def evaluate(
         noise_scale=noise_scale,
         also=json,
         overwrite=overwrite,
+        renderer=renderer,
+        allow_render_mismatch=allow_render_mismatch,
         command=typed(),
         device=device,
     )
     console().print(evaluation_table(evaluation))
-    sys.stdout.write(f"outcomes {record_path(run_of(resolve(run)), evaluation)}\n")
+    home = run_of(resolve(run))
+    if evaluation.mismatch:
+        sys.stdout.write(f"{_cost(home, evaluation, run)}\n")
+    sys.stdout.write(f"outcomes {record_path(home, evaluation)}\n")
+
+
+def _cost(home: Path, evaluation: Evaluation, run: Path) -> str:
+    """What pictures that were drawn otherwise than in training have cost."""
+    from flowpolicy.evaluate.records import as_trained
+    from flowpolicy.evaluate.report import compare
+
+    before = as_trained(home, evaluation)
+    if before is None:
+        return f"what other pictures than those of training cost is told once there is: flowpolicy eval {run}"
+    found = compare(evaluation, before)
+    if before.success and evaluation.success:
+        what, was, now, difference = "success", before.success, evaluation.success, found.difference
+    else:
+        what, was, now, difference = "return", before.return_, evaluation.return_, found.return_difference
+    return (
+        f"{what} {now.mean:.4g} on these pictures and {was.mean:.4g} on those of training: difference "
+        f"{difference.mean:+.4g} [{difference.low:+.4g}, {difference.high:+.4g}], p = {found.p_value:.2g}"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 import torch
 
 from flowpolicy.core.checkpoint import MANIFEST, resolve, run_of
+from flowpolicy.core.errors import ConfigError, DataWarning
 from flowpolicy.core.files import read_json, require_free
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.envs import find_env, normalized_score
+from flowpolicy.envs.camera_renderer import AS_ROBOSUITE, FAST, RenderSettings
+from flowpolicy.envs.robosuite import RobosuiteConfig
 from flowpolicy.evaluate.plan import EvaluationPlan, load_plan, make_plan
 from flowpolicy.evaluate.records import identity, record_name, record_path, repeats
 from flowpolicy.evaluate.report import Evaluation, make_evaluation, save_evaluation
@@ -34,6 +38,8 @@ def evaluate(
     noise_scale: float = 1.0,
     also: Path | None = None,
     overwrite: bool = False,
+    renderer: str = "",
+    allow_render_mismatch: bool = False,
     command: str = "",
     progress: bool = True,
     device: str = "cpu",
@@ -50,6 +56,8 @@ def evaluate(
         noise_scale: factor of the policy's initial noise: 1 acts by the law that was learned, 0 by its middle.
         also: another file to write the outcomes to.
         overwrite: replace what stands there; an earlier record of this very evaluation is replaced anyway.
+        renderer: 'fast', 'exact' or 'collision': draw the policy's pictures so; as they were in training unless given.
+        allow_render_mismatch: act on pictures that are drawn otherwise than in training.
         command: command line that asked, for the record.
         progress: show a bar.
         device: where the policy acts: 'cpu' or a CUDA device. Noise is drawn there, so that another device plays other
@@ -62,15 +70,26 @@ def evaluate(
     run = Path(run)
     if video:
         require_imageio()
-    with loaded(run, device) as (policy, env, folder):
+    with loaded(run, device, renderer, allow_render_mismatch) as (policy, env, folder):
+        mismatch = differing_pictures(policy, env, allow_render_mismatch)
         if isinstance(plan, EvaluationPlan):
             todo = plan
         else:
             todo = load_plan(plan) if plan else make_plan(env.spec.env_id, episodes, seed)
-        if also is not None and not repeats(also, identity(folder), todo, nfe or policy.contract.nfe, noise_scale):
+        acting = (identity(folder), todo, nfe or policy.contract.nfe, noise_scale, mismatch)
+        if also is not None and not repeats(also, *acting):
             require_free(also, overwrite)
         with counting(run, todo, env.spec.defines_success, progress) as count:
-            outcomes = rollout(policy, env, todo, nfe=nfe, progress=count, record=range(video), noise_scale=noise_scale)
+            outcomes = rollout(
+                policy,
+                env,
+                todo,
+                nfe=nfe,
+                progress=count,
+                record=range(video),
+                noise_scale=noise_scale,
+                allow_render_mismatch=allow_render_mismatch,
+            )
         simulation = getattr(env, "simulation", "")
     evaluation = make_evaluation(
         todo,
@@ -79,6 +98,7 @@ def evaluate(
         **acted(folder, policy, command),
         simulation=simulation,
         noise_scale=noise_scale,
+        mismatch=mismatch,
         success_defined=policy.contract.spec.defines_success,
         normalized_score=normalized_score(policy.contract.spec.env_id),
     )
@@ -111,21 +131,44 @@ def acted(folder: Path, policy: Policy, command: str) -> dict[str, Any]:
     }
 
 
+RENDERERS = {"fast": FAST, "exact": AS_ROBOSUITE, "collision": RenderSettings(geoms="collision")}
+"""Ways of drawing by the names of the command line."""
+_OTHER = "evaluate where the policy was trained for, or train for this environment"
+
+
 @contextmanager
-def loaded(run: Path, device: str = "cpu") -> Iterator[tuple[Policy, VecEnv, Path]]:
-    """The policy of a run on ``device``, its environment (one slot per core) and its checkpoint folder."""
+def loaded(
+    run: Path, device: str = "cpu", renderer: str = "", allow_render_mismatch: bool = False
+) -> Iterator[tuple[Policy, VecEnv, Path]]:
+    """The policy of a run on ``device``, its environment (one slot per core) and its checkpoint folder.
+
+    The environment draws pictures as they were drawn in training, or as ``renderer`` says, where that is allowed.
+    """
     torch.set_num_threads(1)
     folder = resolve(run)
     policy = Policy.load(folder, device=device)
-    config = find_env(policy.contract.spec.env_id)
-    policy.contract.require(
-        config.spec(), "the environment", "evaluate where the policy was trained for, or train for this environment"
-    )
+    spec = policy.contract.spec
+    config = find_env(spec.env_id, spec.images)
+    if renderer:
+        if not spec.images:
+            raise ConfigError(f"--renderer {renderer} for a policy that sees no pictures", fix="leave it out")
+        if renderer not in RENDERERS or not isinstance(config, RobosuiteConfig):
+            raise ConfigError(f"--renderer {renderer} for {spec.env_id}", expected=", ".join(RENDERERS))
+        config = config.seeing(spec.images, RENDERERS[renderer])
+    policy.contract.require(config.spec(), "the environment", _OTHER, allow_render_mismatch=allow_render_mismatch)
     env = config.make(len(os.sched_getaffinity(0)))
     try:
         yield policy, env, folder
     finally:
         env.close()
+
+
+def differing_pictures(policy: Policy, env: VecEnv, allowed: bool) -> tuple[str, ...]:
+    """In what the environment's pictures differ from those of training, in lines; ContractError unless allowed."""
+    lines = policy.contract.require(env.spec, "the environment", _OTHER, allow_render_mismatch=allowed)
+    for line in lines:
+        warnings.warn(f"the policy acts on other pictures than it was trained on: {line}", DataWarning, stacklevel=3)
+    return tuple(lines)
 
 
 @contextmanager

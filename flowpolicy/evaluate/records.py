@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 from flowpolicy.core import checkpoint
@@ -43,7 +44,20 @@ def record_name(evaluation: Evaluation) -> str:
     """Name of a record in RUN/eval, without suffix: another checkpoint or another way of acting has another name."""
     parts = [evaluation.plan.digest[:12], f"step{evaluation.step}", evaluation.checkpoint_sha256[:8]]
     parts += [f"nfe{evaluation.nfe}", *([f"noise{evaluation.noise_scale}"] if evaluation.noise_scale != 1 else [])]
+    if evaluation.mismatch:
+        parts.append(f"drawn{digest_of_lines(evaluation.mismatch)}")
     return "-".join(part for part in parts if part)
+
+
+def digest_of_lines(lines: tuple[str, ...]) -> str:
+    """Eight digits that tell one set of lines from another."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:8]
+
+
+def as_trained(run: Path, evaluation: Evaluation) -> Evaluation | None:
+    """The record of the same checkpoint, plan and way of acting on pictures as in training, where there is one."""
+    path = record_path(run, dataclasses.replace(evaluation, mismatch=()))
+    return load_evaluation(path) if path.is_file() else None
 
 
 def record_path(run: Path, evaluation: Evaluation) -> Path:
@@ -68,7 +82,9 @@ def make_way(folder: Path, name: str) -> None:
     write_json(mark, {"card": name})
 
 
-def repeats(path: Path, acting: Identity, plan: EvaluationPlan, nfe: int, noise_scale: float) -> bool:
+def repeats(
+    path: Path, acting: Identity, plan: EvaluationPlan, nfe: int, noise_scale: float, mismatch: tuple[str, ...] = ()
+) -> bool:
     """Whether a file holds an earlier evaluation of the same checkpoint, on the same plan, in the same way."""
     if not path.is_file():
         return False
@@ -76,12 +92,8 @@ def repeats(path: Path, acting: Identity, plan: EvaluationPlan, nfe: int, noise_
         earlier = load_evaluation(path)
     except FlowPolicyError:  # another kind of file
         return False
-    return (earlier.checkpoint_sha256, earlier.plan, earlier.nfe, earlier.noise_scale) == (
-        acting.sha256,
-        plan,
-        nfe,
-        noise_scale,
-    )
+    found = (earlier.checkpoint_sha256, earlier.plan, earlier.nfe, earlier.noise_scale, earlier.mismatch)
+    return found == (acting.sha256, plan, nfe, noise_scale, mismatch)
 
 
 def current_records(run: Path) -> list[Evaluation]:

@@ -63,6 +63,8 @@ class Evaluation:
     and why. Empty elsewhere, and in records of older versions."""
     noise_scale: float = 1.0
     """Factor of the policy's initial noise, see :class:`flowpolicy.policy.Policy`."""
+    mismatch: tuple[str, ...] = ()
+    """In what the pictures differed from those of training, in lines; allowed by --allow-render-mismatch."""
     success_defined: bool = True
     """False where the environment defines no success: the return counts."""
     normalized: Interval | None = None
@@ -121,6 +123,7 @@ def make_evaluation(
     training: dict[str, Any] | None = None,
     simulation: str = "",
     noise_scale: float = 1.0,
+    mismatch: tuple[str, ...] = (),
     success_defined: bool = True,
     normalized_score: Callable[[float], float] | None = None,
 ) -> Evaluation:
@@ -137,6 +140,7 @@ def make_evaluation(
         training: how the policy came about.
         simulation: how the simulator was stepped.
         noise_scale: factor of the policy's initial noise.
+        mismatch: in what pictures differed from those of training.
         success_defined: whether the environment defines success.
         normalized_score: return of an episode -> normalised score.
 
@@ -155,6 +159,7 @@ def make_evaluation(
         training=training or {},
         simulation=simulation,
         noise_scale=noise_scale,
+        mismatch=mismatch,
         success_defined=success_defined,
         normalized=bootstrap_mean([normalized_score(e.return_) for e in episodes]) if normalized_score else None,
     )
@@ -195,6 +200,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "training": evaluation.training,
         **({"simulation": evaluation.simulation} if evaluation.simulation else {}),
         "noise_scale": evaluation.noise_scale,
+        **({"mismatch": list(evaluation.mismatch)} if evaluation.mismatch else {}),
         "plan_digest": evaluation.plan.digest,
         "plan": evaluation.plan.to_json(),
         "episodes": [_episode_json(episode, evaluation.success_defined) for episode in evaluation.episodes],
@@ -260,6 +266,7 @@ def _decode(value: dict[str, Any], path: Path) -> Evaluation:
         # Older records say that nobody succeeded where success is not defined, and lack the rest.
         success_defined=value["success"] is not None and defines_success(plan.env_id),
         noise_scale=value.get("noise_scale", 1.0),
+        mismatch=tuple(value.get("mismatch", ())),
         **{key: value.get(key, "") for key in ("checkpoint_sha256", "weights_sha256", "simulation")},
         normalized=value["normalized_score"] and Interval(**value["normalized_score"]),
         **{key: value[key] for key in ("run", "step", "command", "commit", "versions", "training")},

@@ -66,6 +66,7 @@ def rollout(
     device: torch.device | str | None = None,
     execution: Execution = "naive",
     most_committed: int | None = None,
+    allow_render_mismatch: bool = False,
 ) -> list[Episode]:
     """Play every episode of ``plan`` and return the outcomes in plan order.
 
@@ -81,6 +82,7 @@ def rollout(
         device: where the policy lives; what its parameters say unless given.
         execution: what to do about delayed observations (:mod:`flowpolicy.envs.delay`).
         most_committed: rows that may be committed in real time; as many as the policy can continue unless given.
+        allow_render_mismatch: act on pictures that are drawn otherwise than in training.
 
     Raises:
         ContractError: the environment is not the one of the policy's contract or of the plan.
@@ -88,7 +90,12 @@ def rollout(
             network evaluations per chunk other than the one asked for.
 
     """
-    policy.contract.require(env.spec, "the environment", "evaluate in the environment the policy was trained for")
+    policy.contract.require(
+        env.spec,
+        "the environment",
+        "evaluate in the environment the policy was trained for",
+        allow_render_mismatch=allow_render_mismatch,
+    )
     if plan.env_id != env.spec.env_id:
         raise ContractError(
             f"the plan is for '{plan.env_id}' and the environment is '{env.spec.env_id}'",

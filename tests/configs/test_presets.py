@@ -28,7 +28,7 @@ from flowpolicy.train.verify import compare
 LENGTH = 40
 
 
-def random_file(path, env):
+def random_file(path, env, cameras=()):
     """Noise in the layout, shapes and conventions of the environment's data."""
     config, stream = find_env(env), numpy_generator(0, "random", env)
     spec = config.spec()
@@ -52,6 +52,8 @@ def random_file(path, env):
     with RobomimicWriter(path, config.env_args()) as writer:
         for _ in range(3):
             obs = {name: column(*value.shape) for name, value in spec.observation.items()}
+            shape = (LENGTH, 84, 84, 3)
+            obs |= {f"{name}_image": stream.integers(0, 256, shape, dtype=np.uint8) for name in cameras}
             zeros = np.zeros(LENGTH)
             writer.add(RecordedEpisode(column(spec.action.size), zeros, zeros, obs, obs))
     return path
@@ -98,8 +100,9 @@ RESUMED = {(type(preset.agent), type(find_env(preset.env))): name for name, (_, 
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_preset(name, tmp_path):
-    data = random_file(tmp_path / "data.hdf5", PRESETS[name][1].env)
+def test_preset(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = random_file(tmp_path / "data.hdf5", PRESETS[name][1].env, PRESETS[name][1].data.cameras)
     gdro = PRESETS[name][1].agent.needs == "groups"
     experiment = post_training(name, data, tmp_path) if gdro else short(name, data)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -115,8 +118,10 @@ def test_preset(name, tmp_path):
     experiment = trainer.experiment  # with what a base decides
 
     policy = Policy.load(whole)
-    shapes = {key: value.shape for key, value in policy.contract.spec.observation.items()}
-    obs = {key: torch.zeros(1, policy.contract.history, *shape) for key, shape in shapes.items()}
+    obs = {
+        key: torch.zeros(1, policy.contract.history, *value.shape, dtype=getattr(torch, value.dtype))
+        for key, value in policy.contract.spec.observation.items()
+    }
     chunk = policy.act(obs, torch_generator(0))
     assert chunk.shape == (1, experiment.agent.chunk, policy.contract.spec.action.size)
     assert policy.evaluations == experiment.agent.nfe

@@ -1,0 +1,108 @@
+"""Runs that see: a run that was killed and resumed equals the whole one bit for bit, crops of pictures included."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from flowpolicy.agents.cloning.dm1 import DM1
+from flowpolicy.agents.cloning.regression import Regression
+from flowpolicy.agents.offline.fql import FQL
+from flowpolicy.core import checkpoint
+from flowpolicy.core.errors import ContractError
+from flowpolicy.core.files import read_json, write_tensors
+from flowpolicy.core.spec import load_contract
+from flowpolicy.data.dataset import DataConfig
+from flowpolicy.nets.backbones import ResNet, SmallConv
+from flowpolicy.nets.critic import CriticConfig
+from flowpolicy.nets.mlp import MLP
+from flowpolicy.nets.plain import Plain
+from flowpolicy.nets.vision import VisionEncoder
+from flowpolicy.policy import Policy
+from flowpolicy.train import Trainer
+from flowpolicy.train.experiment import Experiment
+from flowpolicy.train.verify import compare
+from tests.pictures import CAMERAS, SPEC, observed, write_blobs
+
+SEES = VisionEncoder(backbone=SmallConv(width=4, keypoints=4, feature=4), width=4, crop=0.8)
+SMALL = {"net": MLP(width=8, depth=1), "encoder": SEES, "chunk": 3, "execute": 3, "history": 2}
+ENV = dataclasses.replace(SPEC, observation={"state": SPEC.observation["state"]})
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = write_blobs(tmp_path / "blobs.hdf5")
+    return Experiment(
+        agent=DM1(**SMALL, noises=2),
+        env="blobs",
+        data=DataConfig(path=str(path), obs_keys=("state",), cameras=("front", "wrist"), accept=("unstated",)),
+        steps=6,
+        batch_size=8,
+        checkpoint_every=1,
+        keep_checkpoints=0,
+        log_every=1,
+        threads=1,
+        compile="off",
+        tensorboard=False,
+    )
+
+
+VALUE = {"net": Plain(width=8, depth=1), "encoder": SEES, "critic": CriticConfig(width=8, depth=1)}
+
+
+@pytest.mark.parametrize("agent", [DM1(**SMALL, noises=2), FQL(**VALUE, chunk=2, execute=2, flow_steps=2)])
+@pytest.mark.parametrize("killed_at", [1, 4])
+def test_resume_with_crops_equals_the_uninterrupted_run_bit_for_bit(agent, killed_at, experiment, tmp_path):
+    experiment = dataclasses.replace(experiment, agent=agent)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    Trainer(experiment, whole, ENV).train()
+    shutil.copytree(whole, broken)
+    for folder in (broken / "checkpoints").glob("step_*"):
+        if int(folder.name.split("_")[1]) > killed_at:
+            shutil.rmtree(folder)
+    (broken / "checkpoints" / "LATEST").write_text(f"step_{killed_at:08d}\n")
+    Trainer(experiment, broken, ENV, resume=True).train()
+    compare(checkpoint.resolve(whole), checkpoint.resolve(broken))
+
+
+def test_the_windows_of_pictures_decide_the_weights(experiment, tmp_path):
+    changed = [SEES, dataclasses.replace(SEES, crop=1.0), dataclasses.replace(SEES, crop=1.0, shift=2)]
+    weights = []
+    for number, encoder in enumerate(changed):
+        agent = dataclasses.replace(experiment.agent, encoder=encoder)
+        run = Trainer(dataclasses.replace(experiment, agent=agent, steps=1), tmp_path / str(number), ENV).train()
+        weights.append(read_json(run / "manifest.json")["weights.safetensors"])
+    assert len(set(weights)) == 3
+
+
+def test_a_run_says_what_it_sees_and_its_policy_acts(experiment, tmp_path):
+    run = Trainer(dataclasses.replace(experiment, steps=1), tmp_path / "run", ENV).train()
+    contract = load_contract(run / "contract.json")
+    assert contract.spec.images == SPEC.images and tuple(contract.spec.observation) == ("state", *CAMERAS)
+    policy = Policy.load(run)
+    chunk = policy.act(observed(2, history=2), torch.Generator().manual_seed(0))
+    assert chunk.shape == (2, 3, 2)
+    wide = dataclasses.replace(contract.spec.images["front_image"], shape=(40, 36, 3))
+    other = dataclasses.replace(SPEC, observation={**SPEC.observation, "front_image": wide})
+    with pytest.raises(ContractError, match=r"observation front_image\.shape"):
+        contract.require(other, "the environment", "")
+
+
+def test_a_new_run_begins_with_the_weights_of_a_file_and_a_resumed_one_needs_it_no_more(experiment, tmp_path):
+    backbone, path = ResNet(width=16, keypoints=4, feature=4), tmp_path / "resnet.safetensors"
+    stem = backbone.build(36, 36)[0].state_dict()
+    write_tensors(path, {name: torch.full_like(value, 0.25) for name, value in stem.items()})
+    encoder = VisionEncoder(backbone=backbone, width=4, crop=1.0, weights=str(path))
+    agent = Regression(**{**SMALL, "encoder": encoder})
+    experiment = dataclasses.replace(experiment, agent=agent, steps=2)
+    with pytest.warns(UserWarning, match="its BatchNorm is a GroupNorm here"):
+        trainer = Trainer(experiment, tmp_path / "run", ENV)
+    for weights in (trainer.agent.state_dict()["weights"], trainer.agent.state_dict()["ema"]):
+        assert (weights["encoder.cameras.0.0.conv1.weight"] == 0.25).all()
+    trainer.train()
+    path.unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000002")
+    (tmp_path / "run" / "checkpoints" / "LATEST").write_text("step_00000001\n")
+    Trainer(experiment, tmp_path / "run", ENV, resume=True).train()
