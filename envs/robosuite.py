@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from flowpolicy.core.errors import ConfigError, MissingExtraError, SimulatorErro
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import ImageSpec, ObservationSpec, Spec
 from flowpolicy.data.controllers import action_of, robot_of
-from flowpolicy.data.robomimic import read_initial_state
+from flowpolicy.data.robomimic import read_initial_state, read_stored_state
 from flowpolicy.envs.action_replay import replay_episodes, require_recorded_in
 from flowpolicy.envs.camera_renderer import FAST, CameraRenderer, RenderSettings
 from flowpolicy.envs.rendering import choose_opengl
@@ -200,6 +200,23 @@ class RobosuiteConfig:
     def make(self, num_envs: int) -> ProcessVecEnv:
         """One worker process per core."""
         return ProcessVecEnv(self.spec(), functools.partial(RobosuiteEnv.create, self), num_envs)
+
+    def redraw(
+        self, path: Path, images: Mapping[str, ImageSpec], episode: str, steps: Sequence[int]
+    ) -> dict[str, np.ndarray]:
+        """Steps of an episode as their stored states look, key -> (n, height, width, 3); of cameras that there are."""
+        known = {key: image for key, image in images.items() if key.removesuffix(PICTURE) in _CAMERAS}
+        if not known:
+            return {}
+        seeing = self.seeing(known, RenderSettings.of(next(iter(known.values())).render))
+        with contextlib.closing(RobosuiteEnv(self.env_args(), (), 0, seeing.cameras, seeing.render)) as env:
+            stored = [read_stored_state(path, episode, step) for step in steps]
+            env.load(stored[0].model_xml, stored[0].state)
+            looked = []
+            for one in stored:
+                env.put(one.state)
+                looked.append(env.look())
+        return {key: np.stack([one[key] for one in looked]) for key in known}
 
     def replay(self, dataset: Dataset, episodes: int) -> list[bool]:
         """Success of the first episodes of a RoboMimic file, replayed open-loop from their stored states."""

@@ -284,12 +284,20 @@ def label(file: Annotated[Path, tyro.conf.Positional], /, env: str, out: Path, o
     sys.stdout.write(f"wrote {out}\n")
 
 
-def info(file: Annotated[Path, tyro.conf.Positional], /, spread: bool = False) -> None:
+def info(
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    spread: bool = False,
+    pictures: Path | None = None,
+    overwrite: bool = False,
+) -> None:
     """Describe a dataset file as a table.
 
     Args:
         file: RoboMimic, D4RL or Minari HDF5, OGBench npz, or a group file.
         spread: also how far actions spread among similar states, and the Fisher Decorator's metric.time for that.
+        pictures: also draw a contact sheet of what the cameras saw, as PNG.
+        overwrite: replace an existing file at --pictures.
 
     """
     from flowpolicy.agents.groups.group_file import describe_groups, is_groups, read_groups
@@ -301,7 +309,14 @@ def info(file: Annotated[Path, tyro.conf.Positional], /, spread: bool = False) -
             raise ConfigError(f"{file} holds groups", expected="--spread with a dataset")
         print_rows(str(file), describe_groups(read_groups(file)), console())
         return
+    if pictures is not None:
+        require_free(pictures, overwrite)
     print_description(describe(file), console())
+    if pictures is not None:
+        from flowpolicy.data.contact_sheet import draw_contact_sheet
+
+        draw_contact_sheet(file, pictures)
+        sys.stdout.write(f"picture {pictures}\n")
     if spread:
         print_rows("spread", _spread(file), console())
 

@@ -31,6 +31,7 @@ def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episod
     from flowpolicy.data.dataset import DataConfig, load_unchecked
     from flowpolicy.data.dataset_checks import diagnose, failed
     from flowpolicy.data.dataset_report import print_findings
+    from flowpolicy.data.picture_checks import check_pictures
 
     dataset = load_unchecked(DataConfig(path=str(file)))
     if env:
@@ -38,7 +39,8 @@ def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episod
 
         config = find_env(env)
         findings = diagnose(dataset, config.replay, episodes, config.spec())
+        findings += check_pictures(file, getattr(config, "redraw", None))
     else:
-        findings = diagnose(dataset)
+        findings = diagnose(dataset) + check_pictures(file)
     print_findings(findings, console())
     return int(failed(findings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -17,8 +18,9 @@ from torch import Tensor
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.files import unchanged_sha256
-from flowpolicy.core.spec import ActionSpec, Spec
+from flowpolicy.core.spec import ActionSpec, ImageSpec, Spec
 from flowpolicy.data.dataset import DataConfig, Dataset, open_recording, require_layout
+from flowpolicy.data.hdf5_frames import pictures_of
 from flowpolicy.data.normalize import moments, near_constant
 from flowpolicy.data.robomimic import success_reward
 
@@ -73,6 +75,8 @@ class Description:
     """Observations that are not read, and why."""
     remarks: tuple[str, ...] = ()
     """What contradicts itself in the file, or had to be assumed to read it."""
+    pictures: dict[str, ImageSpec] = dataclasses.field(default_factory=dict)
+    """Pictures that can be read, by observation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,9 @@ def describe(path: Path | str) -> Description:
     spans: dict[str, tuple[float, float]] = {}
     rewards: set[float] = set()
     succeeded = 0
+    pictures: dict[str, ImageSpec] = {}
+    with contextlib.suppress(DataError):  # pictures of another kind are not read, and why is said there
+        pictures = pictures_of(path)
     # Episode by episode: describing a file needs neither memory nor a cache of its size.
     with open_recording(config) as recording:
         spec, lengths = recording.spec, torch.tensor(recording.lengths)
@@ -130,8 +137,9 @@ def describe(path: Path | str) -> Description:
             size=path.stat().st_size,
             sha256=unchanged_sha256(path),
             provenance=recording.provenance,
-            unread=recording.unread,
+            unread={name: why for name, why in recording.unread.items() if name not in pictures},
             remarks=recording.remarks,
+            pictures=pictures,
         )
 
 

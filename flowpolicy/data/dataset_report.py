@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from flowpolicy.core.spec import UNSTATED
+from flowpolicy.core.spec import UNSTATED, ImageSpec
 from flowpolicy.data.dataset_checks import Description, Finding
 
 _STYLE = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
@@ -61,6 +61,7 @@ def _rows(description: Description) -> list[tuple[str, str]]:
     rows += [(f"  {name}", f"{value:g}" if isinstance(value, float) else value) for name, value in convention.items()]
     for name, (shape, low, high) in description.observations.items():
         rows.append((f"obs {name}", f"{shape}, {_range(low, high)}"))
+    rows += [(f"pictures {key}", _seen(image)) for key, image in description.pictures.items()]
     success = "not defined in this format" if description.success is None else f"{description.success:.1%} of episodes"
     filters = ", ".join(f"{name} ({count})" for name, count in description.filters.items())
     return [
@@ -74,6 +75,21 @@ def _rows(description: Description) -> list[tuple[str, str]]:
         ("size", f"{description.size / 1e6:.1f} MB"),
         ("sha256", description.sha256),
     ]
+
+
+def _seen(image: ImageSpec) -> str:
+    """Size, camera and renderer of pictures, as far as the file says."""
+    said = [f"{image.height} x {image.width}"]
+    said += [f"camera {image.camera}"] if image.camera != UNSTATED else []
+    said += [f"fixed to {image.mount}"] if image.mount != UNSTATED else []
+    said += [f"{image.fov_deg:g} degrees"] if image.fov_deg else []
+    if (render := image.render) is not None:
+        version = "" if render.version == UNSTATED else f" {render.version}"
+        said.append(
+            f"drawn by {render.library}{version}: {render.geoms or 'unknown'} geoms, MSAA "
+            f"{render.msaa if render.msaa >= 0 else 'unknown'}, reflections {render.reflections or 'unknown'}"
+        )
+    return ", ".join(said)
 
 
 def _range(low: float, high: float) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.core.errors import ConfigError, DataError, nearest
 from flowpolicy.core.spec import UNSTATED, ImageSpec, RenderSpec, read_image
-from flowpolicy.data.hdf5 import require_numbers
+from flowpolicy.data.hdf5 import json_attribute, open_hdf5, require_group, require_numbers
 
 SUFFIX = "_image"
 """How the pictures of a camera are called: 'agentview_image' of 'agentview'."""
@@ -94,6 +94,32 @@ def stated_image(key: str, size: tuple[int, int, int], env_args: dict[str, Any],
     simulated = env_args.get("type") == 1 and bool(env_args.get("env_name"))
     camera = key.removesuffix(SUFFIX) if key.endswith(SUFFIX) else UNSTATED
     return ImageSpec(size, camera=camera, render=_AS_ROBOSUITE if simulated else None)
+
+
+def pictures_of(path: Path) -> dict[str, ImageSpec]:
+    """The pictures that a RoboMimic file holds and what it says of them; empty for every other file.
+
+    Raises:
+        DataError: they are no pictures of three colours in uint8.
+
+    """
+    if not h5py.is_hdf5(path):
+        return {}
+    with open_hdf5(path) as file:
+        if not isinstance(file.get("data"), h5py.Group):
+            return {}
+        data = require_group(file, "data", path)
+        demo = next((node for node in data.values() if isinstance(node, h5py.Group)), None)
+        obs = demo.get("obs") if demo is not None else None
+        if not isinstance(obs, h5py.Group):
+            return {}
+        env_args = json_attribute(data, "env_args", path)
+        found = {}
+        for key, node in obs.items():
+            if holds_pictures(node):
+                size = require_pictures(node, f"{obs.name[1:]}/{key}", path)
+                found[key] = stated_image(key, size, env_args, path)
+        return found
 
 
 class Hdf5Frames:

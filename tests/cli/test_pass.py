@@ -72,6 +72,7 @@ ROWS = (
     Row("data label", "FILE", "data label PATH --env cube-single --out @new"),
     out("data label", "--out", "data label @/cube.npz --env cube-single --out PATH", right=(), skip=NEW),
     Row("data info", "FILE", "data info PATH"),
+    out("data info", "--pictures", f"data info {DATA} --pictures PATH", right=(), skip=NEW),
     Row("doctor", "FILE", "doctor PATH"),
     Row("groups make", "RUN", "groups make PATH --source returns --out @new"),
     Row("groups make", "--data", f"groups make {RUN} --source returns --data PATH --out @new"),
