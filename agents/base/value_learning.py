@@ -107,6 +107,7 @@ class ValueAgent(TrainedAgent):
     """Base of the value-learning agents."""
 
     config: ValueConfig
+    critic: Critic
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -117,7 +118,10 @@ class ValueAgent(TrainedAgent):
         contract = self.contract
         observation, action = contract.spec.observation, contract.chunk * contract.spec.action.size
         see = self.config.encoder
-        self.critic: Critic = self.actor.critic or self.config.critic.build(observation, contract.history, action, see)
+        if self.actor.critic:  # under that name alone: who changes weights by name would change these twice
+            object.__setattr__(self, "critic", self.actor.critic)
+        else:
+            self.critic = self.config.critic.build(observation, contract.history, action, see)
         self.build_networks()
 
     @property

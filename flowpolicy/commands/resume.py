@@ -27,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
 
 def resume(
     run: Annotated[Path, tyro.conf.Positional],
+    company: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
     /,
     data: Annotated[Path | None, tyro.conf.arg(name="data.path")] = None,
     device: str | None = None,
@@ -35,6 +36,8 @@ def resume(
 
     Args:
         run: run folder.
+        company: folders of the other runs that it was trained together with (flowpolicy train --seeds). Alone it comes
+            to the same but for round-off.
         data: where the training file lies now, if it was moved; its content must be the same.
         device: go on elsewhere: cpu or a CUDA device. Between kinds of device the result is another one: random numbers
             differ.
@@ -43,7 +46,13 @@ def resume(
     from flowpolicy.commands.train import report
     from flowpolicy.train.run import Run
 
-    report(Run.load(run).resume(data, device=device))
+    if company:
+        from flowpolicy.train.together import resume_together
+
+        for made in resume_together([run, *company], data, device=device):
+            report(made)
+    else:
+        report(Run.load(run).resume(data, device=device))
 
 
 def stored_experiment(run: Path) -> Experiment:

@@ -16,6 +16,7 @@ from flowpolicy.commands.flow_flags import axes_help, settled, split_flow_flags,
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core.config import changed
 from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.ranges import Count
 from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.nets.backbones import BACKBONES
 from flowpolicy.nets.vision import ENCODERS
@@ -39,6 +40,9 @@ class TrainCommand(Experiment):
 
     out: str = ""
     """Run folder; runs/PRESET-seedS unless given."""
+    seeds: Count = 1
+    """Train so many runs together, in every update: with the seeds --seed, --seed + 1, ... They go to OUT/seedS, or to
+    runs/PRESET-seedS, and each is a run like any other."""
     verify_resume: bool = False
     """First prove on this machine that a killed and resumed run equals an uninterrupted one, bit for bit."""
 
@@ -63,12 +67,22 @@ def run(argv: Sequence[str]) -> int:
     command = parse(base, rest, f"train {preset}", description)
     if command.online.base:
         raise ConfigError("--online.base is set by another command", fix="flowpolicy online RUN")
+    if command.seeds > 1 and command.verify_resume:
+        raise ConfigError("--verify-resume with --seeds: it proves one run", fix="leave --seeds out for the proof")
     if command.verify_resume:
         from flowpolicy.train.verify import verify_resume
 
         # The rehearsal is shorter, and must do what the run will.
         same = [*_without_destination(rest), "--compile", decided(command.experiment).compile]
         verify_resume([sys.executable, "-m", "flowpolicy", "train", preset, *same], command.steps)
+    if command.seeds > 1:
+        from flowpolicy.train.together import train_together
+
+        seeds = range(command.seed, command.seed + command.seeds)
+        folders = [Path(command.out, f"seed{n}") if command.out else Path(f"runs/{preset}-seed{n}") for n in seeds]
+        for made in train_together([dataclasses.replace(command.experiment, seed=seed) for seed in seeds], folders):
+            report(made)
+        return 0
     folder = Path(command.out or f"runs/{preset}-seed{command.seed}")
     report(train(command.experiment, folder))
     return 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 import warnings
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,19 @@ from flowpolicy.core.config import encode
 from flowpolicy.core.devices import Precision, find_device, multiplying, settle
 from flowpolicy.core.errors import ConfigError, DataWarning, TrainingError
 from flowpolicy.core.files import read_json, write_json, write_tensors, write_text
-from flowpolicy.core.protocols import Agent, Metrics, VecEnv
+from flowpolicy.core.protocols import Agent, BatchSource, Metrics, VecEnv
 from flowpolicy.core.seed import derive, torch_generator
 from flowpolicy.core.spec import Spec, load_contract, save_contract
 from flowpolicy.train.compiling import decided, operators
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.kinds import KINDS
 from flowpolicy.train.log import Logger, make_loggers
-from flowpolicy.train.start import find_start, read_weights
+from flowpolicy.train.start import Start, find_start, read_weights
 
 Report = Callable[[int, dict[str, float]], None]
 """Called with the finished updates and the newest metrics; drives the progress bar."""
+Keep = Callable[[Metrics, float, float], None]
+"""Told of every update: its metrics, and the seconds that its batch and it took."""
 
 
 @dataclasses.dataclass
@@ -61,6 +64,7 @@ class Trainer:
         env: spec of the environment that the policy is meant for; that of ``experiment.env`` unless given.
         resume: continue from the newest checkpoint of ``run``.
         slot: one environment to step in, where ``experiment.online`` asks for steps.
+        beside: another training on the same data with the same scaling, whose dataset and batches serve both.
 
     """
 
@@ -72,6 +76,7 @@ class Trainer:
         *,
         resume: bool = False,
         slot: VecEnv | None = None,
+        beside: Trainer | None = None,
     ) -> None:
         find_device(experiment.device)
         torch.set_num_threads(experiment.threads)
@@ -82,14 +87,18 @@ class Trainer:
                 f"{run} already holds a run", fix=f"flowpolicy resume {run}, or choose another --out folder"
             )
         stored = load_contract(newest / "contract.json") if newest else None
-        start = find_start(decided(experiment), run, env, stored, slot)
+        if beside is None:
+            start = find_start(decided(experiment), run, env, stored, slot)
+        else:
+            start = beside.start.again(decided(experiment), stored)
+        self.start: Start = start
         self.experiment, self.contract = start.experiment, start.contract
         self.agent = start.agent()
         if newest:
             self.agent.load_state_dict(read_weights(newest))
         else:
             start.hand_over(self.agent)
-        self.source = start.source(self.agent)
+        self.source: BatchSource = start.source(self.agent) if beside is None else beside.source
         self.precision = _usable_precision(self.experiment, self.agent)
         # The position of the batch stream is also the sampler's cursor: batches are drawn with replacement.
         self.streams = {
@@ -103,45 +112,56 @@ class Trainer:
 
     def train(self, report: Report = lambda step, row: None) -> Path:
         """Train to the end and return the last checkpoint."""
-        experiment, clock = self.experiment, UpdateClock()
+        with self.keeping(report) as keep:
+            while not self.finished:
+                keep(*self._update())
+        return checkpoint.resolve(self.run)
+
+    @contextlib.contextmanager
+    def keeping(self, report: Report = lambda step, row: None) -> Iterator[Keep]:
+        """Yields what is told of every update: writes the rows of the loggers and the checkpoints that are due."""
+        experiment, clock, due = self.experiment, UpdateClock(), False
         self.run.mkdir(parents=True, exist_ok=True)
         loggers = make_loggers(
             self.run, tensorboard=experiment.tensorboard, wandb=experiment.wandb, resume_at=self.step
         )
-        newest, due = self.run, False
+
+        def keep(metrics: Metrics, drawing: float, updating: float) -> None:
+            nonlocal due
+            self.step += 1
+            self._unread.append(metrics)
+            clock.data += drawing
+            clock.update += updating
+            clock.steps += 1
+            self.seconds += drawing + updating
+            last = self.finished
+            if last or self.step % experiment.log_every == 0:
+                report(self.step, self._log(metrics, clock, loggers))
+            due |= self.step % experiment.checkpoint_every == 0
+            if last or (due and self.source.at_boundary):
+                self._require_finite(metrics)
+                self.save()
+                due = False
+
         try:
-            while not self._finished():
-                metrics = self._update(clock)
-                last = self._finished()
-                if last or self.step % experiment.log_every == 0:
-                    report(self.step, self._log(metrics, clock, loggers))
-                due |= self.step % experiment.checkpoint_every == 0
-                if last or (due and self.source.at_boundary):
-                    self._require_finite(metrics)
-                    newest, due = self.save(), False
+            yield keep
         finally:
             for logger in loggers:
                 logger.close()
-        return newest if newest != self.run else checkpoint.resolve(self.run)
 
-    def _finished(self) -> bool:
+    @property
+    def finished(self) -> bool:
         """Whether all updates are done, or the agent has stopped early."""
         return self.step >= self.experiment.steps or self.agent.stopped
 
-    def _update(self, clock: UpdateClock) -> Metrics:
+    def _update(self) -> tuple[Metrics, float, float]:
+        """One update: its metrics, and the seconds that batch and update took."""
         start = time.perf_counter()
         batch = self.source.draw(self.streams["batches"])
         drawn = time.perf_counter()
         with operators(self.experiment.compile), multiplying(self.precision, self.experiment.device):
             metrics = self.agent.update(batch, self.streams["noise"])
-        done = time.perf_counter()
-        self.step += 1
-        self._unread.append(metrics)
-        clock.data += drawn - start
-        clock.update += done - drawn
-        clock.steps += 1
-        self.seconds += done - start
-        return metrics
+        return metrics, drawn - start, time.perf_counter() - drawn
 
     def _log(self, metrics: Metrics, clock: UpdateClock, loggers: list[Logger]) -> dict[str, float]:
         start = time.perf_counter()

@@ -56,6 +56,21 @@ class Start:
         """Where its batches come from. The agent has its final scaling by then: batches may hold what it makes."""
         return make_sampler(self.experiment, self.dataset, _reading(agent), _crops(agent))
 
+    def again(self, experiment: Experiment, stored: Contract | None) -> Start:
+        """The same data for another experiment, such as one with another seed; ``stored`` where it is resumed."""
+        mine = self.experiment
+        data = dataclasses.replace(experiment.data, path=str(Path(experiment.data.path or mine.data.path).absolute()))
+        same = dataclasses.replace(experiment, seed=mine.seed, agent=mine.agent, data=data)
+        if same != mine or type(self) is not Start:
+            raise ConfigError(
+                "runs in company differ in more than the seed and the numbers of the agent, or are no plain trainings",
+                fix="train them one after the other",
+            )
+        if stored:
+            require_same_data(self.dataset.sha256, stored, str(self.dataset.path))
+        experiment = dataclasses.replace(experiment, data=data)
+        return dataclasses.replace(self, experiment=experiment, contract=stored or self.contract)
+
     def hand_over(self, agent: Agent) -> None:
         """Give the agent of a new run what somebody else has learned."""
         for line in getattr(agent, "begin", list)():
