@@ -255,7 +255,7 @@ def rollout(
 def serve(
     run: Annotated[Path, tyro.conf.Positional],
     /,
-    robots: tuple[Count, ...] = (10, 20, 30, 40, 60, 80, 120, 160, 240, 320),
+    robots: tuple[Count, ...] = (20, 40, 60, 80, 100, 120, 160, 200, 240),
     rate_hz: Positive = 50.0,
     seconds: Positive = 2.0,
     rounds: Few = 3,
@@ -276,8 +276,7 @@ def serve(
 
     Args:
         run: run that is served, in a process of its own.
-        robots: numbers of robots that are tried; what is left of the peak is known where the double of its number is
-            among them.
+        robots: numbers of robots that are tried, ascending.
         rate_hz: requests per second of each robot.
         seconds: how long each number of robots asks.
         rounds: over which medians are taken.

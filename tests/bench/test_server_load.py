@@ -40,11 +40,24 @@ def test_every_request_is_accounted_for_beside_a_server_and_in_processor_time():
             least, most = load["goodput_range_hz"]
             assert least <= load["goodput_hz"] <= most
         assert server["peak_goodput_hz"] == max(load["goodput_hz"] for load in server["loads"])
-        assert server["left_at_twice"] is None or server["peak_robots"] == 1
+        assert server["left_at_twice"] is None, "twice the peak was not asked for"
     text = io.StringIO()
     Console(file=text, width=200).print(serve_table({**result, **LOAD, "clock": "processor"}))
     assert "Robots at 20 Hz" in text.getvalue()
     assert "processor" in text.getvalue()
+
+
+def test_what_is_left_is_read_where_twice_the_peak_is_asked_for():
+    def measured(robots, seed):
+        told = {"outcomes": {}, "chunk_ms": {}, "refusal_ms": {}}
+        return [
+            {"robots": n, "offered_hz": 10.0 * n, "goodput_hz": min(10.0 * n, 100.0 - n), "in_time": 1.0, **told}
+            for n in robots
+        ]
+
+    server = bench_serve({"now": measured}, robots=[5, 10, 20], rate_hz=10.0, rounds=1)["servers"]["now"]
+    assert server["peak_goodput_hz"] == 90.0
+    assert server["left_at_twice"] == pytest.approx((90 - 8) / 90)
 
 
 def test_a_deadline_that_cannot_be_held_is_not_held():
