@@ -52,7 +52,12 @@ class ServedEngine(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Engines of one checkpoint."""
+    """Engines of one checkpoint.
+
+    It keeps no episode. History, queue and noise are those of the robot's own session, whose requests carry what was
+    seen, what is committed and what seeds the noise: rows of many robots become one batch, and any server can answer
+    the next request.
+    """
 
     engines: dict[int, ServedEngine]
     """By number of evaluations."""

@@ -8,14 +8,16 @@ import urllib.request
 
 import numpy as np
 import pytest
+from websockets.sync.client import connect
 
 from flowpolicy.core.errors import CheckpointError, ConfigError, ServingError
 from flowpolicy.core.spec import contract_from
 from flowpolicy.serve.client import LateError
+from flowpolicy.serve.protocol import pack, unpack
 from flowpolicy.serve.server import PolicyServer
 from flowpolicy.serve.server_config import ServerConfig, is_loopback
 
-from .conftest import CONTRACT, SumEngine, costing, make_model, observe, serving, total, until
+from .conftest import CONTRACT, GOOD, SumEngine, costing, make_model, observe, serving, total, until
 
 
 @pytest.mark.quick("serve")
@@ -170,3 +172,30 @@ def test_a_budget_shorter_than_the_policy_is_late_at_once():
 def test_the_most_evaluations_that_the_budget_allows():
     with serving(costing({1: 1.0, 4: 10.0, 8: 30.0})) as running, running.client() as client:
         assert [client.act(observe(), budget).nfe for budget in (5_000, 20_000, 60_000)] == [1, 4, 8]
+
+
+def test_a_request_that_was_long_under_way_has_so_much_less_time(server):
+    """By the stamps of the client's own clock, against the quickest of its messages."""
+    with connect(server.url, compression=None) as raw:
+        hello = unpack(raw.recv(5), 1 << 20)
+        assert hello["optional"] == ["sent_ms"]
+        answers = []
+        for number, sent in enumerate((1e6, 1e6 - 3000.0, 1e6 - 1000.0)):
+            message = {**GOOD, "id": number, "budget_ms": 2000.0, "obs": observe(), "sent_ms": sent}
+            raw.send(pack(message))
+            answers.append(unpack(raw.recv(5), 1 << 20))
+        assert [answer["type"] for answer in answers] == ["chunk", "late", "chunk"]
+        assert 1000 <= answers[1]["late_ms"] < 1900
+        assert answers[2]["queue_ms"] >= 1000
+        raw.send(pack({**GOOD, "obs": observe(), "sent_ms": "now"}))
+        assert unpack(raw.recv(5), 1 << 20)["code"] == "malformed"
+
+
+def test_a_client_stamps_its_requests_for_a_server_that_knows_stamps(server, monkeypatch):
+    sent = []
+    monkeypatch.setattr("flowpolicy.serve.client.pack", lambda message: sent.append(message) or pack(message))
+    with server.client() as client:
+        client.act(observe(), 5000)
+        del client.hello["optional"]  # as an earlier server greets, which refuses what it does not know
+        client.act(observe(), 5000)
+    assert ["sent_ms" in message for message in sent] == [True, False]
