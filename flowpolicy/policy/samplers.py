@@ -339,6 +339,8 @@ class FlowSampler(Sampler):
         start = guidance.start(carried.start, carried.to_data, carried.situation(carried.start))
         # Only finished chunks are clamped: half-way states are no actions, and clamping them damages several steps.
         chunks = decision.normalizer.within(carried.to_data(start))
+        if candidates == 1 and not guidance.finishes:
+            return chunks  # a graph of one small decision is 2 % faster without what changes nothing
         finished = guidance.finish(chunks.view(rows, candidates, *chunks.shape[1:]), carried.situation(start))
         return decision.normalizer.within(finished)  # a goal moves no dimension that never varied in the data
 

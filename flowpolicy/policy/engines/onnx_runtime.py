@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,16 @@ def _bound(onnxruntime: Any, package: Package, model: bytes, buffers: Buffers, t
     for name, value in inputs.items():
         binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
     binding.bind_output(OUTPUT, "cpu", 0, np.float32, buffers.chunk.shape, buffers.chunk.ctypes.data)
-    return functools.partial(session.run_with_iobinding, binding)
+    return _bare_call(session, binding)
+
+
+def _bare_call(session: Any, binding: Any) -> Callable[[], object]:
+    """The call inside the runtime's wrapper, which takes 2 % of a small decision; the wrapper where that is another."""
+    bare = getattr(getattr(session, "_sess", None), "run_with_iobinding", None)
+    bound = getattr(binding, "_iobinding", None)
+    if bare is None or bound is None:
+        return functools.partial(session.run_with_iobinding, binding)
+    return functools.partial(bare, bound, None)
 
 
 def _seconds(run: Any) -> float:

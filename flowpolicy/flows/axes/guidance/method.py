@@ -136,6 +136,11 @@ class Guidance(Value):
         """The mean velocity of a flow map that the solver follows."""
         return mean
 
+    @property
+    def finishes(self) -> bool:
+        """Whether a finished chunk is chosen or changed."""
+        return type(self).finish is not Guidance.finish
+
     def finish(self, chunks: Float[Tensor, "b k h a"], at: Situation) -> Float[Tensor, "b h a"]:
         """The chunk to execute, of the candidates; all are within [-1, 1]."""
         return chunks[:, 0]
