@@ -12,6 +12,7 @@ import tyro
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.configs.suites import SUITES, Suite
+from flowpolicy.core.devices import Precision
 from flowpolicy.core.errors import ConfigError, TrainingError, nearest
 from flowpolicy.core.files import held_alone
 from flowpolicy.core.ranges import Seed, Threads
@@ -42,6 +43,9 @@ def run_suite(
     tasks: tuple[str, ...] = (),
     seeds: tuple[Seed, ...] = (),
     jobs: Threads = 1,
+    batch_seeds: bool = False,
+    device: str = "cpu",
+    precision: Precision = "fp32",
 ) -> None:
     """Train and evaluate what has no record yet; a stopped suite goes on where it was, runs included.
 
@@ -54,19 +58,24 @@ def run_suite(
         tasks: only these tasks.
         seeds: only these training seeds.
         jobs: runs side by side, one thread each.
+        batch_seeds: train all seeds of an arm together, in one process (flowpolicy train --seeds).
+        device: where to train: cpu or a CUDA device. Policies are played on the CPU.
+        precision: of matrix products in training.
 
     """
     from flowpolicy.lab.suite_jobs import find_suite, log_of, plan_jobs, require_current, require_data, run_jobs
 
     suite = find_suite(name)
     home = records or out / "records"
-    every = plan_jobs(suite, data, out, home, arms=arms, tasks=tasks, seeds=seeds)
+    more: Words = () if device == "cpu" else ("--device", device)
+    more += () if precision == "fp32" else ("--precision", precision)
+    every = plan_jobs(suite, data, out, home, arms=arms, tasks=tasks, seeds=seeds, more=more)
     todo = [job for job in every if not job.record.exists()]
     with held_alone(out, "flowpolicy suite"):
         require_current(job for job in every if job.record.exists())
         for task in dict.fromkeys(job.task for job in todo):
             require_data(suite, task, data)
-        failed = run_jobs(todo, jobs, f"suite {name}")
+        failed = run_jobs(todo, jobs, f"suite {name}", batch_seeds=batch_seeds)
     _print_table(name, suite, home)
     if failed:
         raise TrainingError(

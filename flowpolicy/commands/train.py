@@ -41,8 +41,8 @@ class TrainCommand(Experiment):
     out: str = ""
     """Run folder; runs/PRESET-seedS unless given."""
     seeds: Count = 1
-    """Train so many runs together, in every update: with the seeds --seed, --seed + 1, ... They go to OUT/seedS, or to
-    runs/PRESET-seedS, and each is a run like any other."""
+    """Train so many runs together, in every update: with the seeds --seed, --seed + 1, ... They go to OUT-seedS, each a
+    run like any other."""
     verify_resume: bool = False
     """First prove on this machine that a killed and resumed run equals an uninterrupted one, bit for bit."""
 
@@ -79,7 +79,7 @@ def run(argv: Sequence[str]) -> int:
         from flowpolicy.train.together import train_together
 
         seeds = range(command.seed, command.seed + command.seeds)
-        folders = [Path(command.out, f"seed{n}") if command.out else Path(f"runs/{preset}-seed{n}") for n in seeds]
+        folders = [Path(f"{command.out or f'runs/{preset}'}-seed{n}") for n in seeds]
         for made in train_together([dataclasses.replace(command.experiment, seed=seed) for seed in seeds], folders):
             report(made)
         return 0

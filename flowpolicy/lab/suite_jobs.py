@@ -33,6 +33,8 @@ class SuiteJob:
     train: Words
     """Words after ``flowpolicy`` that train it."""
     evaluate: Words
+    together: Words
+    """Words that train it with others of its arm and task, but for the seeds; folders are named like its own."""
 
 
 def find_suite(name: str) -> Suite:
@@ -51,8 +53,12 @@ def plan_jobs(
     arms: Sequence[str] = (),
     tasks: Sequence[str] = (),
     seeds: Sequence[int] = (),
+    more: Words = (),
 ) -> list[SuiteJob]:
-    """The runs of a suite: seed by seed, so that an unfinished suite has all arms before it has a second seed."""
+    """The runs of a suite: seed by seed, so that an unfinished suite has all arms before it has a second seed.
+
+    ``more`` are further flags of every training, such as ``--device cuda``.
+    """
     for chosen, known, noun in ((arms, suite.arms, "arm"), (tasks, suite.tasks, "task")):
         for word in chosen:
             if word not in known:
@@ -64,11 +70,21 @@ def plan_jobs(
         file, folder = data_file(task, data), out / task / f"{arm}-seed{seed}"
         record = records / task / f"{arm}-seed{seed}.json"
         preset = f"{suite.arms[arm].preset}-{task}"
-        words = (*suite.flags, *suite.arms[arm].flags, "--seed", str(seed))
-        train = ("train", preset, "--data.path", str(file), *words, "--out", str(folder))
+        words = ("train", preset, "--data.path", str(file), *suite.flags, *suite.arms[arm].flags, *more)
+        train = (*words, "--seed", str(seed), "--out", str(folder))
+        together = (*words, "--out", str(folder.with_name(arm)))
         episodes = ("--episodes", str(suite.episodes), "--seed", "0")
         jobs.append(
-            SuiteJob(task, arm, seed, folder, record, train, ("eval", str(folder), *episodes, "--json", str(record)))
+            SuiteJob(
+                task,
+                arm,
+                seed,
+                folder,
+                record,
+                train,
+                ("eval", str(folder), *episodes, "--json", str(record)),
+                together,
+            )
         )
     return jobs
 
@@ -102,34 +118,58 @@ def require_current(done: Iterable[SuiteJob]) -> None:
             )
 
 
-def run_jobs(todo: list[SuiteJob], jobs: int, title: str) -> list[SuiteJob]:
-    """Run the jobs, some side by side; the failed ones."""
+def companies(jobs: Sequence[SuiteJob]) -> list[list[SuiteJob]]:
+    """Jobs that differ in their seed alone, such as can be trained together: seeds in a row, and all new or none."""
+    found: list[list[SuiteJob]] = []
+    for job in sorted(jobs, key=lambda job: (job.task, job.arm, job.seed)):
+        last = found[-1][-1] if found else None
+        if last and (last.together, last.seed + 1, _started(last)) == (job.together, job.seed, _started(job)):
+            found[-1].append(job)
+        else:
+            found.append([job])
+    return found
+
+
+def run_jobs(todo: list[SuiteJob], jobs: int, title: str, *, batch_seeds: bool = False) -> list[SuiteJob]:
+    """Run the jobs, some side by side, with ``batch_seeds`` all seeds of an arm in one training; the failed ones."""
     failed: list[SuiteJob] = []
     finished, lock = 0, threading.Lock()
     with progress_bar(title, max(1, len(todo))) as move, ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
 
-        def work(job: SuiteJob) -> None:
+        def work(company: list[SuiteJob]) -> None:
             nonlocal finished
-            good = _run_one(job)
-            with lock:
-                finished += 1
-                failed.extend([] if good else [job])
-                move(finished, f"{job.task}/{job.arm}-seed{job.seed} {'done' if good else 'FAILED'}")
+            trained = _run(_training(company), company[0])
+            for job in company:
+                good = trained and _run(job.evaluate, job)
+                with lock:
+                    finished += 1
+                    failed.extend([] if good else [job])
+                    move(finished, f"{job.task}/{job.arm}-seed{job.seed} {'done' if good else 'FAILED'}")
 
-        list(pool.map(work, todo))
+        list(pool.map(work, companies(todo) if batch_seeds else [[job] for job in todo]))
     return failed
 
 
-def _run_one(job: SuiteJob) -> bool:
-    """Train (or resume) and evaluate in processes of their own; True if both went well."""
-    started = any(job.run.glob("checkpoints/step_*"))
+def _started(job: SuiteJob) -> bool:
+    return any(job.run.glob("checkpoints/step_*"))
+
+
+def _training(company: list[SuiteJob]) -> Words:
+    """Words that train, or go on with, jobs of a company."""
+    first = company[0]
+    if _started(first):
+        return ("resume", *(str(job.run) for job in company))
+    if len(company) == 1:
+        return first.train
+    return (*first.together, "--seed", str(first.seed), "--seeds", str(len(company)))
+
+
+def _run(words: Words, job: SuiteJob) -> bool:
+    """A command in a process of its own, which writes to the log of ``job``; True if it went well."""
     job.run.mkdir(parents=True, exist_ok=True)
     with log_of(job).open("a") as log:
-        for words in (("resume", str(job.run)) if started else job.train, job.evaluate):
-            command = [sys.executable, "-m", "flowpolicy", *words]
-            if subprocess.run(command, stdout=log, stderr=log, check=False).returncode:
-                return False
-    return True
+        command = [sys.executable, "-m", "flowpolicy", *words]
+        return not subprocess.run(command, stdout=log, stderr=log, check=False).returncode
 
 
 def log_of(job: SuiteJob) -> Path:

@@ -7,7 +7,7 @@ from flowpolicy.commands.suite import run_suite
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.configs.suites import SUITES, Arm, Suite
 from flowpolicy.core.errors import ConfigError, TrainingError
-from flowpolicy.lab.suite_jobs import find_suite, plan_jobs
+from flowpolicy.lab.suite_jobs import companies, find_suite, plan_jobs
 
 
 def parsed(words):
@@ -66,6 +66,26 @@ def test_an_unknown_suite_exits_with_2(capsys):
         main(["suite", "run", "offline"])
     assert stop.value.code == 2
     assert "offline-rl" in capsys.readouterr().err
+
+
+def test_seeds_in_a_row_are_trained_together_unless_one_is_under_way(tmp_path):
+    suite = Suite("", {"a": Arm("fql"), "b": Arm("iql")}, {"toy": 6}, (), seeds=4, episodes=2)
+    jobs = plan_jobs(suite, tmp_path, tmp_path, tmp_path, seeds=[0, 1, 3], more=("--device", "cuda"))
+    assert [[job.seed for job in company] for company in companies(jobs)] == [[0, 1], [3]] * 2
+    (jobs[0].run / "checkpoints" / "step_00000001").mkdir(parents=True)
+    assert [[job.seed for job in company] for company in companies(jobs)] == [[0], [1], [3], [0, 1], [3]]
+    assert [str(job.run) for job in jobs[:1]] == [f"{jobs[0].together[-1]}-seed0"]
+    command = parsed(jobs[0].together)
+    assert (command.device, command.out) == ("cuda", str(tmp_path / "toy" / "a"))
+
+
+@pytest.mark.slow
+def test_a_suite_trains_its_seeds_together(tmp_path, monkeypatch):
+    small = Suite("two seeds", {"fql": Arm("fql")}, {"toy": 6}, ("--steps", "4"), seeds=2, episodes=2)
+    monkeypatch.setitem(SUITES, "small", small)
+    run_suite("small", data=tmp_path / "data", out=tmp_path / "runs", batch_seeds=True)
+    records = [json.loads((tmp_path / f"runs/records/toy/fql-seed{n}.json").read_text()) for n in range(2)]
+    assert [record["training"]["experiment"]["seed"] for record in records] == [0, 1]
 
 
 @pytest.mark.slow

@@ -119,6 +119,6 @@ def test_the_command_line_trains_and_resumes_seeds(toy, tmp_path):
     with unchecked():
         done = flowpolicy("train", "debug", *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert [Run.load(tmp_path / "run" / f"seed{n}").experiment.seed for n in range(2)] == [0, 1]
-        done = flowpolicy("resume", "run/seed0", "run/seed1", cwd=tmp_path)
+        assert [Run.load(tmp_path / f"run-seed{n}").experiment.seed for n in range(2)] == [0, 1]
+        done = flowpolicy("resume", "run-seed0", "run-seed1", cwd=tmp_path)
         assert done.returncode == 0 and done.stdout.count("checkpoint ") == 2, done.stderr
