@@ -20,7 +20,7 @@ from flowpolicy.agents.base.optimizer import Group, Optimizer
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS, PREVIOUS, VALID
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.core.ranges import Few, Natural
+from flowpolicy.core.ranges import Few, Natural, require_ranges
 from flowpolicy.core.references import Reference
 from flowpolicy.core.streams import STATES, Streams
 from flowpolicy.flows.real_time import committed_rows
@@ -65,6 +65,7 @@ class ImitationConfig:
     where the encoder reads pictures."""
 
     def __post_init__(self) -> None:
+        require_ranges(self, "--agent.")
         if self.prefix and not 0 < self.prefix <= self.chunk - self.execute:
             raise ConfigError(
                 f"--agent.prefix {self.prefix}, --agent.chunk {self.chunk}, --agent.execute {self.execute}",

@@ -23,7 +23,7 @@ from flowpolicy.core import keys
 from flowpolicy.core.columns import plain
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.core.ranges import Count, Decay, Few, Share
+from flowpolicy.core.ranges import Count, Decay, Few, Share, SomeShare, require_ranges
 from flowpolicy.core.references import Reference
 from flowpolicy.core.streams import Streams
 from flowpolicy.nets.critic import Critic, CriticConfig, polyak
@@ -56,7 +56,7 @@ class ValueConfig:
     """Optimiser of the critic and of the value network."""
     discount: Share = 0.99
     """Discount per environment step."""
-    tau: Share = 0.005
+    tau: SomeShare = 0.005
     """Polyak rate of the target critic, after every update."""
     n_step: Count = 1
     """Rewards that a target sums before it bootstraps; never fewer than a chunk has."""
@@ -70,11 +70,7 @@ class ValueConfig:
     """Actions of a chunk that are executed before the next decision."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.discount <= 1 and 0 < self.tau <= 1 and 0 <= self.ema < 1 and self.n_step >= 1):
-            raise ConfigError(
-                f"discount {self.discount}, tau {self.tau}, ema {self.ema}, n_step {self.n_step}",
-                expected="0 <= discount <= 1, 0 < tau <= 1, 0 <= ema < 1, n_step >= 1",
-            )
+        require_ranges(self, "--agent.")
 
     @property
     def horizon(self) -> int:

@@ -24,6 +24,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.core.ranges import Few
 from flowpolicy.core.references import Reference
@@ -34,6 +35,7 @@ from flowpolicy.flows.axes.time_laws import Ends
 from flowpolicy.flows.dispersive import Dispersive
 
 
+@register_config("dm1")
 @dataclasses.dataclass(frozen=True)
 class DM1(Flow):
     """MeanFlow with dispersive regularisation."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.agents.base.bricks import DERIVATIVE
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.agents.students.teacher import Teacher, load_teacher, pairs, start_from
 from flowpolicy.core.devices import exactly
@@ -34,12 +35,14 @@ from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.guidance import Situation
 from flowpolicy.flows.axes.refusals import Setting, validate
 from flowpolicy.flows.axes.sources import Mixed
+from flowpolicy.flows.axes.targets import Drawn
 from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
 from flowpolicy.flows.real_time import hold
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.samplers import FlowSampler, Prefixed, Sampler, shaped
 
 
+@register_config("flow")
 @dataclasses.dataclass(frozen=True)
 class Flow(ImitationConfig):
     """A point on the axes of the flow laboratory."""
@@ -268,7 +271,7 @@ class FlowAgent(ImitationAgent):
             start, curve = (spec.loss.reduce(error, valid, s, path, d.get("weight")) for error in errors)
             return start + curve, {"on_diagonal": start.detach(), "off_diagonal": curve.detach()}
         if not spec.consistency.two_time:
-            error = spec.target.error(self.actor.net(x, s, cond).value, noise, data, z, s, path)
+            error = spec.target.error(self.actor.net(x, s, cond).value, Drawn(noise, data, z, s, path))
             return spec.loss.reduce(error, valid, s, path, d.get("weight")), {}
         problem = Problem(
             cast(MapNet, self.actor.net),

@@ -14,10 +14,12 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.core.references import Reference
 
 
+@register_config("flow_bc")
 @dataclasses.dataclass(frozen=True)
 class FlowBC(Flow):
     """Flow behaviour cloning: the default value of every axis."""

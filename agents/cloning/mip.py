@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
-from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Positive
 from flowpolicy.core.references import Reference
@@ -26,6 +26,7 @@ from flowpolicy.policy.samplers import Mip, Sampler
 REFINING = Mip().again
 
 
+@register_config("mip")
 @dataclasses.dataclass(frozen=True)
 class MIP(ImitationConfig):
     """Minimal iterative policy."""
@@ -36,11 +37,6 @@ class MIP(ImitationConfig):
     nfe: ClassVar[int] = 2
     noise: Positive = 0.1
     """Deviation of the noise on the chunk that the second prediction is trained on, after scaling to [-1, 1]."""
-
-    def __post_init__(self) -> None:
-        ImitationConfig.__post_init__(self)
-        if not self.noise > 0:
-            raise ConfigError(f"--agent.noise {self.noise}", expected="above 0: the second prediction learns from it")
 
     def build(self, *args: Any, **kwargs: Any) -> MIPAgent:
         """The agent in training; arguments of :class:`ImitationAgent`."""

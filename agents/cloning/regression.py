@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.streams import Streams
@@ -20,6 +21,7 @@ from flowpolicy.flows.real_time import hold
 from flowpolicy.policy.samplers import Direct, Sampler
 
 
+@register_config("regression")
 @dataclasses.dataclass(frozen=True)
 class Regression(ImitationConfig):
     """Plain regression."""

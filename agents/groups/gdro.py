@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from flowpolicy.agents.base.agent import joined, parted
 from flowpolicy.agents.base.bricks import DERIVATIVE
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.groups.assessment import Assessment, Assessor, field, velocity_errors
@@ -58,6 +59,7 @@ BALANCE = (
 )
 
 
+@register_config("gdro")
 @dataclasses.dataclass(frozen=True)
 class GDRO(ImitationConfig):
     """Group-level reward post-training. Network, encoder, sizes and sampler are those of the base."""
@@ -109,14 +111,6 @@ class GDRO(ImitationConfig):
     """Keep the assessed policy with the best corrected score, the base included; otherwise the newest."""
     patience: Natural = 0
     """Assessments without a new best after which training stops; 0 never stops."""
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0 or min(self.draws, self.path_steps, self.assess_every) < 1:
-            raise ConfigError(
-                f"temperature {self.temperature}, draws {self.draws}, path_steps {self.path_steps}, "
-                f"assess_every {self.assess_every}",
-                expected="a temperature above 0, the others at least 1",
-            )
 
     @property
     def references(self) -> tuple[Reference, ...]:  # type: ignore[override]

@@ -28,6 +28,7 @@ from flowpolicy.agents.base.optimizer import Adam
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.devices import exactly
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive
 from flowpolicy.core.references import Reference
@@ -41,6 +42,7 @@ from flowpolicy.policy.actor import Net, PolicyConfig
 from flowpolicy.policy.samplers import MAP, Decorated, best_of_candidates
 
 
+@register_config("fisher")
 @dataclasses.dataclass(frozen=True)
 class Fisher(ValueConfig):
     """Fisher Decorator."""
@@ -76,15 +78,6 @@ class Fisher(ValueConfig):
     """Optimiser of the shift."""
     dual_optimizer: Adam = Adam(lr=1e-3)
     """Optimiser of the logarithm of the weight, which moves by about ``lr`` per update."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.flow_steps < 1 or self.candidates < 1 or self.budget <= 0 or self.initial_weight <= 0:
-            raise ConfigError(
-                f"flow_steps {self.flow_steps}, candidates {self.candidates}, budget {self.budget}, "
-                f"initial_weight {self.initial_weight}",
-                expected="at least one step and one candidate, a positive budget and weight",
-            )
 
     @property
     def nfe(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.bricks import SolverName, flow_loss, flow_of, flow_sample, q_term, require_steps
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.protocols import Metrics
@@ -25,6 +26,7 @@ from flowpolicy.policy.actor import Actor, PolicyConfig
 from flowpolicy.policy.samplers import OneStep
 
 
+@register_config("fql")
 @dataclasses.dataclass(frozen=True)
 class FQL(ValueConfig):
     """Flow Q-learning."""

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.bricks import SolverName, flow_loss, flow_of, require_steps
 from flowpolicy.agents.base.value_learning import Transition
 from flowpolicy.agents.offline.iql import ImplicitAgent, ImplicitConfig
@@ -25,6 +26,7 @@ from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.samplers import best_of_candidates
 
 
+@register_config("ifql")
 @dataclasses.dataclass(frozen=True)
 class IFQL(ImplicitConfig):
     """Implicit values with the best of N flow samples."""

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
-from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.core.ranges import NonNegative, Share
+from flowpolicy.core.ranges import Inside, NonNegative, Share
 from flowpolicy.core.references import Reference
 from flowpolicy.nets.critic import Critic, CriticConfig
 from flowpolicy.policy.actor import PolicyConfig
@@ -32,13 +32,8 @@ class ImplicitConfig(ValueConfig):
 
     critic: CriticConfig = CriticConfig(aggregate="min")
     """Ensemble of Q networks."""
-    expectile: Share = 0.9
+    expectile: Inside = 0.9
     """Which expectile of Q over the actions of the data the state value is; 0.5 is the mean, towards 1 the maximum."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.expectile < 1:
-            raise ConfigError(f"--agent.expectile is {self.expectile}", expected="between 0 and 1")
 
 
 class ImplicitAgent(ValueAgent):
@@ -66,6 +61,7 @@ class ImplicitAgent(ValueAgent):
         return {"critic": critic, "value": value}, (q - v).detach(), {**metrics, "v_mean": v.mean().detach()}
 
 
+@register_config("iql")
 @dataclasses.dataclass(frozen=True)
 class IQL(ImplicitConfig):
     """Implicit Q-learning with advantage-weighted regression."""

@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.agents.base.bricks import DERIVATIVE, jump_from, jump_to_action, map_loss, q_term
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
-from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Share
 from flowpolicy.core.references import Reference
@@ -35,6 +35,7 @@ from flowpolicy.policy.actor import Net, PolicyConfig
 from flowpolicy.policy.samplers import MAP, best_of_candidates
 
 
+@register_config("mean_flow_q")
 @dataclasses.dataclass(frozen=True)
 class MeanFlowQ(ValueConfig):
     """One-step MeanFlow actor with a Q term."""
@@ -60,14 +61,6 @@ class MeanFlowQ(ValueConfig):
     """Chunks generated per decision; the critic chooses. The published code takes 5."""
     target_candidates: Few = 1
     """Chunks generated per bootstrap; the target critic chooses. The published code takes half the candidates."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.candidates < 1 or self.target_candidates < 1:
-            raise ConfigError(
-                f"{self.candidates} candidates and {self.target_candidates} target candidates",
-                expected="at least 1 of each",
-            )
 
     @property
     def nfe(self) -> int:

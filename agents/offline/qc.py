@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.bricks import flow_loss, flow_of, flow_sample
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent
 from flowpolicy.agents.offline.fql import FQL, FQLAgent
-from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative
 from flowpolicy.core.references import Reference
@@ -28,6 +28,7 @@ from flowpolicy.policy.actor import PolicyConfig
 from flowpolicy.policy.samplers import best_of, best_of_candidates
 
 
+@register_config("qc")
 @dataclasses.dataclass(frozen=True)
 class QC(FQL):
     """Q-learning on action chunks."""
@@ -48,13 +49,6 @@ class QC(FQL):
     """Actions per decision; the critic values whole chunks."""
     execute: Few = 5
     """Actions of a chunk that are executed before the next decision."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.candidates, self.target_candidates) < 1:
-            raise ConfigError(
-                f"QC with {self.candidates} candidates and {self.target_candidates} in targets", expected="at least 1"
-            )
 
     @property
     def nfe(self) -> int:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.bricks import q_term
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.errors import ConfigError
@@ -26,6 +27,7 @@ from flowpolicy.policy.actor import Actor, PolicyConfig
 from flowpolicy.policy.samplers import Direct
 
 
+@register_config("rebrac")
 @dataclasses.dataclass(frozen=True)
 class ReBRAC(ValueConfig):
     """Behaviour-regularised actor-critic."""
@@ -49,10 +51,9 @@ class ReBRAC(ValueConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.chunk != 1 or self.actor_every < 1:
+        if self.chunk != 1:
             raise ConfigError(
-                f"ReBRAC with --agent.chunk {self.chunk} and --agent.actor-every {self.actor_every}",
-                expected="chunk 1 (its critic penalty is on single actions) and actor-every at least 1",
+                f"ReBRAC with --agent.chunk {self.chunk}", expected="chunk 1: its critic penalty is on single actions"
             )
 
     def build(self, *args: Any, **kwargs: Any) -> ReBRACAgent:

@@ -9,19 +9,20 @@ docs/methods/flow-laboratory.md#students.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.core.ranges import Few, Share
+from flowpolicy.core.ranges import Few, Range, Share, SomeShare
 from flowpolicy.core.streams import Streams
 from flowpolicy.flows.axes.losses import matching_loss
 from flowpolicy.flows.axes.registry import make
@@ -29,6 +30,7 @@ from flowpolicy.flows.axes.targets import Curve, Segment
 from flowpolicy.flows.straight import interpolate, rows
 
 
+@register_config("arcflow")
 @dataclasses.dataclass(frozen=True)
 class ArcFlow(Flow):
     """Segments with momentum modes, matched to the teacher's velocity along their own curve."""
@@ -37,11 +39,11 @@ class ArcFlow(Flow):
     """Segments from noise to data; the student takes one evaluation for each."""
     states: Few = 4
     """Times inside a segment at which the teacher is asked."""
-    window: Share = 3 / 128
+    window: SomeShare = 3 / 128
     """Time over which the curve's velocity is averaged; at most the segment."""
     mixing: Share = 0.5
     """Share of the updates over which the teacher's part of the way falls from all to none."""
-    drop: Share = 0.1
+    drop: Annotated[float, Range(0, 1, below=True)] = 0.1
     """Probability that a mode is left out of the curve that is followed."""
 
     @property
@@ -62,17 +64,6 @@ class ArcFlow(Flow):
                 f"arcflow with {self.flow.target.flag} on {self.flow.interpolant.flag}",
                 expected="a segment head and straight paths",
                 fix="flowpolicy distill RUN --method arcflow",
-            )
-        if (
-            min(self.states, self.segments) < 1
-            or not 0 < self.window <= 1
-            or not 0 <= self.mixing <= 1
-            or not 0 <= self.drop < 1
-        ):
-            raise ConfigError(
-                f"segments {self.segments}, states {self.states}, window {self.window}, mixing {self.mixing}, "
-                f"drop {self.drop}",
-                expected="at least one segment and state, a window in (0, 1], shares in [0, 1], a probability below 1",
             )
 
     @override

@@ -20,6 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.agents.base.agent import joined, parted
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.optimizer import Group, Optimizer, Stepper
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
@@ -47,6 +48,7 @@ from flowpolicy.policy.samplers import Decision, FlowSampler
 _LATEST = 0.98  # denoised samples of later times hardly differ from the samples
 
 
+@register_config("backward_simulation")
 @dataclasses.dataclass(frozen=True)
 class BackwardSimulation(Flow):
     """A flow map of the teacher, improved on its own samples."""
@@ -78,11 +80,8 @@ class BackwardSimulation(Flow):
                 f"backward simulation with {flow.consistency.flag}, {flow.interpolant.flag} and {flow.source.flag}",
                 expected="a flow map, straight paths and normal noise: velocities differ there as scores do",
             )
-        if not 0 <= self.on_policy_from <= 1 or not self.budgets or min(self.budgets) < 1:
-            raise ConfigError(
-                f"on policy from {self.on_policy_from} of the updates in {self.budgets} steps",
-                expected="a share in [0, 1], and numbers of steps of at least 1",
-            )
+        if not self.budgets:
+            raise ConfigError("no numbers of steps in --agent.budgets", expected="at least one, such as 1 2 4 8")
 
     @override
     def build(self, *args: Any, **kwargs: Any) -> BackwardSimulationAgent:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import ConfigError
@@ -26,6 +27,7 @@ from flowpolicy.flows.fitting import bellman, step_costs, trajectories
 from flowpolicy.flows.student_targets import segment_lines
 
 
+@register_config("boss_segments")
 @dataclasses.dataclass(frozen=True)
 class BossSegments(Flow):
     """Velocity matching on the chords of the teacher's trajectories between the nodes of ``flow.schedule``."""

@@ -30,7 +30,7 @@ class Order:
     nfe: Few = 1
     """Evaluations per chunk of the student."""
     teacher_nfe: Few = 32
-    """Evaluations of the teacher per chunk that it makes."""
+    """Evaluations of the teacher per pair."""
     width: Natural = 0
     """Width of a student with an MLP; 0 is the teacher's."""
     depth: Natural = 0
@@ -38,9 +38,9 @@ class Order:
     lr: Positive = 1e-3
     """Peak learning rate."""
     real: Share = 0.0
-    """Share of real chunks, whose noise is found by inversion; improved-reflow only."""
+    """'improved-reflow': share of rows with real chunks, whose noise the teacher's flow gives, run backwards."""
     inversion: Inversion = "afp"
-    """How they are inverted."""
+    """How it runs backwards: 'afp', 'midpoint', or 'exact' at eight times the evaluations."""
 
 
 class Lesson(NamedTuple):

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import ConfigError
@@ -31,6 +32,7 @@ from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.samplers import FlowSampler, Sampler
 
 
+@register_config("refiner")
 @dataclasses.dataclass(frozen=True)
 class Refiner(Flow):
     """A refiner beside the frozen network of the teacher."""

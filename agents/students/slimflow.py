@@ -19,11 +19,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.agents.base.agent import joined, parted
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.cloning.flow import Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.core.ranges import Few, Share
+from flowpolicy.core.ranges import Few, Inside
 from flowpolicy.core.references import Reference
 from flowpolicy.core.streams import Streams
 from flowpolicy.flows.axes.registry import make
@@ -31,6 +32,7 @@ from flowpolicy.flows.student_targets import guided_line
 from flowpolicy.policy.actor import Actor
 
 
+@register_config("slimflow")
 @dataclasses.dataclass(frozen=True)
 class SlimFlow(Flow):
     """Annealing reflow, then guided one-step distillation."""
@@ -40,13 +42,13 @@ class SlimFlow(Flow):
     )
     nfe: Few = 1
     """Network evaluations per chunk; 1."""
-    guided_from: Share = 0.6
+    guided_from: Inside = 0.6
     """Share of the updates after which the second phase begins."""
     guide: Literal["student", "teacher"] = "student"
     """Who corrects fresh noise: the straightened student, or the teacher, if its paths are straight already."""
-    low: Share = 0.2
+    low: Inside = 0.2
     """Earliest time at which the guide takes over."""
-    high: Share = 0.8
+    high: Inside = 0.8
     """Latest time."""
 
     @property
@@ -63,11 +65,8 @@ class SlimFlow(Flow):
                 expected="one evaluation, a velocity and straight paths: the last phase trains at t = 0 alone",
                 fix="--nfe 1, or --method annealed-reflow",
             )
-        if not 0 < self.guided_from < 1 or not 0 < self.low < self.high < 1:
-            raise ConfigError(
-                f"guided from {self.guided_from} of the updates at times {self.low} to {self.high}",
-                expected="shares and times inside (0, 1), rising",
-            )
+        if self.low >= self.high:
+            raise ConfigError(f"guided at times {self.low} to {self.high}", expected="rising ones")
 
     @override
     def build(self, *args: Any, **kwargs: Any) -> SlimFlowAgent:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from flowpolicy.agents.students.distillation import Order
 from flowpolicy.commands.arguments import call
-from flowpolicy.core.ranges import Count, Few, Natural, Positive, Seed, Share
+from flowpolicy.core.ranges import Count, Seed
+
+ORDER = Order()
 
 
 def run(argv: Sequence[str]) -> int:
@@ -21,14 +24,8 @@ def distill(
     run: Annotated[Path, tyro.conf.Positional],
     /,
     method: str = "reflow",
+    order: Annotated[Order, tyro.conf.arg(name="")] = ORDER,
     steps: Count = 2_500,
-    nfe: Few = 1,
-    teacher_nfe: Few = 32,
-    width: Natural = 0,
-    depth: Natural = 0,
-    lr: Positive = 1e-3,
-    real: Share = 0.0,
-    inversion: Literal["afp", "midpoint", "exact"] = "afp",
     seed: Seed = 0,
     out: Path | None = None,
     device: str | None = None,
@@ -46,26 +43,18 @@ def distill(
             'refiner' (FlowTurbo: the teacher's network once, then a small one that refines its velocity; --width is
             the small one's), 'backward-simulation' (AnyFlow: a flow map that is judged by its own samples), 'arcflow'
             (curved segments).
+        order: what is asked of the student.
         steps: gradient updates.
-        nfe: evaluations per chunk of the student.
-        teacher_nfe: evaluations of the teacher per pair.
-        width: width of a student with an MLP; 0 is the teacher's.
-        depth: its hidden layers; 0 is the teacher's.
-        lr: peak learning rate.
-        real: 'improved-reflow': share of rows with real chunks, whose noise the teacher's flow gives, run backwards.
-        inversion: how it runs backwards: 'afp', 'midpoint', or 'exact' at eight times the evaluations.
         seed: seeds weights, batches and noise.
         out: run folder of the student; RUN-METHOD unless given.
         device: where the student is trained: cpu or a CUDA device; where the teacher was unless given.
 
     """
-    from flowpolicy.agents.students.distillation import Order
     from flowpolicy.commands.train import report
     from flowpolicy.train.derive import student
     from flowpolicy.train.run import Run
     from flowpolicy.train.training import train
 
     teacher = Run.load(run)
-    order = Order(nfe=nfe, teacher_nfe=teacher_nfe, width=width, depth=depth, lr=lr, real=real, inversion=inversion)
     experiment = student(teacher, method, order, steps=steps, seed=seed, device=device)
     report(train(experiment, out or teacher.path.with_name(f"{teacher.path.name}-{method}")))

@@ -57,6 +57,9 @@ Finite = Annotated[float, FINITE]
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
+Inside = Annotated[float, Range(0, 1, above=True, below=True)]
+"""A share that is neither nothing nor all, or a time inside a flow."""
+SomeShare = Annotated[float, Range(0, 1, above=True)]
 Decay = Annotated[float, Range(0, 1, below=True)]
 """Of an average: 1 would never move."""
 Count = Annotated[int, Range(1, 10**9)]

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Inside, Natural, NonNegative, Share, require_ranges
 from flowpolicy.flows.straight import Field, MeanField, rows, velocity_to_score
 
 MetricMode = Literal["iso", "proxy", "score", "curv", "kl2"]
@@ -42,26 +43,20 @@ class Metric:
     normalise: Literal["none", "state", "global"] = "none"
     """'none' charges nats per dimension; the others divide by the mean precision, of each state or a running mean
     over all, and charge mean squares in action units. 'score' and 'proxy' only."""
-    time: float = 0.9
+    time: Inside = 0.9
     """Flow time at which the velocity is read; actions are blurred by (1 - time) / time. ``flowpolicy data info FILE
     --spread`` says which time the data ask for."""
-    samples: int = 0
+    samples: Natural = 0
     """Behaviour samples per state for 'score' and 'proxy'. 0 takes the action of the batch: one sample, unbiased
     over the updates, and free of charge."""
-    shrinkage: float = 0.1
+    shrinkage: Share = 0.1
     """Share of the isotropic part in 'curv', and in 'score' with samples, there at least d / (d + samples) in d
     dimensions. It overcharges the wide directions of a narrow behaviour; single samples need none of it."""
-    damping: float = 0.1
+    damping: NonNegative = 0.1
     """Precision added to every direction ('iso' aside): none is taken to be wider than ``damping ** -0.5``."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.time < 1:
-            raise ConfigError(f"metric.time is {self.time}", expected="a flow time between 0 and 1, both excluded")
-        if not 0 <= self.shrinkage <= 1 or self.damping < 0 or self.samples < 0:
-            raise ConfigError(
-                f"metric has shrinkage {self.shrinkage}, damping {self.damping}, samples {self.samples}",
-                expected="a shrinkage in [0, 1], damping and samples not negative",
-            )
+        require_ranges(self, "--agent.metric.")
         if self.normalise != "none" and self.mode not in ("score", "proxy"):
             raise ConfigError(
                 f"metric.normalise is '{self.normalise}' in the mode '{self.mode}', which has no trace at hand",

@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 
-import flowpolicy.configs.presets  # noqa: F401, registers the methods
 from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.agents.students.distillation import METHODS, Order, student_of
-from flowpolicy.configs.presets import KINDS
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.config import encode
 from flowpolicy.core.errors import ConfigError, nearest
@@ -24,6 +22,7 @@ from flowpolicy.core.spec import library_versions
 from flowpolicy.lab.lab_plan import LabPlan
 from flowpolicy.lab.measure import agent_on, measure, observations, train
 from flowpolicy.lab.recipes import KINDS_OF_RECORDS, Recipe, build
+from flowpolicy.train.kinds import KINDS
 
 NFES = (1, 2, 4)
 TEACHER = "teacher"

@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.ranges import Depth, Few, Natural, Width
+from flowpolicy.core.ranges import Depth, Few, Natural, Width, require_ranges
 from flowpolicy.core.spec import ObservationSpec
 from flowpolicy.core.streams import repeated
 from flowpolicy.nets.encoder import StateProjection
@@ -42,11 +41,7 @@ class CriticConfig:
     """Normalise every hidden layer after its activation."""
 
     def __post_init__(self) -> None:
-        if self.members < 1 or self.held_out < 0:
-            raise ConfigError(
-                f"a critic of {self.members} members and {self.held_out} held out",
-                expected="at least 1 member, and 0 or more held out",
-            )
+        require_ranges(self, "--agent.critic.")
 
     def build(
         self,

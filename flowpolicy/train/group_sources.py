@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from flowpolicy.agents.groups.candidates import (
 )
 from flowpolicy.agents.groups.group_file import Groups
 from flowpolicy.agents.groups.judges import Judge, critic_judges, fit_judge
+from flowpolicy.agents.groups.making import Making
 from flowpolicy.core import keys
 from flowpolicy.core.checkpoint import MANIFEST, fingerprint, resolve
 from flowpolicy.core.errors import ConfigError
@@ -40,10 +41,12 @@ from flowpolicy.train.post_training import require_flow
 from flowpolicy.train.run import Run
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Request:
     """What all sources start from."""
 
+    asked: Making
+    """What is scored, and how."""
     folder: Path
     """Checkpoint of the base."""
     base: Policy
@@ -53,83 +56,85 @@ class Request:
     """(n,) bool: states that judge."""
     apart: Tensor
     """(episodes,) bool: the episodes that they come from, and nothing else does."""
-    span: tuple[float, float]
-    """Part of the episodes that the states come from."""
-    candidates: int
-    seed: int
-    nfe: int | None
-    noise_scale: tuple[float, float]
-    """Of the noise that the base's candidates start from, first to last."""
 
     def candidate_chunks(self) -> Candidates:
         """The data's chunk and samples of the base."""
-        base, dataset, rows = self.base, self.dataset, self.rows
-        return policy_candidates(base, dataset, rows, self.candidates, self.seed, self.nfe, self.noise_scale)
+        base, dataset, asked = self.base, self.dataset, self.asked
+        return policy_candidates(
+            base, dataset, self.rows, asked.candidates, asked.seed, asked.nfe, asked.candidate_noise
+        )
 
-    def provenance(self, source: str, **facts: Any) -> dict[str, Any]:
+    def provenance(self, **facts: Any) -> dict[str, Any]:
         """What the candidates, and with the ``facts`` of a source their scores, depend on."""
+        asked = self.asked
         return {
-            "source": source,
+            "source": asked.source,
             "env_id": self.base.contract.spec.env_id,
             "base": str(self.folder),
             "base_sha256": fingerprint(self.folder),
             "dataset": self.dataset.path.name,
             "dataset_sha256": self.dataset.sha256,
-            "span": list(self.span),
-            "seed": self.seed,
-            "nfe": self.base.contract.nfe if self.nfe is None else self.nfe,
-            "candidate_noise": list(self.noise_scale),
+            "span": list(asked.span),
+            "seed": asked.seed,
+            "nfe": self.base.contract.nfe if asked.nfe is None else asked.nfe,
+            "candidate_noise": list(asked.candidate_noise),
             "versions": self.base.contract.versions,
             **facts,
         }
 
-    def groups(self, found: Candidates, score: Tensor, judges: dict[str, Judge], source: str, **facts: Any) -> Groups:
+    def groups(self, found: Candidates, score: Tensor, judges: dict[str, Judge], **facts: Any) -> Groups:
         """Scored candidates with their provenance."""
         stored = {name: judge.store() for name, judge in judges.items()}
-        provenance = self.provenance(source, **facts)
+        provenance = self.provenance(**facts)
         return Groups(found.obs, found.action, found.valid, score, found.row, self.held_out, provenance, stored)
 
-    def fitted(self, found: Candidates, score: Tensor, caution: float) -> dict[str, Judge]:
+    def fitted(self, found: Candidates, score: Tensor) -> dict[str, Judge]:
         """Judges fitted to the scores: one where the policy is trained, one on the states held out."""
-        judges = {}
+        judges, asked = {}, self.asked
         for name, part in (("train", ~self.held_out), ("held_out", self.held_out)):
             obs = {key: value[part] for key, value in found.obs.items()}
-            options: dict[str, Any] = {"caution": caution, "seed": self.seed}
-            judges[name] = fit_judge(obs, found.action[part], score[part], self.base.normalizer, **options)
+            judges[name] = fit_judge(
+                obs, found.action[part], score[part], self.base.normalizer, caution=asked.caution, seed=asked.seed
+            )
         return judges
 
 
-def open_request(
-    run: Path,
-    *,
-    data: Path | None,
-    states: int,
-    span: tuple[float, float] = (0.0, 1.0),
-    candidates: int,
-    seed: int,
-    share: float,
-    nfe: int | None,
-    noise_scale: tuple[float, float] = (1.0, 1.0),
-    device: str = "cpu",
-) -> Request:
+def make_groups(run: Path, asked: Making, progress: Callable[[int], None] = lambda done: None) -> Groups:
+    """Candidates of the policy in ``run`` with scores; ``progress`` is told how many states are done.
+
+    Raises:
+        ConfigError: the policy cannot be post-trained, or source and options do not fit it.
+        DataError: the dataset has no such states.
+
+    """
+    request = open_request(run, asked)
+    if asked.source == "simulator":
+        return _by_simulator(request, progress)
+    return _by_critic(request) if asked.source == "critic" else _by_returns(request)
+
+
+def open_request(run: Path, asked: Making) -> Request:
     """Load the base and the dataset, and choose the states."""
     torch.set_num_threads(1)
     stored = Run.load(run)
-    base = stored.policy(device=device)
+    base = stored.policy(device=asked.device)
     require_flow(base.config, str(run))
     # Other data than the run's own may be named here, so its content is not compared.
-    config = dataclasses.replace(stored.experiment.data, path=str(data)) if data else stored.data()
+    config = dataclasses.replace(stored.experiment.data, path=str(asked.data)) if asked.data else stored.data()
     dataset = load_dataset(config)
     base.contract.require(
         dataset.spec, f"the file {dataset.path}", "make groups on data of the environment that the run is for"
     )
-    rows, apart = choose_states(dataset, base.contract.chunk, states, seed, share, span)
+    rows, apart = choose_states(
+        dataset, base.contract.chunk, asked.states, asked.seed, asked.held_out_share, asked.span
+    )
     held_out = apart[dataset.steps[keys.EPISODE][rows]]
-    return Request(stored.checkpoint, base, dataset, rows, held_out, apart, span, candidates, seed, nfe, noise_scale)
+    return Request(asked, stored.checkpoint, base, dataset, rows, held_out, apart)
 
 
-def by_critic(request: Request, critic: Path, held_out: Path | None, caution: float) -> Groups:
+def _by_critic(request: Request) -> Groups:
     """Lower confidence bounds of a trained ensemble."""
+    critic, held_out, caution = request.asked.critic or Path(), request.asked.held_out, request.asked.caution
     judges = _judges(critic, request.base.contract, caution)
     facts = {"critic": str(critic), "critic_sha256": fingerprint(resolve(critic)), "caution": caution}
     if held_out is not None:
@@ -146,37 +151,27 @@ def by_critic(request: Request, critic: Path, held_out: Path | None, caution: fl
     n, k = found.action.shape[:2]
     obs = {name: value.repeat_interleave(k, 0) for name, value in found.obs.items()}
     score = judges["train"](obs, found.action.flatten(0, 1)).view(n, k)
-    return request.groups(found, score, judges, "critic", **facts)
+    return request.groups(found, score, judges, **facts)
 
 
-def by_returns(request: Request, discount: float, caution: float) -> Groups:
+def _by_returns(request: Request) -> Groups:
     """Discounted rewards to go of the data at the nearest states."""
-    found = neighbour_candidates(request.base, request.dataset, request.rows, request.candidates, request.apart)
+    asked = request.asked
+    found = neighbour_candidates(request.base, request.dataset, request.rows, asked.candidates, request.apart)
     assert found.neighbours is not None
-    score = returns_to_go(request.dataset, discount)[found.neighbours]
-    groups = request.groups(
-        found, score, request.fitted(found, score, caution), "returns", discount=discount, caution=caution
-    )
+    score = returns_to_go(request.dataset, asked.discount)[found.neighbours]
+    judges = request.fitted(found, score)
+    groups = request.groups(found, score, judges, discount=asked.discount, caution=asked.caution)
     groups.outcomes["row"] = found.neighbours.numpy()
     return groups
 
 
-def by_simulator(
-    request: Request,
-    *,
-    rollouts: int,
-    limit: int,
-    completion: float | Literal["own"] = 1.0,
-    caution: float,
-    workers: int | None,
-    journal: Path,
-    progress: Callable[[int], None],
-) -> Groups:
+def _by_simulator(request: Request, progress: Callable[[int], None]) -> Groups:
     """Outcomes of executing every candidate and letting the base finish the episode, ``limit`` steps at most.
 
-    ``completion`` is the scale of the base's noise meanwhile, 'own' that of the candidate. The labels of each state go
-    to ``journal``: stopped, the same command goes on after the last one.
+    The labels of each state go to a journal: stopped, the same command goes on after the last one.
     """
+    asked, limit = request.asked, request.asked.limit
     name, chunk = request.base.contract.spec.env_id, request.base.contract.chunk
     if 0 < limit <= chunk:
         raise ConfigError(
@@ -185,15 +180,15 @@ def by_simulator(
         )
     config = require_restorable(find_env(name), name)
     found = request.candidate_chunks()
-    calls = state_calls(request.dataset, found, request.seed, rollouts, completion)
+    calls = state_calls(request.dataset, found, asked.seed, asked.rollouts, asked.completion_noise)
     create = functools.partial(CandidateRunner, config, request.folder, request.dataset.path.absolute(), limit)
-    facts: dict[str, Any] = {"rollouts": rollouts, "limit": limit, "completion_noise": completion}
-    work = {**request.provenance("simulator", **facts), "rows": found.row.tolist(), "candidates": request.candidates}
+    facts: dict[str, Any] = {"rollouts": asked.rollouts, "limit": limit, "completion_noise": asked.completion_noise}
+    work = {**request.provenance(**facts), "rows": found.row.tolist(), "candidates": asked.candidates}
     del work["base"]  # its hash counts, not where it lies
-    kept = Journal(journal, work)
+    kept = Journal(asked.labels, work)
     progress(len(kept.entries))
     left = calls[len(kept.entries) :]
-    count = min(len(left), workers if workers is not None else len(os.sched_getaffinity(0)))
+    count = min(len(left), asked.workers if asked.workers is not None else len(os.sched_getaffinity(0)))
     for label in in_order(create, "label", left, count) if left else ():
         kept.append([label.success.tolist(), label.steps.tolist()])
         progress(len(kept.entries))
@@ -201,9 +196,9 @@ def by_simulator(
     steps = torch.tensor([entry[1] for entry in kept.entries])
     remaining = config.spec().horizon - torch.tensor([call[1] for call in calls])
     score = simulator_scores(success, steps, remaining.clamp(min=1, max=limit or None))
-    judges = request.fitted(found, score, caution)
-    facts |= {"simulated_steps": int(steps.sum()), "caution": caution}
-    groups = request.groups(found, score, judges, "simulator", **facts)
+    judges = request.fitted(found, score)
+    facts |= {"simulated_steps": int(steps.sum()), "caution": asked.caution}
+    groups = request.groups(found, score, judges, **facts)
     groups.outcomes |= {"success": success.numpy(), "steps": steps.numpy()}
     return groups
 

@@ -8,19 +8,14 @@ import functools
 import torch
 
 from flowpolicy.agents.cloning.dm1 import DM1
-from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.agents.cloning.flow_bc import FlowBC
-from flowpolicy.agents.cloning.mip import MIP
-from flowpolicy.agents.cloning.regression import Regression
 from flowpolicy.agents.offline.fisher import Fisher
 from flowpolicy.agents.offline.fql import FQL
 from flowpolicy.agents.offline.ifql import IFQL
 from flowpolicy.agents.offline.iql import IQL
 from flowpolicy.agents.offline.mean_flow_q import MeanFlowQ
 from flowpolicy.agents.offline.qc import QC
-from flowpolicy.agents.offline.rebrac import ReBRAC
 from flowpolicy.agents.students.distillation import METHODS, Order, student_of
-from flowpolicy.configs import presets as presets  # registers the students
 from flowpolicy.core import keys
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.data.normalize import Normalizer
@@ -29,6 +24,7 @@ from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
+from flowpolicy.train.kinds import KINDS
 
 from ..taught import CONTRACT
 from .groups import post_training
@@ -39,24 +35,28 @@ SMALL = {"net": MLP(width=8, depth=1), "encoder": StateEncoder(width=4), **SIZES
 CRITIC = CriticConfig(width=8, depth=1)
 VALUE = {"net": Plain(width=8, depth=1), "critic": CRITIC, **SIZES}
 
-CLONING = {
-    "flow_bc": FlowBC(**SMALL),
+
+def _family(name, **sizes):
+    """Every agent of a folder of ``agents``, by its tag."""
+    return {
+        tag: kind(**sizes) for tag, kind in KINDS.items() if kind.__module__.startswith(f"flowpolicy.agents.{name}.")
+    }
+
+
+MAP = {**VALUE, "net": MLP(width=8, depth=1)}
+CLONING = _family("cloning", **SMALL) | {
     "flow_bc_prefix": FlowBC(**{**SMALL, "execute": 1}, prefix=1),
-    "dm1": DM1(**SMALL),
     "dm1_prefix": DM1(**{**SMALL, "execute": 1}, prefix=1),
-    "flow": Flow(**SMALL),
-    "regression": Regression(**SMALL),
-    "mip": MIP(**SMALL),
 }
-OFFLINE = {
+# A new agent is here with its defaults; those of some have to be smaller, or another network.
+OFFLINE = _family("offline", **{**VALUE, "chunk": 1, "execute": 1}) | {
     "fql": FQL(**VALUE, flow_steps=2),
     "iql": IQL(**VALUE, ema=0.9),
     "ifql": IFQL(**VALUE, candidates=3, flow_steps=2),
-    "rebrac": ReBRAC(**{**VALUE, "chunk": 1, "execute": 1}),
     "qc": QC(**VALUE, candidates=3, target_candidates=2, flow_steps=2),
     "qc_distilled": QC(**VALUE, mode="distilled", flow_steps=2),
-    "mean_flow_q": MeanFlowQ(**{**VALUE, "net": MLP(width=8, depth=1)}, target_candidates=2),
-    "fisher": Fisher(**{**VALUE, "net": MLP(width=8, depth=1)}),
+    "mean_flow_q": MeanFlowQ(**MAP, target_candidates=2),
+    "fisher": Fisher(**MAP),
     "fisher_euler_kl2": Fisher(**VALUE, base="euler", flow_steps=2, metric=Metric(mode="kl2")),
 }
 STUDENTS = tuple(METHODS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flowpolicy.agents.groups.group_file import write_groups
+from flowpolicy.agents.groups.making import Making
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.seed import numpy_generator, torch_generator
@@ -86,11 +87,11 @@ def post_training(name, data, folder):
     """A post-training preset with a base of two updates and groups of it."""
     base = short(BASES.get(name, "debug"), data)
     Trainer(base, folder / "base").train()
-    request = open_request(folder / "base", data=None, states=8, candidates=4, seed=0, share=0.4, nfe=None)
+    asked = Making("returns", folder / "groups.hdf5", states=8, candidates=4, held_out_share=0.4, caution=0.0)
+    request = open_request(folder / "base", asked)
     found = request.candidate_chunks()
     score = found.action.mean((2, 3))
-    judges = request.fitted(found, score, 0.0)
-    write_groups(folder / "groups.hdf5", request.groups(found, score, judges, "critic"))
+    write_groups(asked.out, request.groups(found, score, request.fitted(found, score)))
     experiment = dataclasses.replace(short(name, data), data=DataConfig())
     return dataclasses.replace(experiment, base=str(folder / "base"), groups=str(folder / "groups.hdf5"))
 

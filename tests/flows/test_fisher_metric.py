@@ -237,8 +237,8 @@ def test_overflow_charges_only_what_lies_outside():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"time": 1.0}, "flow time"),
-        ({"shrinkage": 2.0}, "shrinkage in"),
+        ({"time": 1.0}, "metric.time"),
+        ({"shrinkage": 2.0}, "metric.shrinkage"),
         ({"mode": "curv", "normalise": "global"}, "no trace"),
         ({"normalise": "state"}, "only a direction"),
     ],

@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
-from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.ranges import Share
+from flowpolicy.core.ranges import Few, Positive, Share, SomeShare
 from flowpolicy.flows.axes.interpolants import Interpolant
 from flowpolicy.flows.axes.losses import Loss
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
@@ -145,13 +144,9 @@ class NoConsistency(Consistency):
 class MeanFlow(Consistency):
     """``u = sg(w + (t - s) D u)`` with D the derivative along (w, 1), w of the pair (MeanFlow, arXiv 2505.13447)."""
 
-    share_diagonal: float = 0.25
+    share_diagonal: Share = 0.25
     """Share of rows with s = t. Smaller is better at one evaluation (errors 57, 81, 133 at .25, .5, .75; measured)."""
     forward_mode: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share_diagonal <= 1:
-            raise ConfigError(f"the share of the diagonal is {self.share_diagonal}", expected="in [0, 1]")
 
     @override
     def share(self) -> float:
@@ -209,14 +204,9 @@ class CentralDifference(MeanFlow):
     Works with any network and is cheaper, but noisier at one evaluation (error 134 instead of 81, measured).
     """
 
-    width: float = 0.01
+    width: Positive = 0.01
     """Half of the distance; below 0.005 rounding in float32 wins."""
     forward_mode: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        MeanFlow.__post_init__(self)
-        if not self.width > 0:
-            raise ConfigError(f"the width of the central difference is {self.width}", expected="above 0")
 
     @override
     def errors(self, problem: Problem) -> Errors:
@@ -231,13 +221,9 @@ class CentralDifference(MeanFlow):
 class SelfDistillation(Consistency):
     """Base of the flow-map objectives: velocity matching and one identity, both on every row (arXiv 2505.18825)."""
 
-    anneal: float = 0.0
+    anneal: Share = 0.0
     """Share of the updates over which the longest interval grows from 0.02 to 1; 0 has no window."""
     own_tangent: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.anneal <= 1:
-            raise ConfigError(f"the window is annealed over {self.anneal} of the updates", expected="in [0, 1]")
 
     @override
     def pairs(self, law: TimeLaw, batch: int, progress: float, generator: torch.Generator) -> tuple[TimePair, int]:
@@ -323,18 +309,11 @@ class Progressive(SelfDistillation):
 class Shortcut(Consistency):
     """Two half steps teach a whole one on dyadic intervals; the other rows match the velocity (arXiv 2410.12557)."""
 
-    share_bootstrap: float = 0.25
+    share_bootstrap: SomeShare = 0.25
     """Share of rows with a step."""
-    levels: int = 7
+    levels: Few = 7
     """The finest step is ``2^-levels``."""
     own_tangent: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share_bootstrap <= 1 or self.levels < 1:
-            raise ConfigError(
-                f"the objective shortcut has the share {self.share_bootstrap} and {self.levels} levels",
-                expected="a share in (0, 1], at least one level",
-            )
 
     def leading(self, law: TimeLaw, batch: int) -> int:
         """Its own share, whatever the law asks for."""
@@ -370,13 +349,8 @@ class Trajectory(SelfDistillation):
     data; without the adversarial term.
     """
 
-    step: float = 0.05
+    step: SomeShare = 0.05
     """Longest step of the map's own velocity."""
-
-    def __post_init__(self) -> None:
-        SelfDistillation.__post_init__(self)
-        if not 0 < self.step <= 1:
-            raise ConfigError(f"the step of ctm is {self.step}", expected="in (0, 1]")
 
     @override
     def identity(self, problem: Problem) -> Float[Tensor, "b h a"]:

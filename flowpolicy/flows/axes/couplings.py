@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from flowpolicy.core.errors import ConfigError, TrainingError
+from flowpolicy.core.errors import TrainingError
+from flowpolicy.core.ranges import Count, Few, NonNegative, Positive, Range, Share
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
 from flowpolicy.flows.transport import assignment, weight_for_share
 
@@ -87,17 +88,10 @@ class Nearest(Coupling):
     pairs are independent.
     """
 
-    candidates: int = 4
+    candidates: Few = 4
     """Draws per chunk; 1 is the independent coupling, bit for bit."""
-    until: float = 0.3
+    until: Share = 0.3
     """Share of the updates with pairing; 1 never stops."""
-
-    def __post_init__(self) -> None:
-        if self.candidates < 1 or not 0 <= self.until <= 1:
-            raise ConfigError(
-                f"the coupling knn has {self.candidates} candidates until {self.until}",
-                expected="at least one candidate, until a share of the updates in [0, 1]",
-            )
 
     @override
     def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
@@ -141,20 +135,13 @@ class ConditionalTransport(Coupling):
     default share (docs/lab.md). Lower shares exchange less noise, and between nearer observations.
     """
 
-    weight: float | None = None
+    weight: NonNegative | None = None
     """Price of exchanging noise between observations, above 0; None finds it by ``share``."""
-    share: float = 0.15
+    share: Annotated[float, Range(0, 1, below=True)] = 0.15
     """The weight is chosen so that this share of all exchanges costs less than the pairs as drawn."""
     waits: ClassVar[str] = "the assignment of its pairs is solved on the processor"
-    block: int = 128
+    block: Count = 128
     """Rows assigned among themselves; the time grows with its square."""
-
-    def __post_init__(self) -> None:
-        if (self.weight is not None and self.weight < 0) or not 0 <= self.share < 1 or self.block < 1:
-            raise ConfigError(
-                f"the coupling c2ot has the weight {self.weight}, share {self.share} and block {self.block}",
-                expected="a weight of at least 0, a share in [0, 1), a block of at least 1",
-            )
 
     @override
     def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
@@ -205,12 +192,8 @@ class Gibbs(Coupling):
     """
 
     waits: ClassVar[str] = "what its weights are worth is read after every draw"
-    temperature: float = 1.5
+    temperature: Positive = 1.5
     """The epsilon; 1 to 2 helped at every number of evaluations, 0.25 was biased (measured)."""
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ConfigError(f"the coupling gibbs has the temperature {self.temperature}", expected="above 0")
 
     def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
         """Fresh noise with the weights of the pairs.
@@ -255,19 +238,13 @@ class Table(Coupling):
     the pair (annealing reflow; SlimFlow, arXiv 2407.12718): ``sqrt(1 - b^2) noise + b fresh``.
     """
 
-    anneal: float = 0.0
+    anneal: Share = 0.0
     """Share of the updates over which b falls from 1 to 0; 0 keeps the pairs as they are."""
-    real: float = 0.0
+    real: Share = 0.0
     """Share of the rows whose chunk is real and whose noise is found by inversion (arXiv 2405.20320, section 4.4)."""
     inversion: Literal["afp", "midpoint", "exact"] = "afp"
     """How the teacher's flow is inverted; see :meth:`flowpolicy.agents.students.teacher.Teacher.invert`."""
     deterministic: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.anneal <= 1:
-            raise ConfigError(f"the pairs are annealed over {self.anneal} of the updates", expected="in [0, 1]")
-        if not 0 <= self.real <= 1:
-            raise ConfigError(f"{self.real} of the pairs are real", expected="a share in [0, 1]")
 
     def blend(self, noise: Float[Tensor, "b *d"], progress: float, generator: torch.Generator) -> Float[Tensor, "b *d"]:
         """The student's noise for the teacher's."""

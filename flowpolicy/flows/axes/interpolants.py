@@ -20,6 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import NonNegative, Positive
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
 from flowpolicy.flows.straight import rows
 
@@ -170,14 +171,15 @@ class VariancePreserving(Interpolant):
     (arXiv 2305.08891, section 3.1): a policy starts from noise alone.
     """
 
-    low: float = 0.1
+    low: Positive = 0.1
     """Noise rate at the data end."""
     high: float = 20.0
     """Noise rate at the noise end."""
     bounds: ClassVar[tuple[float, float]] = (0.0, 0.999)
 
     def __post_init__(self) -> None:
-        if not 0 < self.low <= self.high:
+        super().__post_init__()
+        if self.low > self.high:
             raise ConfigError(f"the path 'vp' has the rates {self.low} and {self.high}", expected="0 < low <= high")
 
     @override
@@ -267,13 +269,9 @@ class PreviousChunkBridge(Latent):
     and in acting, so the first chunk of an episode starts from ``N(0, spread^2)`` after scaling.
     """
 
-    spread: float = 0.1
+    spread: NonNegative = 0.1
     """Standard deviation at the start; 0 makes the policy deterministic."""
     continues: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.spread < 0:
-            raise ConfigError(f"{self.flag} with the deviation {self.spread}", expected="at least 0")
 
     @override
     def begin(self, noise: Float[Tensor, "b h a"], past: Float[Tensor, "b h a"]) -> Float[Tensor, "b h a"]:

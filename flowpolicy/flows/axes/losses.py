@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import NonNegative, Positive
 from flowpolicy.flows.axes.interpolants import Interpolant
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
 
@@ -119,17 +119,10 @@ def adaptive_weight(error: Float[Tensor, " b"], power: float = 0.0, constant: fl
 class Adaptive(Loss):
     """Rows weigh ``1 / (error + constant)^power`` (MeanFlow, arXiv 2505.13447, section 4.3)."""
 
-    power: float = 1.0
+    power: NonNegative = 1.0
     """0 is the squared error, 1 nearly its logarithm."""
-    constant: float = 1e-3
+    constant: Positive = 1e-3
     """Offset, in units of a mean squared error."""
-
-    def __post_init__(self) -> None:
-        if self.power < 0 or not self.constant > 0:
-            raise ConfigError(
-                f"the loss adaptive has the power {self.power} and the constant {self.constant}",
-                expected="a power of at least 0, a constant above 0",
-            )
 
     @property
     @override
@@ -146,12 +139,8 @@ class Adaptive(Loss):
 class PseudoHuber(Loss):
     """``sqrt(|e|^2 + c^2) - c`` over the number n of entries, ``c = factor n`` (arXiv 2405.20320, section 4.2)."""
 
-    factor: float = 0.00054
+    factor: Positive = 0.00054
     """c per entry: far below c the loss is ``|e|^2 / 2c``, far above it the length of e."""
-
-    def __post_init__(self) -> None:
-        if not self.factor > 0:
-            raise ConfigError(f"the loss pseudo-huber has the factor {self.factor}", expected="above 0")
 
     @property
     @override
@@ -173,12 +162,8 @@ class Elbo(Loss):
     For the error of a velocity that is ``beta / (sigma wronskian)``, on the straight line ``t / (1 - t)``.
     """
 
-    clamp: float = 20.0
+    clamp: Positive = 20.0
     """Largest weight."""
-
-    def __post_init__(self) -> None:
-        if not self.clamp > 0:
-            raise ConfigError(f"the loss elbo has the clamp {self.clamp}", expected="above 0")
 
     @override
     def time_weight(self, t: Float[Tensor, " b"], path: Interpolant) -> Float[Tensor, " b"] | None:

@@ -7,8 +7,11 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import torch
+
 from flowpolicy.core.config import fits
 from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.ranges import require_ranges
 from flowpolicy.core.references import Reference as Reference
 
 AXES = (
@@ -43,6 +46,11 @@ class Value:
     axis: ClassVar[str] = ""
     name: ClassVar[str] = ""
     references: ClassVar[tuple[Reference, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Options lie in the ranges that they declare; a value that relates several of them says more."""
+        if not torch.compiler.is_compiling():  # what a compiled loss makes for itself comes from no user
+            require_ranges(self, f"--flow.{self.axis}.")
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
         """What this value refuses to be combined with.

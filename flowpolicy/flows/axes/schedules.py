@@ -10,6 +10,7 @@ from typing import Any
 from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Positive
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
 
 _EDM = Reference("Elucidating the Design Space of Diffusion-Based Generative Models", "2206.00364")
@@ -58,12 +59,8 @@ class Cosine(Schedule):
 class Power(Schedule):
     """``u^exponent``: above 1 short steps at the noise, below 1 at the data."""
 
-    exponent: float = 2.0
+    exponent: Positive = 2.0
     """The exponent."""
-
-    def __post_init__(self) -> None:
-        if not self.exponent > 0:
-            raise ConfigError(f"the schedule power has the exponent {self.exponent}", expected="above 0")
 
     @override
     def at(self, u: float) -> float:
@@ -79,12 +76,8 @@ class Power(Schedule):
 class TimeShift(Schedule):
     """``1 - t = shift (1 - u) / (1 + (shift - 1) (1 - u))``: above 1 short steps at the noise."""
 
-    shift: float = 2.0
+    shift: Positive = 2.0
     """The shift; 1 is uniform."""
-
-    def __post_init__(self) -> None:
-        if not self.shift > 0:
-            raise ConfigError(f"the schedule time-shift has the shift {self.shift}", expected="above 0")
 
     @override
     def at(self, u: float) -> float:
@@ -97,15 +90,16 @@ class TimeShift(Schedule):
 class Edm(Schedule):
     """Noise levels ``sigma = (1 - t) / t`` with equal steps of ``sigma^(1/rho)`` (EDM, arXiv 2206.00364, eq. 5)."""
 
-    rho: float = 7.0
+    rho: Positive = 7.0
     """Larger values make shorter steps at the data."""
     largest: float = 80.0
     """Noise level at u = 0; the grid itself starts at t = 0."""
-    smallest: float = 0.002
+    smallest: Positive = 0.002
     """Noise level at u = 1; the grid itself ends at t = 1."""
 
     def __post_init__(self) -> None:
-        if not (0 < self.smallest < self.largest and self.rho > 0):
+        super().__post_init__()
+        if self.smallest >= self.largest:
             raise ConfigError(f"the schedule edm has the levels {self.smallest} and {self.largest}")
 
     @override
@@ -119,12 +113,8 @@ class Edm(Schedule):
 class LogSnr(Schedule):
     """Equal steps of the log signal-to-noise ratio ``2 log(t / (1 - t))`` within +- ``limit``."""
 
-    limit: float = 8.0
+    limit: Positive = 8.0
     """Largest absolute value."""
-
-    def __post_init__(self) -> None:
-        if not self.limit > 0:
-            raise ConfigError(f"the schedule logsnr has the limit {self.limit}", expected="above 0")
 
     @override
     def at(self, u: float) -> float:
@@ -142,12 +132,8 @@ class LogitNormalSteps(Schedule):
 
     mean: float = 0.0
     """Mean of the logit."""
-    std: float = 1.0
+    std: Positive = 1.0
     """Its standard deviation."""
-
-    def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ConfigError(f"the schedule logit-normal has the deviation {self.std}", expected="above 0")
 
     @override
     def at(self, u: float) -> float:

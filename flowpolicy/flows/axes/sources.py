@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.noise import NoiseLaw
+from flowpolicy.core.ranges import NonNegative, Positive, Range
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
 from flowpolicy.flows.straight import rows
 
@@ -97,20 +98,12 @@ class StudentT(Source):
     tails train the field on a larger region. Every dimension has the deviation ``scale sqrt(dof / (dof - 2))``.
     """
 
-    dof: float = 32.0
-    """Degrees of freedom; infinity is the Gaussian."""
-    scale: float = 1.0
+    dof: Annotated[float, Range(2, above=True, infinite=True)] = 32.0
+    """Degrees of freedom; at 2 and below the variance is infinite, and infinity is the Gaussian."""
+    scale: Positive = 1.0
     """Scale of the law."""
     gaussian: ClassVar[bool] = False
     standard: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if not (self.dof > 2 and self.scale > 0):
-            raise ConfigError(
-                f"the source student-t has {self.dof:g} degrees of freedom and the scale {self.scale:g}",
-                expected="more than 2 degrees of freedom (below, the variance is infinite), a scale above 0",
-                fix="--flow.source.dof 32",
-            )
 
     @property
     @override
@@ -137,7 +130,7 @@ class Mixed(Source):
     drawn at w = 1 alone does not become a sample of the policy (measured: error 235 instead of 38).
     """
 
-    beta: float = 0.1
+    beta: NonNegative = 0.1
     """Weight of the divergence; 0.1 and more recovers a plain flow on actions with several modes."""
     acting: Literal["zero", "uniform", "one"] = "zero"
     """w when acting: 'zero' is plain noise (as released), 'uniform' as in training, 'one' the learned law alone."""
@@ -145,10 +138,6 @@ class Mixed(Source):
     """Show w to the flow network, which makes every w valid."""
     standard: ClassVar[bool] = False
     conditioned: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.beta < 0:
-            raise ConfigError(f"the source mixed has the weight {self.beta}", expected="at least 0")
 
     @property
     @override
@@ -204,19 +193,12 @@ class WarmStart(Source):
     an episode, start from plain noise.
     """
 
-    most: float = 0.6
+    most: Annotated[float, Range(0, 1, below=True)] = 0.6
     """Start time when nothing moves; 0 is plain noise."""
-    motion: float = 0.0
+    motion: NonNegative = 0.0
     """Root mean square change of the scaled observation per step from which the start is plain noise; 0 ignores
     motion. Needs a history of two observations."""
     continues: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.most < 1 or self.motion < 0:
-            raise ConfigError(
-                f"{self.flag} at most at {self.most} with the motion {self.motion}",
-                expected="0 <= most < 1, a motion of at least 0",
-            )
 
     def begin(self, history: Float[Tensor, "b o n"]) -> Float[Tensor, " b"]:
         """Time of the start of every row, for scaled observation histories."""

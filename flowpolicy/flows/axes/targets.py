@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Few, Inside, NonNegative, Positive
 from flowpolicy.flows.axes.interpolants import PRINCIPLES, Interpolant
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
 from flowpolicy.flows.straight import rows
@@ -20,6 +20,17 @@ ARCFLOW = Reference(
     "ArcFlow: Unleashing 2-Step Text-to-Image Generation via High-Precision Non-Linear Flow Distillation", "2602.09014"
 )
 _SAMPLING_FLOOR = 1e-3
+
+
+class Drawn(NamedTuple):
+    """Points of a path, as they were drawn."""
+
+    noise: Float[Tensor, "b *d"]
+    data: Float[Tensor, "b *d"]
+    z: Float[Tensor, "b *d"] | None
+    """Noise of a latent path."""
+    t: Float[Tensor, " b"]
+    path: Interpolant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +74,7 @@ class Target(Value):
         """Velocity of a prediction of the network, for sampling."""
         raise NotImplementedError
 
-    def error(
-        self,
-        prediction: Float[Tensor, "b *d"],
-        noise: Float[Tensor, "b *d"],
-        data: Float[Tensor, "b *d"],
-        z: Tensor | None,
-        t: Float[Tensor, " b"],
-        path: Interpolant,
-    ) -> Float[Tensor, "b *d"]:
+    def error(self, prediction: Float[Tensor, "b *d"], at: Drawn) -> Float[Tensor, "b *d"]:
         """Error of a prediction in units of the velocity."""
         raise NotImplementedError
 
@@ -90,16 +93,8 @@ class Velocity(Target):
         return prediction
 
     @override
-    def error(
-        self,
-        prediction: Float[Tensor, "b *d"],
-        noise: Float[Tensor, "b *d"],
-        data: Float[Tensor, "b *d"],
-        z: Tensor | None,
-        t: Float[Tensor, " b"],
-        path: Interpolant,
-    ) -> Float[Tensor, "b *d"]:
-        return prediction - path.velocity(noise, data, t, z)
+    def error(self, prediction: Float[Tensor, "b *d"], at: Drawn) -> Float[Tensor, "b *d"]:
+        return prediction - at.path.velocity(at.noise, at.data, at.t, at.z)
 
 
 @register(
@@ -122,17 +117,9 @@ class Data(Target):
         return path.from_data(x, prediction, t, _SAMPLING_FLOOR)
 
     @override
-    def error(
-        self,
-        prediction: Float[Tensor, "b *d"],
-        noise: Float[Tensor, "b *d"],
-        data: Float[Tensor, "b *d"],
-        z: Tensor | None,
-        t: Float[Tensor, " b"],
-        path: Interpolant,
-    ) -> Float[Tensor, "b *d"]:
-        e = path.effective(t, data)
-        return (prediction - data) * e.wronskian / e.sigma.clamp(min=self.floor)
+    def error(self, prediction: Float[Tensor, "b *d"], at: Drawn) -> Float[Tensor, "b *d"]:
+        e = at.path.effective(at.t, at.data)
+        return (prediction - at.data) * e.wronskian / e.sigma.clamp(min=self.floor)
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
         """Without a floor the weight is infinite at the data."""
@@ -168,17 +155,10 @@ class Noise(Target):
         return path.from_noise(x, prediction, t, _SAMPLING_FLOOR)
 
     @override
-    def error(
-        self,
-        prediction: Float[Tensor, "b *d"],
-        noise: Float[Tensor, "b *d"],
-        data: Float[Tensor, "b *d"],
-        z: Tensor | None,
-        t: Float[Tensor, " b"],
-        path: Interpolant,
-    ) -> Float[Tensor, "b *d"]:
-        e = path.effective(t, data)
-        whole = path.point(noise, 0 * data, t, z) / e.sigma.clamp(min=1e-6) if path.latent else noise
+    def error(self, prediction: Float[Tensor, "b *d"], at: Drawn) -> Float[Tensor, "b *d"]:
+        e = at.path.effective(at.t, at.data)
+        nothing = at.path.point(at.noise, 0 * at.data, at.t, at.z)
+        whole = nothing / e.sigma.clamp(min=1e-6) if at.path.latent else at.noise
         return (prediction - whole) * e.wronskian / e.beta.clamp(min=self.floor)
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
@@ -243,22 +223,15 @@ class Segment(Velocity):
     detached, at the point that the curve leads to: ArcFlow's distillation with the network as its own teacher.
     """
 
-    modes: int = 4
+    modes: Few = 4
     """The K; 1 is a constant velocity."""
-    limit: float = 8.0
+    limit: NonNegative = 8.0
     """Largest rate."""
-    window: float = 3 / 128
+    window: Inside = 3 / 128
     """Length over which the curve is averaged where it is compared (ArcFlow)."""
-    clamp: float = 3.0
+    clamp: Positive = 3.0
     """Points that the curve leads to are clamped to +- this before the network is asked for its velocity there."""
     integrates: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.modes < 1 or self.limit < 0 or not 0 < self.window < 1 or not self.clamp > 0:
-            raise ConfigError(
-                f"{self.flag} with {self.modes} modes, limit {self.limit}, window {self.window}, clamp {self.clamp}",
-                expected="at least 1 mode, a limit of at least 0, a window in (0, 1), a clamp above 0",
-            )
 
     @override
     def outputs(self, action: int) -> int:

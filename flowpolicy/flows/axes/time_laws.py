@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.ranges import Positive
+from flowpolicy.core.ranges import Count, NonNegative, Positive, Share
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
 
 SCALING = Reference("Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", "2403.03206")
@@ -70,6 +70,11 @@ class TimeLaw(Value):
         return self
 
 
+def _require_together(diagonal: float, endpoint: float) -> None:
+    if diagonal + endpoint > 1:
+        raise ConfigError(f"the shares of diagonal {diagonal} and endpoint {endpoint}", expected="together at most 1")
+
+
 @register("time", "uniform", Reference("Flow Matching for Generative Modeling", "2210.02747"))
 @dataclasses.dataclass(frozen=True)
 class Uniform(TimeLaw):
@@ -91,12 +96,8 @@ class LogitNormal(TimeLaw):
 
     mean: float = 0.0
     """Mean of the logit; above 0 leans to the data."""
-    std: float = 1.0
+    std: Positive = 1.0
     """Its standard deviation."""
-
-    def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ConfigError(f"the law logit-normal has the deviation {self.std}", expected="above 0")
 
     @override
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
@@ -122,18 +123,10 @@ class Shifted(LogitNormal):
     of t is therefore normal with the mean ``-mean - log(shift)``.
     """
 
-    shift: float = 3.0
+    shift: Positive = 3.0
     """Above 1 leans to the noise; 1 is the law 'logit-normal'."""
-    reference: float = 0.0
+    reference: NonNegative = 0.0
     """Above 0, the shift is ``sqrt(size / reference)`` within [0.5, 3] instead, for chunks of ``size`` numbers."""
-
-    def __post_init__(self) -> None:
-        LogitNormal.__post_init__(self)
-        if not self.shift > 0 or self.reference < 0:
-            raise ConfigError(
-                f"the law 'shifted' has the shift {self.shift} and the reference {self.reference}",
-                expected="a shift above 0, a reference of at least 0",
-            )
 
     def conflicts(self, spec: Any, setting: Any) -> Iterator[Conflict]:
         """With a constant of images the shift would point the other way on chunks."""
@@ -171,12 +164,8 @@ class UShape(TimeLaw):
     Meant for a teacher's pairs; on plain flow matching it gained nothing (measured).
     """
 
-    steepness: float = 4.0
+    steepness: Positive = 4.0
     """The a; towards 0 the law is uniform."""
-
-    def __post_init__(self) -> None:
-        if not self.steepness > 0:
-            raise ConfigError(f"the law u-shape has the steepness {self.steepness}", expected="above 0")
 
     @override
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
@@ -194,12 +183,8 @@ class UShape(TimeLaw):
 class Beta(TimeLaw):
     """``1 - t`` is Beta(a, 1): leans to the noise where a > 1 (pi0, arXiv 2410.24164, appendix B)."""
 
-    a: float = 1.5
+    a: Positive = 1.5
     """First parameter of the law."""
-
-    def __post_init__(self) -> None:
-        if not self.a > 0:
-            raise ConfigError(f"the law beta has the parameter {self.a}", expected="above 0")
 
     @override
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
@@ -219,12 +204,8 @@ class Beta(TimeLaw):
 class Grid(TimeLaw):
     """The left ends 0, 1/k, ..., (k-1)/k alone: k-step distillation (Rectified Flow, arXiv 2209.03003)."""
 
-    steps: int = 4
+    steps: Count = 4
     """The k; 1 trains at t = 0 alone, for a single evaluation."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"the law grid has {self.steps} steps", expected="at least 1")
 
     @override
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, " b"]:
@@ -255,11 +236,11 @@ class Grid(TimeLaw):
 class Dyadic(Grid):
     """Multiples of ``2^-levels``; intervals have dyadic lengths and start at multiples of them (arXiv 2410.12557)."""
 
-    steps: int = 128
+    steps: Count = 128
     """Number of left ends; a power of two."""
 
     def __post_init__(self) -> None:
-        Grid.__post_init__(self)
+        super().__post_init__()
         if self.steps & (self.steps - 1):
             raise ConfigError(f"the law dyadic has {self.steps} steps", expected="a power of two")
 
@@ -288,17 +269,14 @@ class Dyadic(Grid):
 class Split(Uniform):
     """Exact shares of every batch: diagonal, ending at the data, free (AnyFlow)."""
 
-    share_diagonal: float = 0.5
+    share_diagonal: Share = 0.5
     """Share of rows with s = t."""
-    share_endpoint: float = 0.25
+    share_endpoint: Share = 0.25
     """Share of rows with t = 1."""
 
     def __post_init__(self) -> None:
-        if min(self.share_diagonal, self.share_endpoint) < 0 or self.share_diagonal + self.share_endpoint > 1:
-            raise ConfigError(
-                f"the law split has the shares {self.share_diagonal} and {self.share_endpoint}",
-                expected="shares of at least 0, together at most 1",
-            )
+        super().__post_init__()
+        _require_together(self.share_diagonal, self.share_endpoint)
 
     def diagonal(self, batch: int, share: float) -> int:
         """Its own share, whatever the objective asks for."""
@@ -323,11 +301,11 @@ class Ends(TimeLaw):
     pure noise. The shares are exact counts, not probabilities: every batch holds them.
     """
 
-    share_diagonal: float = 0.25
+    share_diagonal: Share = 0.25
     """Share of rows with s = t, where the loss is plain velocity matching; whatever the objective asks for."""
-    share_endpoint: float = 0.15
+    share_endpoint: Share = 0.15
     """Share of rows with t = 1: half of them with s = 0, the others with s uniform on (0, 1/2)."""
-    share_uniform: float = 0.5
+    share_uniform: Share = 0.5
     """In all other rows: probability that a time is uniform rather than logit-normal."""
     logit_mean: float = 0.4
     """Mean of the logit-normal times, counted with data at 1 (the published -0.4 counts from the data)."""
@@ -335,12 +313,8 @@ class Ends(TimeLaw):
     """Standard deviation of the logit-normal times before the sigmoid."""
 
     def __post_init__(self) -> None:
-        shares = (self.share_diagonal, self.share_endpoint, self.share_uniform)
-        if not all(0 <= share <= 1 for share in shares) or self.share_diagonal + self.share_endpoint > 1:
-            raise ConfigError(
-                f"the law ends has the shares diagonal {shares[0]}, endpoint {shares[1]}, uniform {shares[2]}",
-                expected="shares in [0, 1], diagonal and endpoint together at most 1",
-            )
+        super().__post_init__()
+        _require_together(self.share_diagonal, self.share_endpoint)
 
     def diagonal(self, batch: int, share: float = 0.0) -> int:
         """Its own share, whatever the objective asks for."""

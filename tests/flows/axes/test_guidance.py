@@ -269,7 +269,7 @@ def test_evaluations_are_what_a_chunk_costs(name, options, total):
     ],
 )
 def test_options_without_meaning_are_refused(name, options):
-    with pytest.raises(ConfigError, match=f"--flow.guidance {name}"):
+    with pytest.raises(ConfigError, match=f"--flow.guidance({'|'.join(f'.{option}' for option in options)}| {name})"):
         make("guidance", name, **options)
 
 

@@ -6,7 +6,7 @@ import torch
 import flowpolicy.flows.axes  # noqa: F401, registers the values
 from flowpolicy.flows.axes.interpolants import Latent, Linear, Trigonometric, VariancePreserving
 from flowpolicy.flows.axes.registry import VALUES
-from flowpolicy.flows.axes.targets import Data, Noise, Velocity
+from flowpolicy.flows.axes.targets import Data, Drawn, Noise, Velocity
 
 F64 = torch.float64
 PATHS = [Linear(), Trigonometric(), VariancePreserving(), Latent()]
@@ -34,7 +34,7 @@ def test_a_perfect_prediction_has_no_error_and_gives_the_velocity(name, path):
     z = z if path.latent else None
     target = VALUES["target"][name]()
     exact = truth(target, path, noise, data, z)
-    error = target.error(exact, noise, data, z, T, path)
+    error = target.error(exact, Drawn(noise, data, z, T, path))
     torch.testing.assert_close(error, torch.zeros_like(error), atol=1e-12, rtol=0)
     if not path.latent:
         x = path.point(noise, data, T)
@@ -50,7 +50,7 @@ def test_errors_are_errors_of_the_velocity(target, path):
     x = path.point(noise, data, T, z)
     exact = truth(target, path, noise, data, z)
     moved = target.velocity(exact + off, x, T, path) - target.velocity(exact, x, T, path)
-    torch.testing.assert_close(target.error(exact + off, noise, data, z, T, path).abs(), moved.abs())
+    torch.testing.assert_close(target.error(exact + off, Drawn(noise, data, z, T, path)).abs(), moved.abs())
 
 
 def test_straight_line_weights():

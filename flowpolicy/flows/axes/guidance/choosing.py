@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Few, Share
 from flowpolicy.flows.axes.guidance.method import Aimed, Situation
 from flowpolicy.flows.axes.registry import Reference, register
 from flowpolicy.flows.goals import project
@@ -29,17 +30,15 @@ class Projection(Aimed):
     result is a sample of its law given the goal. With one it moves the shortest way. It stays within the action limits.
     """
 
-    samples: int = 1
+    samples: Few = 1
     """Chunks whose covariance says where to move; the first of them moves. 1, or at least 3."""
-    shrinkage: float = 0.1
+    shrinkage: Share = 0.1
     """Share of the covariance that is replaced by its mean variance in every direction."""
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.samples == 2 or not 0 <= self.shrinkage <= 1:
-            raise ConfigError(
-                f"{self.flag} of {self.samples} samples with the shrinkage {self.shrinkage}",
-                expected="1 sample or at least 3, a shrinkage in [0, 1]",
-            )
+        super().__post_init__()
+        if self.samples == 2:
+            raise ConfigError(f"{self.flag} of 2 samples", expected="1 sample or at least 3")
 
     waits: ClassVar[str] = "which chunks leave the limits, and whether the goal is met, is read at the end"
 
@@ -76,12 +75,8 @@ class Projection(Aimed):
 class BestOfN(Aimed):
     """The chunk nearest to the goal among n; for a goal out of reach, the most extreme of n draws."""
 
-    n: int = 8
+    n: Few = 8
     """Chunks per decision."""
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ConfigError(f"{self.flag} of {self.n} chunks", expected="at least 1")
 
     @property
     @override

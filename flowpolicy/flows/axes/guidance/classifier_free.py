@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from typing_extensions import override
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Inside
 from flowpolicy.flows.axes.guidance.method import Fields, Guidance, Situation
 from flowpolicy.flows.axes.registry import Reference, register
 from flowpolicy.flows.straight import Field
@@ -21,17 +21,9 @@ class ClassifierFree(Guidance):
 
     scale: float = 1.5
     """1 is no guidance; above, chunks are more typical of the observation and less diverse."""
-    dropout: float = 0.1
-    """Share of the rows that are trained without their observation."""
+    dropout: Inside = 0.1
+    """Share of the rows that are trained without their observation; without any, no velocity is known without it."""
     null: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.dropout < 1:
-            raise ConfigError(
-                f"{self.flag} with the dropout {self.dropout}",
-                expected="above 0 and below 1: without dropout there is no velocity without the observation",
-                fix="--flow.guidance.dropout 0.1",
-            )
 
     @property
     @override

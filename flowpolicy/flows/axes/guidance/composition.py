@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Inside, Positive, Share
 from flowpolicy.flows.axes.guidance.method import Fields, Guidance, Situation
 from flowpolicy.flows.axes.registry import Conflict, Reference, register
 from flowpolicy.flows.straight import Field
@@ -37,21 +37,14 @@ class Compose(Guidance):
     """Observations that are conditions of their own, by key."""
     how: Literal["split", "product"] = "split"
     """Kind of composition."""
-    share: float = 0.5
+    share: Share = 0.5
     """Of the composition in 'split'; 0 is no guidance."""
-    temperature: float = 0.2
+    temperature: Positive = 0.2
     """Of the weights in 'split'."""
     scale: float = 1.0
     """Of every part in 'product'."""
-    dropout: float = 0.2
+    dropout: Inside = 0.2
     """Share of the rows that are trained without all, or all but one, of the named observations."""
-
-    def __post_init__(self) -> None:
-        if not (0 < self.dropout < 1 and 0 <= self.share <= 1 and self.temperature > 0):
-            raise ConfigError(
-                f"{self.flag} with the dropout {self.dropout}, share {self.share}, temperature {self.temperature}",
-                expected="0 < dropout < 1, share in [0, 1], temperature above 0",
-            )
 
     @property
     @override

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Few, Positive
 from flowpolicy.flows.axes.guidance.method import Aimed, Situation
 from flowpolicy.flows.axes.registry import Reference, register
 
@@ -32,19 +32,13 @@ class NoiseOptimisation(Aimed):
 
     jacobian: Literal["identity", "gauss-newton"] = "identity"
     """How the sampler's Jacobian is taken."""
-    iterations: int = 4
+    iterations: Few = 4
     """Steps; a chunk costs one generation more than that."""
-    rate: float = 0.5
+    rate: Positive = 0.5
     """Length of a step; 1 is the whole way to the goal."""
     shell: bool = False
     """Rescale the noise to the length that it was drawn with, so that it stays probable."""
     repeatable: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1 or not self.rate > 0:
-            raise ConfigError(
-                f"{self.flag} with {self.iterations} iterations at the rate {self.rate}", expected="at least 1, above 0"
-            )
 
     @property
     @override

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Natural, NonNegative, Positive
 from flowpolicy.flows.axes.guidance.method import Aimed, Fields, Guidance, Situation
 from flowpolicy.flows.axes.registry import Reference, register
 from flowpolicy.flows.real_time import GUIDANCE_LIMIT
@@ -80,18 +80,11 @@ class Gradient(Aimed, Steering):
 
     jacobian: Literal["skip", "vjp"] = "skip"
     """Leave the Jacobian out, or pay a backward pass per evaluation."""
-    strength: float = 1.0
+    strength: NonNegative = 1.0
     """0 is no guidance."""
-    limit: float = GUIDANCE_LIMIT
+    limit: Positive = GUIDANCE_LIMIT
     """Largest weight w of 'vjp'."""
     converts: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.strength < 0 or self.limit <= 0:
-            raise ConfigError(
-                f"{self.flag} with the strength {self.strength} and the limit {self.limit}",
-                expected="a strength of at least 0 and a limit above 0",
-            )
 
     @property
     @override
@@ -133,18 +126,11 @@ class TrajectoryBlend(Steering):
     as they were planned, and rises to 1 in the last one. The first decision of an episode is not steered.
     """
 
-    held: int = 1
+    held: Natural = 1
     """Actions that stay as they were planned."""
-    power: float = 1.0
+    power: Positive = 1.0
     """The policy takes over later where this is smaller."""
     continues: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.held < 0 or not self.power > 0:
-            raise ConfigError(
-                f"{self.flag} with {self.held} held actions and the power {self.power}",
-                expected="at least 0 of them, and a power above 0",
-            )
 
     def mask(self, steps: int) -> Float[Tensor, " h"]:
         """How far every action may leave the previous chunk."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import NonNegative
 from flowpolicy.flows.axes.registry import Reference, register
 from flowpolicy.flows.axes.solvers.solver import Dynamics, Solver, Times
 
@@ -27,15 +28,11 @@ class Stochastic(Solver):
     that ``e score = -strength noise`` is bounded. The last step is Euler's, without noise.
     """
 
-    strength: float = 0.5
+    strength: NonNegative = 0.5
     """Factor of e; 0 is Euler."""
     stochastic: ClassVar[bool] = True
     converts: ClassVar[bool] = True
     needs_score: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.strength < 0:
-            raise ConfigError(f"the solver sde has the strength {self.strength}", expected="at least 0")
 
     @override
     def solve(
