@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -122,7 +121,7 @@ def make_demonstrations(
         seed: seed of everything.
         quality: ``expert`` or ``mixed``.
         workers: processes; default one per core.
-        progress: called with the number of episodes finished since the last call.
+        progress: called with the number of finished episodes.
 
     """
     if task not in TASKS:
@@ -133,11 +132,11 @@ def make_demonstrations(
         raise ConfigError(f"{episodes} episodes were asked for", expected="at least 1")
     levels = ["better"] if quality == "expert" else list(LEVELS)
     calls = [(seed, i, levels[i % len(levels)], quality == "mixed") for i in range(episodes)]
-    count = 0 if TASKS[task].in_process else min(episodes, workers or len(os.sched_getaffinity(0)))
+    workers = 0 if TASKS[task].in_process else workers
     valid = validation_episodes(episodes, seed, "demonstration", task)
     steps = attempts = successes = 0
     with RobomimicWriter(out, TASKS[task].env_args()) as writer:
-        for index, recording in enumerate(in_order(TASKS[task].create, "record", calls, count)):
+        for index, recording in enumerate(in_order(TASKS[task].create, "record", calls, workers, progress)):
             filters = ["valid" if index in valid else "train"]
             if quality == "mixed":
                 filters += [calls[index][2], "successful" if recording.success else "failed"]
@@ -145,6 +144,4 @@ def make_demonstrations(
             steps += len(recording.episode.actions)
             attempts += recording.attempts
             successes += recording.success
-            if progress is not None:
-                progress(1)
     return Summary(episodes, steps, attempts, successes)

@@ -11,17 +11,15 @@ cut at every goal that the controller reaches instead. Episode i depends on (see
 from __future__ import annotations
 
 import functools
-import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from flowpolicy.core.errors import ConfigError, nearest
-from flowpolicy.core.files import replacing
 from flowpolicy.core.seed import derive, numpy_generator
+from flowpolicy.data.hdf5 import written_whole
 from flowpolicy.envs.d4rl_env import SUITE, D4RLConfig, D4RLEnv
 from flowpolicy.envs.worker import in_order
 
@@ -114,7 +112,7 @@ def make_maze2d(
         episodes: number of episodes.
         seed: seed of everything.
         workers: processes; default one per core.
-        progress: called with 1 after every episode.
+        progress: called with the number of finished episodes.
 
     Returns:
         Rows in the file.
@@ -124,13 +122,8 @@ def make_maze2d(
         raise ConfigError(f"there is no generator for '{name}'", expected=nearest(name, MAZES))
     if episodes < 1:
         raise ConfigError(f"{episodes} episodes were asked for", expected="at least 1")
-    found = []
-    count = min(episodes, workers or len(os.sched_getaffinity(0)))
-    create = functools.partial(WaypointRecorder, name)
-    for columns in in_order(create, "record", [(seed, index) for index in range(episodes)], count):
-        found.append(columns)
-        if progress is not None:
-            progress(1)
+    create, calls = functools.partial(WaypointRecorder, name), [(seed, index) for index in range(episodes)]
+    found = list(in_order(create, "record", calls, workers, progress))
     columns = {key: np.concatenate([one[key] for one in found]) for key in found[0]}
     columns["infos/goal"] = columns.pop("goal")
     columns["terminals"] = np.zeros(len(columns["actions"]), dtype=bool)
@@ -141,10 +134,6 @@ def make_maze2d(
 
 
 def _write(out: Path, columns: dict[str, np.ndarray]) -> None:
-    # In memory until whole: HDF5 crashes the process when a disk runs full under an open file.
-    with h5py.File(out.name, "w", driver="core", backing_store=False) as file:
+    with written_whole(out) as file:
         for key, value in columns.items():
             file.create_dataset(key, data=value, track_times=False)
-        file.flush()
-        with replacing(out) as temporary:
-            temporary.write_bytes(file.id.get_file_image())

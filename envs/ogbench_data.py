@@ -14,7 +14,6 @@ Unlike the official generators, which leave their seeds to chance, episode i dep
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -152,7 +151,7 @@ def make_ogbench(
         episodes: number of training episodes.
         seed: seed of everything; same seed, same bytes.
         workers: processes; default one per core.
-        progress: called with 1 after every episode, validation episodes included.
+        progress: called with the number of finished episodes, validation episodes included.
 
     Returns:
         Rows in both files together.
@@ -164,13 +163,8 @@ def make_ogbench(
         raise ConfigError(f"{episodes} episodes were asked for", expected="at least 1")
     if out.suffix != ".npz":
         raise ConfigError(f"--out {out} is no npz file", expected="FILE.npz; FILE-val.npz is written beside it")
-    total = episodes + validation_episodes(episodes)
-    found: list[Columns] = []
-    count = min(total, workers or len(os.sched_getaffinity(0)))
-    for columns in in_order(RECORDERS[name], "record", [(seed, index) for index in range(total)], count):
-        found.append(columns)
-        if progress is not None:
-            progress(1)
+    calls = [(seed, index) for index in range(episodes + validation_episodes(episodes))]
+    found: list[Columns] = list(in_order(RECORDERS[name], "record", calls, workers, progress))
     for path, part in ((validation_path(out), found[episodes:]), (out, found[:episodes])):
         columns = {key: np.concatenate([one[key] for one in part]) for key in part[0]}
         write_npz(path, columns | label(name, columns))

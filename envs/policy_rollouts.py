@@ -7,7 +7,6 @@ no evaluation state is ever trained on.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -122,14 +121,11 @@ def record_rollouts(
     scales = np.linspace(*noise_scale, LEVELS).tolist()
     calls = [(seed, i, scales[i % LEVELS]) for i in range(episodes)]
     valid = validation_episodes(episodes, seed, "rollout")
-    count = min(episodes, len(os.sched_getaffinity(0)) if workers is None else workers)
     successes = 0
     with RobomimicWriter(out, config.env_args(), provenance) as writer:
         create = functools.partial(PolicyRecorder, config, policy)
-        for index, recording in enumerate(in_order(create, "record", calls, count)):
+        for index, recording in enumerate(in_order(create, "record", calls, workers, progress)):
             filters = ["valid" if index in valid else "train", "successful" if recording.success else "failed"]
             writer.add(recording.episode, filters)
             successes += recording.success
-            if progress is not None:
-                progress(index + 1)
     return successes

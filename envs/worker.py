@@ -94,18 +94,33 @@ def collect(workers: Iterable[Worker]) -> dict[Worker, Any]:
     return replies
 
 
-def in_order(create: Callable[[], Any], method: str, calls: Sequence[tuple[Any, ...]], count: int) -> Iterator[Any]:
-    """Results of ``method(*call)`` in the order of ``calls``, computed by ``count`` workers (0: in this process).
+def in_order(
+    create: Callable[[], Any],
+    method: str,
+    calls: Sequence[tuple[Any, ...]],
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Any]:
+    """Results of ``method(*call)`` in the order of ``calls``, computed by worker processes.
 
     Args:
         create: makes the object whose method is called, once per worker.
         method: its name.
         calls: arguments; whichever worker is free takes the next.
-        count: number of processes.
+        workers: number of processes, one per core unless given; 0 works in this one.
+        progress: called with the number of calls whose results were taken.
 
     """
+    count = min(len(calls), len(os.sched_getaffinity(0)) if workers is None else workers)
+    for done, result in enumerate(_results(create, method, calls, count), 1):
+        yield result
+        if progress is not None:
+            progress(done)
+
+
+def _results(create: Callable[[], Any], method: str, calls: Sequence[tuple[Any, ...]], count: int) -> Iterator[Any]:
     if count == 0:
-        held = create()
+        held = create() if calls else None
         yield from (getattr(held, method)(*call) for call in calls)
         return
     workers = start_workers([create] * count)

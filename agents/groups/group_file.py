@@ -29,10 +29,10 @@ from torch import Tensor
 from flowpolicy.core import keys
 from flowpolicy.core.columns import Columns
 from flowpolicy.core.errors import DataError
-from flowpolicy.core.files import replacing, sha256
+from flowpolicy.core.files import sha256
 from flowpolicy.core.protocols import BatchSource
 from flowpolicy.core.spec import Contract
-from flowpolicy.data.hdf5 import json_attribute, open_hdf5, read_array, read_attribute, require_group
+from flowpolicy.data.hdf5 import json_attribute, open_hdf5, read_array, read_attribute, require_group, written_whole
 from flowpolicy.data.windows import WindowSampler
 
 FORMAT = "flowpolicy-groups"
@@ -96,8 +96,7 @@ def write_groups(path: Path, groups: Groups) -> None:
     tensors = {name: getattr(groups, name) for name in _COLUMNS}
     tensors |= {f"obs/{name}": value for name, value in groups.obs.items()}
     _check(tensors, path)
-    # In memory until whole: HDF5 crashes the process when a disk runs full under an open file.
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+    with written_whole(path) as file:
         file.attrs["format"], file.attrs["schema"] = FORMAT, SCHEMA
         file.attrs["provenance"] = json.dumps(groups.provenance, sort_keys=True)
         columns: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
@@ -109,9 +108,6 @@ def write_groups(path: Path, groups: Groups) -> None:
             node.attrs["config"] = json.dumps(judge.config)  # not sorted: observations are joined in this order
             for key, tensor in judge.tensors.items():
                 node.create_dataset(key, data=tensor.numpy(), track_times=False)
-        file.flush()
-        with replacing(path) as temporary:
-            temporary.write_bytes(file.id.get_file_image())
 
 
 def is_groups(path: Path) -> bool:

@@ -86,23 +86,16 @@ def make(
     states = out.with_name(f".{out.name}.states.hdf5") if drawn else out  # kept until the pictures are drawn
     if not scripted and task not in MAZES:
         require_free(validation_path(out), overwrite)
-    done = 0
     held_out = 0 if scripted or task in MAZES else validation_episodes(episodes)
     with progress_bar(f"make {task}", episodes + held_out) as move:
-
-        def progress(count: int = 1) -> None:
-            nonlocal done
-            done += count
-            move(done, "")
-
         if scripted and not (drawn and _is_made(states, task, episodes, seed, quality)):
-            make_demonstrations(task, states, episodes, seed, quality, workers, progress)
+            make_demonstrations(task, states, episodes, seed, quality, workers, move)
         elif scripted:
-            progress(episodes)
+            move(episodes)
         elif task in MAZES:
-            make_maze2d(task, out, episodes, seed, workers, progress)
+            make_maze2d(task, out, episodes, seed, workers, move)
         else:
-            make_ogbench(task, out, episodes, seed, workers, progress)
+            make_ogbench(task, out, episodes, seed, workers, move)
     if drawn:
         write_json(_made_of(states), [task, episodes, seed, quality])
         _render(states, out, drawn, compress=False, workers=workers)
@@ -238,7 +231,7 @@ def rollouts(
             noise_scale=noise_scale,
             provenance=facts,
             workers=workers,
-            progress=lambda done: move(done, ""),
+            progress=move,
         )
     sys.stdout.write(f"wrote {out}: {successes} of {episodes} episodes succeeded\n")
 

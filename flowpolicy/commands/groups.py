@@ -43,7 +43,7 @@ def make(run: Annotated[Path, tyro.conf.Positional], /, options: Annotated[Makin
     from flowpolicy.train.group_sources import make_groups
 
     with progress_bar(f"groups {options.source}", options.states) as move:
-        groups = make_groups(run, options, progress=lambda done: move(done, ""))
+        groups = make_groups(run, options, progress=move)
         move(options.states, "")
     write_groups(options.out, groups)
     options.labels.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -18,10 +19,15 @@ from rich.progress import (
 )
 
 
+class Move(Protocol):
+    """Moves a bar to so many finished parts."""
+
+    def __call__(self, finished: int, note: str = "") -> None:
+        """``note`` stands beside the bar."""
+
+
 @contextlib.contextmanager
-def progress_bar(
-    title: str, total: int, completed: int = 0, *, shown: bool = True
-) -> Iterator[Callable[[int, str], None]]:
+def progress_bar(title: str, total: int, completed: int = 0, *, shown: bool = True) -> Iterator[Move]:
     """Yield a function (finished, note) that moves a bar on standard error.
 
     On a file or pipe it writes some plain lines instead, and nothing at all where ``shown`` is False.

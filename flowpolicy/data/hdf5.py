@@ -16,9 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import DataError, nearest
+from flowpolicy.core.files import replacing
 from flowpolicy.core.spec import Spec
 
 _ANEW = "copy, download or generate the file again"
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[h5py.File]:
+    """A new file that appears at ``path`` when the block ends without an error, and else not at all.
+
+    It is in memory until then: HDF5 crashes the process when a disk runs full under an open file.
+    """
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+        yield file
+        file.flush()
+        with replacing(path) as temporary:
+            temporary.write_bytes(file.id.get_file_image())
 
 
 @dataclasses.dataclass

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from flowpolicy.core.errors import DataError
-from flowpolicy.core.files import replacing
+from flowpolicy.data.hdf5 import written_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +57,15 @@ class RobomimicWriter:
         self._episodes = self._total = 0
 
     def __enter__(self) -> RobomimicWriter:
-        # In memory until whole: HDF5 crashes the process when a disk runs full under an open file.
-        self._file = h5py.File(self.path.name, "w", driver="core", backing_store=False)
+        self._whole = written_whole(self.path)
+        self._file = self._whole.__enter__()
         self._data = self._file.create_group("data")
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        with self._file:
-            if error is None:
-                self._finish()
-                self._file.flush()
-                with replacing(self.path) as temporary:
-                    temporary.write_bytes(self._file.id.get_file_image())
+        if error is None:
+            self._finish()
+        self._whole.__exit__(kind, error, trace)
 
     def add(self, episode: RecordedEpisode, filters: Sequence[str] = ()) -> str:
         """Append an episode and enter it in the filter keys ``filters``; returns its name, e.g. ``demo_3``.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,9 +186,7 @@ def _by_simulator(request: Request, progress: Callable[[int], None]) -> Groups:
     del work["base"]  # its hash counts, not where it lies
     kept = Journal(asked.labels, work)
     progress(len(kept.entries))
-    left = calls[len(kept.entries) :]
-    count = min(len(left), asked.workers if asked.workers is not None else len(os.sched_getaffinity(0)))
-    for label in in_order(create, "label", left, count) if left else ():
+    for label in in_order(create, "label", calls[len(kept.entries) :], asked.workers):
         kept.append([label.success.tolist(), label.steps.tolist()])
         progress(len(kept.entries))
     success = torch.tensor([entry[0] for entry in kept.entries])

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import DataError
-from flowpolicy.core.files import replacing, unchanged_sha256
-from flowpolicy.data.hdf5 import json_attribute, open_hdf5, require_group
+from flowpolicy.core.files import unchanged_sha256
+from flowpolicy.data.hdf5 import json_attribute, open_hdf5, require_group, written_whole
 from flowpolicy.data.robomimic import EPISODES_SHA256
 from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 from flowpolicy.real_robot.arm.arm_model import ArmModel
@@ -112,7 +112,7 @@ def write_index(folder: Path) -> Path:
             f"{folder} holds no episode", expected="episode_0001.hdf5, ...", fix="copy them to it, or record some"
         )
     members: dict[str, list[str]] = {}
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+    with written_whole(path) as file:
         data, total, number = file.create_group("data"), 0, 0
         stated = read_env_args(episodes[0])
         data.attrs["env_args"] = json.dumps(stated, indent=4)
@@ -132,9 +132,6 @@ def write_index(folder: Path) -> Path:
         data.attrs[EPISODES_SHA256] = json.dumps({episode.name: unchanged_sha256(episode) for episode in episodes})
         for key, belonging in members.items():
             file.create_dataset(f"mask/{key}", data=np.array(belonging, dtype="S"), track_times=False)
-        file.flush()
-        with replacing(path) as temporary:
-            temporary.write_bytes(file.id.get_file_image())
     return path
 
 
