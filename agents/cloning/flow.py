@@ -41,6 +41,9 @@ from flowpolicy.flows.real_time import hold
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.samplers import FlowSampler, Prefixed, Sampler, shaped
 
+Draws = dict[str, Tensor]
+"""What is drawn for a loss, by name."""
+
 
 @register_config("flow")
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +145,11 @@ class FlowAgent(ImitationAgent):
         return DERIVATIVE if self.spec.consistency.forward_mode else ""
 
     @property
+    def progress(self) -> float:
+        """Share of the planned updates that is done."""
+        return self.updates / max(self.steps, 1)
+
+    @property
     def sampler(self) -> Sampler:
         """The sampling side of the spec."""
         return FlowSampler(self.sampling)
@@ -149,7 +157,7 @@ class FlowAgent(ImitationAgent):
     @torch.no_grad()
     def draws(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """Noise, times, and whatever else the values of the axes draw."""
-        spec, rows, progress = self.spec, len(batch[ACTION]), self.updates / max(self.steps, 1)
+        spec, rows, progress = self.spec, len(batch[ACTION]), self.progress
         data, streams = batch[ACTION], batch[OBS]
         shape, cond = tuple(data.shape), self.actor.layout.states(streams, data)
         pairing = spec.coupling.pair(lambda: spec.source.sample(shape, generator), data, cond, progress)
@@ -168,7 +176,7 @@ class FlowAgent(ImitationAgent):
         if committed := self.draw_committed(data, generator):
             drawn["committed"] = committed[0]
         if self._teacher:
-            drawn |= self.taught(streams, data, drawn, progress, generator)
+            drawn |= self.taught(streams, data, drawn, generator)
         return drawn
 
     def _begin(self, noise: Tensor, batch: dict[str, Any]) -> Tensor:
@@ -190,21 +198,13 @@ class FlowAgent(ImitationAgent):
         which = torch.randint(len(hidings), (rows,), generator=generator, device=device)
         return torch.where(dropped.unsqueeze(1), hidings[which], 1.0)
 
-    def taught(
-        self,
-        obs: Streams,
-        data: Float[Tensor, "b h a"],
-        drawn: dict[str, Tensor],
-        progress: float,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def taught(self, obs: Streams, data: Float[Tensor, "b h a"], drawn: Draws, generator: torch.Generator) -> Draws:
         """What the teacher puts in the place of draws: here the pairs of the coupling 'table'.
 
         Args:
             obs: normalised observations.
             data: normalised chunks of the batch.
             drawn: what is drawn already; ``noise`` (b, h, a), ``s`` (b,) and more.
-            progress: share of the planned updates that is done.
             generator: source of whatever else is drawn.
 
         Returns:
@@ -213,7 +213,7 @@ class FlowAgent(ImitationAgent):
 
         """
         coupling, nfe = cast(Table, self.spec.coupling), self.config.teacher_nfe
-        return pairs(self.teacher, coupling, nfe, obs, data, drawn["noise"], progress, generator)
+        return self.teacher.pairs(coupling, nfe, obs, data, drawn["noise"], self.progress, generator)
 
     @property
     def teacher(self) -> Teacher:

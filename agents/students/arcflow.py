@@ -87,8 +87,7 @@ class ArcFlowAgent(FlowAgent):
         curve = self.segment(obs, x, s)
         if config.drop:
             curve = curve.without(torch.rand(count, curve.weight.shape[2], **place) < config.drop)
-        progress = self.updates / max(self.steps, 1)
-        ratio = max(0.0, 1 - progress / config.mixing) if config.mixing else 0.0
+        ratio = max(0.0, 1 - self.progress / config.mixing) if config.mixing else 0.0
         own, taught = self.intervals(count, ratio, generator)
         return {"x": x, "s": s, **self.follow(obs, curve, x, s, own, taught)}
 

@@ -22,7 +22,7 @@ from typing_extensions import override
 from flowpolicy.agents.base.agent import joined, parted
 from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.optimizer import Group, Optimizer, Stepper
-from flowpolicy.agents.cloning.flow import Flow, FlowAgent
+from flowpolicy.agents.cloning.flow import Draws, Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, OBS
@@ -106,14 +106,7 @@ class BackwardSimulationAgent(FlowAgent):
         """Whether the next update judges the map's own samples."""
         return self.updates >= self.config.on_policy_from * self.steps
 
-    def taught(
-        self,
-        obs: Streams,
-        data: Float[Tensor, "b h a"],
-        drawn: dict[str, Tensor],
-        progress: float,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def taught(self, obs: Streams, data: Float[Tensor, "b h a"], drawn: Draws, generator: torch.Generator) -> Draws:
         """Lines with the teacher's velocity through points of the data, and a judged sample."""
         x = interpolate(drawn["noise"], data, drawn["s"])
         line = line_through(x, drawn["s"], self.teacher.velocity(obs, x, drawn["s"]))

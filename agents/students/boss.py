@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.agents.base.agent_tags import register_config
-from flowpolicy.agents.cloning.flow import Flow, FlowAgent
+from flowpolicy.agents.cloning.flow import Draws, Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.references import Reference
@@ -68,14 +68,7 @@ class BossAgent(FlowAgent):
 
     config: BossSegments
 
-    def taught(
-        self,
-        obs: Streams,
-        data: Float[Tensor, "b h a"],
-        drawn: dict[str, Tensor],
-        progress: float,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
+    def taught(self, obs: Streams, data: Float[Tensor, "b h a"], drawn: Draws, generator: torch.Generator) -> Draws:
         """Chords, and times inside them."""
         steps = self.config.nodes()
         nodes = torch.tensor(steps, device=data.device) / self.config.teacher_nfe

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from flowpolicy.agents.base.agent import joined, parted
 from flowpolicy.agents.base.agent_tags import register_config
-from flowpolicy.agents.cloning.flow import Flow, FlowAgent
+from flowpolicy.agents.cloning.flow import Draws, Flow, FlowAgent
 from flowpolicy.agents.students.distillation import Lesson, as_kind, method
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
@@ -84,19 +84,12 @@ class SlimFlowAgent(FlowAgent):
         self._guide = [copy.deepcopy(self.actor).requires_grad_(False)]
 
     @override
-    def taught(
-        self,
-        obs: Streams,
-        data: Float[Tensor, "b h a"],
-        drawn: dict[str, Tensor],
-        progress: float,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        if progress < self.config.guided_from:
-            return super().taught(obs, data, drawn, progress, generator)
+    def taught(self, obs: Streams, data: Float[Tensor, "b h a"], drawn: Draws, generator: torch.Generator) -> Draws:
+        if self.progress < self.config.guided_from:
+            return super().taught(obs, data, drawn, generator)
         half = len(data) // 2
         first = {name: value[:half] for name, value in obs.items()}
-        pairs = super().taught(first, data[:half], {"noise": drawn["noise"][:half]}, progress, generator)
+        pairs = super().taught(first, data[:half], {"noise": drawn["noise"][:half]}, generator)
         fresh = {name: value[half:] for name, value in obs.items()}
         noise, u = drawn["noise"][half:], drawn["s"][half:]
         t = self.config.low + (self.config.high - self.config.low) * u

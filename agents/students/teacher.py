@@ -113,6 +113,41 @@ class Teacher:
         grid = tuple(start + (1 - start) * k / steps for k in range(steps + 1))
         return solver.invert(self.dynamics(obs), chunk, grid)
 
+    def pairs(
+        self,
+        coupling: Table,
+        nfe: int,
+        obs: Streams,
+        data: Float[Tensor, "b h a"],
+        noise: Float[Tensor, "b h a"],
+        progress: float,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Pairs of the coupling 'table': made chunks of drawn noise, and inverted noise of a share of real chunks.
+
+        Args:
+            coupling: share of real pairs, how they are inverted, and how the noise is annealed.
+            nfe: evaluations for each.
+            obs: normalised observations.
+            data: normalised chunks of the batch.
+            noise: as drawn.
+            progress: share of the planned updates that is done.
+            generator: for the annealing.
+
+        Returns:
+            ``data``, ``noise`` and ``made`` (b,), see :meth:`flowpolicy.agents.cloning.flow.FlowAgent.taught`.
+
+        """
+        real = math.floor(coupling.real * len(data))
+        noise = noise[real:]
+        chunk = self.carry({name: value[real:] for name, value in obs.items()}, noise, nfe)
+        if real:
+            first = {name: value[:real] for name, value in obs.items()}
+            noise = torch.cat([self.invert(first, data[:real], nfe, coupling.inversion), noise])
+            chunk = torch.cat([data[:real], chunk])
+        made = torch.arange(len(data), device=data.device) >= real
+        return {"data": chunk, "noise": coupling.blend(noise, progress, generator), "made": made}
+
 
 def inverter(inversion: Inversion) -> Solver:
     """The solver that runs a flow back; its ``steps`` refuses evaluations that it cannot spend."""
@@ -162,40 +197,3 @@ def start_from(actor: nn.Module, policy: Policy, name: str) -> None:
             f"the student cannot start from the teacher {name}: {error}",
             fix="--no-agent.from-teacher, or the teacher's --agent.net and --agent.encoder",
         ) from error
-
-
-def pairs(
-    teacher: Teacher,
-    coupling: Table,
-    nfe: int,
-    obs: Streams,
-    data: Float[Tensor, "b h a"],
-    noise: Float[Tensor, "b h a"],
-    progress: float,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """Pairs of the coupling 'table': made chunks of drawn noise, and inverted noise of a share of real chunks.
-
-    Args:
-        teacher: what makes them, in ``nfe`` evaluations each.
-        coupling: share of real pairs, how they are inverted, and how the noise is annealed.
-        nfe: evaluations of the teacher.
-        obs: normalised observations.
-        data: normalised chunks of the batch.
-        noise: as drawn.
-        progress: share of the planned updates that is done.
-        generator: for the annealing.
-
-    Returns:
-        ``data``, ``noise`` and ``made`` (b,), see :meth:`flowpolicy.agents.cloning.flow.FlowAgent.taught`.
-
-    """
-    real = math.floor(coupling.real * len(data))
-    noise = noise[real:]
-    chunk = teacher.carry({name: value[real:] for name, value in obs.items()}, noise, nfe)
-    if real:
-        first = {name: value[:real] for name, value in obs.items()}
-        noise = torch.cat([teacher.invert(first, data[:real], nfe, coupling.inversion), noise])
-        chunk = torch.cat([data[:real], chunk])
-    made = torch.arange(len(data), device=data.device) >= real
-    return {"data": chunk, "noise": coupling.blend(noise, progress, generator), "made": made}
