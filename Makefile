@@ -1,4 +1,5 @@
-# make demo: install, generate demonstrations, train three policies, evaluate, compare.
+# make demo: install, generate demonstrations, train a policy for half a minute, evaluate it.
+# make compare: the same with three methods at full size, compared on one plan.
 # make test: install what the tests need and run them all.
 # make quick: the same, but only a test or two of every room.
 SHELL := /bin/bash
@@ -6,14 +7,19 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
+# Compiling all files to byte code would take longer than what is imported of them takes when it is imported.
+INSTALL := $(PIP) install -q --no-compile -c constraints.txt
 
 # robosuite asks for opencv-python, which does not import where libGL is missing; the same release without windows does.
-HEADLESS = $(PIP) install -q -c constraints.txt --force-reinstall --no-deps opencv-python-headless
+HEADLESS = $(INSTALL) --force-reinstall --no-deps opencv-python-headless
 
-.PHONY: demo test quick twin lint types imports wheel clean
+.PHONY: demo compare test quick twin lint types imports wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flowpolicy demo --out runs/demo
+
+compare: $(VENV)/.demo
+	$(BIN)/flowpolicy demo --compare --out runs/compare
 
 test: $(VENV)/.dev
 	PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal --durations=25
@@ -24,17 +30,21 @@ quick: $(VENV)/.dev
 
 # torch goes first and alone: with torch present, no other package can pull a second build of it.
 $(VENV)/.torch: constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -c constraints.txt torch
-	touch $@
+	@echo 'installing PyTorch; together with the rest it takes about a minute on two cores'
+	@$(PYTHON) -m venv $(VENV)
+	@# The largest of the other packages are downloaded meanwhile.
+	@$(PIP) download -q --no-deps -c constraints.txt -d $(VENV)/wheels robosuite mujoco scipy & \
+	  $(INSTALL) torch && wait $$!
+	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	$(PIP) install -q -c constraints.txt -e '.[robosuite,adroit,video]'
-	$(HEADLESS)
-	touch $@
+	@echo 'installing the simulator'
+	@$(INSTALL) --find-links $(VENV)/wheels -e '.[robosuite,video]'
+	@$(HEADLESS)
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) install -q -c constraints.txt -e '.[sim,franka,dev]'
+	$(INSTALL) --find-links $(VENV)/wheels -e '.[sim,franka,dev]'
 	$(HEADLESS)
 	touch $@
 

@@ -36,6 +36,7 @@ def evaluate(
     renderer: Literal["", "fast", "exact", "collision"] = "",
     allow_render_mismatch: bool = False,
     device: str = "cpu",
+    engine: str = "",
 ) -> None:
     """Success and return of a run on an evaluation plan, with intervals.
 
@@ -54,6 +55,8 @@ def evaluate(
             --allow-render-mismatch.
         allow_render_mismatch: act on pictures that differ from those of training, and say what that costs.
         device: where the policy acts: cpu or a CUDA device, such as cuda or cuda:1. Another device draws other noise.
+        engine: what computes the decisions, such as numpy or onnx, which are far faster for small networks; PyTorch
+            unless given. They draw other noise: compare runs that were played by the same.
 
     """
     from flowpolicy.core.checkpoint import resolve, run_of
@@ -75,6 +78,7 @@ def evaluate(
         allow_render_mismatch=allow_render_mismatch,
         command=typed(),
         device=device,
+        engine=engine,
     )
     console().print(evaluation_table(evaluation))
     home = run_of(resolve(run))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -42,12 +43,14 @@ def progress_bar(title: str, total: int, completed: int = 0, *, shown: bool = Tr
     console = Console(stderr=True)
     if not console.is_terminal:
         marks = iter(range(1, 11))
-        due = next(marks)
+        due, begun = next(marks), time.monotonic()
 
         def lines(finished: int, note: str = "") -> None:
             nonlocal due
             if finished * 10 >= due * total:
-                console.print(f"{title} {finished}/{total} {note}", soft_wrap=True, highlight=False)
+                each = (time.monotonic() - begun) / max(finished - completed, 1)
+                left = f"{each * (total - finished):.0f} s left" if finished < total else ""
+                console.print(f"{title} {finished}/{total} {note} {left}".rstrip(), soft_wrap=True, highlight=False)
                 while finished * 10 >= due * total:
                     due = next(marks, 11 * total)
 

@@ -24,7 +24,7 @@ from flowpolicy.evaluate.records import identity, record_name, record_path, repe
 from flowpolicy.evaluate.report import Evaluation, make_evaluation, save_evaluation
 from flowpolicy.evaluate.rollout import Episode, rollout
 from flowpolicy.evaluate.video import require_imageio, save_videos
-from flowpolicy.policy import Policy
+from flowpolicy.policy import Policy, load_engine
 
 
 def evaluate(
@@ -43,6 +43,8 @@ def evaluate(
     command: str = "",
     progress: bool = True,
     device: str = "cpu",
+    engine: str = "",
+    env: VecEnv | None = None,
 ) -> Evaluation:
     """Success and return of a run on an evaluation plan, with intervals; every episode is kept in RUN/eval.
 
@@ -62,6 +64,9 @@ def evaluate(
         progress: show a bar.
         device: where the policy acts: 'cpu' or a CUDA device. Noise is drawn there, so that another device plays other
             episodes.
+        engine: what computes the decisions: a name that :func:`flowpolicy.load_engine` takes, such as 'numpy'; the
+            policy itself, in PyTorch, unless given. Another engine rounds otherwise, and its noise is another.
+        env: where to play, started already; it stays open. Started for this, one slot per core, unless given.
 
     Returns:
         The evaluation; ``print`` shows its figures.
@@ -70,18 +75,19 @@ def evaluate(
     run = Path(run)
     if video:
         require_imageio()
-    with loaded(run, device, renderer, allow_render_mismatch) as (policy, env, folder):
+    with loaded(run, device, renderer, allow_render_mismatch, env) as (policy, env, folder):
         mismatch = differing_pictures(policy, env, allow_render_mismatch)
         if isinstance(plan, EvaluationPlan):
             todo = plan
         else:
             todo = load_plan(plan) if plan else make_plan(env.spec.env_id, episodes, seed)
-        acting = (identity(folder), todo, nfe or policy.contract.nfe, noise_scale, mismatch)
-        if also is not None and not repeats(also, *acting):
+        way = (nfe or policy.contract.nfe, noise_scale, mismatch, engine)
+        if also is not None and not repeats(also, identity(folder), todo, *way):
             require_free(also, overwrite)
+        acting = load_engine(folder, engine, nfe=nfe, device=device) if engine else policy
         with counting(run, todo, env.spec.defines_success, progress) as count:
             outcomes = rollout(
-                policy,
+                acting,
                 env,
                 todo,
                 nfe=nfe,
@@ -99,6 +105,7 @@ def evaluate(
         simulation=simulation,
         noise_scale=noise_scale,
         mismatch=mismatch,
+        engine=engine,
         success_defined=policy.contract.spec.defines_success,
         normalized_score=normalized_score(policy.contract.spec.env_id),
     )
@@ -138,9 +145,13 @@ _OTHER = "evaluate where the policy was trained for, or train for this environme
 
 @contextmanager
 def loaded(
-    run: Path, device: str = "cpu", renderer: str = "", allow_render_mismatch: bool = False
+    run: Path,
+    device: str = "cpu",
+    renderer: str = "",
+    allow_render_mismatch: bool = False,
+    env: VecEnv | None = None,
 ) -> Iterator[tuple[Policy, VecEnv, Path]]:
-    """The policy of a run on ``device``, its environment (one slot per core) and its checkpoint folder.
+    """The policy of a run on ``device``, its environment (one slot per core unless given) and its checkpoint folder.
 
     The environment draws pictures as they were drawn in training, or as ``renderer`` says, where that is allowed.
     """
@@ -156,6 +167,9 @@ def loaded(
             raise ConfigError(f"--renderer {renderer} for {spec.env_id}", expected=", ".join(RENDERERS))
         config = config.seeing(spec.images, RENDERERS[renderer])
     policy.contract.require(config.spec(), "the environment", _OTHER, allow_render_mismatch=allow_render_mismatch)
+    if env is not None:
+        yield policy, env, folder
+        return
     env = config.make(len(os.sched_getaffinity(0)))
     try:
         yield policy, env, folder

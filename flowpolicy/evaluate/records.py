@@ -46,6 +46,7 @@ def record_name(evaluation: Evaluation) -> str:
     parts += [f"nfe{evaluation.nfe}", *([f"noise{evaluation.noise_scale}"] if evaluation.noise_scale != 1 else [])]
     if evaluation.mismatch:
         parts.append(f"drawn{digest_of_lines(evaluation.mismatch)}")
+    parts += [evaluation.engine]
     return "-".join(part for part in parts if part)
 
 
@@ -83,7 +84,13 @@ def make_way(folder: Path, name: str) -> None:
 
 
 def repeats(
-    path: Path, acting: Identity, plan: EvaluationPlan, nfe: int, noise_scale: float, mismatch: tuple[str, ...] = ()
+    path: Path,
+    acting: Identity,
+    plan: EvaluationPlan,
+    nfe: int,
+    noise_scale: float,
+    mismatch: tuple[str, ...] = (),
+    engine: str = "",
 ) -> bool:
     """Whether a file holds an earlier evaluation of the same checkpoint, on the same plan, in the same way."""
     if not path.is_file():
@@ -92,8 +99,8 @@ def repeats(
         earlier = load_evaluation(path)
     except FlowPolicyError:  # another kind of file
         return False
-    found = (earlier.checkpoint_sha256, earlier.plan, earlier.nfe, earlier.noise_scale, earlier.mismatch)
-    return found == (acting.sha256, plan, nfe, noise_scale, mismatch)
+    way = (earlier.nfe, earlier.noise_scale, earlier.mismatch, earlier.engine)
+    return (earlier.checkpoint_sha256, earlier.plan, *way) == (acting.sha256, plan, nfe, noise_scale, mismatch, engine)
 
 
 def current_records(run: Path) -> list[Evaluation]:

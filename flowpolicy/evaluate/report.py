@@ -65,6 +65,8 @@ class Evaluation:
     """Factor of the policy's initial noise, see :class:`flowpolicy.policy.Policy`."""
     mismatch: tuple[str, ...] = ()
     """In what the pictures differed from those of training, in lines; allowed by --allow-render-mismatch."""
+    engine: str = ""
+    """What computed the decisions; empty for the policy itself, in PyTorch."""
     success_defined: bool = True
     """False where the environment defines no success: the return counts."""
     normalized: Interval | None = None
@@ -124,6 +126,7 @@ def make_evaluation(
     simulation: str = "",
     noise_scale: float = 1.0,
     mismatch: tuple[str, ...] = (),
+    engine: str = "",
     success_defined: bool = True,
     normalized_score: Callable[[float], float] | None = None,
 ) -> Evaluation:
@@ -141,6 +144,7 @@ def make_evaluation(
         simulation: how the simulator was stepped.
         noise_scale: factor of the policy's initial noise.
         mismatch: in what pictures differed from those of training.
+        engine: what computed the decisions, if not the policy itself.
         success_defined: whether the environment defines success.
         normalized_score: return of an episode -> normalised score.
 
@@ -160,6 +164,7 @@ def make_evaluation(
         simulation=simulation,
         noise_scale=noise_scale,
         mismatch=mismatch,
+        engine=engine,
         success_defined=success_defined,
         normalized=bootstrap_mean([normalized_score(e.return_) for e in episodes]) if normalized_score else None,
     )
@@ -201,6 +206,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         **({"simulation": evaluation.simulation} if evaluation.simulation else {}),
         "noise_scale": evaluation.noise_scale,
         **({"mismatch": list(evaluation.mismatch)} if evaluation.mismatch else {}),
+        **({"engine": evaluation.engine} if evaluation.engine else {}),
         "plan_digest": evaluation.plan.digest,
         "plan": evaluation.plan.to_json(),
         "episodes": [_episode_json(episode, evaluation.success_defined) for episode in evaluation.episodes],
@@ -267,7 +273,7 @@ def _decode(value: dict[str, Any], path: Path) -> Evaluation:
         success_defined=value["success"] is not None and defines_success(plan.env_id),
         noise_scale=value.get("noise_scale", 1.0),
         mismatch=tuple(value.get("mismatch", ())),
-        **{key: value.get(key, "") for key in ("checkpoint_sha256", "weights_sha256", "simulation")},
+        **{key: value.get(key, "") for key in ("checkpoint_sha256", "weights_sha256", "simulation", "engine")},
         normalized=value["normalized_score"] and Interval(**value["normalized_score"]),
         **{key: value[key] for key in ("run", "step", "command", "commit", "versions", "training")},
     )

@@ -1,26 +1,33 @@
-"""The demonstration: three policies for Lift, trained on the same demonstrations and played on one plan."""
+"""The demonstration: one policy for Lift in minutes, or three, trained on the same data and played on one plan."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ConfigError, TrainingError
 from flowpolicy.core.files import unchanged_sha256
+from flowpolicy.core.protocols import VecEnv
 from flowpolicy.data.dataset import DataConfig, open_recording
 from flowpolicy.envs import find_env
 from flowpolicy.evaluate.plan import make_plan
 from flowpolicy.train.compiling import decided
 from flowpolicy.train.run import Run
+from flowpolicy.train.training import train
 
-METHODS = {"dm1": "dm1-lift", "flow_bc": "flow-bc-lift", "regression": "regression-lift"}
+FAST = {"dm1": "dm1-lift-fast"}
 """Folder under the demo's -> preset."""
+METHODS = {"dm1": "dm1-lift", "flow_bc": "flow-bc-lift", "regression": "regression-lift"}
+"""The same for the comparison."""
 
 
 def require_sensible(out: Path, episodes: int) -> None:
@@ -32,7 +39,9 @@ def require_sensible(out: Path, episodes: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def require_this_demo(out: Path, data: Path, demonstrations: int, device: str = "cpu") -> None:
+def require_this_demo(
+    out: Path, data: Path, demonstrations: int, methods: Mapping[str, str], device: str = "cpu"
+) -> None:
     """Refuse a folder whose data or runs are not of this demo: its table would not be about them."""
     fix = "choose another --out folder"
     if data.exists():
@@ -43,7 +52,7 @@ def require_this_demo(out: Path, data: Path, demonstrations: int, device: str = 
                 f"{data} holds {found} demonstrations, and --demonstrations says {demonstrations}",
                 fix=f"{fix}, or add --demonstrations {found}",
             )
-    for name, preset in METHODS.items():
+    for name, preset in methods.items():
         if not checkpoint.newest(out / name):
             continue
         stored, wanted = Run.load(out / name), decided(dataclasses.replace(PRESETS[preset][1], device=device))
@@ -57,6 +66,31 @@ def require_this_demo(out: Path, data: Path, demonstrations: int, device: str = 
                 )
         if not data.exists() or stored.contract.dataset_sha256 != unchanged_sha256(data):
             raise ConfigError(f"{out / name} was trained on other data than {data}", fix=fix)
+
+
+@contextmanager
+def simulators() -> Iterator[Callable[[], VecEnv]]:
+    """Begin to start the environment, which takes seconds, and yield a function that waits for it."""
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(find_env("lift").make, len(os.sched_getaffinity(0)))
+        try:
+            yield starting.result
+        finally:
+            starting.result().close()
+
+
+def train_here(folder: Path, preset: str, data: Path, device: str = "cpu") -> Run:
+    """Train in this process, or finish what was begun."""
+    if not checkpoint.newest(folder):
+        return train(PRESETS[preset][1].with_(data=data, device=device), folder)
+    run = Run.load(folder)
+    return run if run.step == PRESETS[preset][1].steps else run.resume()
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of those that it has waited for, s."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def train_all(out: Path, data: Path, device: str = "cpu") -> None:

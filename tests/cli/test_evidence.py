@@ -118,8 +118,9 @@ def test_the_demo_refuses_what_it_could_not_be_about_before_it_works(toy_run, tm
         assert run("demo", *words) == 2
         assert message in " ".join(capsys.readouterr().err.split())
     shutil.copytree(toy_run, out / "dm1")
-    assert run("demo", "--out", out, "--demonstrations", 3) == 2
-    assert "dm1 was trained otherwise than this demo does" in " ".join(capsys.readouterr().err.split())
+    for way in ((), ("--compare",)):
+        assert run("demo", "--out", out, "--demonstrations", 3, *way) == 2
+        assert "dm1 was trained otherwise than this demo does" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_card_is_of_one_checkpoint_and_one_plan(toy_run):
