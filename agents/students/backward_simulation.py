@@ -81,7 +81,7 @@ class BackwardSimulation(Flow):
                 expected="a flow map, straight paths and normal noise: velocities differ there as scores do",
             )
         if not self.budgets:
-            raise ConfigError("no numbers of steps in --agent.budgets", expected="at least one, such as 1 2 4 8")
+            raise ConfigError("budgets holds no number of steps", expected="at least one, such as 1 2 4 8")
 
     @override
     def build(self, *args: Any, **kwargs: Any) -> BackwardSimulationAgent:

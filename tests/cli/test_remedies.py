@@ -177,8 +177,6 @@ REMEDIES = (
     (f"{TRAIN} --flow.solver self", "--flow.target segment", f"{TRAIN} --flow.solver self --flow.target segment"),
     (f"{TRAIN} --flow.source laplace --flow.solver sde", "--flow.source normal",
      f"{TRAIN} --flow.source normal --flow.solver sde"),
-    (f"{TRAIN} --flow.source student-t --flow.source.dof 1", "--flow.source.dof 32",
-     f"{TRAIN} --flow.source student-t --flow.source.dof 32"),
     (f"{TRAIN} --agent.prefix 4 --agent.chunk 4", "--agent.chunk 12", f"{TRAIN} --agent.prefix 4 --agent.chunk 12"),
     (f"{TRAIN} --agent.chunk 24", "--data.short-episodes pad", f"{TRAIN} --agent.chunk 24 --data.short-episodes pad"),
     (f"{TRAIN} --agent.chunk 500", "choose a chunk of at most 25",

@@ -56,13 +56,15 @@ def test_errors_are_errors_of_the_velocity(target, path):
 def test_straight_line_weights():
     noise, data, _, off = draw(2)
     one_minus_t = (1 - T).reshape(-1, 1, 1)
-    torch.testing.assert_close(Data().error(data + off, noise, data, None, T, Linear()), off / one_minus_t)
-    torch.testing.assert_close(Noise().error(noise + off, noise, data, None, T, Linear()), off / T.reshape(-1, 1, 1))
+    torch.testing.assert_close(Data().error(data + off, Drawn(noise, data, None, T, Linear())), off / one_minus_t)
+    torch.testing.assert_close(
+        Noise().error(noise + off, Drawn(noise, data, None, T, Linear())), off / T.reshape(-1, 1, 1)
+    )
 
 
 def test_the_floor_bounds_the_weight_and_leaves_the_optimum():
     noise, data, _, off = draw(3)
     late = torch.full((6,), 0.999, dtype=F64)
-    error = Data(floor=0.05).error(data + off, noise, data, None, late, Linear())
+    error = Data(floor=0.05).error(data + off, Drawn(noise, data, None, late, Linear()))
     torch.testing.assert_close(error, off / 0.05)
     assert Noise(floor=0.03).start == 0.03 and Data().start == 0.0
