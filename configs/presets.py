@@ -44,10 +44,8 @@ FLOW_BC_ARM = FlowBC(chunk=4, execute=2, optimizer=FAST)
 REGRESSION_ARM = Regression(chunk=4, execute=2, optimizer=FAST)
 MIP_ARM = MIP(chunk=4, execute=2, optimizer=FAST)
 LIFT = Experiment(agent=DM1_ARM, env="lift", data=DataConfig(obs_keys=ARM_KEYS), steps=5_000)
-# What `make demo` trains: compiling would take longer than all of it. Nothing was chosen on the demo's planned states.
-LIFT_FAST = replace(
-    LIFT, agent=replace(DM1_ARM, net=MLP(width=256)), steps=1_000, checkpoint_every=1_000, compile=False
-)
+# What `make demo` trains. Nothing was chosen on the demo's planned states.
+LIFT_FAST = replace(LIFT, agent=replace(DM1_ARM, net=MLP(width=256)), steps=1_000, checkpoint_every=1_000)
 CAN = replace(LIFT, env="can", steps=15_000)
 # Pictures: proprioception and two cameras, and not where the object is. Four draws of noise for every picture that is
 # encoded; no dispersive loss until a figure speaks for it (docs/pictures.md).
