@@ -263,7 +263,7 @@ def test_the_exact_segment_has_no_loss(teacher_run):
         ("slimflow", {"nfe": 2}, "one evaluation"),
         ("refiner", {"nfe": 1}, "at least 2"),
         ("reflow", {"real": 0.5}, "improved-reflow"),
-        ("improved-reflow", {"real": 1.5}, "share in"),
+        ("improved-reflow", {"real": 1.5}, "real is 1.5"),
         ("boss", {"nfe": 9}, "between 1 and 8"),
         ("distil", {}, "known: "),
     ],
