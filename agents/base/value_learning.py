@@ -21,7 +21,6 @@ from flowpolicy.agents.base.agent import TrainedAgent
 from flowpolicy.agents.base.optimizer import Adam, Group, parameters_of
 from flowpolicy.core import keys
 from flowpolicy.core.columns import plain
-from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, Decay, Few, Share, SomeShare, require_ranges
 from flowpolicy.core.references import Reference

@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
-from flowpolicy.agents.base.bricks import DERIVATIVE
 from flowpolicy.agents.base.agent_tags import register_config
+from flowpolicy.agents.base.bricks import DERIVATIVE
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
-from flowpolicy.agents.students.teacher import Teacher, load_teacher, pairs, start_from
+from flowpolicy.agents.students.teacher import Teacher, load_teacher, start_from
 from flowpolicy.core.devices import exactly
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS

@@ -21,8 +21,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from flowpolicy.agents.base.agent import joined, parted
-from flowpolicy.agents.base.bricks import DERIVATIVE
 from flowpolicy.agents.base.agent_tags import register_config
+from flowpolicy.agents.base.bricks import DERIVATIVE
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.agents.base.optimizer import Optimizer
 from flowpolicy.agents.groups.assessment import Assessment, Assessor, field, velocity_errors

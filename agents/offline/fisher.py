@@ -23,12 +23,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.bricks import DERIVATIVE, flow_loss, flow_of, flow_sample, jump_to_action, map_loss, q_term
 from flowpolicy.agents.base.optimizer import Adam
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.devices import exactly
-from flowpolicy.core.errors import ConfigError
-from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive
 from flowpolicy.core.references import Reference

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowpolicy.agents.base.bricks import DERIVATIVE, jump_from, jump_to_action, map_loss, q_term
 from flowpolicy.agents.base.agent_tags import register_config
+from flowpolicy.agents.base.bricks import DERIVATIVE, jump_from, jump_to_action, map_loss, q_term
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Share
