@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flowpolicy.configs.presets import PRESETS
@@ -88,9 +89,14 @@ def train_here(folder: Path, preset: str, data: Path, device: str = "cpu") -> Ru
 
 
 def processor_seconds() -> float:
-    """Processor time of this process and of those that it has waited for, s."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    """Processor time of this process and of those that it started, s."""
+    ended = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(each.ru_utime + each.ru_stime for each in ended)
+    for child in multiprocessing.active_children():
+        with suppress(OSError):  # it has just ended, or this is no Linux
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def train_all(out: Path, data: Path, device: str = "cpu") -> None:
