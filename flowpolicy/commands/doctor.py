@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episodes: Count = 10) -> int:
-    """Check a dataset file; exit code 1 if it should not be trained on.
+    """Check a dataset file, read anew; exit code 1 if it should not be trained on.
 
     Args:
         file: RoboMimic, D4RL or Minari HDF5, or OGBench npz.
@@ -33,7 +33,7 @@ def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episod
     from flowpolicy.data.dataset_report import print_findings
     from flowpolicy.data.picture_checks import check_pictures
 
-    dataset = load_unchecked(DataConfig(path=str(file)))
+    dataset = load_unchecked(DataConfig(path=str(file), verify=True))
     if env:
         from flowpolicy.envs import find_env
 

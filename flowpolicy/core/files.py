@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -218,15 +219,75 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def unchanged_sha256(path: Path) -> str:
-    """:func:`sha256`, computed once in a process for as long as the file is neither written to nor replaced."""
-    stat = path.stat()
-    return _sha256_of(path, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
+def cache_root() -> Path:
+    """Folder of what can be made again: ``XDG_CACHE_HOME/flowpolicy``, or ``~/.cache/flowpolicy``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowpolicy"
+
+
+def unchanged_sha256(path: Path, *, anew: bool = False) -> str:
+    """:func:`sha256`, computed once for as long as the file is neither written to nor replaced.
+
+    That is remembered by place, inode, size and times: within the process, and of large files in the cache folder.
+
+    Args:
+        path: the file.
+        anew: read it all the same, and compare with what is remembered.
+
+    Raises:
+        FlowPolicyError: the content has changed, and nothing else of the file has.
+
+    """
+    if not anew:
+        return remembered_sha256(path) or _sha256_of(path, *_version(path))
+    before, found = remembered_sha256(path), sha256(path)
+    if before not in ("", found):
+        raise FlowPolicyError(
+            f"{path} has another content than when it was first read (SHA-256 {found[:12]}..., was {before[:12]}...), "
+            "although its size and times are the same: a fault of the disk or of a program that sets times",
+            fix=f"restore the file; or, if this content is right, `touch {path}`",
+        )
+    _remember(path, _version(path), found)
+    return found
+
+
+def remembered_sha256(path: Path) -> str:
+    """The hash of a large file that was computed before; empty where there is none, or the file is another since."""
+    try:
+        known = json.loads(_memory_of(path).read_text(encoding="utf-8"))
+        return str(known["sha256"]) if known["version"] == _version(path) else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 @functools.lru_cache(4096)
 def _sha256_of(path: Path, *version: int) -> str:
-    return sha256(path)
+    found = sha256(path)
+    _remember(path, list(version), found)
+    return found
+
+
+_LARGE = 1 << 26
+"""Bytes from which a hash is worth remembering: a tenth of a second."""
+_SETTLED = 2 * 10**9
+"""Nanoseconds after its last change from which on any further change of a file has another time."""
+
+
+def _remember(path: Path, version: list[int], found: str) -> None:
+    size, changed = version[3], max(version[1:3])
+    if size < _LARGE or time.time_ns() - changed < _SETTLED or version != _version(path):
+        return
+    with contextlib.suppress(OSError, FlowPolicyError):  # no room, no permission: it is computed again next time
+        write_json(_memory_of(path), {"path": str(path.absolute()), "version": version, "sha256": found})
+
+
+def _memory_of(path: Path) -> Path:
+    place = hashlib.sha256(str(path.absolute()).encode()).hexdigest()
+    return cache_root() / "hashes" / f"{place[:32]}.json"
+
+
+def _version(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size]
 
 
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -296,6 +296,20 @@ def read_image(value: Any, where: str) -> ImageSpec:
     return image
 
 
+def spec_json(spec: Spec) -> dict[str, Any]:
+    """JSON values of a spec."""
+    values: dict[str, Any] = encode(spec, _KINDS)
+    return values
+
+
+def read_spec(value: Any, where: str) -> Spec:
+    """Inverse of :func:`spec_json`. ConfigError names the place."""
+    spec = decode(value, _KINDS, where)
+    if not isinstance(spec, Spec):
+        raise ConfigError(f"{where} holds no spec", fix="delete it")
+    return spec
+
+
 def contract_json(contract: Contract) -> dict[str, Any]:
     """JSON values of a contract; inverse of :func:`contract_from` once ``schema`` is taken out."""
     return {"schema": 1, **encode(contract, _KINDS)}

@@ -107,7 +107,7 @@ def initial_states(path: Path) -> dict[str, NDArray[Any]]:
         if isinstance(stored, h5py.Group):
             found = {name: read_array(stored, name, path) for name in stored}
             for name, value in found.items():
-                require_steps(value, len(starts), value.ndim, f"infos/initial_state/{name}", path)
+                require_steps(value.shape, len(starts), value.ndim, f"infos/initial_state/{name}", path)
             return found
         rows = [name for name, node in infos.items() if isinstance(node, h5py.Dataset) and len(node) == ends[-1]]
         return {name: read_array(infos, name, path)[starts] for name in rows}
@@ -119,11 +119,11 @@ def _split(file: h5py.File, path: Path) -> tuple[NDArray[Any], NDArray[Any], NDA
     steps = len(find_array(file, "actions", path)) if "actions" in file else len(terminals)
     if steps == 0:
         raise DataError(f"{path}: actions holds no step")
-    require_steps(terminals, steps, 1, "terminals", path)
+    require_steps(terminals.shape, steps, 1, "terminals", path)
     last = terminals.copy()
     if "timeouts" in file:
         timeouts = require_flags(read_array(file, "timeouts", path), "timeouts", path)
-        require_steps(timeouts, steps, 1, "timeouts", path)
+        require_steps(timeouts.shape, steps, 1, "timeouts", path)
         last |= timeouts
     last[-1] = True
     ends = np.flatnonzero(last) + 1

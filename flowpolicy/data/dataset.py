@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import math
 import os
-import shutil
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,20 +18,26 @@ from torch import Tensor
 from flowpolicy.core import keys
 from flowpolicy.core.columns import Columns
 from flowpolicy.core.errors import ConfigError, DataError, DataWarning
-from flowpolicy.core.files import unchanged_sha256, write_json
+from flowpolicy.core.files import cache_root, remembered_sha256, unchanged_sha256
 from flowpolicy.core.ranges import Finite, Natural
-from flowpolicy.core.spec import Spec
+from flowpolicy.core.spec import Spec, read_spec, spec_json
+from flowpolicy.data.column_cache import (
+    Layout,
+    Rows,
+    column_folder,
+    found_again,
+    layout_json,
+    map_columns,
+    mapped,
+    read_layout,
+    size_of,
+)
 from flowpolicy.data.d4rl import D4RLRecording
 from flowpolicy.data.frames import FrameStore, open_frames
 from flowpolicy.data.hdf5 import EpisodeColumns, Recording, open_hdf5
 from flowpolicy.data.minari import MinariRecording, is_minari
 from flowpolicy.data.ogbench import OGBenchRecording, is_npz, open_npz
 from flowpolicy.data.robomimic import RobomimicRecording
-
-_COMPLETE = "complete.json"
-
-Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
-"""Column name -> shape and type; an observation is named ``obs.<name>``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,9 @@ class DataConfig:
     """Episodes shorter than a chunk: refuse the file, or repeat their last action (masked out of the loss)."""
     memory_limit_mb: Natural = 2048
     """Datasets larger than this are memory-mapped from a cache folder instead of held in memory."""
+    verify: bool = False
+    """Read a large file anew for its hash. Otherwise size, times and inode tell whether it is still the one that was
+    hashed before; files below 64 MiB are always hashed."""
 
     def __post_init__(self) -> None:
         if twice := [key for key in dict.fromkeys(self.obs_keys) if self.obs_keys.count(key) > 1]:
@@ -177,23 +181,58 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
 
 
 def _load(config: DataConfig, check: bool) -> Dataset:
+    return _load_again(config, check) or _load_anew(config, check)
+
+
+def _load_again(config: DataConfig, check: bool) -> Dataset | None:
+    """A large dataset from its columns in the cache, its file unopened; None where it must be read."""
+    path = Path(config.path)
+    digest = "" if config.verify or config.cameras else remembered_sha256(path)
+    folder = column_folder(digest, _selection(config, check))
+    about = found_again(folder) if digest else None
+    if about is None or size_of(layout := read_layout(about["layout"])) <= config.memory_limit_mb << 20:
+        return None
+    return Dataset(
+        steps=as_columns(mapped(folder, layout)),
+        lengths=torch.tensor(about["lengths"], dtype=torch.int64),
+        names=tuple(about["names"]),
+        spec=read_spec(about["spec"], str(folder)),
+        env_args=about["env_args"],
+        path=path,
+        sha256=digest,
+        filter_key=config.filter_key,
+        format=about["format"],
+        unread=about["unread"],
+        remarks=tuple(about["remarks"]),
+        memory_mapped=True,
+    )
+
+
+def _load_anew(config: DataConfig, check: bool) -> Dataset:
     with open_recording(config) as recording:
         path = Path(config.path)
-        digest = unchanged_sha256(path)
-        layout = _layout(recording)
-        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
-        mapped = size > config.memory_limit_mb << 20
-        if not mapped:
-            columns = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layout.items()}
-            _fill(columns, recording, config, check)
+        digest = unchanged_sha256(path, anew=config.verify)
+        layout, rows = _layout(recording), _rows(recording, config, check)
+        spec = dataclasses.replace(recording.spec, reward_shift=config.reward_shift)
+        large = size_of(layout) > config.memory_limit_mb << 20
+        if large:
+            folder = column_folder(digest, _selection(config, check))
+            if found_again(folder) is None:
+                map_columns(folder, layout, config.path, rows, _about(recording, spec, layout))
+            columns = mapped(folder, layout)
         else:
-            columns = _memory_map(_cache_folder(digest, config, check), layout, recording, config, check)
-        sources, store = getattr(recording, "frames", {}), _cache_root() / "frames" / digest
+            columns = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layout.items()}
+            row = 0
+            for part, steps in zip(rows, recording.lengths, strict=True):
+                for name, value in part.items():
+                    columns[name][row : row + steps] = torch.from_numpy(value)
+                row += steps
+        sources, store = getattr(recording, "frames", {}), cache_root() / "frames" / digest
         return Dataset(
             steps=as_columns(columns),
             lengths=torch.tensor(recording.lengths, dtype=torch.int64),
             names=recording.names,
-            spec=dataclasses.replace(recording.spec, reward_shift=config.reward_shift),
+            spec=spec,
             env_args=recording.env_args,
             path=path,
             sha256=digest,
@@ -202,8 +241,27 @@ def _load(config: DataConfig, check: bool) -> Dataset:
             frames={key: open_frames(store, source, path, recording.names) for key, source in sources.items()},
             unread=recording.unread,
             remarks=recording.remarks,
-            memory_mapped=mapped,
+            memory_mapped=large,
         )
+
+
+def _selection(config: DataConfig, check: bool) -> Any:
+    """What decides, beside the file, which values the columns hold."""
+    return [config.filter_key, config.obs_keys, config.reward_shift, check]
+
+
+def _about(recording: Recording, spec: Spec, layout: Layout) -> dict[str, Any]:
+    """What a dataset is made of beside its columns and its file, JSON values."""
+    return {
+        "layout": layout_json(layout),
+        "lengths": list(recording.lengths),
+        "names": list(recording.names),
+        "spec": spec_json(spec),
+        "env_args": recording.env_args,
+        "format": recording.format,
+        "unread": recording.unread,
+        "remarks": list(recording.remarks),
+    }
 
 
 def _layout(recording: Recording) -> Layout:
@@ -222,24 +280,23 @@ def _layout(recording: Recording) -> Layout:
     return layout
 
 
-def _fill(columns: dict[str, Tensor], recording: Recording, config: DataConfig, check: bool) -> None:
-    """Copy the file into the columns, one episode at a time."""
-    path, row = Path(config.path), 0
+def _rows(recording: Recording, config: DataConfig, check: bool) -> Iterator[Rows]:
+    """The columns of the file, one episode at a time."""
+    path = Path(config.path)
     for index, steps in enumerate(recording.lengths):
         episode = recording.episode(index)
         require_layout(episode, recording, index, path)
         if check:
             _require_finite(episode, recording, index, path)
             _require_unshifted(episode, recording, index, config)
-        rows = slice(row, row + steps)
-        for name, value in episode.obs.items():
-            columns[f"{keys.OBS}.{name}"][rows] = torch.from_numpy(value)
-        columns[keys.ACTION][rows] = torch.from_numpy(episode.action)
-        columns[keys.REWARD][rows] = torch.from_numpy(episode.reward) + config.reward_shift
-        columns[keys.MASK][rows] = torch.from_numpy(episode.mask)
-        columns[keys.TERMINAL][rows] = torch.arange(steps) == steps - 1
-        columns[keys.EPISODE][rows] = index
-        row += steps
+        yield {
+            **{f"{keys.OBS}.{name}": value for name, value in episode.obs.items()},
+            keys.ACTION: episode.action,
+            keys.REWARD: episode.reward + np.float32(config.reward_shift),
+            keys.MASK: episode.mask,
+            keys.TERMINAL: np.arange(steps) == steps - 1,
+            keys.EPISODE: np.full(steps, index),
+        }
 
 
 def require_layout(episode: EpisodeColumns, recording: Recording, index: int, path: Path) -> None:
@@ -283,66 +340,6 @@ def _require_unshifted(episode: EpisodeColumns, recording: Recording, index: int
             expected="rewards of 0 and 1 (AntMaze)",
             fix="leave --data.reward-shift out",
         )
-
-
-def _memory_map(
-    folder: Path, layout: Layout, recording: Recording, config: DataConfig, check: bool
-) -> dict[str, Tensor]:
-    """Columns in files under ``folder``: those of an earlier run where complete, else written now.
-
-    The files are written beside ``folder``, the marker last, and the finished folder is renamed into place, so
-    neither a killed nor a second process can leave a cache that looks complete and is not.
-    """
-    if not (folder / _COMPLETE).exists():
-        temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
-        try:
-            temporary.mkdir(parents=True)
-            _fill(_reserve(temporary, layout), recording, config, check)
-            write_json(temporary / _COMPLETE, {"source": config.path})
-            # Another process may have finished the same folder meanwhile; then its equal copy is used.
-            if not (folder / _COMPLETE).exists():
-                temporary.rename(folder)
-        except OSError as error:
-            raise DataError(
-                f"{config.path} is memory-mapped from {folder}, which cannot be written: {error.strerror or error}",
-                expected=f"a folder with {size / 1e9:.2g} GB to spare",
-                fix="name one in XDG_CACHE_HOME, or hold the data in memory: "
-                f"--data.memory-limit-mb {math.ceil(size / 2**20)}",
-            ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        warnings.warn(
-            f"{config.path}: {size / 1e9:.2g} GB of columns lie in {folder} from now on; delete it to free them",
-            DataWarning,
-            stacklevel=2,
-        )
-    return _mapped(folder, layout)
-
-
-def _reserve(folder: Path, layout: Layout) -> dict[str, Tensor]:
-    """Columns in files that have their blocks: on a full disk a file with holes ends the process by a signal."""
-    for name, (shape, dtype) in layout.items():
-        with (folder / f"{name}.bin").open("wb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, max(1, math.prod(shape) * dtype.itemsize))
-    return _mapped(folder, layout, shared=True)
-
-
-def _mapped(folder: Path, layout: Layout, *, shared: bool = False) -> dict[str, Tensor]:
-    return {
-        name: torch.from_file(str(folder / f"{name}.bin"), shared, math.prod(shape), dtype=dtype).view(shape)
-        for name, (shape, dtype) in layout.items()
-    }
-
-
-def _cache_folder(digest: str, config: DataConfig, check: bool) -> Path:
-    """A folder that is another one for other content, another selection or unchecked values."""
-    selection = json.dumps([config.filter_key, config.obs_keys, config.reward_shift, check])
-    return _cache_root() / f"{digest}-{hashlib.sha256(selection.encode()).hexdigest()[:12]}"
-
-
-def _cache_root() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowpolicy"
 
 
 def _is_robomimic(path: Path) -> bool:

@@ -268,12 +268,12 @@ def require_group(group: h5py.Group, name: str, path: Path) -> h5py.Group:
     return node
 
 
-def require_steps(array: NDArray[Any], steps: int, ndim: int, key: str, path: Path) -> None:
-    """Raise unless ``array`` has ``steps`` rows and ``ndim`` dimensions."""
-    if array.ndim != ndim or array.shape[0] != steps:
+def require_steps(shape: tuple[int, ...], steps: int, ndim: int, key: str, path: Path) -> None:
+    """Raise unless an array of this shape has ``steps`` rows and ``ndim`` dimensions."""
+    if len(shape) != ndim or shape[0] != steps:
         wanted = f"({steps},)" if ndim == 1 else f"({steps}, size)"
         raise DataError(
-            f"{path}: {key} has shape {array.shape}",
+            f"{path}: {key} has shape {shape}",
             expected=f"{wanted}, one row per action",
             fix="remove the episode or record it again",
         )

@@ -84,7 +84,7 @@ class MinariRecording:
         if "truncations" in group:
             require_flags(read_array(group, "truncations", self.path), f"{name}/truncations", self.path)
         for key, value in columns.items():
-            require_steps(value, steps, 2 if key == "actions" else 1, f"{name}/{key}", self.path)
+            require_steps(value.shape, steps, 2 if key == "actions" else 1, f"{name}/{key}", self.path)
         return EpisodeColumns(
             obs={key: self._observation(group, key, steps) for key in self.obs_keys},
             action=columns["actions"].astype(np.float32),
@@ -103,7 +103,7 @@ class MinariRecording:
         where = require_group(group, "observations", self.path) if self._grouped else group
         value = read_array(where, key if self._grouped else "observations", self.path)
         value = value[:, None] if value.ndim == 1 else value
-        require_steps(value, steps + 1, 2, f"{group.name[1:]}/observations", self.path)
+        require_steps(value.shape, steps + 1, 2, f"{group.name[1:]}/observations", self.path)
         return value[:-1].astype(np.float32)
 
     def _steps(self, name: str) -> int:

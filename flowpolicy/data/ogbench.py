@@ -17,6 +17,7 @@ task (chosen by the filter key ``task1``, ...), and ``env_id``. Conventions of t
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,10 +57,10 @@ class OGBenchRecording:
             if key != STATE:
                 raise DataError(f"{path}: the observation {key} does not exist", expected=nearest(key, [STATE]))
         self.path = path
-        action = file.read("actions", 2)
-        self._columns = {name: file.read(name, ndim, len(action)) for name, ndim in (("observations", 2),)}
-        self._columns["actions"] = action
-        ends = _ends(file.read("terminals", 1, len(action)), path)
+        action = file.column("actions", 2)
+        obs = file.column("observations", 2, action.rows)
+        self._wide = {"observations": obs, "actions": action}
+        ends = _ends(file.read("terminals", 1, action.rows), path)
         self.starts, self.ends = np.concatenate([[0], ends[:-1]]), ends
         self.lengths = tuple(int(n) for n in ends - self.starts)
         self.names = tuple(f"episode_{i}" for i in range(len(ends)))
@@ -68,21 +69,21 @@ class OGBenchRecording:
         labelled = [name.removeprefix("rewards_") for name in file.names if name.startswith("rewards_task")]
         self.filters = dict.fromkeys(sorted(labelled), len(ends))
         self._rewards = _label_name("rewards", filter_key, file)
-        self._columns["rewards"] = file.read(self._rewards, 1, len(action))
-        self._columns["masks"] = file.read(_label_name("masks", filter_key, file), 1, len(action))
-        _check_labels(self._columns["rewards"], self._columns["masks"], path)
+        rewards = file.read(self._rewards, 1, action.rows)
+        masks = file.read(_label_name("masks", filter_key, file), 1, action.rows)
+        _check_labels(rewards, masks, path)
+        self._narrow = {"rewards": rewards, "masks": masks}
         self.spec = Spec(
-            observation={STATE: ObservationSpec((int(self._columns["observations"].shape[1]),))},
-            action=ActionSpec(int(action.shape[1])),
+            observation={STATE: ObservationSpec((obs.width,))},
+            action=ActionSpec(action.width),
             env_id=_env_id(file, filter_key),
         )
 
     def episode(self, index: int) -> EpisodeColumns:
         """Columns of episode ``index``, its last row included."""
-        rows = slice(int(self.starts[index]), int(self.ends[index]))
-        obs, action, reward, mask = (
-            self._columns[name][rows].astype(np.float32) for name in ("observations", "actions", "rewards", "masks")
-        )
+        start, end = int(self.starts[index]), int(self.ends[index])
+        obs, action = (self._wide[name].read(start, end).astype(np.float32) for name in ("observations", "actions"))
+        reward, mask = (self._narrow[name][start:end].astype(np.float32) for name in ("rewards", "masks"))
         return EpisodeColumns(obs={STATE: obs}, action=action, reward=reward, mask=mask)
 
     def key(self, index: int, column: str, name: str = "") -> str:
@@ -105,18 +106,20 @@ class NpzFile:
 
     def read(self, name: str, ndim: int, rows: int | None = None) -> NDArray[Any]:
         """The numbers under ``name``: ``ndim`` dimensions and ``rows`` rows, at least one."""
-        if name not in self.names:
-            raise DataError(f"{self.path}: {name} is missing", expected=f"found: {', '.join(self.names) or 'nothing'}")
+        self._require(name)
         value = self._load(name)
-        if value.dtype.kind not in "fiub":
-            raise DataError(f"{self.path}: {name} holds {value.dtype}", expected="numbers")
-        if value.ndim != ndim:
-            raise DataError(f"{self.path}: {name} has shape {value.shape}", expected=f"{ndim} dimensions")
-        if len(value) == 0:
-            raise DataError(f"{self.path}: {name} holds no step")
-        if rows is not None:
-            require_steps(value, rows, ndim, name, self.path)
+        self._require_numbers(name, value.dtype, value.shape, ndim, rows)
         return value
+
+    def column(self, name: str, ndim: int, rows: int | None = None) -> NpzColumn:
+        """The numbers under ``name``, unread; errors are those of :meth:`read`."""
+        self._require(name)
+        try:
+            found = NpzColumn(self._archive.zip, f"{name}.npy", f"{self.path}: {name}")
+        except Exception as error:
+            raise _unreadable(f"{self.path}: {name}", error) from error
+        self._require_numbers(name, found.dtype, found.shape, ndim, rows)
+        return found
 
     def text(self, name: str) -> str:
         """The string under ``name``; empty when the file has none."""
@@ -130,10 +133,99 @@ class NpzFile:
         try:
             return np.asarray(self._archive[name])
         except Exception as error:  # zlib, zipfile and numpy raise a dozen kinds for a damaged or pickled member
-            raise DataError(
-                f"{self.path}: {name} cannot be read: {error}",
-                fix="copy, download or generate the file again; pickled objects are never loaded",
-            ) from error
+            raise _unreadable(f"{self.path}: {name}", error) from error
+
+    def _require(self, name: str) -> None:
+        if name not in self.names:
+            raise DataError(f"{self.path}: {name} is missing", expected=f"found: {', '.join(self.names) or 'nothing'}")
+
+    def _require_numbers(
+        self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], ndim: int, rows: int | None
+    ) -> None:
+        if dtype.kind not in "fiub":
+            raise DataError(f"{self.path}: {name} holds {dtype}", expected="numbers")
+        if len(shape) != ndim:
+            raise DataError(f"{self.path}: {name} has shape {shape}", expected=f"{ndim} dimensions")
+        if shape[0] == 0:
+            raise DataError(f"{self.path}: {name} holds no step")
+        if rows is not None:
+            require_steps(shape, rows, ndim, name, self.path)
+
+
+class NpzColumn:
+    """An array of an archive, read row by row from the first to the last, so that it need not fit into memory.
+
+    Args:
+        archive: the open archive.
+        member: its name there.
+        place: named in errors.
+
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, member: str, place: str) -> None:
+        self._archive, self._member, self._place = archive, member, place
+        self.shape, self.dtype = self._rewind()
+        self._row = self.dtype.itemsize * math.prod(self.shape[1:])
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return math.prod(self.shape[1:])
+
+    def read(self, start: int, end: int) -> NDArray[Any]:
+        """Rows from ``start`` to before ``end``; those before what was read last are read from the beginning again."""
+        if self._whole is not None:
+            return self._whole[start:end]
+        try:
+            if start < self._at:
+                self._rewind()
+            while self._at < start:
+                self._take(min(start - self._at, max(1, _BLOCK // max(1, self._row))))
+            found = np.frombuffer(self._take(end - start), self.dtype).reshape(-1, *self.shape[1:])
+            if self._at == self.rows:
+                self._stream.read(1)  # which compares the checksum
+        except Exception as error:
+            raise _unreadable(self._place, error) from error
+        return found
+
+    def _take(self, rows: int) -> bytes:
+        data: bytes = self._stream.read(rows * self._row)
+        if len(data) != rows * self._row:
+            raise ValueError(f"it ends after {self._at} of {self.rows} rows")
+        self._at += rows
+        return data
+
+    def _rewind(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Go to the first row; shape and type."""
+        self._stream, self._at = self._archive.open(self._member), 0
+        self._whole: NDArray[Any] | None = None
+        read = _HEADERS.get(np.lib.format.read_magic(self._stream))
+        if read is not None:
+            shape, fortran, dtype = read(self._stream)
+            if not (fortran or dtype.hasobject):
+                return shape, dtype
+        with self._archive.open(
+            self._member
+        ) as stream:  # as columns, or of a version of which there is no other reader
+            self._whole = np.lib.format.read_array(stream, allow_pickle=False)
+        return self._whole.shape, self._whole.dtype
+
+
+_BLOCK = 1 << 20
+"""Bytes that are skipped at a time."""
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def _unreadable(place: str, error: Exception) -> DataError:
+    return DataError(
+        f"{place} cannot be read: {error}",
+        fix="copy, download or generate the file again; pickled objects are never loaded",
+    )
 
 
 @contextlib.contextmanager

@@ -114,16 +114,16 @@ class RobomimicRecording:
         demo = self._demo(name)
         where = f"data/{name}"
         action = read_array(demo, "actions", self.path)
-        require_steps(action, steps, 2, f"{where}/actions", self.path)
+        require_steps(action.shape, steps, 2, f"{where}/actions", self.path)
         reward, done = (read_array(demo, key, self.path) for key in ("rewards", "dones"))
-        require_steps(reward, steps, 1, f"{where}/rewards", self.path)
-        require_steps(done, steps, 1, f"{where}/dones", self.path)
+        require_steps(reward.shape, steps, 1, f"{where}/rewards", self.path)
+        require_steps(done.shape, steps, 1, f"{where}/dones", self.path)
         done = require_flags(done, f"{where}/dones", self.path)
         obs = {}
         for key in self.obs_keys:
             value = read_array(demo["obs"], key, self.path)
             value = value[:, None] if value.ndim == 1 else value
-            require_steps(value, steps, 2, f"{where}/obs/{key}", self.path)
+            require_steps(value.shape, steps, 2, f"{where}/obs/{key}", self.path)
             obs[key] = value.astype(np.float32)
         ended = done & (reward >= self.success_reward)
         return EpisodeColumns(

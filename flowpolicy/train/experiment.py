@@ -304,4 +304,4 @@ def require_unchanged(data: DataConfig, stored: Contract) -> None:
             expected=f"the file with the SHA-256 {stored.dataset_sha256[:12]}...",
             fix="put it back, or say where it lies now: --data.path FILE (flowpolicy groups make: --data FILE)",
         )
-    require_same_data(unchanged_sha256(path), stored, str(path))
+    require_same_data(unchanged_sha256(path, anew=data.verify), stored, str(path))
