@@ -13,7 +13,7 @@ INSTALL := $(PIP) install -q --no-compile -c constraints.txt
 # robosuite asks for opencv-python, which does not import where libGL is missing; the same release without windows does.
 HEADLESS = $(INSTALL) --force-reinstall --no-deps opencv-python-headless
 
-.PHONY: demo compare test quick twin lint types imports wheel clean
+.PHONY: demo compare test quick gpu twin lint types imports wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flowpolicy demo --out runs/demo
@@ -47,6 +47,11 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(INSTALL) --find-links $(VENV)/wheels -e '.[sim,franka,dev]'
 	$(HEADLESS)
 	touch $@
+
+# Everything that a GPU must say, in one run of at most eight minutes; DEVICE=cpu SMALL=--small rehearses it.
+gpu: DEVICE ?= cuda
+gpu: $(VENV)/.dev
+	$(BIN)/flowpolicy bench device --device $(DEVICE) $(SMALL) --seconds 450 --json docs/records/gpu-$(DEVICE).json --overwrite
 
 # The robot's twin lives apart: it pins numpy 1.26 and mujoco below 3.3.
 twin: .venv-twin/.done

@@ -1,4 +1,4 @@
-"""``flowpolicy bench update|latency|data|rollout|serve|seams``."""
+"""``flowpolicy bench update|latency|data|rollout|serve|device|seams``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from flowpolicy.commands.arguments import call, pick
+from flowpolicy.commands.arguments import call, pick, typed
 from flowpolicy.commands.console import console
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.memory import keep_freed_memory
@@ -28,6 +28,7 @@ def run(argv: Sequence[str]) -> int:
         "data": ("share of an update spent on sampling its batch", data),
         "serve": ("answers in time of a policy server, from a few robots to several times what it bears", serve),
         "rollout": ("environment steps per second over those of the bare simulator", rollout),
+        "device": ("everything about one device, best a GPU, within a budget of seconds", device),
         "seams": ("what reaches a robot arm where chunks disagree, per chunk mode", seams),
     }
     name, rest = pick(argv, table, "bench", "measurement")
@@ -318,6 +319,35 @@ def serve(
         result = bench_serve(servers, robots=robots, rate_hz=rate_hz, rounds=rounds)
     about |= {**load, "clock": clock, "max_batch": max_batch, "engine": engine, "threads": threads}
     _show({**result, **about}, serve_table, json)
+
+
+def device(
+    device: str = "cuda",
+    seconds: Positive = 450.0,
+    small: bool = False,
+    only: tuple[Literal["facts", "plumbing", "latency", "seeds", "updates", "tests"], ...] = (),
+    json: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """What a device says: facts, plumbing of every agent, latency, seeds, updates, tests; a record after every item.
+
+    Args:
+        device: cuda, cuda:1, ..., or cpu for a rehearsal.
+        seconds: begin nothing after so many seconds.
+        small: tiny networks, a few repeats: for a rehearsal.
+        only: only these sections.
+        json: where to write the figures, anew after every item.
+        overwrite: replace an existing file at --json.
+
+    """
+    _require_free(json, overwrite)
+    from flowpolicy.bench.device import SECTIONS, DeviceBench, device_table
+    from flowpolicy.core.spec import library_versions
+    from flowpolicy.evaluate.report import git_commit
+
+    about = {"device": device, "command": typed(), "commit": git_commit(), "versions": library_versions()}
+    bench = DeviceBench(device, json, seconds, small, about)
+    console().print(device_table(bench.run(only or SECTIONS)))
 
 
 def seams(
