@@ -359,7 +359,10 @@ def _unit(rows: Float[Tensor, "n 4"]) -> bool:
 
 def doubtful_start(dataset: Dataset, env: Spec) -> str:
     """Why the first observations are hardly of an environment whose episodes all begin alike; empty if they may be."""
-    first = dataset.steps[keys.OBS][next(iter(dataset.spec.observation))][dataset.starts].median(0).values
+    states = [key for key, each in dataset.spec.observation.items() if each.kind == "state"]
+    if not states:
+        return ""
+    first = dataset.steps[keys.OBS][states[0]][dataset.starts].median(0).values
     begins = [round(value, 2) for value in first[: len(env.start)].tolist()]
     if all(abs(mine - theirs) <= 0.2 for mine, theirs in zip(begins, env.start, strict=False)):
         return ""

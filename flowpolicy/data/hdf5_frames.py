@@ -17,7 +17,7 @@ from flowpolicy.data.hdf5 import json_attribute, open_hdf5, require_group, requi
 SUFFIX = "_image"
 """How the pictures of a camera are called: 'agentview_image' of 'agentview'."""
 
-_AS_ROBOSUITE = RenderSpec("mujoco", geoms="visual", msaa=4, reflections="on")
+_AS_ROBOSUITE = RenderSpec("mujoco", geoms="visual", msaa=4, reflections="on", shadows="on")
 """How robosuite draws what robomimic's scripts write, unless told otherwise."""
 
 

@@ -17,7 +17,7 @@ from flowpolicy.core.files import read_json, require_free
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.envs import find_env, normalized_score
-from flowpolicy.envs.camera_renderer import AS_ROBOSUITE, FAST, RenderSettings
+from flowpolicy.envs.camera_renderer import RENDERERS
 from flowpolicy.envs.robosuite import RobosuiteConfig
 from flowpolicy.evaluate.plan import EvaluationPlan, load_plan, make_plan
 from flowpolicy.evaluate.records import identity, record_name, record_path, repeats
@@ -138,8 +138,6 @@ def acted(folder: Path, policy: Policy, command: str) -> dict[str, Any]:
     }
 
 
-RENDERERS = {"fast": FAST, "exact": AS_ROBOSUITE, "collision": RenderSettings(geoms="collision")}
-"""Ways of drawing by the names of the command line."""
 _OTHER = "evaluate where the policy was trained for, or train for this environment"
 
 
