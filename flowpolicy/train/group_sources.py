@@ -118,6 +118,11 @@ def open_request(run: Path, asked: Making) -> Request:
     stored = Run.load(run)
     base = stored.policy(device=asked.device)
     require_flow(base.config, str(run))
+    if images := base.contract.spec.images:
+        raise ConfigError(
+            f"{run} sees pictures ({', '.join(images)}), and a file of groups holds numbers alone",
+            expected="a run on states",
+        )
     # Other data than the run's own may be named here, so its content is not compared.
     config = dataclasses.replace(stored.experiment.data, path=str(asked.data)) if asked.data else stored.data()
     dataset = load_dataset(config)

@@ -21,6 +21,7 @@ from flowpolicy.flows.axes.registry import AXES, VALUES
 
 from .cloning.test_flow import completed, evaluations_for, setting, trained, value
 from .every import CLONING, EVERY, flat, make, update
+from .seeing import agent_of, batches_of
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,18 @@ def test_compiled_agents_learn_what_the_others_do(name, tmp_path):
         learned.append(flat(agent))
     for key, expected in learned[0].items():
         torch.testing.assert_close(learned[1][key], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dm1", "flow_bc", "regression", "mip", "fql", "iql", "fisher"])
+def test_compiled_agents_learn_from_pictures_what_the_others_do(name):
+    learned = []
+    for compile in (False, True):
+        agent, batches = agent_of(name, compile=compile), batches_of(name)
+        for seed in range(3):
+            agent.update(batches(seed), torch.Generator().manual_seed(seed))
+        learned.append(flat(agent))
+    for key, expected in learned[0].items():
+        torch.testing.assert_close(learned[1][key], expected, rtol=1e-4, atol=1e-5)
 
 
 def values_of(chosen):
