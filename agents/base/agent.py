@@ -127,6 +127,10 @@ class TrainedAgent(nn.Module):
             self.ema.restart(self.actor)
         return list(dict.fromkeys(said))
 
+    def numbers(self) -> tuple[float, ...]:
+        """Python numbers, beside those of the optimiser, that the next update reads and that change between updates."""
+        return ()
+
     @property
     def updates(self) -> int:
         """Finished updates."""

@@ -151,6 +151,17 @@ class Stepper:
         self.updates += 1
         return metrics
 
+    def numbers(self) -> tuple[float, ...]:
+        """Python numbers that the next step reads: learning rates, and the decay of the averages."""
+        rates = [options.lr_at(self.updates, self.steps) for options, _ in self.groups.values()]
+        return (*rates, *([self._average[0].decay_at(self.updates)] if self._average else []))
+
+    def capturable(self) -> None:
+        """Let the steps be captured in a CUDA graph."""
+        for optimizer in self._torch.values():
+            for group in optimizer.param_groups:
+                group["capturable"] = any(parameter.is_cuda for parameter in group["params"])
+
     def state_dict(self) -> dict[str, Tensor]:
         """Number of updates, and moments and step counts by parameter; not a copy. The average is not among them."""
         state = {"updates": torch.tensor(self.updates)}

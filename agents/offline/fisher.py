@@ -268,8 +268,16 @@ class FisherAgent(ValueAgent):
         metrics = super().advance(loss, metrics, rows, **switches)
         with torch.no_grad():
             self.dual.log_weight.clamp_(-fisher.LOG_WEIGHT_LIMIT, fisher.LOG_WEIGHT_LIMIT)
-            self.dual.precision.lerp_(metrics["precision"], max(0.01, 1 / self.updates))
+            self.dual.precision.lerp_(metrics["precision"], self._rate(self.updates))
         return metrics
+
+    def numbers(self) -> tuple[float, ...]:
+        """How fast the running precision follows."""
+        return (self._rate(self.updates + 1),)
+
+    @staticmethod
+    def _rate(updates: int) -> float:
+        return max(0.01, 1 / updates)
 
     @property
     def _drawn(self) -> int:

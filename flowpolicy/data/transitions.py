@@ -61,9 +61,9 @@ class TransitionSampler(WindowSampler):
         crops: Mapping[str, Crop] | None = None,
     ) -> None:
         super().__init__(dataset, history, chunk, batch_size, device, streams=streams, crops=crops)
-        self._reward = dataset.steps[keys.REWARD].to(self._place)
+        self._reward = dataset.steps[keys.REWARD].to(self.place)
         self._horizon = horizon or chunk
-        self._span = torch.arange(self._horizon, dtype=self._ahead.dtype, device=self._place)
+        self._span = torch.arange(self._horizon, dtype=self._ahead.dtype, device=self.place)
         mask, last = dataset.steps[keys.MASK].numpy(), self._bounds[1].cpu().numpy()
         row = np.arange(self.rows, dtype=last.dtype)
         drawable = np.flatnonzero((last > row) | (mask == 0)).astype(row.dtype)
@@ -72,13 +72,13 @@ class TransitionSampler(WindowSampler):
                 f"{dataset.path}: no row has a successor: every episode is one row that is not a termination",
                 fix="record whole episodes",
             )
-        self._drawable = torch.from_numpy(drawable).to(self._place)
+        self._drawable = torch.from_numpy(drawable).to(self.place)
         stop, horizon = _terminations(mask, row, last), min(self._horizon, self.rows)
         terminated = stop < row + horizon
         steps = np.where(terminated, stop + 1 - row, np.minimum(last - row, horizon))
-        self._following = torch.from_numpy(np.minimum(row + steps, last)).to(self._place)
+        self._following = torch.from_numpy(np.minimum(row + steps, last)).to(self.place)
         """(N,) the row that the return of each row bootstraps from."""
-        self._ends = torch.from_numpy(np.stack([~terminated, steps]).astype(np.float32)).to(self._place)
+        self._ends = torch.from_numpy(np.stack([~terminated, steps]).astype(np.float32)).to(self.place)
         """(2, N) whether it does, and after how many rows."""
 
     def draw(self, generator: torch.Generator, rows: int = 0) -> Columns:
@@ -95,11 +95,11 @@ class TransitionSampler(WindowSampler):
         """
         size = (rows or self.batch_size,)
         place = torch.randint(len(self._drawable), size, generator=generator, device=generator.device)
-        return self.at(self._drawable.index_select(0, place.to(self._place)), self._crop_stream(generator))
+        return self.at(self._drawable.index_select(0, place.to(self.place)), self._crop_stream(generator))
 
     def at(self, index: Int[Tensor, " b"], crops: np.random.Generator | None = None) -> Columns:
         """The transitions that start at rows ``index``, which must be rows that are drawn; pictures as of windows."""
-        index = index.to(self._place, self._ahead.dtype)
+        index = index.to(self.place, self._ahead.dtype)
         first, last = self._bounds.index_select(1, index).unsqueeze(2)
         following = self._following.index_select(0, index)
         batch = self._windows(index.unsqueeze(1), first, last, crops)

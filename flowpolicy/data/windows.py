@@ -80,11 +80,11 @@ class WindowSampler(BatchSource):
                 histories = streams({name: column.unsqueeze(1) for name, column in self._obs.items()})
                 self._obs, self._streams = {name: value.squeeze(1) for name, value in histories.items()}, None
         # Rows are looked up where the data is: on the device, or on the CPU for a memory-mapped file.
-        self._place = self._action.device
+        self.place = self._action.device
         # Numbers of rows take half the memory wherever they fit.
-        kind: dict[str, Any] = {"dtype": torch.int32 if self.rows < 1 << 30 else torch.int64, "device": self._place}
+        kind: dict[str, Any] = {"dtype": torch.int32 if self.rows < 1 << 30 else torch.int64, "device": self.place}
         self._bounds = torch.stack([dataset.starts, dataset.starts + dataset.lengths - 1]).to(**kind)
-        self._bounds = self._bounds.repeat_interleave(dataset.lengths.to(self._place), dim=1)
+        self._bounds = self._bounds.repeat_interleave(dataset.lengths.to(self.place), dim=1)
         """(2, N) first and last row of the episode of each row."""
         self._back = torch.arange(1 - history, 1, **kind)
         self._ahead = torch.arange(chunk, **kind)
@@ -113,7 +113,7 @@ class WindowSampler(BatchSource):
 
     def at(self, index: Int[Tensor, " b"], crops: np.random.Generator | None = None) -> Columns:
         """The windows that start at rows ``index`` of the dataset, with whole pictures unless ``crops`` is given."""
-        index = index.to(self._place, self._ahead.dtype)
+        index = index.to(self.place, self._ahead.dtype)
         first, last = self._bounds.index_select(1, index).unsqueeze(2)
         return self._placed(self._windows(index.unsqueeze(1), first, last, crops))
 
@@ -161,7 +161,7 @@ class WindowSampler(BatchSource):
 
     def _placed(self, batch: Columns) -> Columns:
         """The batch where it is wanted."""
-        return batch if self._place == self.device else batch.to(self.device)
+        return batch if self.place == self.device else batch.to(self.device)
 
 
 def require_whole_chunks(dataset: Dataset, chunk: int) -> None:

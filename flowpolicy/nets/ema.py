@@ -37,6 +37,10 @@ class EMA:
         buffers = {name: value for name, value in module.state_dict().items() if name not in parameters}
         self._copied = [(self._average[name], value) for name, value in buffers.items()]
 
+    def decay_at(self, updates: int) -> float:
+        """Decay of the step after so many."""
+        return min(self.decay, (1 + updates) / (10 + updates))
+
     @torch.no_grad()
     def restart(self, module: nn.Module) -> None:
         """Begin again with the weights of ``module``, which were replaced."""
@@ -46,7 +50,7 @@ class EMA:
     @torch.no_grad()
     def update(self, module: nn.Module, updates: int) -> None:
         """Take one step towards the weights of ``module``; ``updates`` is the number of earlier calls."""
-        decay = min(self.decay, (1 + updates) / (10 + updates))
+        decay = self.decay_at(updates)
         if module is not self._module:
             self._pair(module)
         torch._foreach_lerp_(self._slow, self._fast, 1 - decay)

@@ -77,6 +77,9 @@ class Experiment:
     precision: Precision = "fp32"
     """Of matrix products: 'fp32'; 'tf32' with ten bits of mantissa on GPUs of 2020 and later; 'bf16' with seven, on any
     device. Weights stay float32, and so do forward derivatives (MeanFlow) and what shifts are charged (fisher)."""
+    capture: bool = False
+    """Run every update as one CUDA graph: batch, losses, gradients, optimisers and targets in one launch. For agents of
+    offline RL on a GPU; the results are the same. Not tried on a GPU yet."""
     tensorboard: bool = True
     """Write TensorBoard events beside metrics.csv."""
     wandb: str = ""

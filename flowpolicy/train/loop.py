@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from flowpolicy.agents.base.captured_update import CapturedUpdate
 from flowpolicy.core import checkpoint
 from flowpolicy.core.config import encode
 from flowpolicy.core.devices import Precision, find_device, multiplying, settle
@@ -104,6 +105,9 @@ class Trainer:
         self.streams = {
             name: torch_generator(experiment.seed, name, device=experiment.device) for name in ("batches", "noise")
         }
+        if self.experiment.capture and torch.device(self.experiment.device).type != "cuda":
+            raise ConfigError(f"--capture on {self.experiment.device}", expected="a CUDA device", fix="--device cuda")
+        self._captured: CapturedUpdate | None = None  # made when the first update is due, with all state in its place
         self.step = 0
         self.seconds = 0.0
         self._unread: list[Metrics] = []
@@ -157,6 +161,13 @@ class Trainer:
     def _update(self) -> tuple[Metrics, float, float]:
         """One update: its metrics, and the seconds that batch and update took."""
         start = time.perf_counter()
+        if self.experiment.capture:
+            with operators(self.experiment.compile), multiplying(self.precision, self.experiment.device):
+                if self._captured is None:
+                    streams = self.streams["batches"], self.streams["noise"]
+                    self._captured = CapturedUpdate(self.agent, self.source, *streams)
+                metrics = self._captured()
+            return metrics, 0.0, time.perf_counter() - start
         batch = self.source.draw(self.streams["batches"])
         drawn = time.perf_counter()
         with operators(self.experiment.compile), multiplying(self.precision, self.experiment.device):

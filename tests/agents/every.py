@@ -6,6 +6,7 @@ import dataclasses
 import functools
 
 import torch
+from torch.utils import _pytree as pytree
 
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.flow_bc import FlowBC
@@ -149,3 +150,8 @@ def update(agent, batches, times, seed=0):
 def flat(agent):
     """Everything that an agent stores."""
     return {f"{file}/{k}": v.clone() for file, tensors in agent.state_dict().items() for k, v in tensors.items()}
+
+
+def moved(batch, device):
+    """A batch, or anything made of tensors, on a device."""
+    return pytree.tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, batch)

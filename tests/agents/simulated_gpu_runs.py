@@ -6,7 +6,6 @@ import gc
 
 import pytest
 import torch
-from tensordict import TensorDict
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from flowpolicy.agents.cloning.flow import Flow
@@ -17,7 +16,7 @@ from flowpolicy.data.normalize import Normalizer
 
 from ..conftest import unchecked
 from .cloning.test_flow import SMALL, covering_array, evaluations_for
-from .every import EVERY, make, update
+from .every import EVERY, make, moved, update
 from .simulated_gpu import CUDA, CudaGenerator, simulated_gpu
 
 STOPPED = (DataDependentOutputException, RuntimeError)
@@ -49,10 +48,6 @@ def counted(state):
     }
 
 
-def on_gpu(batch):
-    return batch.to(CUDA)
-
-
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in WAITS])
 def test_an_agent_updates_resumes_and_acts_there(name, tmp_path):
     """Moments go where the parameters are, and the policy is there as a whole."""
@@ -63,9 +58,9 @@ def test_an_agent_updates_resumes_and_acts_there(name, tmp_path):
         agent = here.config.build(here.contract, Normalizer({"state": 2}, 2), device=CUDA, **OPTIONS)
         generator = CudaGenerator()
         for _ in range(2):
-            agent.update(on_gpu(batch), generator)
+            agent.update(moved(batch, CUDA), generator)
         agent.load_state_dict(stored)
-        agent.update(on_gpu(batch), generator)
+        agent.update(moved(batch, CUDA), generator)
         state = {f"{file}/{key}": value for file, part in agent.state_dict().items() for key, value in part.items()}
         elsewhere = [key for key, value in state.items() if value.device != CUDA and not key.endswith("updates")]
         assert not elsewhere
@@ -99,7 +94,7 @@ def test_a_value_of_the_laboratory_trains_and_acts_there(chosen):
         batch = {OBS: {"state": state}, ACTION: action, VALID: valid, PREVIOUS: action.flip(0), KNOWN: valid}
         stops = contextlib.nullcontext() if not chosen.coupling.waits else pytest.raises(STOPPED)
         with stops:
-            agent.update(TensorDict(batch, [16]), CudaGenerator())
+            agent.update(batch, CudaGenerator())
         stops = contextlib.nullcontext() if not chosen.guidance.waits else pytest.raises(STOPPED)
         with stops:
             chunk = agent.policy().act({"state": state[:3]}, CudaGenerator())

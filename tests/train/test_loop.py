@@ -292,3 +292,8 @@ def test_a_precision_that_this_device_lacks_is_told(experiment, env, tmp_path):
     experiment = dataclasses.replace(experiment, precision="tf32")
     with pytest.warns(UserWarning, match="--precision tf32 changes nothing here: cpu has no such numbers"):
         assert Trainer(experiment, tmp_path / "run", env).precision == "fp32"
+
+
+def test_updates_are_captured_on_a_gpu_alone(experiment, env, tmp_path):
+    with pytest.raises(ConfigError, match="--capture on cpu"):
+        Trainer(dataclasses.replace(experiment, capture=True), tmp_path / "run", env)

@@ -1,0 +1,135 @@
+"""The whole update as one CUDA graph: draw, gather, losses, backward, Adam, targets, averages. Has not met a GPU yet.
+
+At the sizes of offline RL an update is a thousand small kernels, and launching them takes longer than they do. A graph
+holds the Python numbers that the update read when it was captured, so there is one for every combination of those that
+change (:meth:`numbers_of`), and updates are taken one by one until a combination has been seen a few times. State stays
+where it is, in the agent and in the random streams: what is stored and resumed is what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from flowpolicy.agents.base.agent import TrainedAgent
+from flowpolicy.agents.base.imitation import ImitationAgent
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.protocols import Metrics
+from flowpolicy.data.windows import WindowSampler
+
+WARM = 3
+"""Updates of a combination that are taken one by one before it is captured: in the first ones libraries and optimisers
+make what they need."""
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Runs updates, and captures them."""
+
+    def run(self, update: Callable[[], Metrics]) -> Metrics:
+        """Take an update now."""
+
+    def capture(self, update: Callable[[], Metrics]) -> tuple[Callable[[], None], Metrics]:
+        """What takes the update again and again, and the metrics that it then writes; nothing is computed meanwhile."""
+
+
+class CapturedUpdate:
+    """Updates of an agent, each of them one launch where it can be.
+
+    Args:
+        agent: on a GPU; from its first update on, or taken up from a checkpoint.
+        source: of its batches.
+        batches: random stream of the batches.
+        noise: random stream of the updates.
+        recorder: captures; CUDA's unless given.
+
+    Raises:
+        ConfigError: an update of this agent or from this source cannot be captured.
+
+    """
+
+    def __init__(
+        self,
+        agent: Any,
+        source: Any,
+        batches: torch.Generator,
+        noise: torch.Generator,
+        recorder: Recorder | None = None,
+    ) -> None:
+        if reason := obstacle(agent, source):
+            raise ConfigError(f"the update cannot be captured: {reason}", fix="leave --capture out")
+        self.agent: TrainedAgent = agent
+        self.source, self.batches, self.noise = source, batches, noise
+        self._recorder = recorder or CudaRecorder(batches.device, [batches, noise])
+        self._seen: dict[tuple[Any, ...], int] = {}
+        self._captured: dict[tuple[Any, ...], tuple[Callable[[], None], Metrics]] = {}
+        self.agent.optimizer.capturable()
+
+    def __call__(self) -> Metrics:
+        """One update; its metrics, all but the loss in memory that the next update writes to."""
+        key = numbers_of(self.agent)
+        if key not in self._captured and self._seen.setdefault(key, 0) < WARM:
+            self._seen[key] += 1
+            return self._recorder.run(self._update)
+        before = self.agent.optimizer.updates
+        if key not in self._captured:
+            self._captured[key] = self._recorder.capture(self._update)
+        replay, metrics = self._captured[key]
+        replay()
+        self.agent.optimizer.updates = before + 1  # which no kernel counts
+        return {**metrics, "loss": metrics["loss"].clone()}
+
+    def _update(self) -> Metrics:
+        return self.agent.update(self.source.draw(self.batches), self.noise)
+
+
+def numbers_of(agent: TrainedAgent) -> tuple[Any, ...]:
+    """The Python numbers that the next update of an agent reads, and that change between updates."""
+    return (*agent.switches().items(), *agent.optimizer.numbers(), *agent.numbers())
+
+
+def obstacle(agent: Any, source: Any) -> str:
+    """Why an update cannot be captured; empty where it can."""
+    if not isinstance(agent, TrainedAgent) or type(agent).update is not TrainedAgent.update:
+        return f"{type(agent).__name__} takes its updates in a way of its own"
+    if isinstance(agent, ImitationAgent):
+        return "learning rate and averaging of imitation change with every update"
+    if not isinstance(source, WindowSampler):
+        return f"batches of a {type(source).__name__} are more than draws from a file"
+    if source.device.type != source.place.type:
+        return "the data do not fit on the GPU"
+    return ""
+
+
+class CudaRecorder:
+    """Captures on a stream of its own.
+
+    Args:
+        device: where.
+        generators: whose draws every replay goes on with.
+
+    """
+
+    def __init__(self, device: torch.device, generators: list[torch.Generator]) -> None:
+        self.device, self.generators = device, generators
+        self._stream = torch.cuda.Stream(device)
+
+    def run(self, update: Callable[[], Metrics]) -> Metrics:
+        """Take an update on the stream."""
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            metrics = update()
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
+        return metrics
+
+    def capture(self, update: Callable[[], Metrics]) -> tuple[Callable[[], None], Metrics]:
+        """Capture an update; replays run on whatever stream is current."""
+        graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            graph.register_generator_state(generator)
+        torch.cuda.synchronize(self.device)
+        with torch.cuda.graph(graph, stream=self._stream):
+            metrics = update()
+        return graph.replay, metrics
