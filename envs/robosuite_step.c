@@ -100,18 +100,24 @@ static void grip(Arm* arm, double action) {
 }
 
 /* Controls of one substep; 0 where the hand cannot be moved in some direction. */
-static int control(const mjModel* m, mjData* d, const Arm* arm, double* jacobian, double* inertia) {
-  const int nv = m->nv, n = arm->joints;
+static int control(const mjModel* m, mjData* d, const Arm* arm) {
+  const int n = arm->joints;
   const double *hand = d->site_xmat + 9 * arm->site, *base = d->site_xmat + 9 * arm->base;
-  double moving[6] = {0}, wrench[6], J[6 * JOINTS], M[JOINTS * JOINTS], L[JOINTS * JOINTS];
-  mj_jacSite(m, d, jacobian, jacobian + 3 * nv, arm->site);
-  mj_fullM(m, inertia, d->qM);
-  for (int r = 0; r < 6; r++) {
-    for (int k = 0; k < nv; k++) moving[r] += jacobian[r * nv + k] * d->qvel[k];
-    for (int k = 0; k < n; k++) J[r * n + k] = jacobian[r * nv + arm->velocity[k]];
+  double moving[6] = {0}, wrench[6], J[6 * JOINTS], M[JOINTS * JOINTS], L[JOINTS * JOINTS], lever[3];
+  /* The columns and the block of mj_jacSite and mj_fullM that belong to the arm, a chain of joints from a fixed base. */
+  mju_sub3(lever, d->site_xpos + 3 * arm->site, d->subtree_com + 3 * m->body_rootid[m->site_bodyid[arm->site]]);
+  for (int k = 0; k < n; k++) {
+    const double* axis = d->cdof + 6 * arm->velocity[k];
+    double swept[3];
+    mju_cross(swept, axis, lever);
+    for (int r = 0; r < 3; r++) {
+      J[r * n + k] = axis[3 + r] + swept[r];
+      J[(3 + r) * n + k] = axis[r];
+    }
+    for (int r = 0; r < 6; r++) moving[r] += J[r * n + k] * d->qvel[arm->velocity[k]];
+    const double* row = d->qM + m->dof_Madr[arm->velocity[k]]; /* itself, then its parents */
+    for (int i = 0; i <= k; i++) M[k * n + i] = M[i * n + k] = row[k - i];
   }
-  for (int i = 0; i < n; i++)
-    for (int k = 0; k < n; k++) M[i * n + k] = inertia[arm->velocity[i] * nv + arm->velocity[k]];
 
   double wanted[9];
   mju_mulMatMat(wanted, base, arm->goal_rotation, 3, 3, 3);
@@ -166,10 +172,9 @@ static int control(const mjModel* m, mjData* d, const Arm* arm, double* jacobian
 
 Where fewer were done, mj_step1 of the next one has been, and its controls are the caller's.
 
-action (7): asks for a new goal in the first substep, turned by turn (3 x 3); NULL keeps the goal.
-scratch: nv * (6 + nv) numbers. */
+action (7): asks for a new goal in the first substep, turned by turn (3 x 3); NULL keeps the goal. */
 int flowpolicy_robosuite_step(const mjModel* m, mjData* d, Arm* arm, const double* action, const double* turn,
-                              int substeps, double* scratch) {
+                              int substeps) {
   void (*before)(const char*) = mju_user_error;
   volatile int done = 0;
   mju_user_error = on_error;
@@ -182,10 +187,19 @@ int flowpolicy_robosuite_step(const mjModel* m, mjData* d, Arm* arm, const doubl
         aim(d, arm, action, turn);
         grip(arm, action[6]);
       }
-      if (!control(m, d, arm, scratch, scratch + 6 * m->nv)) break;
+      if (!control(m, d, arm)) break;
       mj_step2(m, d);
     }
   }
   mju_user_error = before;
   return done;
+}
+
+/* The physics alone: substeps under given controls (substeps x m->nu). What a control step is measured against. */
+void flowpolicy_physics(const mjModel* m, mjData* d, const double* controls, int substeps) {
+  for (int i = 0; i < substeps; i++) {
+    mj_step1(m, d);
+    mju_copy(d->ctrl, controls + i * m->nu, m->nu);
+    mj_step2(m, d);
+  }
 }

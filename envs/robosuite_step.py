@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,11 @@ class CompiledStep:
         self._goal_position = np.ctypeslib.as_array(numbers.goal_position)
         self._goal_rotation = np.ctypeslib.as_array(numbers.goal_rotation).reshape(3, 3)
         model, data = sim.model._model, sim.data._data
-        self._action, self._turn, self._scratch = np.empty(7), np.empty((3, 3)), np.empty(model.nv * (6 + model.nv))
+        self._action, self._turn = np.empty(7), np.empty((3, 3))
+        self._succeeded = _criterion(sim_env)
         self._substeps = int(sim_env.control_timestep / sim_env.model_timestep)
         self._simulation = model._address, data._address, ctypes.addressof(numbers)
         self._new_goal = self._action.ctypes.data, self._turn.ctypes.data
-        self._room = self._scratch.ctypes.data
 
     def __call__(self, action: np.ndarray) -> tuple[float, bool]:
         """Apply one action (7,) float64 for a control step; returns the reward and whether the task's criterion holds.
@@ -142,7 +143,7 @@ class CompiledStep:
     def _run(self, substeps: int, action: int | None = None, turn: int | None = None) -> int:
         if not substeps:
             return 0
-        done = self._step(*self._simulation, action, turn, substeps, self._room)
+        done = self._step(*self._simulation, action, turn, substeps)
         if done < 0:
             raise SimulatorError(f"MuJoCo: {self._library.flowpolicy_error().decode(errors='replace')}")
         return int(done)
@@ -159,17 +160,22 @@ class CompiledStep:
 
     def _judged(self, action: np.ndarray) -> tuple[float, bool]:
         env = self._env
-        success = env._check_success()
-        env._check_success = lambda: success  # rewards ask for it again, and in some tasks it takes as long as the rest
+        success = self._succeeded()
+        env._check_success = lambda: success  # rewards ask for it again
         try:
             reward = env._post_action(action)[0]
         finally:
             del env._check_success
-        return float(reward), bool(success)
+        return float(reward), success
 
     def _write(self, name: str, values: Sequence[float] | np.ndarray) -> None:
         field = getattr(self._numbers, name)
         field[: len(values)] = list(values)
+
+
+def run_physics(model: Any, data: Any, controls: np.ndarray) -> None:
+    """Simulate as many substeps as there are ``controls`` (substeps, nu) float64 contiguous, and nothing else."""
+    _library().flowpolicy_physics(model._address, data._address, controls.ctypes.data, len(controls))
 
 
 def _scaling(controller: Any) -> tuple[np.ndarray, ...]:
@@ -219,10 +225,10 @@ class Sensors:
 
     def begin(self) -> None:
         """Look at what a reset, or a state that was set, left behind."""
-        observables = self._env._observables.values()
-        self._read = [one for one in observables if one.is_enabled()]
+        enabled = [one for one in self._env._observables.values() if one.is_enabled()]
+        self._read = [(one, one.name, _reader(one)) for one in enabled]
         self._parts = [
-            [one for one in self._read if one.is_active() and key in (one.name, f"{one.modality}-state")]
+            [one for one in enabled if one.is_active() and key in (one.name, f"{one.modality}-state")]
             for key in self._keys
         ]
         self.read()
@@ -231,13 +237,130 @@ class Sensors:
     def read(self) -> None:
         """Read every sensor once, now."""
         cache = self._env._obs_cache
-        for one in self._read:
-            value = np.array(one._filter(one._corrupter(one._sensor(cache))))
-            one._current_observed_value = cache[one.name] = value[0] if value.shape == (1,) else value
+        for one, name, reader in self._read:
+            value = reader(cache)
+            one._current_observed_value = cache[name] = value[0] if value.shape == (1,) else value
 
     def values(self) -> list[np.ndarray]:
         """(n,) float32 of each key, what was read last by this or by robosuite."""
-        return [np.concatenate([np.atleast_1d(one.obs) for one in part]).astype(np.float32) for part in self._parts]
+        return [
+            np.concatenate([value if value.ndim else value[None] for value in map(_CURRENT, part)]).astype(np.float32)
+            for part in self._parts
+        ]
+
+
+_CURRENT = operator.attrgetter("_current_observed_value")
+
+
+def _reader(observable: Any) -> Callable[[dict[str, Any]], np.ndarray]:
+    """What reads an observable anew, given what was read before it."""
+    from robosuite.utils.observables import NO_CORRUPTION, NO_FILTER
+
+    sensor, filtered, corrupted = observable._sensor, observable._filter, observable._corrupter
+    if filtered is not NO_FILTER or corrupted is not NO_CORRUPTION:
+        return lambda cache: np.array(filtered(corrupted(sensor(cache))))
+    if not sensor.__closure__:
+        return lambda cache: np.array(sensor(cache))
+    seen = {
+        name: cell.cell_contents for name, cell in zip(sensor.__code__.co_freevars, sensor.__closure__, strict=True)
+    }
+    copied = _copied(sensor, seen)
+    if copied is not None:
+        numbers, order = copied
+        return (lambda cache: numbers.copy()) if order is None else (lambda cache: numbers.take(order))
+    match sensor.__qualname__:
+        case "ManipulationEnv._get_world_pose_in_gripper_sensor.<locals>.fn":
+            return _world_in_hand(f"{seen['prefix']}eef_pos", f"{seen['prefix']}eef_quat")
+        case "ManipulationEnv._get_rel_obj_eef_sensor.<locals>.fn":
+            thing = seen["obj_key"]
+            hand, turned = f"world_pose_in_{seen['prefix']}gripper", f"{thing}_to_{seen['new_key_prefix']}eef_quat"
+            return _in_hand(f"{thing}_pos", f"{thing}_quat", hand, turned)
+    return lambda cache: np.array(sensor(cache))
+
+
+def _world_in_hand(position: str, quaternion: str) -> Callable[[dict[str, Any]], np.ndarray]:
+    """Reads the pose of the world seen from the hand (4, 4), as robosuite computes it, in single precision in part."""
+    from robosuite.utils.transform_utils import quat2mat
+
+    place, inverse = np.empty(3, dtype=np.float32), np.eye(4)
+
+    def read(cache: dict[str, Any]) -> np.ndarray:
+        place[:] = cache[position]
+        turn = inverse[:3, :3] = quat2mat(cache[quaternion]).astype(np.float32).T
+        inverse[:3, 3] = -turn.astype(np.float64).dot(place)
+        return inverse.copy()
+
+    return read
+
+
+def _in_hand(position: str, quaternion: str, hand: str, turned: str) -> Callable[[dict[str, Any]], np.ndarray]:
+    """Reads the position of a thing (3,) seen from the hand, and leaves its quaternion where the next sensor looks.
+
+    The thing is where the reading before saw it: its own sensors come later. Zeros after a reset, as in robosuite.
+    """
+    from robosuite.utils.transform_utils import mat2quat, quat2mat
+
+    pose = np.eye(4)
+
+    def read(cache: dict[str, Any]) -> np.ndarray:
+        if position not in cache:
+            return np.zeros(3)
+        pose[:3, :3] = quat2mat(cache[quaternion]).astype(np.float32)
+        pose[:3, 3] = cache[position].astype(np.float32)
+        seen = cache[hand].dot(pose)
+        cache[turned] = mat2quat(seen[:3, :3])
+        return seen[:3, 3].copy()
+
+    return read
+
+
+def _copied(sensor: Any, seen: dict[str, Any]) -> tuple[np.ndarray, list[int] | None] | None:
+    """The numbers in MuJoCo's memory that one of robosuite's sensors copies, and their order; None for the others."""
+    owner, xyzw = seen.get("self"), [1, 2, 3, 0]
+    data = owner.sim.data._data if owner else None
+    match sensor.__qualname__.split(".<locals>."):
+        case ["Robot._create_arm_sensors", "eef_pos"]:
+            return data.site_xpos[owner.eef_site_id[seen["arm"]]], None
+        case ["Robot._create_arm_sensors", "eef_quat"]:
+            return data.xquat[owner.sim.model.body_name2id(owner.robot_model.eef_name[seen["arm"]])], xyzw
+        case ["Robot._create_arm_sensors", "gripper_qpos"]:
+            return data.qpos, list(owner._ref_gripper_joint_pos_indexes[seen["arm"]])
+        case ["Lift._setup_observables", "cube_pos"]:
+            return data.xpos[owner.cube_body_id], None
+        case ["Lift._setup_observables", "cube_quat"]:
+            return data.xquat[owner.cube_body_id], xyzw
+        case ["PickPlace._create_obj_sensors", "obj_pos"] | ["NutAssembly._create_nut_sensors", "nut_pos"]:
+            return data.xpos[owner.obj_body_id[seen.get("obj_name") or seen["nut_name"]]], None
+        case ["PickPlace._create_obj_sensors", "obj_quat"] | ["NutAssembly._create_nut_sensors", "nut_quat"]:
+            return data.xquat[owner.obj_body_id[seen.get("obj_name") or seen["nut_name"]]], xyzw
+    return None
+
+
+def _criterion(sim_env: Any) -> Callable[[], bool]:
+    """What robosuite's ``_check_success`` computes and marks, asking only about things that are near their places."""
+    from robosuite.environments.manipulation.nut_assembly import NutAssembly
+    from robosuite.environments.manipulation.pick_place import PickPlace
+
+    check, data = type(sim_env)._check_success, sim_env.sim.data._data
+    if check is PickPlace._check_success:
+        things, marks, belongs = sim_env.objects, sim_env.objects_in_bins, lambda *at: not sim_env.not_in_bin(*at)
+        centres, reach = [sim_env.bin2_pos] * len(things), sim_env.bin_size[:2] / 2  # all bins together
+    elif check is NutAssembly._check_success:
+        things, marks, belongs = sim_env.nuts, sim_env.objects_on_pegs, sim_env.on_peg
+        centres, reach = [data.xpos[sim_env.peg1_body_id], data.xpos[sim_env.peg2_body_id]], (0.03, 0.03)
+    else:
+        return lambda: bool(sim_env._check_success())
+    hand = data.site_xpos[sim_env.robots[0].eef_site_id["right"]]
+    places = [data.xpos[sim_env.obj_body_id[thing.name]] for thing in things]
+    enough, (wide, long) = 1 if sim_env.single_object_mode else len(things), (float(half) + 1e-3 for half in reach)
+
+    def placed() -> bool:
+        for number, (place, centre) in enumerate(zip(places, centres, strict=True)):
+            there = abs(place[0] - centre[0]) < wide and abs(place[1] - centre[1]) < long and belongs(place, number)
+            marks[number] = there and 1 - np.tanh(10.0 * np.linalg.norm(hand - place)) < 0.6
+        return sum(marks) >= enough
+
+    return placed
 
 
 def difference(sim_env: Any) -> str:
@@ -278,8 +401,10 @@ def difference(sim_env: Any) -> str:
         "_goal_update_mode": "achieved",
     }
     for name, value in said.items():
-        if getattr(arm, name) != value:
-            return f"{name} of the arm's controller is {getattr(arm, name)!r} instead of {value!r}"
+        found = getattr(arm, name)
+        if found != value:
+            said_of_it = repr(found) if isinstance(found, str | int) else f"a {type(found).__name__}"
+            return f"{name} of the arm's controller is {said_of_it} instead of {value!r}"
     sampled = all(
         one._delayer is NO_DELAY and one._sampling_timestep == sim_env.control_timestep
         for one in sim_env._observables.values()
@@ -296,7 +421,7 @@ def difference(sim_env: Any) -> str:
         ),
         "observables have delays or rates of their own": sampled,
         "there are too many joints": len(arm.qpos_index) <= _JOINTS and len(grip.actuator_index) <= _FINGERS,
-        "the base of the arm moves": _base(sim_env) is not None,
+        "the arm is no chain of hinges on a fixed base": _base(sim_env) is not None and _is_chain(sim_env),
     }
     return next((what for what, holds in rules.items() if not holds), "")
 
@@ -308,12 +433,25 @@ def _base(sim_env: Any) -> int | None:
     return None if model._model.body_weldid[model._model.site_bodyid[site]] else site
 
 
+def _is_chain(sim_env: Any) -> bool:
+    """Whether every joint of the arm hangs on the one before, and the hand on the last."""
+    arm, model = sim_env.robots[0].part_controllers["right"], sim_env.sim.model
+    joints, parents = list(arm.qvel_index), model._model.dof_parentid
+    body = model._model.site_bodyid[model.site_name2id(arm.ref_name)]
+    while not model._model.body_dofnum[body]:
+        body = model._model.body_parentid[body]
+    last = model._model.body_dofadr[body] + model._model.body_dofnum[body] - 1
+    return [-1, *joints[:-1]] == parents[joints].tolist() and last == joints[-1]
+
+
 @functools.cache
 def _library() -> Any:
     """The C function; found out once, also that there is none."""
     library = load_extension(Path(__file__).with_name("robosuite_step.c"))
     step = library.flowpolicy_robosuite_step
     pointer = ctypes.c_void_p
-    step.argtypes = [pointer, pointer, pointer, pointer, pointer, ctypes.c_int, pointer]
+    step.argtypes = [pointer, pointer, pointer, pointer, pointer, ctypes.c_int]
+    library.flowpolicy_physics.argtypes = [pointer, pointer, pointer, ctypes.c_int]
+    library.flowpolicy_physics.restype = None
     library.flowpolicy_error.restype = ctypes.c_char_p
     return library

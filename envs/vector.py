@@ -114,7 +114,7 @@ class ProcessVecEnv:
         self.spec, self.num_envs = spec, num_envs
         count = min(num_envs, num_workers or len(os.sched_getaffinity(0)))
         shares = [len(range(first, num_envs, count)) for first in range(count)]
-        self._workers = start_workers([functools.partial(_Slots, factory, share) for share in shares])
+        self.workers = start_workers([functools.partial(_Slots, factory, share) for share in shares])
 
     def reset(self, indices: Sequence[int], slots: Sequence[int]) -> Observation:
         """Start the initial states ``indices`` in ``slots``; observations in the same order."""
@@ -139,7 +139,7 @@ class ProcessVecEnv:
 
     def close(self) -> None:
         """Stop the workers; may be called twice."""
-        for worker in self._workers:
+        for worker in self.workers:
             worker.stop()
 
     def __enter__(self) -> ProcessVecEnv:
@@ -152,10 +152,10 @@ class ProcessVecEnv:
         """One method call per slot; results in the order of ``slots``."""
         if len(arguments) != len(slots):
             raise SimulatorError(f"{method}: {len(arguments)} rows for {len(slots)} slots")
-        count = len(self._workers)
+        count = len(self.workers)
         rows: dict[Worker, list[int]] = {}
         for row, slot in enumerate(slots):
-            rows.setdefault(self._workers[slot % count], []).append(row)
+            rows.setdefault(self.workers[slot % count], []).append(row)
         for worker, mine in rows.items():
             worker.send(method, [(slots[row] // count, arguments[row]) for row in mine])
         results: list[Any] = [None] * len(slots)

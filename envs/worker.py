@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -21,17 +22,23 @@ class Worker:
 
     Args:
         factory: creates the object, inside the process; it must be picklable.
+        warns: show its warnings; of several workers that do the same, one should.
 
     """
 
-    def __init__(self, factory: Callable[[], Any]) -> None:
+    def __init__(self, factory: Callable[[], Any], warns: bool = True) -> None:
         # spawn: a forked copy of this process would share torch's threads and the state of OpenGL.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, factory), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, factory, warns), daemon=True)
         with _single_threaded():
             self._process.start()
         theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid or 0
 
     def send(self, method: str, *arguments: Any) -> None:
         """Start a method call; :meth:`receive` returns its result."""
@@ -70,7 +77,7 @@ class Worker:
 
 def start_workers(factories: Sequence[Callable[[], Any]]) -> list[Worker]:
     """Start one worker per factory, all at the same time, and wait until every object exists."""
-    workers = [Worker(factory) for factory in factories]
+    workers = [Worker(factory, warns=number == 0) for number, factory in enumerate(factories)]
     try:
         collect(workers)
     except BaseException:
@@ -153,8 +160,10 @@ def _free(pending: dict[Worker, int], finished: dict[int, Any]) -> Worker:
     return worker
 
 
-def _serve(pipe: Connection, factory: Callable[[], Any]) -> None:
+def _serve(pipe: Connection, factory: Callable[[], Any], warns: bool) -> None:
     """A worker's life: create the object, answer calls until the pipe closes."""
+    if not warns:
+        warnings.simplefilter("ignore")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         problem, held = _answer(factory)

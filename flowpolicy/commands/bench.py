@@ -231,16 +231,20 @@ _FED = ("flow-bc-cube-single", "dm1-franka-reach", "fql-cube-single", "iql-cube-
 
 
 def rollout(
-    task: Literal["Lift", "PickPlaceCan"] = "Lift",
+    tasks: tuple[Literal["Lift", "PickPlaceCan", "NutAssemblySquare"], ...] = (
+        "Lift",
+        "PickPlaceCan",
+        "NutAssemblySquare",
+    ),
     slots: Threads = 4,
     rounds: Count = 10,
     json: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Environment steps per second through the vector environment over those of the bare simulator.
+    """Control steps of robosuite: its own, compiled, and through worker processes, over the bare physics of the model.
 
     Args:
-        task: robosuite task.
+        tasks: robosuite tasks.
         slots: slots of the vector environment, dealt to one worker process per core.
         rounds: alternated rounds of 20 steps.
         json: where to write the figures.
@@ -250,7 +254,7 @@ def rollout(
     _require_free(json, overwrite)
     from flowpolicy.bench.env_steps import bench_rollout, rollout_table
 
-    _show(bench_rollout(task=task, num_envs=slots, rounds=rounds), rollout_table, json)
+    _show(bench_rollout(tasks=tasks, num_envs=slots, rounds=rounds), rollout_table, json)
 
 
 def serve(

@@ -3,10 +3,16 @@
 import contextlib
 import copy
 import functools
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
 
+from flowpolicy.core.errors import SimulatorError
+from flowpolicy.envs import robosuite as adapter
+from flowpolicy.envs import robosuite_step
 from flowpolicy.envs.robosuite import OWN_STEP, RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.robosuite_step import CompiledStep
 
@@ -113,7 +119,7 @@ def compare_substeps(monkeypatch, pair, episodes, steps, seed=0):
         sim.step1()
         reference.sim_env._pre_action(action, policy_step)
         sim.step2()
-        np.testing.assert_allclose(compiled.sim_env.sim.data.ctrl, sim.data.ctrl, rtol=1e-12, atol=1e-11)
+        np.testing.assert_allclose(compiled.sim_env.sim.data.ctrl, sim.data.ctrl, rtol=0, atol=1e-8)  # of 87 N m
         gap = np.abs(compiled.state() - reference.state())
         # A newton metre turns a light thing by 1e5 rad/s^2, and MuJoCo's solver for contacts stops at a tolerance.
         assert gap[:positions].max() <= (1e-10 if touching else 1e-12)
@@ -160,3 +166,111 @@ def test_a_step_is_robosuites_own_from_the_same_state(pairs, task):
 def test_many_steps_are_robosuites_own(pairs, monkeypatch, task):
     assert np.median(compare_steps(pairs(task), episodes=4, steps=20, seed=1)) < 1e-11
     compare_substeps(monkeypatch, pairs(task), episodes=3, steps=40, seed=2)
+
+
+def test_observations_are_as_fresh_as_robosuites_own(pairs):
+    """Those of robosuite's reset and step, of an environment that nobody touches."""
+    import robosuite
+
+    found = arguments("Lift")
+    plain = robosuite.make("Lift", **found["env_kwargs"], seed=0)
+    for env in pairs("Lift"):
+        seen = [env.reset_from(7)]
+        plain.rng.bit_generator.state = np.random.default_rng(7).bit_generator.state
+        theirs = [plain.reset()]
+        for _ in range(3):
+            action = np.array([0.3, -0.2, -0.5, 0.1, 0.2, -0.1, 1.0])
+            seen.append(env.step(action).obs)
+            theirs.append(plain.step(action)[0])
+        for ours, own in zip(seen, theirs, strict=True):
+            for key in ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"):
+                own_value = own["object-state" if key == "object" else key].astype(np.float32)
+                kept = slice(None, 7) if own is theirs[0] and key == "object" else slice(None)  # theirs are zeros yet
+                np.testing.assert_allclose(ours[key][kept], own_value[kept], rtol=0, atol=1e-7, err_msg=key)
+    plain.close()
+
+
+def test_a_hand_that_cannot_move_in_some_direction_is_left_to_robosuite(pairs, monkeypatch):
+    reference, compiled = pairs("Lift")
+    for env in (reference, compiled):
+        env.reset(0)
+        env.step(np.zeros(7))
+        data, arm = env.sim_env.sim.data, env.sim_env.robots[0].part_controllers["right"]
+        data.qpos[arm.qpos_index], data.qvel[:] = [0.0, 0.0, 0.0, 0.0, 0.0, np.pi, 0.0], 0.0  # stretched upwards
+        env.sim_env.sim.forward()
+    own, substeps = CompiledStep._substep, []
+    monkeypatch.setattr(CompiledStep, "_substep", lambda *at: (substeps.append(at), own(*at)))
+    action = np.array([0.2, 0.1, -0.5, 0.0, 0.0, 0.1, 1.0])
+    a, b = reference.step(action), compiled.step(action)
+    assert substeps
+    assert np.isfinite(compiled.state()).all() and a[1:] == b[1:]
+    np.testing.assert_allclose(compiled.state(), reference.state(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arm", "says"),
+    [
+        (
+            {"interpolation": "linear"},
+            "interpolator_pos of the arm's controller is a LinearInterpolator instead of None",
+        ),
+        ({"input_type": "absolute"}, "input_type of the arm's controller is 'absolute' instead of 'delta'"),
+        ({"uncouple_pos_ori": False}, "uncoupling"),
+        ({"impedance_mode": "variable_kp"}, "impedance_mode"),
+    ],
+)
+def test_another_controller_runs_by_robosuites_own_step_and_is_told_once(arm, says):
+    adapter._tell_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match=says) as told:
+        env = RobosuiteEnv(arguments("Lift", **arm), KEYS)
+    with contextlib.closing(env), warnings.catch_warnings():
+        assert len(told) == 1
+        warnings.simplefilter("error", RuntimeWarning)
+        env.reset(0)
+        assert env.simulation.startswith(f"{OWN_STEP}: ") and says in env.simulation
+        assert env.step(np.zeros(env.sim_env.action_dim)).obs["object"].shape == (10,)
+
+
+@pytest.fixture
+def nothing_built(tmp_path, monkeypatch, pairs):
+    """An empty cache folder, and nothing loaded."""
+    pairs("Lift")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    robosuite_step._library.cache_clear()
+    yield tmp_path / "cache" / "flowpolicy" / "compiled"
+    robosuite_step._library.cache_clear()
+
+
+def test_without_a_compiler_robosuites_own_step_runs(nothing_built, monkeypatch, pairs):
+    _, env = pairs("Lift")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    adapter._tell_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="no C compiler is installed"):
+        env.reset(0)
+    assert env.simulation == f"{OWN_STEP}: no C compiler is installed"
+    assert np.isfinite(env.step(np.zeros(7)).reward)
+    assert not nothing_built.exists()
+
+
+def test_a_compiler_that_fails_and_a_folder_that_cannot_be_written_are_told(nothing_built, monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(SimulatorError, match="cannot compile"):
+        robosuite_step._library()
+    assert not list(nothing_built.glob("*.so"))
+    monkeypatch.delenv("CC")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(SimulatorError, match="cannot be written or loaded"):
+        robosuite_step._library()
+
+
+def test_processes_that_need_the_library_at_once_build_it_once(nothing_built):
+    code = "from flowpolicy.envs.robosuite_step import _library; _library(); print('loaded')"
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [one.communicate(timeout=120)[0] for one in started] == ["loaded\n"] * 3
+    built = list(nothing_built.glob("*.so"))
+    assert [path.name for path in built] == [next(nothing_built.glob("robosuite_step-*.so")).name]
+    made = built[0].stat().st_mtime_ns
+    robosuite_step._library()
+    assert built[0].stat().st_mtime_ns == made
