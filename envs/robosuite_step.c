@@ -14,7 +14,7 @@ by 1e-7. The caller asks robosuite for the rotation of an action. */
 
 #define JOINTS 7
 #define FINGERS 4
-#define REGULAR 1e-13 /* smallest pivot over its diagonal element; robosuite drops singular values below 1e-15 */
+#define REGULAR 1e-8 /* smallest pivot over its diagonal element: what is lost of 16 digits */
 
 typedef struct {
   int site, base; /* sites that are controlled, and that goals are relative to */
