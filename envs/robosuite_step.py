@@ -316,8 +316,9 @@ def _in_hand(position: str, quaternion: str, hand: str, turned: str) -> Callable
 
 def _copied(sensor: Any, seen: dict[str, Any]) -> tuple[np.ndarray, list[int] | None] | None:
     """The numbers in MuJoCo's memory that one of robosuite's sensors copies, and their order; None for the others."""
-    owner, xyzw = seen.get("self"), [1, 2, 3, 0]
-    data = owner.sim.data._data if owner else None
+    owner: Any = seen.get("self")
+    data: Any = owner.sim.data._data if owner else None
+    xyzw = [1, 2, 3, 0]
     match sensor.__qualname__.split(".<locals>."):
         case ["Robot._create_arm_sensors", "eef_pos"]:
             return data.site_xpos[owner.eef_site_id[seen["arm"]]], None

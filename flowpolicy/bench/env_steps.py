@@ -112,7 +112,12 @@ class _Course:
     def time_physics(self) -> float:
         """Seconds of processor time of the substeps alone."""
         self._rewind(self._bare)
-        return _timed(lambda: [run_physics(self._model, self._bare, controls) for controls in self._controls])
+
+        def run() -> None:
+            for controls in self._controls:
+                run_physics(self._model, self._bare, controls)
+
+        return _timed(run)
 
     def _rewind(self, data: Any) -> None:
         import mujoco
