@@ -59,6 +59,7 @@ def timed(call: Callable[[], object], count: int) -> list[float]:
 def engine_calls(settings: dict[str, Any]) -> dict[int, Callable[[], object]]:
     """Whole decisions by batch size: from observation arrays and noise to the chunk."""
     from flowpolicy.policy import load_engine
+    from flowpolicy.policy.engines.engine import drawn
 
     engine = load_engine(
         settings["path"],
@@ -70,11 +71,7 @@ def engine_calls(settings: dict[str, Any]) -> dict[int, Callable[[], object]]:
     random = np.random.default_rng(0)
 
     def decision(batch: int) -> Callable[[], object]:
-        contract = engine.contract
-        obs = {
-            key: random.standard_normal((batch, contract.history, *spec.shape), dtype=np.float32)
-            for key, spec in contract.spec.observation.items()
-        }
+        obs = drawn(engine.contract, batch, random)
         noise = engine.noise(batch, random)
         return lambda: engine.act(obs, noise)
 

@@ -137,6 +137,12 @@ def _seal(folder: Path, header: dict[str, Any]) -> None:
 def _write_model(
     policy: Policy, to: Format, folder: Path, nfe: int, batches: Sequence[int], threads: int
 ) -> dict[str, str]:
+    if to == "numpy" and policy.actor.layout.pictures:
+        raise ConfigError(
+            "the NumPy engine has no convolutions, and this policy sees pictures",
+            expected="onnx, which decides from pictures several times faster than torch",
+            fix="--to onnx; needs the extra 'onnx'",
+        )
     graph = ActGraph(policy, nfe)
     files = {}
     for batch in sorted({1, *batches}) if to == "numpy" else batches:
@@ -171,7 +177,7 @@ def write_onnx(graph: ActGraph, batch: int, path: Path) -> None:
                 graph,
                 example,
                 str(path),
-                input_names=list(onnx_runtime.INPUTS[: len(example)]),
+                input_names=list(graph.names),
                 output_names=[onnx_runtime.OUTPUT],
                 dynamo=True,
                 external_data=False,
@@ -209,12 +215,12 @@ def _turn_weights(path: Path) -> None:
 def difference(policy: Policy, program: Program, nfe: int, samples: int = SAMPLES) -> float:
     """Largest difference of a program from the eager policy, in normalised action units, over random decisions.
 
-    Observations are normal in normalised units, three deviations wide, so that clamps are met too.
+    Pixels are drawn evenly. States are normal in normalised units, three deviations wide, so that clamps are met too.
     """
     theirs, batch = program.buffers, len(program.buffers.chunk)
     reference = eager.build(policy, nfe, batch, torch.device("cpu"))
     ours, shapes, random = reference.buffers, policy.shapes, numpy_generator(0, "export", "check")
-    scaling = {key: policy.normalizer.observation(key) for key in policy.actor.keys}
+    scaling = {key: policy.normalizer.observation(key) for key in policy.actor.layout.widths}
     action, worst = policy.normalizer.action_scaling, 0.0
     unit, offset = action.scale.numpy(), action.offset.numpy()
     for _ in range(samples):
@@ -222,6 +228,8 @@ def difference(policy: Policy, program: Program, nfe: int, samples: int = SAMPLE
             affine, width = scaling[key], int(np.prod(view.shape[2:]))
             drawn = 3.0 * random.standard_normal((*view.shape[:2], width)) / affine.scale.numpy()
             view[...] = (drawn + affine.offset.numpy()).reshape(view.shape)
+        for pixels in ours.pictures.values():
+            pixels[...] = random.integers(0, 256, pixels.shape, np.uint8)
         ours.noise[...] = shapes.law.sample_numpy(ours.noise.shape, random)
         if ours.committed is not None and ours.length is not None:
             ours.committed[...] = offset + random.uniform(-1, 1, ours.chunk.shape) / unit
@@ -262,6 +270,17 @@ def _prefix_words(policy: Policy) -> str:
     )
 
 
+def _picture_words(policy: Policy) -> str:
+    keys = policy.actor.layout.pictures
+    if not keys:
+        return ""
+    named = ", ".join(f"`{key}`" for key in keys)
+    return (
+        f" {named}, pictures of their own inputs and not side by side: (b, {policy.contract.history}, height, width, "
+        "3) uint8 as the camera gives them, red green blue, rows from the top down; the graph crops and scales them."
+    )
+
+
 def _onnx_versions(to: Format) -> dict[str, str]:
     if to != "onnx":
         return {}
@@ -273,7 +292,7 @@ def _onnx_versions(to: Format) -> dict[str, str]:
 def _card(header: dict[str, Any], policy: Policy) -> str:
     spec, contract = policy.contract.spec, policy.contract
     inputs = [f"| {key} | {tuple(value.shape)} | {value.units} |" for key, value in spec.observation.items()]
-    width = sum(int(np.prod(value.shape)) for value in spec.observation.values())
+    width = policy.shapes.observation
     return "\n".join(
         [
             f"# {spec.env_id}: {header['format']} model",
@@ -283,7 +302,8 @@ def _card(header: dict[str, Any], policy: Policy) -> str:
             "",
             f"Inputs: `obs` (b, {contract.history}, {width}), the keys below side by side, oldest first, in the units "
             f"of the environment; `noise` (b x {header['candidates']}, {contract.chunk}, {spec.action.size}), standard "
-            f"normal.{_prefix_words(policy)} Output: `chunk` (b, {contract.chunk}, {spec.action.size}). All float32.",
+            f"normal.{_prefix_words(policy)}{_picture_words(policy)} Output: `chunk` (b, {contract.chunk}, "
+            f"{spec.action.size}). All float32{' but pictures' if policy.actor.layout.pictures else ''}.",
             "",
             "| observation | shape | units |",
             "|---|---|---|",

@@ -7,11 +7,11 @@ import itertools
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.streams import STATES
+from flowpolicy.core.streams import STATES, Streams
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.nets.plain import PlainMLP
 from flowpolicy.nets.transformer import ChunkTransformer
@@ -24,7 +24,8 @@ from flowpolicy.policy.policy import Policy
 class ActGraph(nn.Module):
     """Normalise, encode, generate, unnormalise: what :meth:`Policy.act_from` computes, in one number of evaluations.
 
-    The states are one input, as the policy packs them, so that a graph has one normalising step instead of one per key
+    Pictures are inputs of uint8 as the camera gives them: cropping, casting and scaling are part of the graph. The
+    states are one input, as the policy packs them, so that a graph has one normalising step instead of one per key
     and nothing to put side by side. What is linear twice in a row is multiplied out beforehand, in float64: the
     normaliser's scale into the layers that see observations, see also :func:`fold_encoder`. Equal to the policy to
     round-off.
@@ -44,35 +45,39 @@ class ActGraph(nn.Module):
     def __init__(self, policy: Policy, nfe: int) -> None:
         super().__init__()
         policy.require_plain_noise()
-        if policy.actor.layout.pictures:
-            raise ConfigError("no graph is made of a policy that sees pictures yet", fix="--engine eager")
         if reason := policy.config.sampler.interpreted:
             raise ConfigError(f"no graph can hold this policy: {reason}", fix="--engine eager")
         self.policy, self.nfe = copy.deepcopy(policy), nfe
-        scaling = [policy.normalizer.observation(key) for key in policy.actor.keys]
-        self.register_buffer("offset", torch.cat([affine.offset for affine in scaling]))
-        self.register_buffer("limit", torch.cat([affine.limit / affine.scale for affine in scaling]))
+        scaling = [policy.normalizer.observation(key) for key in policy.actor.layout.widths]
+        empty = torch.zeros(0)
+        self.register_buffer("offset", torch.cat([affine.offset for affine in scaling] or [empty]))
+        self.register_buffer("limit", torch.cat([affine.limit / affine.scale for affine in scaling] or [empty]))
+        self.names = tuple(policy.shapes.buffers(1).named)
         fold_encoder(self.policy)
-        fold_scale(self.policy, torch.cat([affine.scale for affine in scaling]).repeat(policy.contract.history))
+        if scaling:
+            fold_scale(self.policy, torch.cat([affine.scale for affine in scaling]).repeat(policy.contract.history))
 
-    def forward(
-        self,
-        obs: Float[Tensor, "b o n"],
-        noise: Float[Tensor, "bk h a"],
-        action: Float[Tensor, "b h a"] | None = None,
-        length: Int64[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b h a"]:
+    def forward(self, *inputs: Tensor) -> Float[Tensor, "b h a"]:
         """Chunks in environment units.
 
         Args:
-            obs: observation histories, oldest first; the keys of the contract side by side in its order, each flat.
-            noise: initial noise; the k candidates of a row follow each other.
-            action: committed actions, environment units; of a policy that continues a prefix.
-            length: how many of them are committed.
+            inputs: what :attr:`names` says, in that order: ``obs`` (b, o, n), the states of the contract side by side
+                in its order, oldest first; ``noise`` (b k, h, a), the k candidates of a row after each other; of a
+                policy that continues a prefix ``committed`` (b, h, a), actions in environment units, and ``length``
+                (b,), how many there are, which may be left out together; then pictures by key, (b, o, h, w, c) uint8.
 
         """
-        committed = None if action is None or length is None else Committed(action, length, length)
-        streams = {STATES: (obs - self.offset).clamp(-self.limit, self.limit)}
+        bare = len(inputs) < len(self.names)
+        names = [name for name in self.names if not bare or name not in ("committed", "length")]
+        given = dict(zip(names, inputs, strict=True))
+        committed, noise = None, given["noise"]
+        if "committed" in given:
+            committed = Committed(given["committed"], given["length"], given["length"])
+        streams: Streams = {}
+        if "obs" in given:
+            streams[STATES] = (given["obs"] - self.offset).clamp(-self.limit, self.limit)
+        for key in self.policy.actor.layout.pictures:
+            streams[key] = given[key]
         chunk = self.policy.normalizer.unaction(self.policy.decide(streams, noise, self.nfe, committed))
         return chunk if committed is None else committed.impose(chunk)
 
@@ -102,18 +107,22 @@ def fold_encoder(policy: Policy) -> None:
 
 
 def fold_scale(policy: Policy, scale: Float[Tensor, " n"]) -> None:
-    """Let every layer that sees observations expect them before the multiplication by ``scale``."""
-    actor = policy.actor
+    """Let every layer that sees states expect them before the multiplication by ``scale``.
+
+    What pictures became stands behind the states of a condition, and has no scale.
+    """
+    actor, states = policy.actor, len(scale)
     inputs = actor.encoder.inputs
+    place = slice(-inputs, -inputs + states or None)
     if actor.null is not None:
-        null = actor.null.data[-inputs:]
+        null = actor.null.data[place]
         null.copy_(null.double() / scale.double())
-    seeing = [inlet.weight.data[:, -inputs:] for inlet in _inlets(policy)]
+    seeing = [inlet.weight.data[:, place] for inlet in _inlets(policy)]
     if len(actor.encoder.project):
-        seeing.append(cast(nn.Linear, actor.encoder.project[0]).weight.data)
+        seeing.append(cast(nn.Linear, actor.encoder.project[0]).weight.data[:, :states])
     if actor.critic is not None:
         first: Any = actor.critic.layers[0]
-        seeing.append(first.linear.weight.data[:, :inputs].mT)
+        seeing.append(first.linear.weight.data[:, :states].mT)
     for weight in seeing:
         weight.copy_(weight.double() * scale.double())
 

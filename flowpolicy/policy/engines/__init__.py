@@ -14,7 +14,7 @@ import numpy as np
 from flowpolicy.core.errors import ConfigError, FlowPolicyError, nearest
 from flowpolicy.policy.engines.engine import TOLERANCE as TOLERANCE
 from flowpolicy.policy.engines.engine import Engine as Engine
-from flowpolicy.policy.engines.engine import Program, Shapes
+from flowpolicy.policy.engines.engine import Program, Shapes, drawn
 from flowpolicy.policy.package import Format, Package, is_package, open_package
 
 if TYPE_CHECKING:
@@ -94,11 +94,9 @@ def load_engine(
 def median_seconds(engine: Engine, calls: int = 50) -> float:
     """Median duration of a decision at the smallest batch, after a few to warm up."""
     batch = engine.batches[0]
-    obs = {
-        key: np.zeros((batch, engine.contract.history, *spec.shape), np.float32)
-        for key, spec in engine.contract.spec.observation.items()
-    }
-    noise, seconds = engine.noise(batch, np.random.default_rng(0)), np.zeros(calls)
+    random = np.random.default_rng(0)
+    obs = drawn(engine.contract, batch, random)
+    noise, seconds = engine.noise(batch, random), np.zeros(calls)
     for index in range(-5, calls):
         start = time.perf_counter()
         engine.act(obs, noise)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.nets.layers import whole_operators
-from flowpolicy.policy.engines.engine import Buffers, Program
+from flowpolicy.policy.engines.engine import Program
 from flowpolicy.policy.graph import ActGraph
 from flowpolicy.policy.policy import Policy
 
@@ -63,8 +63,8 @@ def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program
             done.record(stream)
         done.synchronize()
 
-    obs, noise, *committed = (value.numpy() for value in host.views)
-    return Program(Buffers(obs, noise, chunk.numpy(), *committed), run)
+    read = sizes.reading([value.numpy() for value in host.views])
+    return Program(read._replace(chunk=chunk.numpy()), run)
 
 
 class Packed(NamedTuple):

@@ -13,14 +13,15 @@ def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program
     """:meth:`Policy.act_from`, unchanged."""
     buffers = policy.shapes.buffers(batch)
     views = {key: torch.from_numpy(view) for key, view, _ in policy.shapes.views(buffers.obs)}
-    noise, *committed = (torch.from_numpy(value) for value in buffers.inputs[1:])
+    views |= {key: torch.from_numpy(pixels) for key, pixels in buffers.pictures.items()}
+    noise = torch.from_numpy(buffers.noise)
     target = torch.from_numpy(buffers.chunk)
 
     def run() -> None:
         placed = {key: view.to(device) for key, view in views.items()}
         bound = None
-        if committed:
-            action, length = (value.to(device) for value in committed)
+        if buffers.committed is not None and buffers.length is not None:
+            action, length = (torch.from_numpy(value).to(device) for value in (buffers.committed, buffers.length))
             bound = Committed(action, length, length)
         target.copy_(policy.act_from(placed, noise.to(device), nfe, bound))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32, Int64, UInt8
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.noise import NoiseLaw
@@ -18,6 +19,7 @@ from flowpolicy.policy.inputs import (
     require_finite,
     require_numbers,
     require_observations,
+    require_pixels,
 )
 
 TOLERANCE = 1e-4
@@ -43,12 +45,26 @@ class Buffers(NamedTuple):
     """How many of them are committed."""
     packed: Float32[np.ndarray, " p"] | None = None
     """``obs`` and ``noise`` as one array, zeros between them, where they lie in one: looked at in one pass."""
+    pictures: Mapping[str, UInt8[np.ndarray, "b o h w c"]] = MappingProxyType({})
+    """Histories of pictures as they were taken, by key."""
+
+    @property
+    def named(self) -> dict[str, np.ndarray]:
+        """What is read, by the name of the graph's argument and in their order; observations only where there are."""
+        read = {"obs": self.obs, "noise": self.noise, "committed": self.committed, "length": self.length}
+        found = {name: value for name, value in read.items() if value is not None and value.size}
+        return found | {key: self.pictures[key] for key in self.pictures}
 
     @property
     def inputs(self) -> tuple[np.ndarray, ...]:
         """What is read, in the order of every graph's arguments."""
-        read = (self.obs, self.noise, self.committed, self.length)
-        return tuple(value for value in read if value is not None)
+        return tuple(self.named.values())
+
+    def reading(self, inputs: Sequence[np.ndarray]) -> Buffers:
+        """The same with other arrays for what is read, in the order of :attr:`inputs`."""
+        given = dict(zip(self.named, inputs, strict=True))
+        pictures = {key: given.pop(key) for key in self.pictures}
+        return self._replace(**given, packed=None, pictures=pictures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,25 +99,46 @@ class Shapes:
         packed = np.zeros(start + batch * self.candidates * math.prod(chunk), np.float32)
         obs, noise = packed[: math.prod(seen)].reshape(seen), packed[start:].reshape(-1, *chunk)
         out = np.zeros((batch, *chunk), np.float32)
+        pictures = {
+            key: np.zeros((batch, contract.history, *spec.shape), np.uint8)
+            for key, spec in contract.spec.observation.items()
+            if spec.kind == "image"
+        }
         if not self.prefix:
-            return Buffers(obs, noise, out, packed=packed)
-        return Buffers(obs, noise, out, np.zeros_like(out), np.zeros(batch, np.int64), packed)
+            return Buffers(obs, noise, out, packed=packed, pictures=pictures)
+        return Buffers(obs, noise, out, np.zeros_like(out), np.zeros(batch, np.int64), packed, pictures)
+
+    @property
+    def states(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the states at one time step, by key."""
+        return {key: spec.shape for key, spec in self.contract.spec.observation.items() if spec.kind == "state"}
 
     @property
     def observation(self) -> int:
-        """Numbers of one time step, all keys together."""
-        return sum(int(np.prod(spec.shape)) for spec in self.contract.spec.observation.values())
+        """Numbers of one time step, all states together."""
+        return sum(math.prod(shape) for shape in self.states.values())
 
     def views(self, obs: Float32[np.ndarray, "b o n"]) -> list[tuple[str, np.ndarray, tuple[int, ...]]]:
         """Key, its part of ``obs`` in the key's own shape (b, o, *shape), and that shape."""
         views, start = [], 0
-        for key, spec in self.contract.spec.observation.items():
-            width = int(np.prod(spec.shape))
-            view = obs[:, :, start : start + width].reshape(*obs.shape[:2], *spec.shape)
+        for key, shape in self.states.items():
+            width = math.prod(shape)
+            view = obs[:, :, start : start + width].reshape(*obs.shape[:2], *shape)
             assert np.shares_memory(view, obs)
             views.append((key, view, view.shape))
             start += width
         return views
+
+
+def drawn(contract: Contract, rows: int, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Observations of a contract by chance, name -> (b, o, *shape): what a decision is tried or timed with."""
+    found: dict[str, np.ndarray] = {}
+    for key, shape in contract.histories.items():
+        if contract.spec.observation[key].kind == "image":
+            found[key] = random.integers(0, 256, (rows, *shape), np.uint8)
+        else:
+            found[key] = random.standard_normal((rows, *shape), np.float32)
+    return found
 
 
 class Engine:
@@ -171,10 +208,13 @@ class Engine:
             return self._padded(obs, noise, given, committed, length)
         program, views = prepared
         buffers = program.buffers
-        if not _copied(obs, noise, views, buffers.noise):
+        if buffers.pictures or not _copied(obs, noise, views, buffers.noise):
             self._require(obs, noise, len(buffers.obs))
             for key, view, _ in views:
                 view[...] = obs[key]
+            for key, pixels in buffers.pictures.items():
+                require_pixels(key, obs[key])
+                pixels[...] = obs[key]
             buffers.noise[...] = noise
         packed = buffers.packed
         # The product of a vector with itself is a third of the time of a sum.

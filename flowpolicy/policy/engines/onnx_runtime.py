@@ -13,8 +13,8 @@ from flowpolicy.core.errors import CheckpointError, MissingExtraError
 from flowpolicy.policy.engines.engine import Buffers, Program
 from flowpolicy.policy.package import Package
 
-INPUTS, OUTPUT = ("obs", "noise", "committed", "length"), "chunk"
-"""Names in a graph; the last two inputs only where the policy continues a prefix."""
+OUTPUT = "chunk"
+"""Name of the output in a graph; the inputs are called as :attr:`Buffers.named` calls them."""
 
 
 def build(package: Package, batch: int, threads: int) -> Program:
@@ -43,7 +43,7 @@ def _bound(onnxruntime: Any, package: Package, model: bytes, buffers: Buffers, t
     except Exception as error:  # the runtime's own errors derive from no common class
         raise CheckpointError(f"{package.folder} holds no ONNX model: {error}", fix="export the run again") from error
     found = [(value.name, tuple(value.shape)) for value in (*session.get_inputs(), *session.get_outputs())]
-    inputs = dict(zip(INPUTS, buffers.inputs, strict=False))
+    inputs = buffers.named
     wanted = [(name, value.shape) for name, value in (*inputs.items(), (OUTPUT, buffers.chunk))]
     if found != wanted:
         raise CheckpointError(

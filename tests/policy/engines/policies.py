@@ -53,7 +53,9 @@ def decisions(policy, batch, count=8):
     contract = policy.contract
     for _ in range(count):
         obs = {
-            key: 2.0 * random.standard_normal((batch, contract.history, *spec.shape))
+            key: random.integers(0, 256, (batch, contract.history, *spec.shape), np.uint8)
+            if spec.kind == "image"
+            else 2.0 * random.standard_normal((batch, contract.history, *spec.shape))
             for key, spec in contract.spec.observation.items()
         }
         shape = (batch * policy.shapes.candidates, contract.chunk, contract.spec.action.size)
@@ -72,7 +74,8 @@ def commitment(policy, batch, random):
 
 def eager(policy, obs, noise, nfe=None, committed=()):
     """What every engine must return."""
-    tensors = {key: torch.from_numpy(value).float() for key, value in obs.items()}
+    tensors = {key: torch.from_numpy(value) for key, value in obs.items()}
+    tensors = {key: value if value.dtype == torch.uint8 else value.float() for key, value in tensors.items()}
     bound = None
     if committed:
         action, length = map(torch.from_numpy, committed)

@@ -18,6 +18,7 @@ from flowpolicy.policy import load_engine
 from ...agents.uninstrumented import uninstrumented
 from .policies import distance, make
 from .test_commitment import laboratory
+from .test_seeing_engines import seeing
 
 PROGRAM = """
 import sys
@@ -36,10 +37,10 @@ for name, folder in zip(sys.argv[1::2], sys.argv[2::2]):
 
 @pytest.mark.slow
 def test_compilers_compute_what_the_policy_does(contract, tmp_path):
-    continuing, guided = make(contract, prefix=2), laboratory(contract, "cfg")
+    continuing, guided, eyes = make(contract, prefix=2), laboratory(contract, "cfg"), seeing()
     policies = {
-        "compile": [continuing, guided],
-        "aotinductor": [continuing, make(contract, "unet"), make(contract, "transformer")],
+        "compile": [continuing, guided, eyes],
+        "aotinductor": [continuing, make(contract, "unet"), make(contract, "transformer"), eyes],
     }
     words = []
     for engine, those in policies.items():
