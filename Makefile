@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 # Compiling all files to byte code would take longer than what is imported of them takes when it is imported.
 INSTALL := $(PIP) install -q --no-compile -c constraints.txt
+DOWNLOADED = $(if $(wildcard $(VENV)/wheels),--find-links $(VENV)/wheels)
 
 # robosuite asks for opencv-python, which does not import where libGL is missing; the same release without windows does.
 HEADLESS = $(INSTALL) --force-reinstall --no-deps opencv-python-headless
@@ -39,13 +40,15 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@echo 'installing the simulator'
-	@$(INSTALL) --find-links $(VENV)/wheels -e '.[robosuite,video]'
+	@$(INSTALL) $(DOWNLOADED) -e '.[robosuite,video]'
 	@$(HEADLESS)
+	@rm -rf $(VENV)/wheels
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(INSTALL) --find-links $(VENV)/wheels -e '.[sim,franka,dev]'
+	$(INSTALL) $(DOWNLOADED) -e '.[sim,franka,dev]'
 	$(HEADLESS)
+	@rm -rf $(VENV)/wheels
 	touch $@
 
 # Everything that a GPU must say, in one run of at most eight minutes; DEVICE=cpu SMALL=--small rehearses it.

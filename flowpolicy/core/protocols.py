@@ -175,14 +175,3 @@ class VecEnv(Protocol):
 
     def close(self) -> None:
         """Stop the workers."""
-
-
-@runtime_checkable
-class EnvConfig(Protocol):
-    """A frozen dataclass in ``envs/`` that names an environment."""
-
-    def spec(self) -> Spec:
-        """The spec, without creating (or even importing) the simulator."""
-
-    def make(self, num_envs: int) -> VecEnv:
-        """Create the environment with ``num_envs`` slots, in worker processes where that pays."""
