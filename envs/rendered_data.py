@@ -43,7 +43,7 @@ _RAW = "env_info"  # an attribute that robosuite's own recordings have and RoboM
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class StoredStates:
     """A file of simulator states."""
 
     path: Path
@@ -61,7 +61,7 @@ class Source:
         return sum(self.lengths)
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path) -> StoredStates:
     """What a file holds, without reading its states.
 
     Raises:
@@ -81,7 +81,7 @@ def read_source(path: Path) -> Source:
         lengths = tuple(_steps(data[name], name, path, raw) for name in names)
         if not names:
             raise DataError(f"{path}: data holds no episode", expected="groups data/demo_0, data/demo_1, ...")
-        return Source(path, names, lengths, env_args, raw)
+        return StoredStates(path, names, lengths, env_args, raw)
 
 
 def _steps(demo: h5py.Group, name: str, path: Path, raw: bool) -> int:
@@ -122,7 +122,7 @@ def render_file(
     compress: bool = False,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Source:
+) -> StoredStates:
     """Write ``source`` with pictures of every state to ``out``, which appears whole or not at all.
 
     Finished episodes wait in the folder ``.OUT.parts`` beside it: stopped, the same call goes on after them.
@@ -185,7 +185,7 @@ def _begin(folder: Path, work: Mapping[str, Any]) -> None:
     write_json(folder / _WORK, work)
 
 
-def _require_space(out: Path, found: Source, images: Mapping[str, ImageSpec], left: Sequence[_Part]) -> None:
+def _require_space(out: Path, found: StoredStates, images: Mapping[str, ImageSpec], left: Sequence[_Part]) -> None:
     """Refuse a disk on which the parts that are left and the finished file do not fit."""
     frame = sum(image.height * image.width * 3 for image in images.values())
     needed = found.path.stat().st_size + frame * (found.steps + sum(part.steps for part in left))
@@ -298,7 +298,7 @@ def _write_observations(path: Path, env: RobosuiteEnv, model: str, states: NDArr
 
 
 def _assemble(
-    path: Path, found: Source, images: Mapping[str, ImageSpec], parts: Sequence[_Part], compress: bool
+    path: Path, found: StoredStates, images: Mapping[str, ImageSpec], parts: Sequence[_Part], compress: bool
 ) -> None:
     """Copy the source and put the pictures in."""
     options: dict[str, Any] = {"compression": "gzip", "compression_opts": 1} if compress else {}

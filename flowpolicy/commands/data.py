@@ -19,7 +19,7 @@ from flowpolicy.core.progress import download_bar, progress_bar
 from flowpolicy.core.ranges import Count, NonNegative, Seed, Workers
 
 if TYPE_CHECKING:  # brings simulators' adapters
-    from flowpolicy.envs.rendered_data import Source
+    from flowpolicy.envs.rendered_data import StoredStates
     from flowpolicy.envs.robosuite import RobosuiteConfig
 
 Renderer = Literal["fast", "exact", "collision"]
@@ -168,7 +168,7 @@ def _cameras(cameras: Sequence[str], size: Sequence[int], renderer: str, task: s
     return config
 
 
-def _render(file: Path, out: Path, config: RobosuiteConfig, compress: bool, workers: int | None) -> Source:
+def _render(file: Path, out: Path, config: RobosuiteConfig, compress: bool, workers: int | None) -> StoredStates:
     """Draw a file behind a bar that says how long it takes."""
     from flowpolicy.envs.rendered_data import read_source, render_file
     from flowpolicy.envs.rendering import require_opengl
