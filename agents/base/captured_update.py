@@ -8,7 +8,7 @@ where it is, in the agent and in the random streams: what is stored and resumed 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -28,61 +28,60 @@ make what they need."""
 class Recorder(Protocol):
     """Runs updates, and captures them."""
 
-    def run(self, update: Callable[[], Metrics]) -> Metrics:
+    def run(self, update: Callable[[], list[Metrics]]) -> list[Metrics]:
         """Take an update now."""
 
-    def capture(self, update: Callable[[], Metrics]) -> tuple[Callable[[], None], Metrics]:
+    def capture(self, update: Callable[[], list[Metrics]]) -> tuple[Callable[[], None], list[Metrics]]:
         """What takes the update again and again, and the metrics that it then writes; nothing is computed meanwhile."""
 
 
 class CapturedUpdate:
-    """Updates of an agent, each of them one launch where it can be.
+    """Updates of an agent, or of several at once, each of them one launch where it can be.
 
     Args:
-        agent: on a GPU; from its first update on, or taken up from a checkpoint.
-        source: of its batches.
-        batches: random stream of the batches.
-        noise: random stream of the updates.
+        agents: on a GPU; from their first update on, or taken up from a checkpoint.
+        source: of their batches.
+        update: takes one update of all of them; the metrics of each.
+        generators: all that it draws with.
         recorder: captures; CUDA's unless given.
 
     Raises:
-        ConfigError: an update of this agent or from this source cannot be captured.
+        ConfigError: an update of these agents or from this source cannot be captured.
 
     """
 
     def __init__(
         self,
-        agent: Any,
+        agents: Sequence[Any],
         source: Any,
-        batches: torch.Generator,
-        noise: torch.Generator,
+        update: Callable[[], list[Metrics]],
+        generators: Sequence[torch.Generator],
         recorder: Recorder | None = None,
     ) -> None:
-        if reason := obstacle(agent, source):
-            raise ConfigError(f"the update cannot be captured: {reason}", fix="leave --capture out")
-        self.agent: TrainedAgent = agent
-        self.source, self.batches, self.noise = source, batches, noise
-        self._recorder = recorder or CudaRecorder(batches.device, [batches, noise])
+        for agent in agents:
+            if reason := obstacle(agent, source):
+                raise ConfigError(f"the update cannot be captured: {reason}", fix="leave --capture out")
+            agent.optimizer.capturable()
+        self.agents: list[TrainedAgent] = list(agents)
+        self._update = update
+        self._recorder = recorder or CudaRecorder(generators[0].device, list(generators))
         self._seen: dict[tuple[Any, ...], int] = {}
-        self._captured: dict[tuple[Any, ...], tuple[Callable[[], None], Metrics]] = {}
-        self.agent.optimizer.capturable()
+        self._captured: dict[tuple[Any, ...], tuple[Callable[[], None], list[Metrics]]] = {}
 
-    def __call__(self) -> Metrics:
-        """One update; its metrics, all but the loss in memory that the next update writes to."""
-        key = numbers_of(self.agent)
+    def __call__(self) -> list[Metrics]:
+        """One update; the metrics of each, all but the loss in memory that the next update writes to."""
+        key = tuple(number for agent in self.agents for number in numbers_of(agent))
         if key not in self._captured and self._seen.setdefault(key, 0) < WARM:
             self._seen[key] += 1
             return self._recorder.run(self._update)
-        before = self.agent.optimizer.updates
+        before = [agent.optimizer.updates for agent in self.agents]
         if key not in self._captured:
             self._captured[key] = self._recorder.capture(self._update)
         replay, metrics = self._captured[key]
         replay()
-        self.agent.optimizer.updates = before + 1  # which no kernel counts
-        return {**metrics, "loss": metrics["loss"].clone()}
-
-    def _update(self) -> Metrics:
-        return self.agent.update(self.source.draw(self.batches), self.noise)
+        for agent, updates in zip(self.agents, before, strict=True):
+            agent.optimizer.updates = updates + 1  # which no kernel counts
+        return [{**own, "loss": own["loss"].clone()} for own in metrics]
 
 
 def numbers_of(agent: TrainedAgent) -> tuple[Any, ...]:
@@ -116,7 +115,7 @@ class CudaRecorder:
         self.device, self.generators = device, generators
         self._stream = torch.cuda.Stream(device)
 
-    def run(self, update: Callable[[], Metrics]) -> Metrics:
+    def run(self, update: Callable[[], list[Metrics]]) -> list[Metrics]:
         """Take an update on the stream."""
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
@@ -124,7 +123,7 @@ class CudaRecorder:
         torch.cuda.current_stream(self.device).wait_stream(self._stream)
         return metrics
 
-    def capture(self, update: Callable[[], Metrics]) -> tuple[Callable[[], None], Metrics]:
+    def capture(self, update: Callable[[], list[Metrics]]) -> tuple[Callable[[], None], list[Metrics]]:
         """Capture an update; replays run on whatever stream is current."""
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:

@@ -42,8 +42,7 @@ class Company:
 
     def __init__(self, agents: Sequence[Any]) -> None:
         self.agents: list[TrainedAgent] = list(agents)
-        self._numbers = differing([agent.config for agent in agents])
-        first = self.agents[0]
+        first, differ = self.agents[0], differing([agent.config for agent in agents])
         if not isinstance(first, TrainedAgent) or type(first).update is not TrainedAgent.update:
             raise ConfigError(
                 f"{type(first).__name__} takes its updates in a way of its own, and cannot take them in company",
@@ -62,6 +61,8 @@ class Company:
         trained = {id(p) for _, parameters in first.optimizer.groups.values() for p in parameters.values()}
         self._trained = [name for name, value in parts[0].items() if id(value) in trained]
         self._parameters = [{name: part[name] for name in self._trained} for part in parts]
+        place = self._together[self._trained[0]].device
+        self._numbers = {path: torch.tensor(values, device=place) for path, values in differ.items()}
         self._loss = _LossOf(first)
         self._reached: dict[tuple[tuple[str, bool], ...], list[str]] = {}
 
@@ -107,9 +108,7 @@ class Company:
 
         moving = {name: self._together[name] for name in reached}
         resting = {name: value for name, value in self._together.items() if name not in moving}
-        place = self._together[self._trained[0]].device
-        numbers = {path: torch.tensor(values, device=place) for path, values in self._numbers.items()}
-        gradients, (losses, metrics) = vmap(grad_and_value(one, has_aux=True))(moving, resting, tensors, numbers)
+        gradients, (losses, metrics) = vmap(grad_and_value(one, has_aux=True))(moving, resting, tensors, self._numbers)
         return gradients, losses, {name: value.detach() for name, value in metrics.items()}
 
     def _ask(

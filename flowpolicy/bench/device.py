@@ -24,12 +24,13 @@ import torch
 from rich.table import Table
 
 from flowpolicy.agents.base.agent import TrainedAgent
+from flowpolicy.agents.base.captured_update import CapturedUpdate, obstacle
 from flowpolicy.agents.base.company import Company
 from flowpolicy.bench.batches import random_dataset
 from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core.devices import Precision, find_device, multiplying, settle
 from flowpolicy.core.files import write_json
-from flowpolicy.core.protocols import BatchSource
+from flowpolicy.core.protocols import BatchSource, Metrics
 from flowpolicy.core.seed import first_weights, torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.dataset import Dataset
@@ -63,9 +64,14 @@ class Build:
     batches: torch.Generator
     noise: torch.Generator
 
-    def update(self) -> Any:
+    def update(self) -> Metrics:
         """One update on a fresh batch."""
         return self.agent.update(self.source.draw(self.batches), self.noise)
+
+    def captured(self) -> CapturedUpdate:
+        """The same as one CUDA graph."""
+        streams = [self.batches, self.noise]
+        return CapturedUpdate([self.agent], self.source, lambda: [self.update()], streams)
 
 
 class DeviceBench:
@@ -277,8 +283,13 @@ class DeviceBench:
                     with self.item("seeds", f"{preset}, {count} seeds, {precision}") as found:
                         builds = [self.build(preset, seed=seed) for seed in range(count)]
                         company = Company([made.agent for made in builds])
+                        update = functools.partial(_together, company, builds)
                         with operators("off"), multiplying(precision, self.device):
-                            found |= self.through(functools.partial(_together, company, builds))
+                            found |= self.through(update)
+                            if self.gpu:
+                                streams = [stream for made in builds for stream in (made.batches, made.noise)]
+                                whole = CapturedUpdate(company.agents, builds[0].source, update, streams)
+                                found["captured"] = self.through(whole)
                         found["ms_per_seed"] = round(found["ms"] / count, 4)
 
     def updates(self) -> None:
@@ -295,6 +306,8 @@ class DeviceBench:
                             settle(self.device)
                             found["first_call_s"] = round(time.perf_counter() - begun, 1)
                             found |= self.through(made.update)
+                            if self.gpu and not obstacle(made.agent, made.source):
+                                found["captured"] = self.through(made.captured())
                             found["draw_ms"] = self.through(functools.partial(made.source.draw, made.batches))["ms"]
 
     def tests(self) -> None:
@@ -321,8 +334,8 @@ class DeviceBench:
         return ("fp32", "tf32") if self.gpu else ("fp32",)
 
 
-def _together(company: Company, builds: list[Build]) -> None:
-    company.update([made.source.draw(made.batches) for made in builds], [made.noise for made in builds])
+def _together(company: Company, builds: list[Build]) -> list[Metrics]:
+    return company.update([made.source.draw(made.batches) for made in builds], [made.noise for made in builds])
 
 
 def _waits(update: Callable[[], object]) -> str:

@@ -164,15 +164,18 @@ class Trainer:
         if self.experiment.capture:
             with operators(self.experiment.compile), multiplying(self.precision, self.experiment.device):
                 if self._captured is None:
-                    streams = self.streams["batches"], self.streams["noise"]
-                    self._captured = CapturedUpdate(self.agent, self.source, *streams)
-                metrics = self._captured()
+                    streams = list(self.streams.values())
+                    self._captured = CapturedUpdate([self.agent], self.source, self._whole_update, streams)
+                metrics = self._captured()[0]
             return metrics, 0.0, time.perf_counter() - start
         batch = self.source.draw(self.streams["batches"])
         drawn = time.perf_counter()
         with operators(self.experiment.compile), multiplying(self.precision, self.experiment.device):
             metrics = self.agent.update(batch, self.streams["noise"])
         return metrics, drawn - start, time.perf_counter() - drawn
+
+    def _whole_update(self) -> list[Metrics]:
+        return [self.agent.update(self.source.draw(self.streams["batches"]), self.streams["noise"])]
 
     def _log(self, metrics: Metrics, clock: UpdateClock, loggers: list[Logger]) -> dict[str, float]:
         start = time.perf_counter()

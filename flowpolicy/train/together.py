@@ -6,15 +6,17 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flowpolicy.agents.base.captured_update import CapturedUpdate
 from flowpolicy.agents.base.company import Company
 from flowpolicy.core.devices import multiplying
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import held_alone
 from flowpolicy.core.memory import keep_freed_memory
 from flowpolicy.core.progress import progress_bar
+from flowpolicy.core.protocols import Metrics
 from flowpolicy.evaluate.curves import draw_curves
 from flowpolicy.train.compiling import operators
 from flowpolicy.train.experiment import Experiment
@@ -109,12 +111,22 @@ def _train_until(until: int, trainers: list[Trainer], keeps: list[Keep]) -> None
     first, count = trainers[0], len(trainers)
     company = Company([trainer.agent for trainer in trainers])
     noise = [trainer.streams["noise"] for trainer in trainers]
-    while first.step < until:
-        start = time.perf_counter()
+    drawn = 0.0
+
+    def update() -> list[Metrics]:
+        nonlocal drawn
         batches = [trainer.source.draw(trainer.streams["batches"]) for trainer in trainers]
         drawn = time.perf_counter()
+        return company.update(batches, noise)
+
+    take: Callable[[], list[Metrics]] = update
+    if first.experiment.capture:
+        streams = [stream for trainer in trainers for stream in trainer.streams.values()]
+        take = CapturedUpdate(company.agents, first.source, update, streams)
+    while first.step < until:
+        start = drawn = time.perf_counter()
         with operators("off"), multiplying(first.precision, first.experiment.device):
-            metrics = company.update(batches, noise)
+            metrics = take()
         done = time.perf_counter()
         for keep, own in zip(keeps, metrics, strict=True):
             keep(own, (drawn - start) / count, (done - drawn) / count)

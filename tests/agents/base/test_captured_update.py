@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flowpolicy.agents.base.captured_update import WARM, CapturedUpdate
+from flowpolicy.agents.base.company import Company
 from flowpolicy.bench.batches import random_dataset
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.seed import torch_generator
@@ -27,30 +28,40 @@ def fast():
 class Rehearsal:
     """A capture on the CPU: computes nothing while it captures, and replays with the Python numbers of that moment."""
 
-    def __init__(self, agent, generators):
-        self.agent, self.generators, self.captures = agent, generators, 0
+    def __init__(self, agents, generators):
+        self.agents, self.generators, self.captures = agents, generators, 0
 
     def run(self, update):
         return update()
 
     def capture(self, update):
         self.captures += 1
-        stepper, at = self.agent.optimizer, self.agent.optimizer.updates
-        stored, streams = flat(self.agent), [generator.get_state() for generator in self.generators]
+        at = [agent.optimizer.updates for agent in self.agents]
+        stored, streams = [*map(flat, self.agents)], [generator.get_state() for generator in self.generators]
         metrics = update()
         with torch.no_grad():
-            for file, tensors in self.agent.state_dict().items():
-                for name, value in tensors.items():
-                    value.copy_(stored[f"{file}/{name}"])
+            for agent, kept in zip(self.agents, stored, strict=True):
+                for file, tensors in agent.state_dict().items():
+                    for name, value in tensors.items():
+                        value.copy_(kept[f"{file}/{name}"])
         for generator, state in zip(self.generators, streams, strict=True):
             generator.set_state(state)
 
         def replay():
-            stepper.updates = at
-            for name, value in update().items():
-                metrics[name].copy_(value)
+            for agent, updates in zip(self.agents, at, strict=True):
+                agent.optimizer.updates = updates
+            for own, found in zip(metrics, update(), strict=True):
+                for name, value in found.items():
+                    own[name].copy_(value)
 
         return replay, metrics
+
+
+def capturing(agent, source, streams, recorder=None):
+    def update():
+        return [agent.update(source.draw(streams[0]), streams[1])]
+
+    return CapturedUpdate([agent], source, update, streams, recorder)
 
 
 def assembled(name, folder, device="cpu"):
@@ -65,9 +76,9 @@ def test_a_captured_update_is_the_update(name, tmp_path):
     plain, source, streams = assembled(name, tmp_path)
     losses = [float(plain.update(source.draw(streams[0]), streams[1])["loss"]) for _ in range(14)]
     agent, source, streams = assembled(name, tmp_path)
-    recorder = Rehearsal(agent, streams)
-    captured = CapturedUpdate(agent, source, *streams, recorder)
-    found = [float(captured()["loss"]) for _ in range(14)]
+    recorder = Rehearsal([agent], streams)
+    captured = capturing(agent, source, streams, recorder)
+    found = [float(captured()[0]["loss"]) for _ in range(14)]
     assert found == losses and agent.updates == 14
     expected = flat(plain)
     assert all(torch.equal(value, expected[key]) for key, value in flat(agent).items())
@@ -77,6 +88,31 @@ def test_a_captured_update_is_the_update(name, tmp_path):
     assert captured._seen and max(captured._seen.values()) <= WARM
 
 
+def test_a_company_is_captured_as_one(tmp_path):
+    def made():
+        agents, source, pairs = [], None, []
+        for seed in range(2):
+            agents.append(make("rebrac", tmp_path, seed=seed)[0])
+            source = source or TransitionSampler(DATA, 1, 1, 12, horizon=1, streams=agents[0].streams)
+            pairs.append([torch_generator(seed, name) for name in ("batches", "noise")])
+        company = Company(agents)
+        return agents, source, pairs, lambda: company.update([source.draw(a) for a, _ in pairs], [b for _, b in pairs])
+
+    plain, _, _, update = made()
+    for _ in range(14):
+        update()
+    agents, source, pairs, update = made()
+    streams = [stream for pair in pairs for stream in pair]
+    recorder = Rehearsal(agents, streams)
+    captured = CapturedUpdate(agents, source, update, streams, recorder)
+    for _ in range(14):
+        captured()
+    assert recorder.captures == 2 and [agent.updates for agent in agents] == [14, 14]
+    for one, other in zip(agents, plain, strict=True):
+        expected = flat(other)
+        assert all(torch.equal(value, expected[key]) for key, value in flat(one).items())
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=gpu) for name in ("fql", "rebrac", "qc", "mean_flow_q")])
 def test_on_a_gpu_it_equals_the_update(name, tmp_path):
     made = [assembled(name, tmp_path, "cuda") for _ in range(2)]
@@ -84,10 +120,10 @@ def test_on_a_gpu_it_equals_the_update(name, tmp_path):
     for _ in range(20):
         plain.update(source.draw(streams[0]), streams[1])
     agent, source, streams = made[1]
-    captured = CapturedUpdate(agent, source, *streams)
+    captured = capturing(agent, source, streams)
     for _ in range(20):
         metrics = captured()
-    assert torch.isfinite(metrics["loss"])
+    assert torch.isfinite(metrics[0]["loss"])
     expected = flat(plain)
     for key, value in flat(agent).items():
         torch.testing.assert_close(value, expected[key], rtol=1e-4, atol=1e-5)
@@ -97,7 +133,7 @@ def test_what_cannot_be_captured_is_refused(tmp_path):
     agent, _ = make("dm1", tmp_path)
     streams = [torch_generator(0), torch_generator(1)]
     with pytest.raises(ConfigError, match="learning rate and averaging of imitation change"):
-        CapturedUpdate(agent, WindowSampler(DATA, 1, 2, 12), *streams)
+        capturing(agent, WindowSampler(DATA, 1, 2, 12), streams)
     agent, _, _ = assembled("fql", tmp_path)
     with pytest.raises(ConfigError, match="batches of a object are more than draws"):
-        CapturedUpdate(agent, object(), *streams)
+        capturing(agent, object(), streams)
