@@ -31,7 +31,7 @@ from flowpolicy.envs.robosuite_step import CompiledStep, Sensors
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv
 
 if TYPE_CHECKING:
-    from flowpolicy.data.dataset import Dataset  # brings tensordict, seconds of every worker's start
+    from flowpolicy.data.dataset import Dataset  # brings torch, a second of every worker's start
 
 VERSION = "1.5.2"
 """The supported robosuite release; another one may compute other trajectories."""
