@@ -28,7 +28,7 @@ _LENGTH = 250
 
 
 def bench_data(
-    experiments: Mapping[str, Experiment], *, rows: int = 1_000_000, rounds: int = 30, calls: int = 20, threads: int = 1
+    experiments: Mapping[str, Experiment], *, rows: int = 1_000_000, rounds: int = 30, calls: int = 32, threads: int = 1
 ) -> dict[str, Any]:
     """Alternate draws of experiments, from random data of their environments' sizes, with the updates that they feed.
 
@@ -36,7 +36,7 @@ def bench_data(
         experiments: what is measured, under its name.
         rows: time steps of the data, in episodes of 250.
         rounds: alternated rounds, after one that is not counted.
-        calls: draws and updates per round and experiment.
+        calls: draws and updates per round and experiment: one block of batches of 64 rows.
         threads: torch threads.
 
     Returns:

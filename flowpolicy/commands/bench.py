@@ -208,7 +208,7 @@ def data(
     Args:
         presets: whose agents are updated; one of every kind of batch unless given.
         batch_size: rows per batch.
-        rounds: alternated rounds of 20 updates.
+        rounds: alternated rounds of 32 updates.
         threads: torch threads.
         json: where to write the figures.
         overwrite: replace an existing file at --json.

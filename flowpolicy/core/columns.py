@@ -40,6 +40,11 @@ class Columns(dict[str, Any]):
         """The rows ``index``."""
         return Columns({name: v.at(index) if isinstance(v, Columns) else v[index] for name, v in self.items()})
 
+    def split(self, size: int) -> list[Columns]:
+        """Parts of so many rows, one after the other; the last may be smaller."""
+        parts = {name: value.split(size) for name, value in self.items()}
+        return [Columns(zip(parts, each, strict=True)) for each in zip(*parts.values(), strict=True)]
+
     def to(self, device: torch.device | str) -> Columns:
         """The same on a device."""
         return Columns({name: value.to(device) for name, value in self.items()})

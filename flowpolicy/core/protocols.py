@@ -128,6 +128,10 @@ class BatchSource(Protocol):
         """Go on after :meth:`state`."""
         return None  # noqa: RET501, an empty body would be abstract
 
+    def beside(self) -> BatchSource:
+        """A source of the same batches for another generator; one that holds nothing serves several."""
+        return self
+
 
 @dataclasses.dataclass
 class Step:

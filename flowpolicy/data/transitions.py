@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from flowpolicy.core import keys
 from flowpolicy.core.columns import Columns
@@ -93,9 +94,12 @@ class TransitionSampler(WindowSampler):
             ``("next_obs", name)`` (b, o, d), ``"next_action"`` (b, a), all float32.
 
         """
-        size = (rows or self.batch_size,)
-        place = torch.randint(len(self._drawable), size, generator=generator, device=generator.device)
-        return self.at(self._drawable.index_select(0, place.to(self.place)), self._crop_stream(generator))
+        return super().draw(generator, rows)
+
+    @override
+    def _index(self, count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
+        place = torch.randint(len(self._drawable), (count,), generator=generator, device=generator.device)
+        return self._drawable.index_select(0, place.to(self.place))
 
     def at(self, index: Int[Tensor, " b"], crops: np.random.Generator | None = None) -> Columns:
         """The transitions that start at rows ``index``, which must be rows that are drawn; pictures as of windows."""

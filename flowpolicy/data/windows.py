@@ -89,11 +89,12 @@ class WindowSampler(BatchSource):
         self._back = torch.arange(1 - history, 1, **kind)
         self._ahead = torch.arange(chunk, **kind)
 
-    def draw(self, generator: torch.Generator) -> Columns:
+    def draw(self, generator: torch.Generator, rows: int = 0) -> Columns:
         """A batch of windows.
 
         Args:
             generator: the only source of randomness.
+            rows: how many; a whole batch unless given.
 
         Returns:
             ``("obs", name)`` (b, o, d) float32, or what ``streams`` makes of them, pictures (b, o, h, w, 3) uint8,
@@ -101,8 +102,11 @@ class WindowSampler(BatchSource):
             are asked for.
 
         """
-        index = torch.randint(self.rows, (self.batch_size,), generator=generator, device=generator.device)
-        return self.at(index, self._crop_stream(generator))
+        return self.at(self._index(rows or self.batch_size, generator), self._crop_stream(generator))
+
+    def _index(self, count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
+        """Rows at which windows start."""
+        return torch.randint(self.rows, (count,), generator=generator, device=generator.device)
 
     def _crop_stream(self, generator: torch.Generator) -> np.random.Generator | None:
         """Where the windows of a batch's pictures come from, a stream of its own; None where nothing is cropped."""

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy  # which imports its parts when they are used: half a second of every start
 
 from flowpolicy.core.errors import EvaluationError
 from flowpolicy.core.seed import numpy_generator
@@ -66,7 +66,7 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
         raise EvaluationError(
             f"{successes} successes in {n} episodes", expected="0 <= successes <= episodes, episodes > 0"
         )
-    limits = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    limits = scipy.stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     # At the ends the limit is the rate itself; rounding would put it a hair beyond.
     low = 0.0 if successes == 0 else float(limits.low)
     high = 1.0 if successes == n else float(limits.high)
@@ -92,11 +92,11 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, confiden
     means = _resampled_means(data, numpy_generator(seed, "bootstrap"))
     # A resample that ties with the mean counts half, or discrete data (0/1 returns) would be called biased.
     below = np.mean(means < mean) + 0.5 * np.mean(means == mean)
-    bias = special.ndtri(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
+    bias = scipy.special.ndtri(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
     # Jackknife acceleration; for a mean the leave-one-out differences are proportional to the deviations.
     acceleration = np.sum(deviation**3) / (6 * np.sum(deviation**2) ** 1.5)
-    z = bias + special.ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
-    low, high = np.quantile(means, special.ndtr(bias + z / (1 - acceleration * z)))
+    z = bias + scipy.special.ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, scipy.special.ndtr(bias + z / (1 - acceleration * z)))
     return Interval(mean, float(low), float(high), data.size)
 
 
@@ -123,7 +123,7 @@ def tango(only_a: int, only_b: int, n: int, confidence: float = CONFIDENCE) -> I
     """
     if min(only_a, only_b) < 0 or only_a + only_b > n or n == 0:
         raise EvaluationError(f"{only_a} + {only_b} discordant pairs of {n}", expected="no more than there are pairs")
-    critical = float(special.ndtri((1 + confidence) / 2))
+    critical = float(scipy.special.ndtri((1 + confidence) / 2))
     mean = (only_a - only_b) / n
 
     def excess(delta: float, side: float) -> float:
@@ -133,8 +133,8 @@ def tango(only_a: int, only_b: int, n: int, confidence: float = CONFIDENCE) -> I
 
     # The search starts beside the mean: without discordant pairs the mean itself is a root, but not a limit.
     beside = 1e-9
-    low = -1.0 if mean == -1.0 else float(optimize.brentq(excess, -1.0, mean - beside, args=(1.0,)))
-    high = 1.0 if mean == 1.0 else float(optimize.brentq(excess, mean + beside, 1.0, args=(-1.0,)))
+    low = -1.0 if mean == -1.0 else float(scipy.optimize.brentq(excess, -1.0, mean - beside, args=(1.0,)))
+    high = 1.0 if mean == 1.0 else float(scipy.optimize.brentq(excess, mean + beside, 1.0, args=(-1.0,)))
     return Interval(mean, low, high, n)
 
 
@@ -152,7 +152,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     Only the discordant pairs speak: under the hypothesis each falls on either side with probability 1/2.
     """
     discordant = only_a + only_b
-    return float(stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
+    return float(scipy.stats.binomtest(only_a, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 def compare_paired(
@@ -251,5 +251,5 @@ def interquartile_mean(scores: Sequence[np.ndarray], seed: int = 0, confidence: 
         raise EvaluationError("an IQM of no scores, or of scores that are not finite", expected="finite numbers")
     generator = numpy_generator(seed, "bootstrap")
     draws = np.concatenate([s[generator.integers(0, s.size, (RESAMPLES, s.size))] for s in scores], axis=1)
-    means = stats.trim_mean(draws, 0.25, axis=1)
-    return _interval(float(stats.trim_mean(flat, 0.25)), means, flat.size, confidence)
+    means = scipy.stats.trim_mean(draws, 0.25, axis=1)
+    return _interval(float(scipy.stats.trim_mean(flat, 0.25)), means, flat.size, confidence)

@@ -21,6 +21,7 @@ from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.core.streams import Crop, Streams
 from flowpolicy.data.dataset import DataConfig, Dataset
 from flowpolicy.data.dataset_checks import doubtful_start
+from flowpolicy.data.drawn_ahead import DrawnAhead
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
@@ -252,7 +253,7 @@ Crops = Mapping[str, Crop] | None
 def make_sampler(experiment: Experiment, dataset: Dataset, streams: Reading = None, crops: Crops = None) -> BatchSource:
     """The source of batches for the agent, whose ``needs`` is 'windows' or 'transitions'."""
     if experiment.agent.needs == "windows":
-        return window_sampler(experiment, dataset, streams, crops)
+        return _ahead(window_sampler(experiment, dataset, streams, crops), dataset)
     rewards = dataset.steps[keys.REWARD]
     if bool((rewards == rewards[0]).all()):
         warnings.warn(
@@ -262,7 +263,12 @@ def make_sampler(experiment: Experiment, dataset: Dataset, streams: Reading = No
             DataWarning,
             stacklevel=2,
         )
-    return transition_sampler(experiment, dataset, experiment.batch_size, streams, crops)
+    return _ahead(transition_sampler(experiment, dataset, experiment.batch_size, streams, crops), dataset)
+
+
+def _ahead(sampler: WindowSampler, dataset: Dataset) -> BatchSource:
+    """Several batches at once on a CPU, but for pictures, whose block would be large; a GPU captures single draws."""
+    return DrawnAhead(sampler) if sampler.device.type == "cpu" and not dataset.frames else sampler
 
 
 def window_sampler(

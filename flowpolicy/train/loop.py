@@ -99,7 +99,7 @@ class Trainer:
             self.agent.load_state_dict(read_weights(newest))
         else:
             start.hand_over(self.agent)
-        self.source: BatchSource = start.source(self.agent) if beside is None else beside.source
+        self.source: BatchSource = start.source(self.agent) if beside is None else beside.source.beside()
         self.precision = _usable_precision(self.experiment, self.agent)
         # The position of the batch stream is also the sampler's cursor: batches are drawn with replacement.
         self.streams = {

@@ -22,7 +22,6 @@ from flowpolicy.data.normalize import Normalizer
 from flowpolicy.data.replay import MixedReplay
 from flowpolicy.data.windows import require_whole_chunks
 from flowpolicy.envs import find_env
-from flowpolicy.envs.demonstrators import make_demonstrations
 from flowpolicy.policy.policy import Policy
 from flowpolicy.train.experiment import (
     Crops,
@@ -184,6 +183,8 @@ def _data(experiment: Experiment, run: Path) -> DataConfig:
             )
         path = run / "toy.hdf5"
         if not checkpoint.newest(run):  # what an earlier attempt left there may be of another seed
+            from flowpolicy.envs.demonstrators import make_demonstrations
+
             make_demonstrations("toy", path, episodes=50, seed=experiment.seed, quality="expert", workers=1)
     # Absolute, so that the run can be resumed from another working directory.
     return dataclasses.replace(experiment.data, path=str(path.absolute()))

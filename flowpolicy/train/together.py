@@ -17,7 +17,6 @@ from flowpolicy.core.files import held_alone
 from flowpolicy.core.memory import keep_freed_memory
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import Metrics
-from flowpolicy.evaluate.curves import draw_curves
 from flowpolicy.train.compiling import operators
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.loop import Keep, Trainer
@@ -68,6 +67,8 @@ def train_together(
             uncompiled = dataclasses.replace(experiment, compile="off")
             trainers.append(Trainer(uncompiled, place, resume=resume, beside=trainers[0] if trainers else None))
         _train(trainers, stack, progress)
+    from flowpolicy.evaluate.curves import draw_curves
+
     for place in places:
         draw_curves(place / "metrics.csv", place / "curves.png")
     return [Run.load(place) for place in places]

@@ -17,12 +17,10 @@ from flowpolicy.core.memory import keep_freed_memory
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.envs import find_env
-from flowpolicy.evaluate.curves import draw_curves
 from flowpolicy.train.compiling import told
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.kinds import KINDS
 from flowpolicy.train.loop import Report, Trainer
-from flowpolicy.train.post_training_figure import draw_corrected
 from flowpolicy.train.run import Run
 
 
@@ -72,10 +70,14 @@ def _train_alone(experiment: Experiment, folder: Path, progress: bool, resume: b
         trainer = Trainer(experiment, folder, resume=resume, slot=slot)
         with _shown(trainer, folder, progress) as report:
             _trained(trainer, report)
+    from flowpolicy.evaluate.curves import draw_curves  # matplotlib: a second that a run need not begin with
+
     draw_curves(folder / "metrics.csv", folder / "curves.png")
     if (folder / "episodes.csv").exists():
         draw_curves(folder / "episodes.csv", folder / "online.png", "environment step")
     if trainer.experiment.base:
+        from flowpolicy.train.post_training_figure import draw_corrected
+
         draw_corrected(folder / "metrics.csv", folder / "corrected.png")
 
 
