@@ -7,6 +7,7 @@ were recorded from it, and nothing else. Not wall time: other programs on the ma
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,13 +39,15 @@ def bench_rollout(
         rounds: how many.
 
     Returns:
-        Per task: ``microseconds`` of processor time of a control step, and ``of_physics``, the part of it that bare
+        ``load_average`` of the machine at the end (above ``cores``, this ran beside other work), and per task:
+        ``microseconds`` of processor time of a control step, and ``of_physics``, the part of it that bare
         physics takes, each by name: 'physics', 'compiled', 'robosuite' (its own step), 'vector' (the compiled one
         through worker processes, both sides of the pipe). ``compiled_over_robosuite`` is how many times as many steps
         it makes.
 
     """
-    return {"num_envs": num_envs, "tasks": {task: _bench_task(task, num_envs, steps, rounds) for task in tasks}}
+    measured = {task: _bench_task(task, num_envs, steps, rounds) for task in tasks}
+    return {"num_envs": num_envs, "load_average": os.getloadavg()[0], "cores": os.cpu_count(), "tasks": measured}
 
 
 def _bench_task(task: str, num_envs: int, steps: int, rounds: int) -> dict[str, Any]:
@@ -155,7 +158,8 @@ def _seconds_of(pids: Sequence[int]) -> float:
 def rollout_table(result: dict[str, Any]) -> Table:
     """The result of :func:`bench_rollout` for the console."""
     title = "processor time of a control step, and bare physics as a part of it: median and quartiles"
-    table = Table("", "us", "physics / step", title=title, caption="physics alone: MuJoCo under the recorded controls")
+    caption = f"load of {result['load_average']:.1f} on {result['cores']} cores"
+    table = Table("", "us", "physics / step", title=title, caption=caption)
     names = {
         "physics": "physics alone",
         "compiled": "compiled step",
