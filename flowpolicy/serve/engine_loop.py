@@ -30,6 +30,7 @@ class EngineLoop:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flowpolicy-engine")
         self._due: asyncio.Handle | None = None
         self._alarm: asyncio.TimerHandle | None = None
+        self._closing = False
         self.died: asyncio.Future[None] = self._loop.create_future()
         """Holds what a turn died of, which it should not."""
 
@@ -51,6 +52,9 @@ class EngineLoop:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
+        if self._closing:
+            self.dispatcher.close()
+            return
         try:
             chosen = self.dispatcher.choose(self._clock(), self._clients())
             if isinstance(chosen, Batch):
@@ -89,6 +93,7 @@ class EngineLoop:
 
     async def close(self) -> None:
         """Answer what waits with an error, end the batch under way, and stop the engine's thread."""
+        self._closing = True
         self.dispatcher.close()
         await self._loop.run_in_executor(None, self._thread.shutdown)
         await asyncio.sleep(0)  # the answers of the batch that just ended

@@ -1,6 +1,7 @@
 """Faults over loopback: after each the server answers an honest client as before."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import random
@@ -179,17 +180,41 @@ def test_an_engine_that_fails_or_gives_nan_is_an_error_and_not_the_end(inline_ms
 
 
 def test_what_cannot_be_answered_beside_others_is_refused_while_they_are_computed():
-    with serving(costing({1: 1.0})) as running, running.client() as first, running.client() as second:
+    with serving(costing({1: 20.0})) as running, running.client() as first, running.client() as second:
         running.made.model.any_engine.block = threading.Event()
-        asking = threading.Thread(target=first.act, args=(OBS, 20_000))
+        asking = threading.Thread(target=first.act, args=(OBS, 60_000))
         asking.start()
         until(lambda: running.made.model.any_engine.batches[-1:] == [1] and running.made._dispatcher._computing)
         with pytest.raises(ServingError) as refusal:
-            second.act(OBS, 1500)
+            second.act(OBS, 25_000)
         assert refusal.value.code == "overloaded"
         running.made.model.any_engine.block.set()
         asking.join(10)
         assert running.made.metrics.total("chunks") == 1
+
+
+def test_a_server_that_stops_ends_the_batch_under_way_and_tells_the_others():
+    engine = SumEngine()
+    with serving(make_model(engine)) as running, contextlib.ExitStack() as stack:
+        engine.block, engine.batches = threading.Event(), []
+        raws = [stack.enter_context(connect(running.url, compression=None)) for _ in range(3)]
+        for raw in raws:
+            raw.recv(5)
+        ask = pack({**GOOD, "budget_ms": 20_000.0, "obs": OBS})
+        raws[0].send(ask)
+        until(lambda: engine.batches == [1])
+        raws[1].send(ask)
+        until(lambda: running.made._dispatcher.waiting == 1)
+        running.loop.call_soon_threadsafe(running.over.set)
+        assert unpack(raws[1].recv(5), 1 << 20)["code"] == "closing"
+        raws[2].send(ask)
+        assert unpack(raws[2].recv(5), 1 << 20)["code"] == "closing"
+        engine.block.set()
+        assert unpack(raws[0].recv(5), 1 << 20)["type"] == "chunk"
+        for raw in raws:
+            with pytest.raises(ConnectionClosed) as closed:
+                raw.recv(5)
+            assert closed.value.rcvd.code == 1001
 
 
 def test_a_newer_request_of_a_connection_ends_the_older_which_is_told():
