@@ -106,6 +106,8 @@ class SocketConnection(asyncio.BufferedProtocol):
         try:
             taken = self._whole_frames(nbytes)
             if taken == nbytes:
+                if self._out:
+                    self._flush()
                 return
             self._protocol.receive_data(bytes(self._group.buffer[taken:nbytes]))
             for event in self._protocol.events_received():
@@ -113,9 +115,9 @@ class SocketConnection(asyncio.BufferedProtocol):
                     self._frame(event)
                 elif isinstance(event, Request):
                     self._request(event)
+            self._flush()
         finally:
             self._reading = False
-            self._flush()
 
     def eof_received(self) -> None:
         """The other side ended; asyncio closes what is left."""
@@ -150,14 +152,17 @@ class SocketConnection(asyncio.BufferedProtocol):
         """Send a message; nothing happens on a connection that is closing."""
         if self._protocol.state is State.OPEN:
             size = len(message)
-            if size < 126:
-                self._out.append(bytes((_BINARY, size)) + message)
-            elif size < 1 << 16:
-                self._out.append(struct.pack("!BBH", _BINARY, 126, size) + message)
-            else:
+            if size >= 1 << 16:
                 self._protocol.send_binary(message)
-            if not self._reading:
-                self._flush()
+                self._out += self._protocol.data_to_send()
+                if not self._reading:
+                    self._flush()
+                return
+            head = bytes((_BINARY, size)) if size < 126 else struct.pack("!BBH", _BINARY, 126, size)
+            if self._reading:
+                self._out.append(head + message)
+            elif not self._transport.is_closing():  # nothing else waits to be written
+                self._transport.write(head + message)
 
     def ping(self) -> None:
         """Ask whether the other side lives, or end the connection if it was asked before and said nothing."""

@@ -122,8 +122,7 @@ class Refusal:
 
     def of(self, id_: int) -> bytes:
         """For the request with this number."""
-        number: bytes = msgpack.packb(id_)
-        return self._packed + number
+        return self._packed + b"\xcf" + id_.to_bytes(8)  # MessagePack's uint 64
 
 
 def _encode(value: Any) -> Any:
@@ -213,8 +212,9 @@ def asked(message: Mapping[str, Any]) -> Asked:
     if not entries <= _KNOWN or not entries >= _NEEDED:
         raise ServingError("malformed", f"entries {sorted(message)}"[:200], expected="id, budget_ms, obs, seed")
     for name in ("id", "seed"):
-        if not _whole(message[name]) or message[name] > MAX_ID:
-            raise ServingError("malformed", f"{name} is {message[name]!r}"[:100], expected="a whole number to 2**53")
+        value = message[name]
+        if type(value) is not int or not 0 <= value <= MAX_ID:
+            raise ServingError("malformed", f"{name} is {value!r}"[:100], expected="a whole number to 2**53")
     budget, sent = message["budget_ms"], message.get("sent_ms")
     if type(budget) not in _REAL or not 0 < budget <= MAX_BUDGET_MS:
         raise ServingError("malformed", f"budget_ms is {budget!r}"[:100], expected=f"above 0, up to {MAX_BUDGET_MS:g}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import http
 import json
@@ -177,7 +178,7 @@ class PolicyServer:
         connection.robot = robot
         self._robots.add(robot)
         connection.send(pack(self.hello()))
-        return lambda data: self._receive(robot, data)
+        return functools.partial(self._receive, robot)
 
     def _lost(self, connection: SocketConnection) -> None:
         robot = connection.robot
@@ -188,15 +189,15 @@ class PolicyServer:
         self.metrics.count("disconnected", "reason=stalled")
 
     def _receive(self, robot: _Robot, data: bytes | str) -> None:
-        number = None
+        message: dict[str, Any] = {}
         try:
             message = unpack(data, self.config.limit)
-            if type(message.get("id")) is int and 0 <= message["id"] < 2**63:
-                number = message["id"]
             request = asked(message)
         except ServingError as error:
             self.metrics.count("refused", f"code={error.code}")
-            robot.fault(pack(error_message(number, error)))
+            number = message.get("id")
+            known = number if type(number) is int and 0 <= number < 2**63 else None
+            robot.fault(pack(error_message(known, error)))
             return
         self._dispatcher.submit(request, robot, self._arrival(robot, request.sent_ms))
         self._engine.wake()
