@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-_WAITED_S = 1e-4
-"""A look at the sockets that lasted longer waited for something to arrive."""
 _WINDOW_S = 10.0
 """Clocks of two machines drift apart by a tenth of a millisecond in so long."""
 _ELSEWHERE_S = 60.0
@@ -19,7 +17,7 @@ _ELSEWHERE_S = 60.0
 class PollClock(selectors.DefaultSelector):
     """The selector of the server's event loop, which remembers when it looked at the sockets.
 
-    What a look finds came after the look before it, unless the loop waited: then it has just come.
+    What a look finds at once came after the look before it; what it waited for has just come.
 
     Args:
         clock: monotonic seconds.
@@ -39,10 +37,12 @@ class PollClock(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> Any:
         """Look, and remember when."""
-        entered = self._clock()
-        found = super().select(timeout)
-        before, self.looked = self.looked, self._clock()
-        self.since = self.looked if self.looked - entered > _WAITED_S else before
+        found, before = super().select(0), self.looked
+        waits = not found and timeout != 0
+        if waits:
+            found = super().select(timeout)
+        self.looked = self._clock()
+        self.since = self.looked if waits else before
         return found
 
 
