@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flowpolicy.bench.lerobot import PROGRAM, lerobot_settings
-from flowpolicy.bench.products import Product, products, weight_bytes
+from flowpolicy.bench.products import Convolution, Product, convolutions, products, weight_bytes
 from flowpolicy.core.errors import ConfigError, FlowPolicyError
 from flowpolicy.core.files import require_program
 from flowpolicy.policy.engines import ENGINES, FORMATS
@@ -23,6 +23,8 @@ from flowpolicy.policy.exporting import export
 from flowpolicy.policy.policy import Policy
 
 FLOORS, READ = ("products, NumPy", "products, torch"), "one read of the weights"
+ENCODER = "convolutions, torch"
+"""The part of both floors that a policy sees pictures by; the rest of them is the trunk's."""
 PEER_STEPS = (10, 100)
 
 
@@ -40,7 +42,8 @@ def bench_latency(
     """Time decisions of a run's policy with every engine, in alternated rounds with the floor.
 
     Each entry lives in a process of its own. A decision goes from observation arrays and noise to the chunk in
-    environment units. The floor is the faster of NumPy's and torch's bare products of the same shapes and threads. The
+    environment units. The floor is the faster of NumPy's and torch's bare products of the same shapes and threads; of a
+    policy that sees, torch's convolutions are added to both, and stand in an entry of their own. The
     peer is LeRobot's diffusion policy for the same observations and chunk.
 
     Args:
@@ -64,6 +67,7 @@ def bench_latency(
     policy, left_out, rows = Policy.load(run), dict[str, str](), list[dict[str, Any]]()
     nfe = policy.contract.nfe if nfe is None else nfe
     found = {batch: products(policy, nfe, batch) for batch in batches}
+    seen = {batch: convolutions(policy, nfe, batch) for batch in batches}
     for count in threads:
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
             workers: dict[str, _Worker] = {}
@@ -75,7 +79,7 @@ def bench_latency(
                     left_out[name] = error.what
             if not workers:
                 raise ConfigError(f"no engine can run {run}", expected=f"another one; left out: {left_out}")
-            for name, settings, python in _others(policy, found, peer_python):
+            for name, settings, python in _others(policy, found, seen, peer_python):
                 workers[name] = stack.enter_context(_worker({**settings, "threads": count}, python))
             for batch in batches:
                 rows += _measure(workers, batch, count, calls, rounds)
@@ -97,11 +101,11 @@ def _best(rows: list[dict[str, Any]], batch: int, threads: int) -> dict[str, Any
 
 
 def _others(
-    policy: Policy, found: dict[int, list[Product]], peer_python: str
+    policy: Policy, found: dict[int, list[Product]], seen: dict[int, list[Convolution]], peer_python: str
 ) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Name, settings and Python of the entries that are no engines: the floor, and the peer where there is one."""
-    for name in (*FLOORS, READ):
-        yield name, {"kind": "floor", "entry": name, "products": found}, ""
+    for name in (*FLOORS, READ, *([ENCODER] if any(seen.values()) else [])):
+        yield name, {"kind": "floor", "entry": name, "products": found, "convolutions": seen}, ""
     for steps in PEER_STEPS if peer_python else ():
         settings = lerobot_settings(policy.contract, list(found), steps)
         yield f"LeRobot diffusion, {steps} steps", settings, peer_python

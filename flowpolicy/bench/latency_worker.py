@@ -82,7 +82,7 @@ def floor_calls(settings: dict[str, Any]) -> dict[int, Callable[[], object]]:
     """Bare products, or one read of the weights, by batch size."""
     import torch
 
-    from flowpolicy.bench.products import numpy_products, one_read, torch_products, weight_bytes
+    from flowpolicy.bench.products import numpy_products, one_read, torch_convolutions, torch_products, weight_bytes
     from flowpolicy.policy.engines.blas import set_blas_threads
 
     torch.set_num_threads(settings["threads"])
@@ -92,7 +92,26 @@ def floor_calls(settings: dict[str, Any]) -> dict[int, Callable[[], object]]:
         "products, torch": torch_products,
         "one read of the weights": lambda found: one_read(weight_bytes(found)),
     }
-    return {int(batch): make[settings["entry"]](found) for batch, found in settings["products"].items()}
+    calls = {}
+    for batch, found in settings["products"].items():
+        seen = torch_convolutions(settings.get("convolutions", {}).get(batch, []))
+        if settings["entry"] == "convolutions, torch":
+            calls[int(batch)] = seen
+        else:
+            calls[int(batch)] = _both(make[settings["entry"]](found), seen, settings["entry"])
+    return calls
+
+
+def _both(products: Callable[[], object], convolutions: Callable[[], object], entry: str) -> Callable[[], object]:
+    """The products, and before them the convolutions that a decision needs as well."""
+    if not entry.startswith("products"):
+        return products
+
+    def run() -> None:
+        convolutions()
+        products()
+
+    return run
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The floor of a decision: its bare matrix products, and one read of its weights."""
+"""The floor of a decision: its bare matrix products and convolutions, and one read of its weights."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flowpolicy.policy.engines.engine import drawn
 from flowpolicy.policy.policy import Policy
 
 Product = tuple[int, list[int], list[int]]
 """Number of the second factor (the same weights have the same), and the shapes of both factors."""
+
+Convolution = tuple[list[int], list[int], list[int], list[int], list[int], int]
+"""Shapes of pictures (n, c, h, w) and weights; stride, padding, dilation and groups."""
 
 
 def products(policy: Policy, nfe: int, batch: int) -> list[Product]:
@@ -21,14 +25,23 @@ def products(policy: Policy, nfe: int, batch: int) -> list[Product]:
 
     ``W x`` of a linear layer appears as ``x (rows, i) @ W.T (i, o)``.
     """
+    return _recorded(policy, nfe, batch).products
+
+
+def convolutions(policy: Policy, nfe: int, batch: int) -> list[Convolution]:
+    """Every convolution of one decision, in order; none where nothing is seen but states."""
+    return _recorded(policy, nfe, batch).convolutions
+
+
+def _recorded(policy: Policy, nfe: int, batch: int) -> _Recorder:
     contract = policy.contract
-    obs = {key: torch.zeros(batch, contract.history, *spec.shape) for key, spec in contract.spec.observation.items()}
+    obs = {key: torch.from_numpy(x) for key, x in drawn(contract, batch, np.random.default_rng(0)).items()}
     noise = torch.zeros(batch * policy.shapes.candidates, contract.chunk, contract.spec.action.size)
     recorder = _Recorder()
     streams = policy.streams(obs)
     with torch.no_grad(), recorder:
         policy.decide(streams, noise, nfe)
-    return recorder.products
+    return recorder
 
 
 def weight_bytes(found: list[Product]) -> int:
@@ -45,11 +58,12 @@ def aligned(shape: tuple[int, ...]) -> np.ndarray:
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down the factors of matrix products. The first of ``addmm`` and ``baddbmm`` is a bias."""
+    """Writes down the factors of matrix products and convolutions. The first of ``addmm`` and ``baddbmm`` is a bias."""
 
     def __init__(self) -> None:
         super().__init__()
         self.products: list[Product] = []
+        self.convolutions: list[Convolution] = []
         self._numbers: dict[tuple[int, tuple[int, ...]], int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -61,6 +75,10 @@ class _Recorder(TorchDispatchMode):
             number = self._numbers.setdefault(key, len(self._numbers))
             rows = first.reshape(-1, first.shape[-1]) if second.dim() == 2 else first
             self.products.append((number, list(rows.shape), list(second.shape)))
+        elif name == "convolution":
+            pictures, weight, _, stride, padding, dilation, _, _, groups = args
+            shapes = list(pictures.shape), list(weight.shape)
+            self.convolutions.append((*shapes, list(stride), list(padding), list(dilation), int(groups)))
         return func(*args, **(kwargs or {}))
 
 
@@ -99,6 +117,22 @@ def torch_products(found: list[Product]) -> Callable[[], None]:
     def run() -> None:
         for function, a, b, out in calls:
             function(a, b, out=out)
+
+    return run
+
+
+def torch_convolutions(found: list[Convolution]) -> Callable[[], None]:
+    """The convolutions by torch, with channels last, as the encoder has them."""
+    calls = []
+    for pictures, weights, *settings in found:
+        x, weight = (torch.from_numpy(_drawn(shape)) for shape in (pictures, weights))
+        x, weight = (each.to(memory_format=torch.channels_last) for each in (x, weight))
+        calls.append((x, weight, None, *settings))
+
+    @torch.inference_mode()
+    def run() -> None:
+        for call in calls:
+            torch.conv2d(*call)
 
     return run
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flowpolicy.agents.cloning.regression import Regression
+from flowpolicy.bench.products import convolutions, products, torch_convolutions
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.normalize import Normalizer
@@ -114,3 +115,12 @@ def test_a_policy_of_pictures_alone_has_a_graph():
         return graph(*map(torch.from_numpy, (noise, *(obs[key] for key in CAMERAS)))).detach().numpy()
 
     assert worst(policy, act) < 2e-5
+
+
+def test_the_floor_of_a_policy_that_sees_holds_its_convolutions():
+    policy = seeing()
+    found = convolutions(policy, 1, 2)
+    layers = [module for module in policy.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert sorted(each[1] for each in found) == sorted(list(layer.weight.shape) for layer in layers)
+    assert all(each[0][0] == 2 for each in found) and products(policy, 1, 2)
+    torch_convolutions(found)()
