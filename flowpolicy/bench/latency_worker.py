@@ -92,7 +92,7 @@ def floor_calls(settings: dict[str, Any]) -> dict[int, Callable[[], object]]:
         "products, torch": torch_products,
         "one read of the weights": lambda found: one_read(weight_bytes(found)),
     }
-    calls = {}
+    calls: dict[int, Callable[[], object]] = {}
     for batch, found in settings["products"].items():
         seen = torch_convolutions(settings.get("convolutions", {}).get(batch, []))
         if settings["entry"] == "convolutions, torch":

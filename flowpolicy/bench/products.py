@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -123,16 +124,16 @@ def torch_products(found: list[Product]) -> Callable[[], None]:
 
 def torch_convolutions(found: list[Convolution]) -> Callable[[], None]:
     """The convolutions by torch, with channels last, as the encoder has them."""
-    calls = []
-    for pictures, weights, *settings in found:
+    calls: list[Callable[[], Tensor]] = []
+    for pictures, weights, stride, padding, dilation, groups in found:
         x, weight = (torch.from_numpy(_drawn(shape)) for shape in (pictures, weights))
         x, weight = (each.to(memory_format=torch.channels_last) for each in (x, weight))
-        calls.append((x, weight, None, *settings))
+        calls.append(functools.partial(torch.conv2d, x, weight, None, stride, padding, dilation, groups))
 
     @torch.inference_mode()
     def run() -> None:
         for call in calls:
-            torch.conv2d(*call)
+            call()
 
     return run
 

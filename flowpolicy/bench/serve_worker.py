@@ -78,8 +78,13 @@ class LoadRobot:
 
     def _pack(self, hello: dict[str, Any], number: int) -> None:
         random, contract = np.random.default_rng(number), hello["contract"]
-        shapes = {key: (contract["history"], *of["shape"]) for key, of in contract["spec"]["observation"].items()}
-        obs = {key: random.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+        obs = {}
+        for key, of in contract["spec"]["observation"].items():
+            shape = (contract["history"], *of["shape"])
+            seen = of.get("kind") == "image"
+            obs[key] = (
+                random.integers(0, 256, shape, np.uint8) if seen else random.normal(size=shape).astype(np.float32)
+            )
         message = {"type": "act", "id": _FIRST, "budget_ms": 1e3 * self.budget_s, "obs": obs, "seed": number}
         stamped = "sent_ms" in hello.get("optional", ())
         self._message = bytearray(pack({**message, "sent_ms": _SENT} if stamped else message))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,7 +134,7 @@ class PolicyClient:
 
     def act(
         self,
-        obs: Mapping[str, np.ndarray],
+        obs: Mapping[str, np.ndarray | Sequence[bytes]],
         budget_ms: float,
         *,
         prefix: np.ndarray | None = None,
@@ -143,7 +143,8 @@ class PolicyClient:
         """Ask for a chunk.
 
         Args:
-            obs: name -> (o, *shape), environment units, oldest first; exactly the keys of the contract.
+            obs: name -> (o, *shape), environment units, oldest first; exactly the keys of the contract. Pictures are
+                uint8 as the camera gives them, or a list of o JPEG files (bytes), of the size that the contract says.
             budget_ms: time within which the chunk is of use.
             prefix: (n, a) actions that the robot executes meanwhile, n at most :attr:`prefix`; the chunk begins
                 with them.
@@ -160,7 +161,7 @@ class PolicyClient:
         """
         number, start = self._next, self.clock()
         self._next += 1
-        message = {"type": "act", "id": number, "budget_ms": budget_ms, "obs": dict(obs), "seed": self.seed}
+        message = {"type": "act", "id": number, "budget_ms": budget_ms, "obs": _sent(obs), "seed": self.seed}
         message |= {name: value for name, value in (("prefix", prefix), ("noise", noise)) if value is not None}
         if "sent_ms" in self.hello.get("optional", ()):  # the server then knows how long the request waited to be read
             message["sent_ms"] = 1e3 * start
@@ -228,3 +229,8 @@ def _rejected(status: int, url: str) -> ServingError:
     if status == 503:
         return ServingError("crowded", f"{url} has no room for another client", fix="raise --max-clients")
     return ServingError("lost", f"{url} answers with HTTP status {status}", expected="a policy server")
+
+
+def _sent(obs: Mapping[str, np.ndarray | Sequence[bytes]]) -> dict[str, Any]:
+    """Observations as they are packed: arrays, and lists of JPEG under that name."""
+    return {key: {"jpeg": list(value)} if isinstance(value, list | tuple) else value for key, value in obs.items()}

@@ -85,7 +85,9 @@ class Model:
         if not engines or len(by_nfe) != len(engines):
             raise ConfigError(f"engines for {[e.nfe for e in engines]} evaluations", expected="one for each number")
         untimed = cls(by_nfe, checkpoint, LatencyTable({(nfe, rows): 1.0 for nfe in by_nfe for rows in batches}))
-        obs = {key: np.zeros(shape, np.float32) for key, shape in untimed.form.obs.items()}
+        form = untimed.form
+        types = {key: np.uint8 if key in form.pictures else np.float32 for key in form.obs}
+        obs: dict[str, np.ndarray] = {key: np.zeros(shape, types[key]) for key, shape in form.obs.items()}
         zeros = [ActRequest(number, 1.0, obs, seed=0) for number in range(max(batches))]
         # With the drawing of noise and the stacking of rows: what a batch costs is all that the server does for it.
         calls = {nfe: functools.partial(_act, untimed, nfe, zeros) for nfe in by_nfe}
@@ -102,7 +104,8 @@ class Model:
         engine = self.any_engine
         contract = engine.contract
         noise = (engine.candidates, contract.chunk, contract.spec.action.size)
-        return InputForm(contract.histories, noise, prefix_of(engine))
+        pictures = frozenset(key for key, each in contract.spec.observation.items() if each.kind == "image")
+        return InputForm(contract.histories, noise, prefix_of(engine), pictures)
 
     def act(self, nfe: int, requests: Sequence[ActRequest]) -> np.ndarray:
         """Chunks (b, h, a) of several requests; each draws its noise from its own seed and number.

@@ -166,6 +166,8 @@ class InputForm:
     """(candidates, chunk, action)."""
     prefix: int = 0
     """Most committed actions."""
+    pictures: frozenset[str] = frozenset()
+    """Keys whose arrays are pictures, of uint8."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +261,11 @@ def _observation(value: Any, form: InputForm) -> dict[str, np.ndarray]:
         raise ServingError("shape", f"observation keys {keys}"[:200], expected=f"exactly {sorted(form.obs)}")
     obs = {}
     for name, shape in form.obs.items():
+        if name in form.pictures:
+            from flowpolicy.serve.picture_codec import pictures_from
+
+            obs[name] = pictures_from(value[name], shape, name)
+            continue
         array = _plain(value[name], shape)
         if array is None:
             array = array_from(value[name], f"observation {name}")
