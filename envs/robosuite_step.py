@@ -74,7 +74,8 @@ class CompiledStep:
         self._library = _library()
         self._step = self._library.flowpolicy_robosuite_step
         self._rotation = transform_utils.quat2mat
-        self._env, robot, sim = sim_env, sim_env.robots[0], sim_env.sim
+        self._env, robot = sim_env, sim_env.robots[0]
+        self._sim = sim = sim_env.sim
         self._arm, self._grip = robot.part_controllers["right"], robot.part_controllers["right_gripper"]
         self._gripper = robot.gripper["right"]
         numbers = self._numbers = _Arm(
@@ -113,10 +114,14 @@ class CompiledStep:
         """Apply one action (7,) float64 for a control step; returns the reward and whether the task's criterion holds.
 
         Raises:
-            SimulatorError: MuJoCo failed.
+            SimulatorError: MuJoCo failed, or robosuite has replaced the simulation since this was made.
 
         """
         env, arm = self._env, self._arm
+        if env.sim is not self._sim:
+            raise SimulatorError(
+                "robosuite made a new simulation", fix="start episodes by reset and load of the adapter"
+            )
         env.timestep += 1
         self._rest[:], self._command[:] = arm.initial_joint, self._gripper.current_action
         left = self._substeps

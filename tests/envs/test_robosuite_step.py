@@ -210,6 +210,14 @@ def test_a_hand_that_cannot_move_in_some_direction_is_left_to_robosuite(pairs, m
     np.testing.assert_allclose(compiled.state(), reference.state(), rtol=0, atol=1e-6)
 
 
+def test_a_simulation_that_robosuite_replaced_is_not_stepped(pairs, monkeypatch):
+    reference, compiled = pairs("Lift")
+    compiled.reset(0)
+    monkeypatch.setattr(compiled.sim_env, "sim", reference.sim_env.sim)
+    with pytest.raises(SimulatorError, match="robosuite made a new simulation"):
+        compiled.step(np.zeros(7))
+
+
 @pytest.mark.parametrize(
     ("arm", "says"),
     [
