@@ -4,6 +4,7 @@
 # make quick: the same, but only a test or two of every room.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON312 ?= python3.12
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
@@ -14,7 +15,7 @@ DOWNLOADED = $(if $(wildcard $(VENV)/wheels),--find-links $(VENV)/wheels)
 # robosuite asks for opencv-python, which does not import where libGL is missing; the same release without windows does.
 HEADLESS = $(INSTALL) --force-reinstall --no-deps opencv-python-headless
 
-.PHONY: demo compare test quick gpu twin lint types imports wheel clean
+.PHONY: demo compare test quick gpu second twin lint types imports wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flowpolicy demo --out runs/demo
@@ -56,6 +57,20 @@ gpu: DEVICE ?= cuda
 gpu: $(VENV)/.dev
 	$(BIN)/flowpolicy bench device --device $(DEVICE) $(SMALL) --seconds 450 --json docs/records/gpu-$(DEVICE).json --overwrite
 
+# Python 3.12, torch 2.11 with CUDA and NumPy 2.5, as an image with a GPU has them: the core tests, and every agent on a
+# simulated GPU. Five gigabytes, which CI does without.
+SECOND := tests/core tests/nets tests/train/test_loop.py tests/train/test_together.py tests/policy/test_policy.py \
+  tests/agents/test_every.py tests/agents/test_simulated_gpu.py tests/data/test_windows.py tests/data/test_transitions.py
+
+second: .venv-gpu/.done
+	PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 .venv-gpu/bin/pytest -q -p no:cacheprovider -m 'not sim' $(SECOND)
+
+.venv-gpu/.done: constraints-gpu.txt pyproject.toml
+	$(PYTHON312) -m venv .venv-gpu
+	.venv-gpu/bin/pip install -q --no-compile -c $< torch numpy
+	.venv-gpu/bin/pip install -q --no-compile -c $< -e '.[serve,onnx]' pytest pytest-timeout hypothesis beartype ruckig
+	touch $@
+
 # The robot's twin lives apart: it pins numpy 1.26 and mujoco below 3.3.
 twin: .venv-twin/.done
 
@@ -85,6 +100,6 @@ wheel: build/lint
 	.ci/wheel $(PYTHON) build/wheel constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .venv-gpu build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 FORCE:

@@ -25,7 +25,7 @@ make what they need."""
 
 
 @runtime_checkable
-class Recorder(Protocol):
+class UpdateRecorder(Protocol):
     """Runs updates, and captures them."""
 
     def run(self, update: Callable[[], list[Metrics]]) -> list[Metrics]:
@@ -56,7 +56,7 @@ class CapturedUpdate:
         source: Any,
         update: Callable[[], list[Metrics]],
         generators: Sequence[torch.Generator],
-        recorder: Recorder | None = None,
+        recorder: UpdateRecorder | None = None,
     ) -> None:
         for agent in agents:
             if reason := obstacle(agent, source):
