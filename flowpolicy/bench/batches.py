@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +20,16 @@ from flowpolicy.core.columns import Columns
 from flowpolicy.core.devices import settle
 from flowpolicy.core.protocols import Agent, BatchSource
 from flowpolicy.core.seed import torch_generator
-from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
+from flowpolicy.core.spec import ActionSpec, Contract, ImageSpec, ObservationSpec, Spec
+from flowpolicy.core.streams import Layout
 from flowpolicy.data.dataset import Dataset
+from flowpolicy.data.frames import RawFrames
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.envs import find_env
 from flowpolicy.train.experiment import Experiment, make_sampler
 
 _LENGTH = 250
+_PICTURE = (84, 84, 3)
 
 
 def bench_data(
@@ -89,8 +94,12 @@ def data_table(result: dict[str, Any]) -> Table:
 def _assembled(experiment: Experiment, rows: int) -> tuple[BatchSource, Agent]:
     """Sampler and agent as a training puts them together."""
     config, spec = experiment.agent, find_env(experiment.env).spec()
+    if cameras := experiment.data.cameras:
+        states = {key: spec.observation[key] for key in experiment.data.obs_keys or spec.observation}
+        images = {f"{camera}_image": ImageSpec(_PICTURE, camera=camera) for camera in cameras}
+        spec = dataclasses.replace(spec, observation=states | images)
     contract = Contract(spec, config.history, config.chunk, config.execute, config.nfe)
-    sizes = {name: math.prod(each.shape) for name, each in spec.observation.items()}
+    sizes = Layout(spec.observation).widths
     agent = config.build(
         contract,
         Normalizer(sizes, spec.action.size),
@@ -100,7 +109,7 @@ def _assembled(experiment: Experiment, rows: int) -> tuple[BatchSource, Agent]:
         device=experiment.device,
     )
     data = random_dataset(spec.observation, spec.action.size, rows)
-    return make_sampler(experiment, data, getattr(agent, "streams", None)), agent
+    return make_sampler(experiment, data, getattr(agent, "streams", None), getattr(agent, "crops", None)), agent
 
 
 def _round(source: BatchSource, agent: Agent, calls: int, device: str) -> tuple[float, float]:
@@ -127,7 +136,7 @@ def _figures(seconds: np.ndarray) -> dict[str, dict[str, float]]:
 
 
 def random_dataset(observation: Mapping[str, ObservationSpec], action: int, rows: int) -> Dataset:
-    """Episodes of 250 steps filled with noise.
+    """Episodes of 250 steps filled with noise, pictures black: a file with holes, which takes no room on the disk.
 
     Args:
         observation: names and shapes.
@@ -136,7 +145,8 @@ def random_dataset(observation: Mapping[str, ObservationSpec], action: int, rows
 
     """
     generator = torch_generator(0, "bench", "data")
-    obs = {name: torch.randn(rows, *each.shape, generator=generator) for name, each in observation.items()}
+    states = {name: each for name, each in observation.items() if each.kind == "state"}
+    obs = {name: torch.randn(rows, *each.shape, generator=generator) for name, each in states.items()}
     lengths = torch.full((-(-rows // _LENGTH),), _LENGTH)
     lengths[-1] = rows - _LENGTH * (len(lengths) - 1)
     steps = {
@@ -154,7 +164,14 @@ def random_dataset(observation: Mapping[str, ObservationSpec], action: int, rows
         path=Path("random"),
         sha256="",
         filter_key="",
+        frames={name: _black(rows, each) for name, each in observation.items() if isinstance(each, ImageSpec)},
     )
+
+
+def _black(rows: int, image: ImageSpec) -> RawFrames:
+    with tempfile.NamedTemporaryFile() as file:  # open frames need its name no more
+        file.truncate(rows * math.prod(image.shape))
+        return RawFrames(Path(file.name), (rows, *image.shape))
 
 
 def _now(device: str) -> float:

@@ -4,6 +4,12 @@ from flowpolicy.bench.batches import bench_data, data_table
 from flowpolicy.configs.presets import PRESETS
 
 
+def test_batches_with_pictures_are_drawn_from_files_with_holes():
+    experiment = PRESETS["regression-lift-image"][1].with_(batch_size=2, compile="off")
+    entry = bench_data({"sees": experiment}, rows=600, rounds=1, calls=1)["entries"]["sees"]
+    assert entry["sample_ms"]["median"] > 0
+
+
 def test_windows_and_transitions_are_drawn_for_the_updates_that_they_feed():
     names = ("debug", "fql-toy")
     experiments = {name: PRESETS[name][1].with_(batch_size=8, compile="off") for name in names}
