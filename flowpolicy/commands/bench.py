@@ -313,8 +313,8 @@ def serve(
             order = {**load, "engine": engine, "threads": threads, "batches": batch_sizes(max_batch)}
             servers = {name: in_processor_time(run, where, **order) for name, where in versions.items()}
         else:
-            most = {"engine": engine, "threads": threads, "device": device}
-            most |= {"max-clients": max(robots), "max-batch": max_batch}
+            most = {"engine": engine, "threads": threads, "max-clients": max(robots), "max-batch": max_batch}
+            most |= {} if device == "cpu" else {"device": device}  # an earlier version may know of none
             flags = [word for name, value in most.items() for word in (f"--{name}", str(value))]
             servers = {
                 name: in_wall_time(stack.enter_context(served(run, flags, where)), **load)
