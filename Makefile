@@ -15,13 +15,17 @@ DOWNLOADED = $(if $(wildcard $(VENV)/wheels),--find-links $(VENV)/wheels)
 # robosuite asks for opencv-python, which does not import where libGL is missing; the same release without windows does.
 HEADLESS = $(INSTALL) --force-reinstall --no-deps opencv-python-headless
 
-.PHONY: demo compare test quick gpu second twin lint types imports wheel clean
+.PHONY: demo demo-image compare test quick gpu second twin lint types imports wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flowpolicy demo --out runs/demo
 
 compare: $(VENV)/.demo
 	$(BIN)/flowpolicy demo --compare --out runs/compare
+
+# make demo-image: the same from pictures, for one policy, with films of what it saw.
+demo-image: $(VENV)/.demo
+	$(BIN)/flowpolicy demo-image --out runs/demo-image
 
 test: $(VENV)/.dev
 	PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal --durations=25

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "suite": ("suite", "run | table: several arms on several tasks under one budget, with IQM and intervals"),
     "export": ("export", "write a run's policy for ONNX Runtime, AOTInductor or NumPy"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),
+    "demo-image": ("demo_image", "demonstrations with pictures to films of what the policy saw: 'make demo-image'"),
     "robot": ("robot", "check | home | run | record | replay | stop: an arm, or a stand-in"),
     "lab": ("lab", "compare points on the axes of the flow laboratory on a toy"),
     "fit": ("fit", "fit a solver of few evaluations to a trained policy"),

@@ -107,6 +107,7 @@ ROWS = (
     Row("export", "RUN", "export PATH --to numpy --out @new"),
     out("export", "--out", f"export {RUN} --to numpy --out PATH", skip=("missing",)),
     out("demo", "--out", "demo --demonstrations 1 --episodes 1 --out PATH", skip=NEW),
+    out("demo-image", "--out", "demo-image --demonstrations 1 --episodes 1 --out PATH", skip=NEW),
     Row("robot check", "RUN", "robot check PATH --no-connect"),
     Row("robot check", "--token-file", "robot check ws://127.0.0.1:1 --no-connect --token-file PATH"),
     Row("robot run", "RUN", "robot run PATH"),
