@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.configs.suites import SUITES, Suite
-from flowpolicy.core.devices import Precision
 from flowpolicy.core.errors import ConfigError, TrainingError, nearest
 from flowpolicy.core.files import held_alone
 from flowpolicy.core.ranges import Seed, Threads
@@ -45,7 +44,7 @@ def run_suite(
     jobs: Threads = 1,
     batch_seeds: bool = False,
     device: str = "cpu",
-    precision: Precision = "fp32",
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32",
 ) -> None:
     """Train and evaluate what has no record yet; a stopped suite goes on where it was, runs included.
 

@@ -29,7 +29,7 @@ def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program
 
     """
     if (flow := policy.config.sampler.flow) and (reason := flow.sampling.guidance.waits):
-        raise ConfigError(f"no CUDA graph can hold this policy: {reason}", fix="--engine eager")
+        raise ConfigError(f"no CUDA graph can hold this policy: {reason}", fix="the engine 'eager'")
     graph, sizes = ActGraph(policy, nfe).to(device), policy.shapes.buffers(batch)
     host = packed([torch.from_numpy(value) for value in sizes.inputs], pinned=True)
     there = host.memory.to(device)
@@ -54,7 +54,7 @@ def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program
                 decide()
     except RuntimeError as error:
         raise ConfigError(
-            f"no CUDA graph can hold this policy: {str(error).splitlines()[0]}", fix="--engine eager"
+            f"no CUDA graph can hold this policy: {str(error).splitlines()[0]}", fix="the engine 'eager'"
         ) from error
 
     def run() -> None:
