@@ -1,4 +1,4 @@
-"""``flowpolicy bench update|latency|data|rollout|serve|device|seams``."""
+"""``flowpolicy bench update|latency|data|rollout|serve|device|startup|seams``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def run(argv: Sequence[str]) -> int:
         "serve": ("answers in time of a policy server, from a few robots to several times what it bears", serve),
         "rollout": ("environment steps per second over those of the bare simulator", rollout),
         "device": ("everything about one device, best a GPU, within a budget of seconds", device),
+        "startup": ("processor time from nothing to the end of a command, over importing torch", startup),
         "seams": ("what reaches a robot arm where chunks disagree, per chunk mode", seams),
     }
     name, rest = pick(argv, table, "bench", "measurement")
@@ -255,6 +256,21 @@ def rollout(
     from flowpolicy.bench.env_steps import bench_rollout, rollout_table
 
     _show(bench_rollout(tasks=tasks, num_envs=slots, rounds=rounds), rollout_table, json)
+
+
+def startup(rounds: Count = 5, json: Path | None = None, overwrite: bool = False) -> None:
+    """Processor time of --help, of a training of two updates and of a simulator's worker, over importing torch.
+
+    Args:
+        rounds: alternated rounds.
+        json: where to write the figures.
+        overwrite: replace an existing file at --json.
+
+    """
+    _require_free(json, overwrite)
+    from flowpolicy.bench.startup import bench_startup, startup_table
+
+    _show(bench_startup(rounds=rounds), startup_table, json)
 
 
 def serve(

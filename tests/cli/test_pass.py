@@ -134,6 +134,7 @@ ROWS = (
     Row("bench serve", "RUN", "bench serve PATH --seconds 1"),
     out("bench serve", "--json", f"bench serve {RUN} --json PATH", **JSON),
     out("bench rollout", "--json", "bench rollout --json PATH", **JSON),
+    out("bench startup", "--json", "bench startup --json PATH", **JSON),
     out("bench seams", "--json", "bench seams --json PATH", **JSON),
 )
 NO_PATHS = {

@@ -51,7 +51,7 @@ def test_what_is_out_of_range_is_named_by_its_flag(config, named):
 
 
 COMMANDS = {
-    "bench": ("update", "latency", "data", "rollout", "serve", "seams"),
+    "bench": ("update", "latency", "data", "rollout", "serve", "startup", "seams"),
     "data": ("make", "rollouts"),
     "groups": ("picture",),
     "robot": ("deploy", "record", "recover", "rearm"),
