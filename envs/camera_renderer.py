@@ -2,7 +2,7 @@
 
 What costs is not pixels. MuJoCo draws the whole scene again for every reflective material, a multisampled buffer
 doubles the rest, and of robosuite's hundreds of thousands of triangles most are outside the picture: without the first
-two and with only what the camera can see, a frame of 84 x 84 takes about an eighth of the time. Leaving out what cannot
+two and with only what the camera can see, a frame of 84 x 84 takes about a seventh of the time. Leaving out what cannot
 be seen changes no pixel; the other two do, so that a policy's contract says how its pictures were drawn.
 """
 

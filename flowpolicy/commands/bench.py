@@ -28,6 +28,7 @@ def run(argv: Sequence[str]) -> int:
         "data": ("share of an update spent on sampling its batch", data),
         "serve": ("answers in time of a policy server, from a few robots to several times what it bears", serve),
         "rollout": ("environment steps per second over those of the bare simulator", rollout),
+        "render": ("processor time of a picture of robosuite's Lift by how it is drawn", render),
         "device": ("everything about one device, best a GPU, within a budget of seconds", device),
         "startup": ("processor time from nothing to the end of a command, over importing torch", startup),
         "seams": ("what reaches a robot arm where chunks disagree, per chunk mode", seams),
@@ -271,6 +272,22 @@ def startup(rounds: Count = 5, json: Path | None = None, overwrite: bool = False
     from flowpolicy.bench.startup import bench_startup, startup_table
 
     _show(bench_startup(rounds=rounds), startup_table, json)
+
+
+def render(size: Width = 84, states: Few = 8, json: Path | None = None, overwrite: bool = False) -> None:
+    """Processor time of a picture of robosuite's Lift: as robosuite draws it, and without what costs the most.
+
+    Args:
+        size: pixels a side.
+        states: initial states that every setting draws, in turn.
+        json: where to write the figures.
+        overwrite: replace an existing file at --json.
+
+    """
+    _require_free(json, overwrite)
+    from flowpolicy.bench.render_frames import bench_render, render_table
+
+    _show(bench_render(size=size, states=states), render_table, json)
 
 
 def serve(

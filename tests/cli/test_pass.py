@@ -130,6 +130,7 @@ ROWS = (
     Row("bench latency", "--peer-python", f"bench latency {RUN} --engines eager --calls 1 --peer-python PATH"),
     out("bench latency", "--json", f"bench latency {RUN} --json PATH", **JSON),
     out("bench latency", "--picture", f"bench latency {RUN} --picture PATH", **JSON),
+    out("bench render", "--json", "bench render --json PATH", **JSON),
     out("bench data", "--json", "bench data --json PATH", **JSON),
     Row("bench serve", "RUN", "bench serve PATH --seconds 1"),
     out("bench serve", "--json", f"bench serve {RUN} --json PATH", **JSON),
