@@ -26,8 +26,8 @@ def decided(experiment: Kind) -> Kind:
 
     On a CPU, compiling pays from ``compile_from`` planned updates of the agent on: the processor seconds of a cold
     compilation over those that an update saves, as ``flowpolicy bench update PRESET`` measures them. One number for an
-    agent, in the middle of what networks of 512 and of 256 gave (DM1 4,900 and some 10,000; FQL 1,800 and 8,100 with
-    batches of 64). It needs a C++ compiler. On a CUDA device 'auto' compiles.
+    agent, amid what networks of 512 and of 256 gave (DM1 4,900 to 6,400 and some 10,000; FQL 1,600 and, with batches
+    of 64, 8,100). It needs a C++ compiler. On a CUDA device 'auto' compiles.
     """
     if experiment.compile != "auto":
         return experiment
