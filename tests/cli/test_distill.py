@@ -10,7 +10,7 @@ from flowpolicy.core.files import read_json
 from flowpolicy.envs import find_env
 from flowpolicy.train.derive import student
 from flowpolicy.train.kinds import KINDS
-from flowpolicy.train.loop import Trainer, UpdateClock
+from flowpolicy.train.loop import Trainer
 from flowpolicy.train.run import Run
 
 from .test_flow_flags import QUICK, flowpolicy
@@ -57,8 +57,9 @@ def test_a_distillation_that_was_killed_goes_on_bit_for_bit(trained, tmp_path):
         if name == "whole":
             trainer.train()
             continue
-        for _ in range(6):
-            trainer._update(UpdateClock())
+        with trainer.keeping() as keep:
+            for _ in range(6):
+                keep(*trainer._update())
         trainer.save()
         assert flowpolicy("resume", run) == 0
     whole, broken = resolve(tmp_path / "whole"), resolve(tmp_path / "broken")

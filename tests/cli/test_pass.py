@@ -89,6 +89,7 @@ ROWS = (
     out("groups picture", "--out", f"groups picture {RUN} --out PATH", skip=ONLY_OVERWRITES),
     Row("resume", "RUN", "resume PATH"),
     Row("resume", "--data.path", f"resume {RUN} --data.path PATH"),
+    Row("resume", "COMPANY", f"resume {RUN} PATH"),
     Row("eval", "RUN", "eval PATH --episodes 1"),
     Row("eval", "--plan", f"eval {RUN} --plan PATH"),
     out("eval", "--json", f"eval {RUN} --episodes 1 --seed 1 --json PATH", right=("missing",), skip=("unicode",)),
@@ -136,6 +137,7 @@ ROWS = (
     out("bench serve", "--json", f"bench serve {RUN} --json PATH", **JSON),
     out("bench rollout", "--json", "bench rollout --json PATH", **JSON),
     out("bench startup", "--json", "bench startup --json PATH", **JSON),
+    out("bench device", "--json", "bench device --device cpu --small --only facts --json PATH", **JSON),
     out("bench seams", "--json", "bench seams --json PATH", **JSON),
 )
 NO_PATHS = {
