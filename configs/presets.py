@@ -130,6 +130,9 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         "GDRO: post-train a PickPlaceCan run on groups of its chunks",
         replace(GDRO_ARM, env="can", agent=GDRO_CAN),
     ),
+    "dm1-can": ("DM1 on robosuite PickPlaceCan", CAN),
+    "flow-bc-can": ("Flow BC on robosuite PickPlaceCan", replace(CAN, agent=FLOW_BC_ARM)),
+    "regression-can": ("Regression control on robosuite PickPlaceCan", replace(CAN, agent=REGRESSION_ARM)),
     "dm1-lift-image": ("DM1 on robosuite Lift from two cameras, without the object's pose", LIFT_SEES),
     "flow-bc-lift-image": (
         "Flow BC on robosuite Lift from two cameras, ten evaluations per chunk",
@@ -148,9 +151,6 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         "Regression control on robosuite PickPlaceCan from two cameras",
         replace(CAN_SEES, agent=Regression(**SEEING)),
     ),
-    "dm1-can": ("DM1 on robosuite PickPlaceCan", CAN),
-    "flow-bc-can": ("Flow BC on robosuite PickPlaceCan", replace(CAN, agent=FLOW_BC_ARM)),
-    "regression-can": ("Regression control on robosuite PickPlaceCan", replace(CAN, agent=REGRESSION_ARM)),
     **{
         f"dm1-{env}": (f"DM1 on demonstrations of {config.task} recorded with 'flowpolicy robot record'", experiment)
         for env, config in ARM_TASKS.items()

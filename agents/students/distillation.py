@@ -13,34 +13,14 @@ from typing import Any, NamedTuple, TypeVar, cast
 from torch import Tensor
 
 from flowpolicy.agents.cloning.flow import Flow, as_flow
-from flowpolicy.agents.students.teacher import Inversion, Teacher, inverter
+from flowpolicy.agents.students.order import Order
+from flowpolicy.agents.students.teacher import Teacher, inverter
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import digest
-from flowpolicy.core.ranges import Few, Natural, Positive, Share
 from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.flows.axes.registry import make
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.policy.policy import Policy
-
-
-@dataclasses.dataclass(frozen=True)
-class Order:
-    """What is asked of a student, whatever the method."""
-
-    nfe: Few = 1
-    """Evaluations per chunk of the student."""
-    teacher_nfe: Few = 32
-    """Evaluations of the teacher per pair."""
-    width: Natural = 0
-    """Width of a student with an MLP; 0 is the teacher's."""
-    depth: Natural = 0
-    """Its hidden layers; 0 is the teacher's."""
-    lr: Positive = 1e-3
-    """Peak learning rate."""
-    real: Share = 0.0
-    """'improved-reflow': share of rows with real chunks, whose noise the teacher's flow gives, run backwards."""
-    inversion: Inversion = "afp"
-    """How it runs backwards: 'afp', 'midpoint', or 'exact' at eight times the evaluations."""
 
 
 class Lesson(NamedTuple):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowpolicy.agents.students.order import Inversion
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.files import digest
 from flowpolicy.core.streams import Streams
@@ -21,8 +22,6 @@ from flowpolicy.flows.axes.couplings import Table
 from flowpolicy.flows.axes.solvers import Afp, Dynamics, Midpoint, Solver
 from flowpolicy.policy.policy import Policy
 from flowpolicy.policy.samplers import BestOf, Decorated
-
-Inversion = Literal["afp", "midpoint", "exact"]
 
 _INNER = 8  # more iterations diverge where the step times the Lipschitz constant of the velocity is above 1
 

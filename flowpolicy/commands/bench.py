@@ -339,6 +339,12 @@ def serve(
 
     if clock == "processor" and device != "cpu":
         raise ConfigError(f"--device {device} in the processor's time, which a GPU does not use", fix="--clock wall")
+    if before is not None and not (before / "flowpolicy" / "__init__.py").is_file():
+        raise ConfigError(
+            f"no flowpolicy is installed in {before}",
+            expected="a folder with a folder 'flowpolicy'",
+            fix=f"pip install --no-deps --target {before} CHECKOUT, from a checkout of the other version",
+        )
     about, versions = _checkpoint(run), {"now": None} | ({} if before is None else {"before": before})
     load = {"rate_hz": rate_hz, "seconds": seconds, "budget_ms": budget_ms}
     with contextlib.ExitStack() as stack:

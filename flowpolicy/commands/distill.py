@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from flowpolicy.agents.students.distillation import Order
+from flowpolicy.agents.students.order import Order
 from flowpolicy.commands.arguments import call
 from flowpolicy.core.ranges import Count, Seed
 

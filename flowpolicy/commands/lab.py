@@ -75,7 +75,7 @@ def lab(
         out: folder of records, table and picture.
 
     """
-    from flowpolicy.agents.students.distillation import Order
+    from flowpolicy.agents.students.order import Order
     from flowpolicy.core.progress import progress_bar
     from flowpolicy.lab.comparison import compare_recipes, compare_students
 

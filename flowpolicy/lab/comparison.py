@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.agents.students.distillation import METHODS, Order
+from flowpolicy.agents.students.distillation import METHODS
+from flowpolicy.agents.students.order import Order
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.evaluate.report import git_commit
 from flowpolicy.lab.courses import NFES, TEACHER, Course, parse_course, run_course, teacher_of

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from flowpolicy.agents.cloning.flow import Flow
-from flowpolicy.agents.students.distillation import METHODS, Order, student_of
+from flowpolicy.agents.students.distillation import METHODS, student_of
+from flowpolicy.agents.students.order import Order
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.config import encode
 from flowpolicy.core.errors import ConfigError, nearest

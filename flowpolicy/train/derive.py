@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from flowpolicy.agents.students.distillation import Order, student_of
+from flowpolicy.agents.students.distillation import student_of
+from flowpolicy.agents.students.order import Order
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import read_json, write_json, write_text
 from flowpolicy.core.seed import torch_generator

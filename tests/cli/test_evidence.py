@@ -143,7 +143,7 @@ def test_a_card_is_of_one_checkpoint_and_one_plan(toy_run):
 
 def test_a_suite_does_not_take_the_record_of_a_run_that_has_gone_on(toy_run):
     record = toy_run.parent / "debug-seed0.json"
-    job = SuiteJob("toy", "debug", 0, toy_run, record, (), ())
+    job = SuiteJob("toy", "debug", 0, toy_run, record, (), (), ())
     assert run("eval", toy_run, "--episodes", 1, "--json", record) == 0
     require_current([job])
     (toy_run / "checkpoints" / "LATEST").write_text("step_00000002\n")

@@ -20,7 +20,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*(?:\.[a-z][a-z0-9-]*)*")
 COMMAND = re.compile(r"flowpolicy ([a-z]+)(?: ([a-z]+))?(?![a-z]*=)")
 PROSE = ("version", "in", "of", "itself", "error", "was", "is", "knows", "says", "yields", "wrote")
 """Words behind 'flowpolicy' that are no command."""
-FOREIGN = {"--force-reinstall", "--index-url", "--user", "--query-gpu", "--format", "--no-deps"}
+FOREIGN = {"--force-reinstall", "--index-url", "--user", "--query-gpu", "--format", "--no-deps", "--target"}
 """Flags of other programs."""
 TOLD = {
     "flowpolicy/commands/flow_flags.py": ("train",),
@@ -36,6 +36,10 @@ TOLD = {
     "flowpolicy/train/group_sources.py": ("groups make", "train"),
     "flowpolicy/train/post_training_figure.py": ("groups picture",),
     "flowpolicy/policy/engines/numpy_graph.py": ("export", "serve"),
+    "flowpolicy/policy/engines/compiled.py": ("serve", "robot run", "eval"),
+    "flowpolicy/policy/exporting.py": ("export",),
+    "flowpolicy/evaluate/video_strip.py": ("eval",),
+    "flowpolicy/core/spec.py": ("eval",),
     "flowpolicy/policy/engines/": ("export",),
     "flowpolicy/policy/graph.py": ("serve", "robot run"),
     "flowpolicy/policy/": ("train",),
@@ -46,6 +50,7 @@ TOLD = {
     "agents/students/": ("distill", "train"),
     "agents/groups/": ("groups make", "train"),
     "envs/labelling.py": ("groups make",),
+    "envs/rendered_data.py": ("data render", "data make"),
     "envs/": ("doctor", "train"),
     "real_robot/session/check.py": ("train",),
     "real_robot/": ("robot *",),

@@ -89,7 +89,9 @@ def test_every_option_changes_the_loss(change, demonstrations):
     assert loss(**change) != loss()
 
 
-@pytest.mark.parametrize("change", [{"chunk": 2, "execute": 2}, {"actor_every": 0}])
-def test_what_rebrac_cannot_do_is_refused(change):
-    with pytest.raises(ConfigError, match="chunk 1"):
+@pytest.mark.parametrize(
+    ("change", "message"), [({"chunk": 2, "execute": 2}, "chunk 1"), ({"actor_every": 0}, "--agent.actor-every is 0")]
+)
+def test_what_rebrac_cannot_do_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
         ReBRAC(**change)
