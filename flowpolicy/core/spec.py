@@ -234,6 +234,8 @@ class Contract:
     """In what the file was known to differ from the environment, or did not say; accepted by --data.accept."""
     groups_source: str = ""
     """'critic', 'returns', or 'simulator': then the policy saw labels from the simulator and is no offline result."""
+    reward_scale: float = 1.0
+    """Factor of the rewards that it was trained on; those of the environment are not scaled."""
 
     @property
     def histories(self) -> dict[str, tuple[int, ...]]:
@@ -311,8 +313,14 @@ def read_spec(value: Any, where: str) -> Spec:
 
 
 def contract_json(contract: Contract) -> dict[str, Any]:
-    """JSON values of a contract; inverse of :func:`contract_from` once ``schema`` is taken out."""
-    return {"schema": 1, **encode(contract, _KINDS)}
+    """JSON values of a contract; inverse of :func:`contract_from` once ``schema`` is taken out.
+
+    A scale of 1 is left out, so that contracts of before there was one keep their bytes.
+    """
+    values: dict[str, Any] = encode(contract, _KINDS)
+    if contract.reward_scale == 1.0:
+        del values["reward_scale"]
+    return {"schema": 1, **values}
 
 
 def save_contract(path: Path, contract: Contract) -> None:

@@ -19,7 +19,7 @@ from flowpolicy.core import keys
 from flowpolicy.core.columns import Columns
 from flowpolicy.core.errors import ConfigError, DataError, DataWarning
 from flowpolicy.core.files import cache_root, remembered_sha256, unchanged_sha256
-from flowpolicy.core.ranges import Finite, Natural
+from flowpolicy.core.ranges import Finite, Natural, Positive
 from flowpolicy.core.spec import Spec, read_spec, spec_json
 from flowpolicy.data.column_cache import (
     Layout,
@@ -56,6 +56,9 @@ class DataConfig:
     """Cameras whose pictures are used too, e.g. 'agentview robot0_eye_in_hand'. RoboMimic files only."""
     reward_shift: Finite = 0.0
     """Added to every reward of the file. -1 for D4RL's AntMaze, whose rewards are 0 and 1."""
+    reward_scale: Positive | Literal["return_range"] = 1.0
+    """Factor of every reward, after the shift: a number, or 'return_range' for 1000 / (largest - smallest return of an
+    episode), as is published for IQL on D4RL's locomotion. The contract keeps the number."""
     accept: tuple[Literal["unstated", "env_version", "frame", "controller", "robot"], ...] = ()
     """Accept a RoboMimic file that does not say how its actions are executed ('unstated'), or that differs from the
     environment in the simulator's version, the frame of the action, the controller's gains or the robot. The contract
@@ -97,6 +100,8 @@ class Dataset:
     """'robomimic', 'd4rl', 'minari' or 'ogbench'."""
     frames: dict[str, FrameStore] = dataclasses.field(default_factory=dict)
     """Pictures by observation, a frame per step: in files, and not among ``steps``."""
+    reward_scale: float = 1.0
+    """Factor that the rewards among ``steps`` have been multiplied by."""
     unread: dict[str, str] = dataclasses.field(default_factory=dict)
     """Observations that the file holds and that were not read, and why."""
     remarks: tuple[str, ...] = ()
@@ -202,6 +207,7 @@ def _load_again(config: DataConfig, check: bool) -> Dataset | None:
         sha256=digest,
         filter_key=config.filter_key,
         format=about["format"],
+        reward_scale=about.get("reward_scale", 1.0),
         unread=about["unread"],
         remarks=tuple(about["remarks"]),
         memory_mapped=True,
@@ -212,13 +218,14 @@ def _load_anew(config: DataConfig, check: bool) -> Dataset:
     with open_recording(config) as recording:
         path = Path(config.path)
         digest = unchanged_sha256(path, anew=config.verify)
-        layout, rows = _layout(recording), _rows(recording, config, check)
+        scale = _reward_scale(recording, config)
+        layout, rows = _layout(recording), _rows(recording, config, scale, check)
         spec = dataclasses.replace(recording.spec, reward_shift=config.reward_shift)
         large = size_of(layout) > config.memory_limit_mb << 20
         if large:
             folder = column_folder(digest, _selection(config, check))
             if found_again(folder) is None:
-                map_columns(folder, layout, config.path, rows, _about(recording, spec, layout))
+                map_columns(folder, layout, config.path, rows, _about(recording, spec, layout, scale))
             columns = mapped(folder, layout)
         else:
             columns = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layout.items()}
@@ -238,6 +245,7 @@ def _load_anew(config: DataConfig, check: bool) -> Dataset:
             sha256=digest,
             filter_key=config.filter_key,
             format=recording.format,
+            reward_scale=scale,
             frames={key: open_frames(store, source, path, recording.names) for key, source in sources.items()},
             unread=recording.unread,
             remarks=recording.remarks,
@@ -247,10 +255,11 @@ def _load_anew(config: DataConfig, check: bool) -> Dataset:
 
 def _selection(config: DataConfig, check: bool) -> Any:
     """What decides, beside the file, which values the columns hold."""
-    return [config.filter_key, config.obs_keys, config.reward_shift, check]
+    scaled = [] if config.reward_scale == 1.0 else [config.reward_scale]  # columns of before there was a scale serve on
+    return [config.filter_key, config.obs_keys, config.reward_shift, check, *scaled]
 
 
-def _about(recording: Recording, spec: Spec, layout: Layout) -> dict[str, Any]:
+def _about(recording: Recording, spec: Spec, layout: Layout, reward_scale: float) -> dict[str, Any]:
     """What a dataset is made of beside its columns and its file, JSON values."""
     return {
         "layout": layout_json(layout),
@@ -259,6 +268,7 @@ def _about(recording: Recording, spec: Spec, layout: Layout) -> dict[str, Any]:
         "spec": spec_json(spec),
         "env_args": recording.env_args,
         "format": recording.format,
+        "reward_scale": reward_scale,
         "unread": recording.unread,
         "remarks": list(recording.remarks),
     }
@@ -280,7 +290,30 @@ def _layout(recording: Recording) -> Layout:
     return layout
 
 
-def _rows(recording: Recording, config: DataConfig, check: bool) -> Iterator[Rows]:
+RETURN_RANGE = 1000.0
+"""What the returns of a file span when their scale is 'return_range'."""
+
+
+def _reward_scale(recording: Recording, config: DataConfig) -> float:
+    """The factor of every reward, a number."""
+    if config.reward_scale != "return_range":
+        return float(config.reward_scale)
+    every = (recording.episode(index).reward for index in range(len(recording.lengths)))
+    returns = [float(np.sum(reward.astype(np.float64) + config.reward_shift)) for reward in every]
+    low, high = min(returns), max(returns)
+    if not np.isfinite(returns).all():
+        return 1.0  # whoever reads the rows says where
+    if low == high:
+        raise DataError(
+            f"{config.path}: the returns of its {len(returns)} episodes reach from {low:g} to {high:g}, which gives "
+            "rewards no scale 'return_range'",
+            expected="episodes of different returns",
+            fix="--data.reward-scale 1, or another number",
+        )
+    return RETURN_RANGE / (high - low)
+
+
+def _rows(recording: Recording, config: DataConfig, scale: float, check: bool) -> Iterator[Rows]:
     """The columns of the file, one episode at a time."""
     path = Path(config.path)
     for index, steps in enumerate(recording.lengths):
@@ -292,7 +325,7 @@ def _rows(recording: Recording, config: DataConfig, check: bool) -> Iterator[Row
         yield {
             **{f"{keys.OBS}.{name}": value for name, value in episode.obs.items()},
             keys.ACTION: episode.action,
-            keys.REWARD: episode.reward + np.float32(config.reward_shift),
+            keys.REWARD: (episode.reward + np.float32(config.reward_shift)) * np.float32(scale),
             keys.MASK: episode.mask,
             keys.TERMINAL: np.arange(steps) == steps - 1,
             keys.EPISODE: np.full(steps, index),

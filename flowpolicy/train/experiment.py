@@ -166,6 +166,7 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
         dataset_filter=dataset.filter_key,
         versions=library_versions(),
         accepted=accepted,
+        reward_scale=dataset.reward_scale,
     )
     fix = "train on data of this environment, or name the right --env"
     if file.reward_shift != env.reward_shift:
@@ -237,8 +238,8 @@ def _differs(field: str, file: Spec, env: Spec) -> bool:
 
 def _with_stated_shift(dataset: Dataset, env: Spec) -> Spec:
     """What the file is, which may have been shifted before: rewards of -1 and 0 have been, by the convention of -1."""
-    rewards = dataset.steps[keys.REWARD]
-    shifted = bool(((rewards == -1) | (rewards == 0)).all() and (rewards == -1).any())
+    rewards, scale = dataset.steps[keys.REWARD], dataset.reward_scale
+    shifted = bool(((rewards == -scale) | (rewards == 0)).all() and (rewards == -scale).any())
     if env.reward_shift == -1 and dataset.spec.reward_shift == 0 and shifted:
         return dataclasses.replace(dataset.spec, reward_shift=-1.0)
     return dataset.spec

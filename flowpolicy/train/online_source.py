@@ -122,7 +122,8 @@ class OnlineSource(BatchSource):
     def _begin(self) -> _Episode:
         number = len(self.replay.episodes)
         obs = self.env.reset([self.seed * _BLOCK + FIRST_INDEX + number], [0])
-        return _Episode(self.agent.policy(), self.config.noise, obs, derive(self.seed, "online", number))
+        seed, scale = derive(self.seed, "online", number), self.contract.reward_scale
+        return _Episode(self.agent.policy(), self.config.noise, obs, seed, scale)
 
     def _record(self, episode: _Episode) -> None:
         text = io.StringIO()
@@ -168,8 +169,8 @@ class _Explorer:
 class _Episode:
     """One episode under way: what acts in it, and what is stored of it."""
 
-    def __init__(self, policy: Any, noise: float, obs: Observation, seed: int) -> None:
-        self.explorer = _Explorer(policy, noise)
+    def __init__(self, policy: Any, noise: float, obs: Observation, seed: int, reward_scale: float = 1.0) -> None:
+        self.explorer, self.reward_scale = _Explorer(policy, noise), reward_scale
         self.acting = Session(self.explorer).begin(seed)
         self.columns: dict[str, list[Any]] = {}
         self.success = False
@@ -206,8 +207,9 @@ class _Episode:
         return bool(step.terminated[0] or step.truncated[0])
 
     def rows(self) -> dict[str, torch.Tensor]:
-        """The columns of the finished episode."""
-        return {name: torch.from_numpy(np.asarray(v, dtype=np.float32)) for name, v in self.columns.items()}
+        """The columns of the finished episode, rewards scaled as those of the file."""
+        found = {name: torch.from_numpy(np.asarray(v, dtype=np.float32)) for name, v in self.columns.items()}
+        return {**found, keys.REWARD: found[keys.REWARD] * self.reward_scale}
 
     def _observe(self, obs: Observation) -> None:
         self.acting.see({name: value[0] for name, value in obs.items()})

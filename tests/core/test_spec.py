@@ -25,6 +25,16 @@ def test_round_trip(tmp_path, contract):
     assert load_contract(tmp_path / "contract.json") == contract
 
 
+def test_a_scale_of_rewards_is_kept_and_one_of_1_leaves_the_bytes_as_they_were(tmp_path, contract):
+    save_contract(tmp_path / "contract.json", contract)
+    assert "reward_scale" not in (tmp_path / "contract.json").read_text()
+    scaled = dataclasses.replace(contract, reward_scale=0.25)
+    save_contract(tmp_path / "scaled.json", scaled)
+    assert read_json(tmp_path / "scaled.json")["reward_scale"] == 0.25
+    assert load_contract(tmp_path / "scaled.json") == scaled
+    scaled.require(contract.spec, "the environment, whose rewards are as they are", "")
+
+
 def test_agreement_is_silent(contract, spec):
     contract.require(spec, "the environment", "")
 

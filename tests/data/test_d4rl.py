@@ -66,6 +66,37 @@ def test_a_reward_shift_is_added_and_stated(d4rl_file, limit, tmp_path, monkeypa
     assert plain.spec.differences(shifted.spec) == ["reward_shift: 0.0 against -1.0"]
 
 
+@pytest.mark.parametrize("limit", [0, 2048])
+def test_rewards_are_scaled_by_a_number_or_so_that_returns_span_a_thousand(d4rl_file, limit, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rewards = np.arange(10) - 2.0
+    with h5py.File(d4rl_file, "a") as file:
+        file["rewards"][...] = rewards
+    plain, tenth, ranged = (
+        load(d4rl_file, reward_scale=scale, memory_limit_mb=limit) for scale in (1.0, 0.1, "return_range")
+    )
+    returns = [part.sum().item() for part in plain.steps["reward"][:].split(plain.lengths.tolist())]
+    factor = 1000 / (max(returns) - min(returns))
+    assert (plain.reward_scale, tenth.reward_scale) == (1.0, 0.1) and ranged.reward_scale == pytest.approx(factor)
+    np.testing.assert_allclose(plain.steps["reward"][:], rewards)
+    np.testing.assert_allclose(tenth.steps["reward"][:], 0.1 * rewards, rtol=1e-6)
+    np.testing.assert_allclose(ranged.steps["reward"][:], factor * rewards, rtol=1e-6)
+    again = load(d4rl_file, reward_scale="return_range", memory_limit_mb=limit)  # from the cache, where there is one
+    assert again.reward_scale == ranged.reward_scale and again.memory_mapped == (limit == 0)
+    scaled = [part.sum().item() for part in ranged.steps["reward"][:].split(plain.lengths.tolist())]
+    assert max(scaled) - min(scaled) == pytest.approx(1000)
+    shifted = load(d4rl_file, reward_shift=2.0, reward_scale=0.5)  # the shift comes first
+    np.testing.assert_allclose(shifted.steps["reward"][:], 0.5 * (rewards + 2))
+
+
+def test_equal_returns_have_no_scale(d4rl_file):
+    with h5py.File(d4rl_file, "a") as file:
+        file["rewards"][...] = 0.0
+    with pytest.raises(DataError, match="from 0 to 0, which gives rewards no scale") as error:
+        load(d4rl_file, reward_scale="return_range")
+    assert "--data.reward-scale 1" in str(error.value)
+
+
 def test_a_reward_shift_that_no_convention_explains_is_refused(d4rl_file):
     with pytest.raises(DataError, match="rewards holds 2 in episode_0, but a reward shift of -1"):
         load(d4rl_file, reward_shift=-1.0)

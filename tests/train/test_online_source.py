@@ -127,6 +127,19 @@ def test_episodes_are_whole_and_counted(offline, slot, tmp_path):
     assert indices == list(range(FIRST_INDEX, FIRST_INDEX + len(indices)))
 
 
+def test_collected_rewards_are_scaled_as_those_of_the_file(offline, slot, tmp_path):
+    train(offline, tmp_path / "base")
+    half = dataclasses.replace(offline, data=dataclasses.replace(offline.data, reward_scale=0.5))
+    plain, scaled = (
+        train(online(one, tmp_path / "base"), tmp_path / name, slot).source.replay.episodes[0]
+        for name, one in (("one", offline), ("half", half))
+    )
+    assert torch.equal(plain["action"], scaled["action"])  # the first episode, before weights could part
+    assert torch.equal(0.5 * plain["reward"], scaled["reward"])
+    told = next(csv.DictReader((tmp_path / "half" / "episodes.csv").open()))
+    assert float(told["return"]) == pytest.approx(plain["reward"].sum().item())
+
+
 def test_a_deterministic_policy_explores_with_noise(offline, slot, tmp_path):
     train(offline, tmp_path / "base")
     plain = train(online(offline, tmp_path / "base"), tmp_path / "plain", slot).source.replay.episodes
