@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("evaluate", "success and return of a run on an evaluation plan, with intervals"),
     "compare": ("compare", "paired comparison of two evaluated runs"),
     "serve": ("serve", "serve a run to robots: deadlines, batching, reload"),
+    "features": ("features", "how far what a policy sees is from collapse, per camera and of the trunk"),
     "card": ("card", "success against network evaluations against latency, table and picture"),
     "suite": ("suite", "run | table: several arms on several tasks under one budget, with IQM and intervals"),
     "export": ("export", "write a run's policy for ONNX Runtime, AOTInductor or NumPy"),

@@ -102,6 +102,10 @@ ROWS = (
     Row("compare", "RUN-B", f"compare {RUN} PATH"),
     Row("serve", "RUN", "serve PATH"),
     Row("serve", "--token-file", f"serve {RUN} --engine eager --token-file PATH"),
+    Row("features", "RUN", "features PATH"),
+    Row("features", "--data.path", f"features {RUN} --data.path PATH"),
+    out("features", "--json", f"features {RUN} --json PATH", right=(), skip=NEW),
+    out("features", "--figure", f"features {RUN} --figure PATH", right=(), skip=NEW),
     Row("card", "RUN", "card PATH --episodes 1"),
     Row("suite run", "--data", f"{SUITE} --data PATH --out @new"),
     out(
@@ -149,6 +153,8 @@ ROWS = (
 NO_PATHS = {
     ("train", "--data.filter-key"),
     ("online", "--data.filter-key"),
+    ("features", "--data.filter-key"),
+    ("features", "--object"),
     ("data download", "--sha256"),
     ("data make", "--cameras"),
     ("doctor", "--env"),

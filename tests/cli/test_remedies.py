@@ -33,6 +33,7 @@ TOLD = {
     "flowpolicy/serve/": ("serve",),
     "flowpolicy/evaluate/evaluation.py": ("eval",),
     "flowpolicy/evaluate/report.py": ("eval",),
+    "flowpolicy/evaluate/features_of_run.py": ("features",),
     "flowpolicy/train/group_sources.py": ("groups make", "train"),
     "flowpolicy/train/post_training_figure.py": ("groups picture",),
     "flowpolicy/policy/engines/numpy_graph.py": ("export", "serve"),

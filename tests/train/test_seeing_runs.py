@@ -9,6 +9,7 @@ import torch
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.agents.cloning.regression import Regression
 from flowpolicy.agents.offline.fql import FQL
+from flowpolicy.cli import main
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ContractError
 from flowpolicy.core.files import read_json, write_tensors
@@ -106,3 +107,34 @@ def test_a_new_run_begins_with_the_weights_of_a_file_and_a_resumed_one_needs_it_
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000002")
     (tmp_path / "run" / "checkpoints" / "LATEST").write_text("step_00000001\n")
     Trainer(experiment, tmp_path / "run", ENV, resume=True).train()
+
+
+def test_features_of_a_run_are_those_of_its_cameras_and_trunk(experiment, tmp_path, capsys):
+    run = str(Trainer(dataclasses.replace(experiment, steps=1), tmp_path / "run", ENV).train().parents[1])
+    many = write_blobs(tmp_path / "many.hdf5", lengths=(40, 50, 30))
+    json, png = tmp_path / "found.json", tmp_path / "found.png"
+    asked = ["features", run, "--data.path", str(many), "--rows", "80", "--json", str(json)]
+    known = ["--object", "state", "--hand", "state", "--figure", str(png)]
+    assert told(asked + known) == 0
+    found = read_json(json)
+    assert list(found["features"]) == [*CAMERAS, "trunk"] and not found["trained_on"] and found["pairs"] == 0
+    eye = found["features"]["front_image"]
+    assert eye["size"] == 2 * SEES.backbone.feature and eye["probe_mm"] > 0 and eye["confusable"] is None
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert told([*asked, "--overwrite"]) == 0  # the file has no 'object'
+    assert read_json(json)["features"]["trunk"]["probe_mm"] is None
+    assert "does not say where the object is" in capsys.readouterr().out
+    for words, said in (
+        (asked, "is there already"),
+        (["features", run], "features of 2,048 rows; it has 33"),
+        (["features", run, "--data.path", str(many), "--rows", "118"], "--rows 117"),
+        ([*asked, "--overwrite", "--object", "stat"], "'stat' is none of its states"),
+    ):
+        assert told(words) == 2
+        assert said in capsys.readouterr().err
+
+
+def told(words):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    return stopped.value.code
