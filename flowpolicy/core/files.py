@@ -143,6 +143,16 @@ def naming_full_disk(path: Path, kept: str) -> Iterator[None]:
         ) from error
 
 
+SPARE = 64 << 20
+"""Bytes that a cache leaves free: other programs write to the same disk, and few of them survive a full one."""
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Raise what a full disk would raise unless ``size`` bytes and :data:`SPARE` are free where ``folder`` lies."""
+    if size + SPARE > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
 def flush(path: Path) -> None:
     """Force a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowpolicy.core.errors import CheckpointError, DataError, DataWarning
-from flowpolicy.core.files import cache_root, flush, held_alone, read_object, write_json
+from flowpolicy.core.files import SPARE, cache_root, flush, held_alone, read_object, require_space, write_json
 
 _COMPLETE = "complete.json"
 
@@ -89,7 +89,7 @@ def map_columns(folder: Path, layout: Layout, path: str, rows: Iterable[Rows], a
     except OSError as error:
         raise DataError(
             f"{path} is memory-mapped from {folder}, which cannot be written: {error.strerror or error}",
-            expected=f"a folder with {size_of(layout) / 1e9:.2g} GB to spare",
+            expected=f"a folder with {(size_of(layout) + SPARE) / 1e6:,.0f} MB to spare",
             fix="name one in XDG_CACHE_HOME, or hold the data in memory: "
             f"--data.memory-limit-mb {math.ceil(size_of(layout) / 2**20)}",
         ) from error
@@ -120,6 +120,7 @@ def read_layout(value: Mapping[str, Any]) -> Layout:
 
 def _write(partial: Path, layout: Layout, rows: Iterable[Rows]) -> None:
     partial.mkdir(parents=True, exist_ok=True)
+    require_space(partial, size_of(layout))
     with contextlib.ExitStack() as stack:
         # Written, not mapped: the pages of a map count as memory of the process, and a full disk ends it by a signal.
         files = {name: stack.enter_context((partial / f"{name}.bin").open("wb")) for name in layout}

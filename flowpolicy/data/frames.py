@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import DataError, from_system
-from flowpolicy.core.files import held_alone, read_json, write_json
+from flowpolicy.core.files import SPARE, held_alone, read_json, write_json
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.streams import Crop
 
@@ -209,7 +209,7 @@ def _reserve(file: Path, size: int, path: Path, key: str) -> None:
     """Give the file all its blocks, so that a disk that is too full is told before hours of work."""
     held = file.stat().st_blocks * 512 if file.exists() else 0
     free = shutil.disk_usage(file.parent).free
-    if size - held > free - (64 << 20):
+    if size - held + SPARE > free:
         raise DataError(
             f"{path}: the frames of {key} take {size / 1e9:.3g} GB in {file.parent.parent}, where {free / 1e9:.3g} GB "
             "are free",
