@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -258,6 +258,19 @@ def unchanged_sha256(path: Path, *, anew: bool = False) -> str:
         )
     _remember(path, _version(path), found)
     return found
+
+
+def tree_sha256(root: Path, names: Sequence[str], *, anew: bool = False) -> str:
+    """SHA-256 of the names and contents of files of a folder; its large files are remembered as by other hashes.
+
+    Args:
+        root: the folder.
+        names: paths in it.
+        anew: as of :func:`unchanged_sha256`.
+
+    """
+    lines = [f"{unchanged_sha256(root / name, anew=anew)} {name}\n" for name in sorted(names)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def remembered_sha256(path: Path) -> str:

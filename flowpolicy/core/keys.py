@@ -13,6 +13,7 @@ key                dataset shape       batch shape     meaning
 "mask"             (N,)                (b,)            0 only on true termination: bootstrapping stops
 "terminal"         (N,)                               True on the last row of each trajectory
 "episode"          (N,)                               number of the episode that the row belongs to
+"task"             (N,)                               which of the dataset's instructions it follows, if it has any
 "valid"                                (b, h)          False where a window reaches past its episode's end
 "previous"                             (b, h, a)       the h actions before the window, where they are asked for
 "known"                                (b, h)          False where "previous" reaches before the episode
@@ -36,6 +37,7 @@ REWARD = "reward"
 MASK = "mask"
 TERMINAL = "terminal"
 EPISODE = "episode"
+TASK = "task"
 VALID = "valid"
 PREVIOUS = "previous"
 KNOWN = "known"

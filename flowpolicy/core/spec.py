@@ -46,6 +46,8 @@ class ObservationSpec:
     (height, width, c). Empty for a state."""
     camera: str = UNSTATED
     """Of a picture, the name of the camera, e.g. 'agentview'; :class:`ImageSpec` says more of it."""
+    words: tuple[str, ...] = ()
+    """Of an instruction out of a closed set, its texts in order: number k is 1 where the k-th is given, and else 0."""
 
     def __post_init__(self) -> None:
         what = f"an observation of kind '{self.kind}' with shape {self.shape} of {self.dtype}"
@@ -58,6 +60,10 @@ class ObservationSpec:
                 raise ConfigError(
                     f"{what}, channels '{self.channels}', camera '{self.camera}'",
                     expected="a state of float32, without channels and camera; or kind image",
+                )
+            if self.words and (self.shape != (len(self.words),) or len(set(self.words)) < len(self.words)):
+                raise ConfigError(
+                    f"{what} for {len(self.words)} instructions", expected="one number for each, and each text once"
                 )
             return
         colours = {"first": self.shape[:1], "last": self.shape[-1:]}.get(self.channels)

@@ -35,6 +35,7 @@ from flowpolicy.data.column_cache import (
 from flowpolicy.data.d4rl import D4RLRecording
 from flowpolicy.data.frames import FrameStore, open_frames
 from flowpolicy.data.hdf5 import EpisodeColumns, Recording, open_hdf5
+from flowpolicy.data.lerobot_recording import ActionConvention, LeRobotRecording, is_lerobot
 from flowpolicy.data.minari import MinariRecording, is_minari
 from flowpolicy.data.ogbench import OGBenchRecording, is_npz, open_npz
 from flowpolicy.data.robomimic import RobomimicRecording
@@ -45,15 +46,19 @@ class DataConfig:
     """Which file to learn from."""
 
     path: str = ""
-    """Dataset file: RoboMimic, D4RL or Minari HDF5, or OGBench npz; told apart by content."""
+    """Dataset file: RoboMimic, D4RL or Minari HDF5, or OGBench npz; or a LeRobot folder; told apart by content."""
     filter_key: str = ""
     """RoboMimic filter key that selects episodes, e.g. 'better'; in OGBench files the task whose rewards are read,
-    e.g. 'task3'. Empty means all, and the default task."""
+    e.g. 'task3'; in LeRobot folders a split, or numbers of episodes, e.g. '0:100' or '3,7,20:30'. Empty means all, and
+    the default task."""
     obs_keys: tuple[str, ...] = ()
     """Observations to use, in this order; empty means every low-dimensional one. Pictures are read where they are
     named, here or in ``cameras``."""
     cameras: tuple[str, ...] = ()
-    """Cameras whose pictures are used too, e.g. 'agentview robot0_eye_in_hand'. RoboMimic files only."""
+    """Cameras whose pictures are used too, e.g. 'agentview robot0_eye_in_hand'. RoboMimic files and LeRobot folders."""
+    action_convention: ActionConvention = ""
+    """What an action of a LeRobot folder is, for which the format has no word; empty leaves it unstated. The doctor
+    guesses. The contract records it."""
     reward_shift: Finite = 0.0
     """Added to every reward of the file. -1 for D4RL's AntMaze, whose rewards are 0 and 1."""
     reward_scale: Positive | Literal["return_range"] = 1.0
@@ -97,13 +102,15 @@ class Dataset:
     filter_key: str
     """Filter key that selected the episodes; empty means all."""
     format: str = ""
-    """'robomimic', 'd4rl', 'minari' or 'ogbench'."""
+    """'robomimic', 'd4rl', 'minari', 'ogbench' or 'lerobot'."""
     frames: dict[str, FrameStore] = dataclasses.field(default_factory=dict)
     """Pictures by observation, a frame per step: in files, and not among ``steps``."""
     reward_scale: float = 1.0
     """Factor that the rewards among ``steps`` have been multiplied by."""
     unread: dict[str, str] = dataclasses.field(default_factory=dict)
     """Observations that the file holds and that were not read, and why."""
+    instructions: tuple[str, ...] = ()
+    """Texts that rows follow, by their number in the column 'task'; empty where the file has none."""
     remarks: tuple[str, ...] = ()
     """What contradicts itself in the file, or had to be assumed to read it."""
     memory_mapped: bool = False
@@ -161,6 +168,18 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
     path = Path(config.path)
     if not config.path:
         raise DataError("no dataset file was named", fix="pass --data.path FILE")
+    if is_lerobot(path):
+        yield LeRobotRecording(path, config.filter_key, config.obs_keys, config.cameras, config.action_convention)
+        return
+    if config.action_convention:
+        raise DataError(
+            f"--data.action-convention {config.action_convention} for {path}, which is no LeRobot folder",
+            fix="leave it out: what an action is stands in the file or follows from its environment",
+        )
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder, and none in LeRobot's layout", expected="meta/info.json in it", fix="check the path"
+        )
     if config.cameras and (is_npz(path) or not _is_robomimic(path)):
         raise DataError(
             f"{path} is read without pictures, and --data.cameras names {', '.join(config.cameras)}",
@@ -209,6 +228,7 @@ def _load_again(config: DataConfig, check: bool) -> Dataset | None:
         format=about["format"],
         reward_scale=about.get("reward_scale", 1.0),
         unread=about["unread"],
+        instructions=tuple(about["instructions"]),
         remarks=tuple(about["remarks"]),
         memory_mapped=True,
     )
@@ -217,7 +237,7 @@ def _load_again(config: DataConfig, check: bool) -> Dataset | None:
 def _load_anew(config: DataConfig, check: bool) -> Dataset:
     with open_recording(config) as recording:
         path = Path(config.path)
-        digest = unchanged_sha256(path, anew=config.verify)
+        digest = sha256_of(recording, path, anew=config.verify)
         scale = _reward_scale(recording, config)
         layout, rows = _layout(recording), _rows(recording, config, scale, check)
         spec = dataclasses.replace(recording.spec, reward_shift=config.reward_shift)
@@ -246,17 +266,38 @@ def _load_anew(config: DataConfig, check: bool) -> Dataset:
             filter_key=config.filter_key,
             format=recording.format,
             reward_scale=scale,
-            frames={key: open_frames(store, source, path, recording.names) for key, source in sources.items()},
+            frames={
+                key: open_frames(getattr(source, "root", store), source, path, recording.names)
+                for key, source in sources.items()
+            },
             unread=recording.unread,
+            instructions=getattr(recording, "instructions", ()),
             remarks=recording.remarks,
             memory_mapped=large,
         )
 
 
+def dataset_sha256(config: DataConfig) -> str:
+    """Hash of what a dataset is read from: a file, or the files of a folder that the configuration asks for."""
+    path = Path(config.path)
+    if not is_lerobot(path):
+        return unchanged_sha256(path, anew=config.verify)
+    with open_recording(config) as recording:
+        return sha256_of(recording, path, anew=config.verify)
+
+
+def sha256_of(recording: Recording, path: Path, *, anew: bool = False) -> str:
+    """Hash of what an open recording is read from."""
+    if isinstance(recording, LeRobotRecording):
+        return recording.sha256(anew=anew)
+    return unchanged_sha256(path, anew=anew)
+
+
 def _selection(config: DataConfig, check: bool) -> Any:
     """What decides, beside the file, which values the columns hold."""
     scaled = [] if config.reward_scale == 1.0 else [config.reward_scale]  # columns of before there was a scale serve on
-    return [config.filter_key, config.obs_keys, config.reward_shift, check, *scaled]
+    said = [config.action_convention] if config.action_convention else []
+    return [config.filter_key, config.obs_keys, config.reward_shift, check, *scaled, *said]
 
 
 def _about(recording: Recording, spec: Spec, layout: Layout, reward_scale: float) -> dict[str, Any]:
@@ -270,6 +311,7 @@ def _about(recording: Recording, spec: Spec, layout: Layout, reward_scale: float
         "format": recording.format,
         "reward_scale": reward_scale,
         "unread": recording.unread,
+        "instructions": list(getattr(recording, "instructions", ())),
         "remarks": list(recording.remarks),
     }
 
@@ -287,6 +329,8 @@ def _layout(recording: Recording) -> Layout:
     layout[keys.MASK] = ((rows,), torch.float32)
     layout[keys.TERMINAL] = ((rows,), torch.bool)
     layout[keys.EPISODE] = ((rows,), torch.int64)
+    if getattr(recording, "instructions", ()):
+        layout[keys.TASK] = ((rows,), torch.int64)
     return layout
 
 
@@ -329,6 +373,7 @@ def _rows(recording: Recording, config: DataConfig, scale: float, check: bool) -
             keys.MASK: episode.mask,
             keys.TERMINAL: np.arange(steps) == steps - 1,
             keys.EPISODE: np.full(steps, index),
+            **({} if episode.task is None else {keys.TASK: episode.task}),
         }
 
 

@@ -47,6 +47,8 @@ class EpisodeColumns:
     """(T,) float32."""
     mask: NDArray[Any]
     """(T,) float32, 0 only on true termination."""
+    task: NDArray[Any] | None = None
+    """(T,) int64, which of the recording's instructions every row follows; None where it has none."""
 
 
 @runtime_checkable
@@ -63,8 +65,10 @@ class Recording(Protocol):
     """What the file says of where its episodes come from, JSON; empty where it says nothing."""
     unread: dict[str, str]
     """Observations that are in the file and are not read, and why."""
-    remarks: tuple[str, ...]
-    """What contradicts itself in the file, or had to be assumed to read it."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What contradicts itself in the file, or had to be assumed to read it."""
 
     def episode(self, index: int) -> EpisodeColumns:
         """Columns of the episode ``names[index]``."""
