@@ -45,13 +45,18 @@ def encode(value: Any, kinds: Kinds) -> Any:
         tag = next((name for name, cls in kinds.items() if cls is type(value)), None)
         if tag is None:
             raise ConfigError(f"{type(value).__name__} has no kind tag", fix="add it to the table of kinds")
-        fields = {f.name: encode(getattr(value, f.name), kinds) for f in dataclasses.fields(value)}
-        return {TAG: tag, **fields}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not _left_out(f, value)}
+        return {TAG: tag, **{name: encode(each, kinds) for name, each in fields.items()}}
     if isinstance(value, (list, tuple)):
         return [encode(item, kinds) for item in value]
     if isinstance(value, dict):
         return {str(k): encode(v, kinds) for k, v in value.items()}
     return value
+
+
+def _left_out(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field is one of those that came later, and says nothing: files of before keep their bytes."""
+    return field.metadata.get("written") == "unless default" and getattr(value, field.name) == field.default
 
 
 def decode(value: Any, kinds: Kinds, where: str = "config") -> Any:

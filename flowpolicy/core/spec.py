@@ -46,7 +46,7 @@ class ObservationSpec:
     (height, width, c). Empty for a state."""
     camera: str = UNSTATED
     """Of a picture, the name of the camera, e.g. 'agentview'; :class:`ImageSpec` says more of it."""
-    words: tuple[str, ...] = ()
+    words: tuple[str, ...] = dataclasses.field(default=(), metadata={"written": "unless default"})
     """Of an instruction out of a closed set, its texts in order: number k is 1 where the k-th is given, and else 0."""
 
     def __post_init__(self) -> None:

@@ -178,7 +178,9 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
         )
     if path.is_dir():
         raise DataError(
-            f"{path} is a folder, and none in LeRobot's layout", expected="meta/info.json in it", fix="check the path"
+            f"{path} is not a file, but a folder, and none in LeRobot's layout",
+            expected="meta/info.json in it",
+            fix="check the path",
         )
     if config.cameras and (is_npz(path) or not _is_robomimic(path)):
         raise DataError(

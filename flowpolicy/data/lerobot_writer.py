@@ -87,6 +87,10 @@ def write_lerobot(
     require_replaceable(folder, overwrite)
     if not (fps := options.fps or dataset.spec.action.rate_hz) > 0:
         raise ConfigError(f"{dataset.path} does not say how many steps it has per second", fix="name it: --fps N")
+    if dataset.spec.reward_shift or dataset.reward_scale != 1.0:
+        raise ConfigError(
+            f"{dataset.path} was loaded with other rewards than it holds", fix="load it without shift and scale"
+        )
     require_pyarrow()
     if dataset.frames:
         require_av()
@@ -227,7 +231,7 @@ class _Writing:
         if self.states:
             parts = [steps[keys.OBS][key][rows].reshape(length, -1).numpy() for key in self.states]
             found["observation.state"] = np.concatenate(parts, axis=1)
-        reward = steps[keys.REWARD][rows].numpy() - np.float32(self.dataset.spec.reward_shift)
+        reward = steps[keys.REWARD][rows].numpy()
         found |= {
             "action": steps[keys.ACTION][rows].numpy(),
             "next.reward": reward,
@@ -315,7 +319,7 @@ class _Writing:
         write_json(self.root / "meta/stats.json", self._all_stats())
         own = {
             "schema": 1,
-            "spec": spec_json(dataclasses.replace(dataset.spec, reward_shift=0.0)),
+            "spec": spec_json(dataset.spec),
             "parts": {"observation.state": [[key, width] for key, width in self.states.items()]} if self.states else {},
             "env_args": dataset.env_args,
             "source": {"name": dataset.path.name, "sha256": dataset.sha256, "filter_key": dataset.filter_key},

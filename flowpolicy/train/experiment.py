@@ -14,14 +14,14 @@ from flowpolicy.core import keys
 from flowpolicy.core.config import changed
 from flowpolicy.core.devices import Precision
 from flowpolicy.core.errors import ConfigError, ContractError, DataError, DataWarning
-from flowpolicy.core.files import unchanged_sha256
 from flowpolicy.core.protocols import BatchSource
 from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.core.streams import Crop, Streams
-from flowpolicy.data.dataset import DataConfig, Dataset
+from flowpolicy.data.dataset import DataConfig, Dataset, dataset_sha256
 from flowpolicy.data.dataset_checks import doubtful_start
 from flowpolicy.data.drawn_ahead import DrawnAhead
+from flowpolicy.data.lerobot_meta import is_lerobot
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
@@ -308,10 +308,10 @@ def require_same_data(found: str, stored: Contract, path: str) -> None:
 def require_unchanged(data: DataConfig, stored: Contract) -> None:
     """:func:`require_same_data` before a file is read; a missing one is an error that says how to name its place."""
     path = Path(data.path)
-    if not path.is_file():
+    if not (path.is_file() or is_lerobot(path)):
         raise DataError(
             f"the training file {path} is not there",
             expected=f"the file with the SHA-256 {stored.dataset_sha256[:12]}...",
             fix="put it back, or say where it lies now: --data.path FILE (flowpolicy groups make: --data FILE)",
         )
-    require_same_data(unchanged_sha256(path, anew=data.verify), stored, str(path))
+    require_same_data(dataset_sha256(data), stored, str(path))
