@@ -24,7 +24,8 @@ from flowpolicy.core.errors import DataError, FlowPolicyError
 from flowpolicy.core.files import held_alone, naming_full_disk, read_json, replacing, unchanged_sha256, write_json
 from flowpolicy.core.spec import ImageSpec, image_json
 from flowpolicy.data.hdf5 import json_attribute, open_hdf5, read_array, read_attribute, require_group
-from flowpolicy.envs.robosuite import PICTURE, RobosuiteConfig, RobosuiteEnv
+from flowpolicy.envs.recorded_models import require_known_arguments, require_safe_model
+from flowpolicy.envs.robosuite import PICTURE, VERSION, RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.worker import in_order
 
 STATE_KEYS = (
@@ -53,7 +54,9 @@ class StoredStates:
     env_args: dict[str, Any]
     """RoboMimic's description of the environment."""
     raw: bool
-    """Whether it holds states and actions alone."""
+    """Whether it holds states and actions, and no observations."""
+    version: str = ""
+    """Release of robosuite that it says it is of."""
 
     @property
     def steps(self) -> int:
@@ -70,18 +73,19 @@ def read_source(path: Path) -> StoredStates:
     """
     with open_hdf5(path) as file:
         data = require_group(file, "data", path)
-        raw = _RAW in data.attrs or (("env" in data.attrs) and "env_args" not in data.attrs)
-        env_args = _raw_env_args(data, path) if raw else json_attribute(data, "env_args", path)
+        own = _RAW in data.attrs or (("env" in data.attrs) and "env_args" not in data.attrs)
+        env_args = _raw_env_args(data, path) if own else json_attribute(data, "env_args", path)
         if env_args.get("type", 1) != 1 or not env_args.get("env_name"):
             raise DataError(
                 f"{path} was not recorded in robosuite: {env_args.get('env_name', 'it does not say where')}",
                 expected="a RoboMimic file of robosuite, or robosuite's own demo.hdf5",
             )
         names = tuple(name for name, node in data.items() if isinstance(node, h5py.Group))
-        lengths = tuple(_steps(data[name], name, path, raw) for name in names)
         if not names:
             raise DataError(f"{path}: data holds no episode", expected="groups data/demo_0, data/demo_1, ...")
-        return StoredStates(path, names, lengths, env_args, raw)
+        raw = own or not isinstance(data[names[0]].get("obs"), h5py.Group)
+        lengths = tuple(_steps(data[name], name, path, raw) for name in names)
+        return StoredStates(path, names, lengths, env_args, raw, str(env_args.get("env_version") or ""))
 
 
 def _steps(demo: h5py.Group, name: str, path: Path, raw: bool) -> int:
@@ -120,6 +124,7 @@ def render_file(
     config: RobosuiteConfig,
     *,
     compress: bool = False,
+    own_model: bool = False,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> StoredStates:
@@ -130,8 +135,9 @@ def render_file(
     Args:
         source: the file; it is not changed.
         out: file to write; what stands there is replaced.
-        config: its cameras, and how they draw.
+        config: its cameras, and how they draw; without cameras only observations are computed.
         compress: compress pictures without loss (gzip): about a third of the size, ten times slower to read.
+        own_model: put the states into the model of the installed release instead of the stored one.
         workers: processes; one per core unless given, 0 for none.
         progress: called with the number of states that are drawn.
 
@@ -148,6 +154,7 @@ def render_file(
         "source_sha256": unchanged_sha256(source),
         "images": {key: image_json(image) for key, image in images.items()},
         "compress": compress,
+        **({"own_model": True} if own_model else {}),
     }
     with held_alone(folder, f"flowpolicy data render --out {out}"):
         _begin(folder, work)
@@ -161,7 +168,7 @@ def render_file(
         if progress is not None:
             progress(drawn)
         count = min(len(left), len(os.sched_getaffinity(0)) if workers is None else workers)
-        create = functools.partial(_Drawer, found.env_args, config, source.absolute(), found.raw)
+        create = functools.partial(_Drawer, found, config, source.absolute(), own_model)
         with naming_full_disk(out, "finished episodes are kept: the same command goes on after them"):
             for part, _ in zip(
                 left, in_order(create, "draw", [(part,) for part in left], count) if left else (), strict=True
@@ -237,34 +244,56 @@ class _Drawer:
     """Draws episodes; lives in a worker process.
 
     Args:
-        env_args: of the source.
+        found: the source.
         config: cameras and settings.
-        source: the file.
-        raw: whether observations are computed too.
+        source: its place.
+        own_model: put the states into the installed release's model.
 
     """
 
-    def __init__(self, env_args: Mapping[str, Any], config: RobosuiteConfig, source: Path, raw: bool) -> None:
-        keys = STATE_KEYS if raw else ()
-        self._env = RobosuiteEnv(env_args, keys, 0, config.cameras, config.render)
-        self._source, self._version = source, str(env_args.get("env_version", ""))
+    def __init__(self, found: StoredStates, config: RobosuiteConfig, source: Path, own_model: bool) -> None:
+        self._source, self._version, self._own_model = source, found.version, own_model
+        default = RobosuiteConfig().env_args()["env_kwargs"]["controller_configs"]
+        env_args = require_known_arguments(found.env_args, default, source)
+        stated = env_args["env_kwargs"].get("controller_configs")
+        self._steps_alike = not own_model and stated is not default and _same_release(found.version)
+        keys = STATE_KEYS if found.raw else ()
+        try:
+            self._env = RobosuiteEnv(env_args, keys, 0, config.cameras, config.render)
+            if found.raw:
+                self._env.reset(0)
+        except FlowPolicyError:
+            raise
+        except Exception as error:  # robosuite raises whatever its parts raise
+            raise DataError(
+                f"{source}: robosuite cannot make the environment {env_args['env_name']} with one robot that has "
+                f"{', '.join(keys) or 'cameras'}: {type(error).__name__}: {error}",
+                expected=f"a task of robosuite {VERSION} with an arm and a gripper",
+            ) from error
 
     def draw(self, part: _Part) -> None:
         """Write the files of one episode."""
         with open_hdf5(self._source) as file:
             demo = require_group(require_group(file, "data", self._source), part.name, self._source)
             states, actions = (read_array(demo, key, self._source) for key in ("states", "actions"))
-            model = str(read_attribute(demo, "model_file", self._source, ""))
+            model = "" if self._own_model else str(read_attribute(demo, "model_file", self._source, ""))
+        where = f"{self._source}, {part.name}"
+        if wrong := np.flatnonzero(~np.isfinite(states).all(axis=1)).tolist():
+            raise DataError(f"{where}: row {wrong[0]} of states holds NaN or infinity", fix="leave the episode out")
+        if model:
+            require_safe_model(model, where)
         try:
             self._env.load(model, states[0])
         except Exception as error:  # robosuite raises whatever a model of another release makes it raise
             raise DataError(
                 f"{self._source}: the model of {part.name} cannot be loaded: {type(error).__name__}: {error}",
-                expected=f"a file of robosuite {RobosuiteConfig().spec().env_version}, and it says {self._version}",
+                expected=f"a file of robosuite {VERSION}, and it says {self._version or 'nothing'}",
+                fix="put the states into the model of the installed release, whose objects and mounts may have other "
+                "sizes: --own-model",
             ) from error
         streams = {key: part.unfinished(key).open("wb") for key in part.images}
         try:
-            for state in states:
+            for state in states if streams else ():
                 self._env.put(state)
                 for key, picture in self._env.look().items():
                     streams[key].write(picture.data)
@@ -272,27 +301,40 @@ class _Drawer:
             for stream in streams.values():
                 stream.close()
         if part.raw:
-            _write_observations(part.observations, self._env, model, states, actions)
+            _write_observations(part.observations, self._env, model, states, actions if self._steps_alike else None)
         for key in part.images:
             part.unfinished(key).replace(part.pictures(key))
 
 
-def _write_observations(path: Path, env: RobosuiteEnv, model: str, states: NDArray[Any], actions: NDArray[Any]) -> None:
-    """Observations before and after every action, its reward, and whether the task was solved or the episode over."""
+def _same_release(version: str) -> bool:
+    """Whether a release simulates as the installed one does: the first two numbers are the same, or it is unknown."""
+    return not version or version.split(".")[:2] == VERSION.split(".")[:2]
+
+
+def _write_observations(
+    path: Path, env: RobosuiteEnv, model: str, states: NDArray[Any], actions: NDArray[Any] | None
+) -> None:
+    """Observations before and after every action, its reward, and whether the task was solved or the episode over.
+
+    Without ``actions``, those of another release, the last one is not simulated: what followed it stays unknown.
+    """
     seen, rewards, solved = [env.load(model, states[0])], [], []
-    for row in range(len(actions)):
+    still = np.zeros(env.sim_env.action_dim)
+    for row in range(len(states)):
         if row + 1 < len(states):
             env.put(states[row + 1])
             seen.append(env.observe())
-        else:  # where the last action led was not recorded
+        elif actions is not None:  # where the last action led was not recorded
             env.load(model, states[row])
             seen.append(env.step(actions[row]).obs)
-        rewards.append(env.reward(actions[row]))
+        rewards.append(env.reward(still if actions is None else actions[row]))
         solved.append(env.success())
     dones = np.array(solved, dtype=np.int64)
     dones[-1] = 1
-    columns = {f"obs/{key}": np.stack([one[key] for one in seen[:-1]]) for key in seen[0]}
-    columns |= {f"next_obs/{key}": np.stack([one[key] for one in seen[1:]]) for key in seen[0]}
+    keys = [key for key, value in seen[0].items() if value.size]  # a tool without fingers has no positions of them
+    columns = {f"obs/{key}": np.stack([one[key] for one in seen[: len(states)]]) for key in keys}
+    if actions is not None:
+        columns |= {f"next_obs/{key}": np.stack([one[key] for one in seen[1:]]) for key in keys}
     with replacing(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, rewards=np.array(rewards, dtype=np.float64), dones=dones, **columns)
 
@@ -317,7 +359,8 @@ def _assemble(
             if part.raw:
                 with np.load(part.observations) as columns:
                     for key, column in columns.items():
-                        demo.create_dataset(key, data=column, track_times=False)
+                        if key not in demo:  # rewards and dones that the file has are its own
+                            demo.create_dataset(key, data=column, track_times=False)
             demo.attrs["num_samples"] = part.steps
             for key, image in images.items():
                 node = demo.create_dataset(
@@ -354,6 +397,8 @@ def _copy_attributes(source: h5py.Group, target: h5py.Group) -> None:
 
 def _described(env_args: Mapping[str, Any], images: Mapping[str, ImageSpec]) -> dict[str, Any]:
     """``env_args`` with the pictures: in RoboMimic's words for its tools, and in ours, which say how they are drawn."""
+    if not images:
+        return dict(env_args)
     cameras = {
         "camera_names": [key.removesuffix(PICTURE) for key in images],
         "camera_heights": [image.height for image in images.values()],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from flowpolicy.commands import data_episodes
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.core.errors import ConfigError, nearest
@@ -28,14 +29,20 @@ _SPREAD_ROWS = 100_000  # what the distances of a thousand states to all need: 0
 
 
 def run(argv: Sequence[str]) -> int:
-    """Make, draw, record, download, label or describe a dataset file."""
+    """Make, draw, record, download, describe, convert or edit a dataset."""
     commands: dict[str, tuple[str, Callable[..., None]]] = {
         "make": ("generate data with a scripted demonstrator", make),
         "render": ("add pictures to a file of simulator states", render),
+        "observe": ("compute the observations of a file of simulator states", observe),
         "rollouts": ("record a run's own episodes, failures among them", rollouts),
         "download": ("download a published file, or one of Minari's data sets", download),
         "label": ("add the rewards of every task to an OGBench file", label),
         "info": ("describe a file", info),
+        "convert": ("write a dataset in another format", data_episodes.convert),
+        "merge": ("put several datasets into one", data_episodes.merge),
+        "split": ("share the episodes of a dataset out among several", data_episodes.split),
+        "filter": ("keep some episodes of a dataset", data_episodes.filter),
+        "edit": ("drop, relabel or trim episodes, rename observations", data_episodes.edit),
     }
     name, rest = pick(argv, commands, "data", "action")
     return call(commands[name][1], rest, f"data {name}")
@@ -112,6 +119,7 @@ def render(
     size: tuple[Count, ...] = (84,),
     renderer: Renderer = "fast",
     compress: bool = False,
+    own_model: bool = False,
     workers: Workers | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -129,14 +137,49 @@ def render(
             observations, for five to ten times the time; collision draws the few shapes that collide, the fastest.
             A policy refuses to act on pictures drawn otherwise than those that it learned from.
         compress: compress pictures without loss: a third of the size, slower to read.
+        own_model: put the states into the model of the installed robosuite instead of the stored one, for files of
+            older releases; its objects and mounts may have other sizes.
         workers: processes; one per core unless given.
         overwrite: replace an existing file at --out.
 
     """
     require_free(out, overwrite)
     config = _cameras(cameras, size, renderer)
-    found = _render(file, out, config, compress=compress, workers=workers)
+    found = _render(file, out, config, compress=compress, own_model=own_model, workers=workers)
     sys.stdout.write(f"wrote {out}: {len(found.names)} episodes, {found.steps:,} x {len(cameras)} pictures\n")
+
+
+def observe(
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    out: Path,
+    own_model: bool = False,
+    workers: Workers | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Compute the observations of every stored state of a robosuite file, and write them and all it holds to --out.
+
+    Rewards and dones are computed too where the file has none. Pictures are drawn by `flowpolicy data render`.
+
+    Args:
+        file: robosuite's own demo.hdf5, or a RoboMimic file without observations.
+        out: file to write, in RoboMimic's layout.
+        own_model: put the states into the model of the installed robosuite instead of the stored one, for files of
+            older releases; its objects and mounts may have other sizes. What followed the last action stays unknown.
+        workers: processes; one per core unless given.
+        overwrite: replace an existing file at --out.
+
+    """
+    from flowpolicy.envs.rendered_data import read_source
+    from flowpolicy.envs.robosuite import RobosuiteConfig
+
+    require_free(out, overwrite)
+    if file.resolve() == out.resolve():
+        raise ConfigError(f"{out} is what is read", fix="choose another place: nothing is changed in place")
+    if not read_source(file).raw:
+        raise ConfigError(f"{file} has observations", fix="see them: flowpolicy data info FILE")
+    found = _render(file, out, RobosuiteConfig(), compress=False, own_model=own_model, workers=workers)
+    sys.stdout.write(f"wrote {out}: {len(found.names)} episodes, {found.steps:,} steps\n")
 
 
 def _made_of(states: Path) -> Path:
@@ -168,15 +211,18 @@ def _cameras(cameras: Sequence[str], size: Sequence[int], renderer: str, task: s
     return config
 
 
-def _render(file: Path, out: Path, config: RobosuiteConfig, compress: bool, workers: int | None) -> StoredStates:
+def _render(
+    file: Path, out: Path, config: RobosuiteConfig, compress: bool, workers: int | None, own_model: bool = False
+) -> StoredStates:
     """Draw a file behind a bar that says how long it takes."""
     from flowpolicy.envs.rendered_data import read_source, render_file
     from flowpolicy.envs.rendering import require_opengl
 
     total = read_source(file).steps
-    require_opengl()
+    if config.cameras:
+        require_opengl()
     begun: list[tuple[float, int]] = []
-    with progress_bar(f"render {out.name}", total) as move:
+    with progress_bar(f"{'render' if config.cameras else 'observe'} {out.name}", total) as move:
 
         def progress(drawn: int) -> None:
             begun.append((time.monotonic(), drawn))
@@ -184,7 +230,9 @@ def _render(file: Path, out: Path, config: RobosuiteConfig, compress: bool, work
             left = (total - drawn) * (now - start) / (drawn - first) if drawn > first else 0.0
             move(drawn, f"about {left / 60:.1f} min left" if left else "")
 
-        return render_file(file, out, config, compress=compress, workers=workers, progress=progress)
+        return render_file(
+            file, out, config, compress=compress, own_model=own_model, workers=workers, progress=progress
+        )
 
 
 def rollouts(

@@ -41,6 +41,34 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; on success flush it to disk and rename it to ``path``, else remove it.
+
+    A folder that stands at ``path`` is removed in between: whoever is killed at that moment finds the old one or the
+    new one beside it, under a hidden name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    old = temporary.with_suffix(".old")
+    try:
+        with naming_full_disk(path, "what stood there before is untouched"):
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                flush(file)
+            flush(temporary)
+        if path.is_dir():
+            path.rename(old)
+        elif path.exists():
+            path.unlink()
+        temporary.rename(path)
+        flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def require_free(path: Path, overwrite: bool = False) -> None:
     """Refuse to write where something stands, before any work is done for it; ``overwrite`` permits it."""
     if path.exists() and not overwrite:

@@ -7,6 +7,7 @@ file without ``timeouts`` episodes end at terminals only, and a remark says so. 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ from flowpolicy.data.hdf5 import (
     find_array,
     open_hdf5,
     read_array,
+    read_attribute,
     require_flags,
     require_numbers,
     require_steps,
 )
+from flowpolicy.data.stored_episode import INFOS, StoredEpisode
 
 STATE = "state"
 """Name of the one observation key."""
+_NEXT = "next_observations"
 
 
 class D4RLRecording:
@@ -44,7 +48,6 @@ class D4RLRecording:
     """
 
     format = "d4rl"
-    provenance = ""
 
     def __init__(self, file: h5py.File, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
         if filter_key:
@@ -55,6 +58,7 @@ class D4RLRecording:
             if key != STATE:
                 raise DataError(f"{path}: the observation {key} does not exist", expected=nearest(key, [STATE]))
         self.path, self.file = path, file
+        self.provenance = str(read_attribute(file, "provenance", path, ""))
         self.starts, self.ends, self.terminals = _split(file, path)
         self.remarks = _assumptions(file, self.terminals)
         self.lengths = tuple(int(n) for n in self.ends - self.starts)
@@ -77,13 +81,54 @@ class D4RLRecording:
         mask = 1.0 - self.terminals[rows].astype(np.float32)
         return EpisodeColumns(obs={STATE: obs}, action=action, reward=reward, mask=mask)
 
+    def stored(self, index: int) -> StoredEpisode:
+        """The episode ``names[index]`` with its rows of ``infos``."""
+        start, end = int(self.starts[index]), int(self.ends[index])
+        rows = slice(start, end)
+        last = {}
+        if isinstance(self.file.get(_NEXT), h5py.Dataset) and self.file[_NEXT].shape == self.file["observations"].shape:
+            last = {STATE: self._raw(_NEXT, slice(end - 1, end))[0]}
+        aside = {place: self._raw(place, rows) for place in self._infos}
+        aside |= {place: self._raw(place, slice(index, index + 1)) for place in self._beginnings}
+        timeouts = self._raw("timeouts", slice(end - 1, end)) if "timeouts" in self.file else np.zeros(1)
+        return StoredEpisode(
+            name=self.names[index],
+            obs={STATE: self._raw("observations", rows)},
+            action=self._raw("actions", rows),
+            reward=self._raw("rewards", rows),
+            terminated=self.terminals[rows],
+            cut_off=bool(timeouts[0]),
+            last_obs=last,
+            aside=aside,
+        )
+
+    @functools.cached_property
+    def _infos(self) -> list[str]:
+        """Arrays below ``infos`` with one row per step."""
+        return [place for place, node in _below_infos(self.file).items() if node.shape[:1] == (int(self.ends[-1]),)]
+
+    @functools.cached_property
+    def _beginnings(self) -> list[str]:
+        """Arrays with the states at the start of every episode."""
+        found = [place for place in _below_infos(self.file) if place.startswith("infos/initial_state/")]
+        return [place for place in found if self.file[place].shape[:1] == (len(self.names),)]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the file holds beside its episodes."""
+        known = {"observations", "actions", "rewards", "terminals", "timeouts", *self._infos, *self._beginnings}
+        return tuple(place for place in _all_arrays(self.file) if place not in known and place != _NEXT)
+
     def key(self, index: int, column: str, name: str = "") -> str:
         """Name of a column in the file."""
         return {keys.OBS: "observations", keys.ACTION: "actions", keys.REWARD: "rewards"}[column]
 
     def _rows(self, key: str, rows: slice) -> NDArray[Any]:
+        return self._raw(key, rows).astype(np.float32, copy=False)
+
+    def _raw(self, key: str, rows: slice) -> NDArray[Any]:
         try:
-            return np.asarray(self.file[key][rows], dtype=np.float32)
+            return np.asarray(self.file[key][rows])
         except (OSError, RuntimeError) as error:
             raise DataError(f"{self.path}: {key} cannot be read: {error}", fix="copy the file again") from error
 
@@ -136,6 +181,26 @@ def _assumptions(file: h5py.File, terminals: NDArray[Any]) -> tuple[str, ...]:
     if not terminals.any():
         return (f"has no timeouts and no terminal: all {len(terminals)} steps are read as one episode",)
     return ("has no timeouts: episodes are split at terminals only",)
+
+
+def _all_arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
+    found: dict[str, h5py.Dataset] = {}
+
+    def note(place: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset):
+            found[place] = node
+
+    file.visititems(note)
+    return found
+
+
+def _below_infos(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Arrays of numbers below ``infos`` by their path."""
+    return {
+        place: node
+        for place, node in _all_arrays(file).items()
+        if place.startswith(INFOS) and node.shape and node.dtype.kind in "fiub"
+    }
 
 
 def _require_shape(file: h5py.File, key: str, steps: int, ndim: int, path: Path) -> None:

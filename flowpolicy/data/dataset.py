@@ -36,7 +36,7 @@ from flowpolicy.data.d4rl import D4RLRecording
 from flowpolicy.data.frames import FrameStore, open_frames
 from flowpolicy.data.hdf5 import EpisodeColumns, Recording, open_hdf5
 from flowpolicy.data.lerobot_recording import ActionConvention, LeRobotRecording, is_lerobot
-from flowpolicy.data.minari import MinariRecording, is_minari
+from flowpolicy.data.minari import MAIN_FILE, MinariRecording, is_minari
 from flowpolicy.data.ogbench import OGBenchRecording, is_npz, open_npz
 from flowpolicy.data.robomimic import RobomimicRecording
 
@@ -176,10 +176,12 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
             f"--data.action-convention {config.action_convention} for {path}, which is no LeRobot folder",
             fix="leave it out: what an action is stands in the file or follows from its environment",
         )
+    if path.is_dir() and (path / MAIN_FILE).is_file():
+        path = path / MAIN_FILE
     if path.is_dir():
         raise DataError(
-            f"{path} is not a file, but a folder, and none in LeRobot's layout",
-            expected="meta/info.json in it",
+            f"{path} is not a file, but a folder, and none of a known layout",
+            expected="meta/info.json (LeRobot) or data/main_data.hdf5 (Minari) in it",
             fix="check the path",
         )
     if config.cameras and (is_npz(path) or not _is_robomimic(path)):
@@ -282,7 +284,7 @@ def _load_anew(config: DataConfig, check: bool) -> Dataset:
 def dataset_sha256(config: DataConfig) -> str:
     """Hash of what a dataset is read from: a file, or the files of a folder that the configuration asks for."""
     path = Path(config.path)
-    if not is_lerobot(path):
+    if path.is_file():
         return unchanged_sha256(path, anew=config.verify)
     with open_recording(config) as recording:
         return sha256_of(recording, path, anew=config.verify)
@@ -290,7 +292,7 @@ def dataset_sha256(config: DataConfig) -> str:
 
 def sha256_of(recording: Recording, path: Path, *, anew: bool = False) -> str:
     """Hash of what an open recording is read from."""
-    if isinstance(recording, LeRobotRecording):
+    if isinstance(recording, (LeRobotRecording, MinariRecording)):
         return recording.sha256(anew=anew)
     return unchanged_sha256(path, anew=anew)
 

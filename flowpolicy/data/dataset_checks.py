@@ -17,12 +17,11 @@ from torch import Tensor
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
-from flowpolicy.core.files import unchanged_sha256
 from flowpolicy.core.spec import ActionSpec, ImageSpec, Spec
-from flowpolicy.data.dataset import DataConfig, Dataset, open_recording, require_layout
+from flowpolicy.data.dataset import DataConfig, Dataset, open_recording, require_layout, sha256_of
 from flowpolicy.data.hdf5_frames import pictures_of
 from flowpolicy.data.normalize import moments, near_constant
-from flowpolicy.data.robomimic import success_reward
+from flowpolicy.data.robomimic import states_success, success_reward
 
 Level = Literal["ok", "note", "warning", "error"]
 
@@ -117,7 +116,9 @@ def describe(path: Path | str) -> Description:
                 spans[name] = (float(np.fmin(before[0], low)), float(np.fmax(before[1], high)))
             finite = episode.reward[np.isfinite(episode.reward)]
             rewards.update(np.unique(finite).tolist())
-            succeeded += bool(recording.env_args) and bool((finite >= success_reward(recording.env_args)).any())
+            succeeded += states_success(recording.env_args) and bool(
+                (finite >= success_reward(recording.env_args)).any()
+            )
         return Description(
             path=path,
             format=recording.format,
@@ -132,10 +133,10 @@ def describe(path: Path | str) -> Description:
             observations={name: (each.shape, *spans[name]) for name, each in spec.observation.items()},
             action_range=spans[""],
             rewards=tuple(sorted(rewards)),
-            success=succeeded / len(lengths) if recording.env_args else None,
+            success=succeeded / len(lengths) if states_success(recording.env_args) else None,
             filters=recording.filters,
-            size=path.stat().st_size,
-            sha256=unchanged_sha256(path),
+            size=int(getattr(recording, "size", path.stat().st_size)),
+            sha256=sha256_of(recording, path),
             provenance=recording.provenance,
             unread={name: why for name, why in recording.unread.items() if name not in pictures},
             remarks=recording.remarks,

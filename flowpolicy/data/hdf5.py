@@ -8,8 +8,9 @@ import functools
 import json
 import mmap
 from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, cast, runtime_checkable
 
 import h5py
 import numpy as np
@@ -33,6 +34,57 @@ def written_whole(path: Path) -> Iterator[h5py.File]:
         file.flush()
         with replacing(path) as temporary:
             temporary.write_bytes(file.id.get_file_image())
+
+
+@contextlib.contextmanager
+def streamed_whole(path: Path) -> Iterator[h5py.File]:
+    """Like :func:`written_whole`, for files that need not fit into memory: what is written goes to the disk at once."""
+    with replacing(path) as temporary, temporary.open("w+b", buffering=0) as stream:
+        kept = _KeepsGoing(stream)
+        try:
+            with h5py.File(kept, "w") as file:
+                yield file
+        except Exception as error:
+            raise (kept.error or error) from error
+        if kept.error is not None:
+            raise kept.error
+
+
+class _KeepsGoing:
+    """The file below an HDF5 file: the first error of the disk is kept, and what follows is dropped.
+
+    HDF5 ends the process when it cannot write down, while closing, what it holds.
+    """
+
+    def __init__(self, stream: FileIO) -> None:
+        self._stream, self.error = stream, cast("OSError | None", None)
+        self.seek = stream.seek
+        self.tell = stream.tell
+        self.read = stream.read
+
+    def readinto(self, into: Any) -> int:
+        read = self._stream.readinto(into) or 0
+        into[read:] = bytes(len(into) - read)
+        return len(into)
+
+    def write(self, data: Any) -> int:
+        view, written = memoryview(data), 0
+        while self.error is None and written < len(view):
+            try:
+                written += self._stream.write(view[written:]) or 0
+            except OSError as error:
+                self.error = error
+        return len(view)
+
+    def truncate(self, size: int) -> int:
+        try:
+            self._stream.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+        return size
+
+    def flush(self) -> None:
+        pass
 
 
 @dataclasses.dataclass

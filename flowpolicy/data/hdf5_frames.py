@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,17 @@ def find_cameras(group: h5py.Group, cameras: Sequence[str], path: Path) -> list[
                 fix="draw them from the stored states: flowpolicy data render FILE --cameras NAME ...",
             )
         found.append(key)
+    return found
+
+
+def readable_cameras(group: h5py.Group, path: Path) -> list[str]:
+    """The observations that are pictures of three colours in uint8."""
+    found = []
+    for key, node in group.items():
+        if holds_pictures(node):
+            with contextlib.suppress(DataError):
+                require_pictures(node, key, path)
+                found.append(key)
     return found
 
 

@@ -30,6 +30,7 @@ from flowpolicy.data.lerobot_meta import OWN, EpisodePlace, LeRobotFeature, LeRo
 from flowpolicy.data.lerobot_meta import is_lerobot as is_lerobot
 from flowpolicy.data.lerobot_pictures import LeRobotFrames
 from flowpolicy.data.lerobot_rows import Columns, LeRobotRows
+from flowpolicy.data.stored_episode import StoredEpisode, pictures_of_episode
 
 ActionConvention = Literal["", "joint-absolute", "joint-delta", "pose-absolute", "pose-delta"]
 """What an action is, where a file has no word for it."""
@@ -132,6 +133,38 @@ class LeRobotRecording:
             reward=self._reward(episode, rows),
             mask=self._mask(episode, rows),
             task=task,
+        )
+
+    @property
+    def cameras(self) -> list[str]:
+        """Observations that are pictures of three colours."""
+        return [key for key, feature in self._streams.items() if feature.is_picture and not feature.why_unread]
+
+    def stored(self, index: int) -> StoredEpisode:
+        """The episode ``names[index]`` with its pictures, its instruction and whether it succeeded."""
+        columns, episode = self.episode(index), self._chosen[index]
+        rows, task = self._rows.read(episode), columns.task
+        texts = (
+            []
+            if task is None
+            else [self.instructions[number] for number in dict.fromkeys(task.tolist()) if number >= 0]
+        )
+        success = None
+        if "next.success" in rows:
+            success = bool(self._flags(episode, rows, "next.success").any())
+        return StoredEpisode(
+            name=self.names[index],
+            obs={key: value for key, value in columns.obs.items() if key != INSTRUCTION},
+            action=columns.action,
+            reward=columns.reward,
+            terminated=columns.mask == 0,
+            pictures={
+                key: pictures_of_episode(source, self.names[index], episode.length)
+                for key, source in self.frames.items()
+            },
+            success=success,
+            text=texts[0] if texts else "",
+            aside={"task": task} if task is not None and len(texts) > 1 else {},
         )
 
     def key(self, index: int, column: str, name: str = "") -> str:

@@ -21,20 +21,27 @@ from numpy.typing import NDArray
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, MissingExtraError
+from flowpolicy.core.files import unchanged_sha256
 from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.d4rl import STATE
 from flowpolicy.data.hdf5 import (
     EpisodeColumns,
     choose_keys,
     read_array,
+    read_attribute,
     require_flags,
     require_group,
     require_steps,
     unread_keys,
 )
+from flowpolicy.data.stored_episode import INFOS, StoredEpisode
 
 PREFIX = "minari:"
 """Begins the names of Minari's data sets, e.g. ``minari:D4RL/door/human-v2``."""
+
+
+MAIN_FILE = Path("data", "main_data.hdf5")
+"""Where the episodes lie in the folder of a data set."""
 
 
 class MinariRecording:
@@ -49,7 +56,6 @@ class MinariRecording:
     """
 
     format = "minari"
-    provenance = ""
 
     def __init__(self, file: h5py.File, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
         if filter_key:
@@ -57,6 +63,7 @@ class MinariRecording:
                 f"{path}: the filter key {filter_key} does not exist", fix="Minari files have none: leave it out"
             )
         self.path, self.file = path, file
+        self.provenance = str(read_metadata(path).get("provenance", ""))
         self.names = tuple(sorted((name for name in file if name.startswith("episode_")), key=_number))
         first = require_group(file, self.names[0], path)
         self._grouped = isinstance(first.get("observations"), h5py.Group)
@@ -76,6 +83,15 @@ class MinariRecording:
             env_id=_env_id(path),
         )
 
+    def sha256(self, *, anew: bool = False) -> str:
+        """Hash of the file of episodes."""
+        return unchanged_sha256(self.path, anew=anew)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file of episodes."""
+        return self.path.stat().st_size
+
     def episode(self, index: int) -> EpisodeColumns:
         """Columns of the episode ``names[index]``."""
         name, steps = self.names[index], self.lengths[index]
@@ -92,6 +108,39 @@ class MinariRecording:
             mask=1.0 - require_flags(columns["terminations"], f"{name}/terminations", self.path).astype(np.float32),
         )
 
+    def stored(self, index: int) -> StoredEpisode:
+        """The episode ``names[index]`` with its ``infos``."""
+        name, steps = self.names[index], self.lengths[index]
+        group = require_group(self.file, name, self.path)
+        flags = {}
+        for key in ("terminations", "truncations"):
+            stated = read_array(group, key, self.path) if key in group else np.zeros(steps)
+            require_steps(stated.shape, steps, 1, f"{name}/{key}", self.path)
+            flags[key] = require_flags(stated, f"{name}/{key}", self.path)
+        seen = {key: self._raw(group, key, steps) for key in self.obs_keys}
+        reward = read_array(group, "rewards", self.path)
+        require_steps(reward.shape, steps, 1, f"{name}/rewards", self.path)
+        aside: dict[str, NDArray[Any] | h5py.Dataset] = {}
+
+        def note(place: str, node: Any) -> None:
+            if isinstance(node, h5py.Dataset) and place.startswith(INFOS):
+                aside[place] = node
+
+        group.visititems(note)
+        return StoredEpisode(
+            name=name,
+            obs={key: value[:-1] for key, value in seen.items()},
+            action=read_array(group, "actions", self.path),
+            reward=reward,
+            terminated=flags["terminations"],
+            cut_off=bool(flags["truncations"][-1]),
+            last_obs={key: value[-1] for key, value in seen.items()},
+            aside=aside,
+            notes={
+                key: read_attribute(group, key, self.path) for key in group.attrs if key not in ("id", "total_steps")
+            },
+        )
+
     def key(self, index: int, column: str, name: str = "") -> str:
         """Path of a column of an episode in the file."""
         observations = f"observations/{name}" if self._grouped else "observations"
@@ -100,11 +149,15 @@ class MinariRecording:
         )
 
     def _observation(self, group: h5py.Group, key: str, steps: int) -> NDArray[Any]:
+        return self._raw(group, key, steps)[:-1].astype(np.float32)
+
+    def _raw(self, group: h5py.Group, key: str, steps: int) -> NDArray[Any]:
+        """(T + 1, d) as it is stored."""
         where = require_group(group, "observations", self.path) if self._grouped else group
         value = read_array(where, key if self._grouped else "observations", self.path)
         value = value[:, None] if value.ndim == 1 else value
         require_steps(value.shape, steps + 1, 2, f"{group.name[1:]}/observations", self.path)
-        return value[:-1].astype(np.float32)
+        return value
 
     def _steps(self, name: str) -> int:
         node = require_group(self.file, name, self.path).get("actions")
@@ -131,7 +184,7 @@ def fetch_minari(name: str) -> Path:
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "minari", "minari") from error
     name = name.removeprefix(PREFIX)
-    path = Path(get_dataset_path(name)) / "data" / "main_data.hdf5"
+    path = Path(get_dataset_path(name)) / MAIN_FILE
     if not path.exists():
         try:
             minari.download_dataset(name)
@@ -156,11 +209,20 @@ def is_minari(file: h5py.File) -> bool:
 def _env_id(path: Path) -> str:
     """Package and name of the recorded environment: ``gymnasium-robotics/AdroitHandDoor-v1``."""
     try:
-        stated = json.loads(path.with_name("metadata.json").read_text(encoding="utf-8"))["env_spec"]
+        stated = read_metadata(path)["env_spec"]
         spec = json.loads(stated) if isinstance(stated, str) else stated
         return f"{spec['entry_point'].partition('.')[0].replace('_', '-')}/{spec['id']}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return UNSTATED
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What ``metadata.json`` beside a file says; empty where it is missing or says nothing."""
+    try:
+        found = json.loads(path.with_name("metadata.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _number(name: str) -> int:

@@ -17,8 +17,10 @@ task (chosen by the filter key ``task1``, ...), and ``env_id``. Conventions of t
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +35,9 @@ from flowpolicy.core.files import replacing
 from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.d4rl import STATE
 from flowpolicy.data.hdf5 import EpisodeColumns, require_flags, require_steps
+from flowpolicy.data.stored_episode import INFOS, StoredEpisode
 
+_TEXTS = ("env_id", "provenance")
 _LABELS = "flowpolicy data label FILE --env NAME --out FILE"
 
 
@@ -49,7 +53,6 @@ class OGBenchRecording:
     """
 
     format = "ogbench"
-    provenance = ""
     remarks: tuple[str, ...] = ()
 
     def __init__(self, file: NpzFile, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
@@ -66,6 +69,8 @@ class OGBenchRecording:
         self.names = tuple(f"episode_{i}" for i in range(len(ends)))
         self.env_args: dict[str, Any] = {}
         self.unread: dict[str, str] = {}
+        self.provenance = file.text("provenance")
+        self._file = file
         labelled = [name.removeprefix("rewards_") for name in file.names if name.startswith("rewards_task")]
         self.filters = dict.fromkeys(sorted(labelled), len(ends))
         self._rewards = _label_name("rewards", filter_key, file)
@@ -85,6 +90,36 @@ class OGBenchRecording:
         obs, action = (self._wide[name].read(start, end).astype(np.float32) for name in ("observations", "actions"))
         reward, mask = (self._narrow[name][start:end].astype(np.float32) for name in ("rewards", "masks"))
         return EpisodeColumns(obs={STATE: obs}, action=action, reward=reward, mask=mask)
+
+    def stored(self, index: int) -> StoredEpisode:
+        """The episode ``names[index]`` with its rows of ``qpos`` and the like."""
+        start, end = int(self.starts[index]), int(self.ends[index])
+        return StoredEpisode(
+            name=self.names[index],
+            obs={STATE: self._wide["observations"].read(start, end)},
+            action=self._wide["actions"].read(start, end),
+            reward=self._narrow["rewards"][start:end],
+            terminated=self._narrow["masks"][start:end] == 0,
+            aside={INFOS + name: column.read(start, end) for name, column in self._beside.items()},
+        )
+
+    @functools.cached_property
+    def _beside(self) -> dict[str, NpzColumn]:
+        """Further columns with one row per step."""
+        known, rows = {"observations", "actions", "rewards", "masks", "terminals"}, int(self.ends[-1])
+        found = {}
+        for name in self._file.names:
+            if name not in known and name not in _TEXTS:
+                column = self._file.any_column(name)
+                if column is not None and column.shape[:1] == (rows,):
+                    found[name] = column
+        return found
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the file holds beside its episodes."""
+        known = {"observations", "actions", "rewards", "masks", "terminals", *_TEXTS, *self._beside}
+        return tuple(name for name in self._file.names if name not in known)
 
     def key(self, index: int, column: str, name: str = "") -> str:
         """Name of a column in the file."""
@@ -120,6 +155,14 @@ class NpzFile:
             raise _unreadable(f"{self.path}: {name}", error) from error
         self._require_numbers(name, found.dtype, found.shape, ndim, rows)
         return found
+
+    def any_column(self, name: str) -> NpzColumn | None:
+        """The numbers under ``name``, unread; None where it holds something else."""
+        try:
+            found = NpzColumn(self._archive.zip, f"{name}.npy", f"{self.path}: {name}")
+        except Exception:
+            return None
+        return found if found.dtype.kind in "fiub" else None
 
     def text(self, name: str) -> str:
         """The string under ``name``; empty when the file has none."""
@@ -256,6 +299,59 @@ def write_npz(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
     """Write a compressed npz, whole or not at all; equal arrays give equal bytes (its members carry no date)."""
     with replacing(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **columns)
+
+
+class ColumnFiles:
+    """Columns of an npz that grow on the disk, so that they need not fit into memory.
+
+    Args:
+        folder: where they grow.
+
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._columns: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
+
+    def append(self, name: str, rows: NDArray[Any]) -> None:
+        """Add rows (n, ...) to a column.
+
+        Raises:
+            DataError: they have another shape or type than those before.
+
+        """
+        dtype, shape, before = self._columns.get(name, (rows.dtype, rows.shape[1:], 0))
+        if (dtype, shape) != (rows.dtype, rows.shape[1:]):
+            raise DataError(
+                f"{name} holds rows of {rows.shape[1:]} {rows.dtype} after rows of {shape} {dtype}",
+                expected="rows of one shape and type in all episodes",
+            )
+        self._columns[name] = (dtype, shape, before + len(rows))
+        with self._path(name).open("ab") as stream:
+            stream.write(np.ascontiguousarray(rows).data)
+
+    def write(self, path: Path, texts: Mapping[str, str]) -> None:
+        """Write all columns, and texts, as a compressed npz; equal columns give equal bytes."""
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, (dtype, shape, rows) in self._columns.items():
+                with archive.open(_member(name), "w", force_zip64=True) as stream:
+                    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+                    np.lib.format.write_array_header_2_0(stream, {**header, "shape": (rows, *shape)})
+                    with self._path(name).open("rb") as grown:
+                        shutil.copyfileobj(grown, stream, _BLOCK)
+            for name, text in texts.items():
+                with archive.open(_member(name), "w") as stream:
+                    np.lib.format.write_array(stream, np.array(text), allow_pickle=False)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{list(self._columns).index(name):03d}.bin"
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """A member without a date."""
+    found = zipfile.ZipInfo(f"{name}.npy")
+    found.compress_type = zipfile.ZIP_DEFLATED
+    return found
 
 
 def _ends(terminals: NDArray[Any], path: Path) -> NDArray[Any]:

@@ -6,7 +6,8 @@ attributes ``num_samples`` and ``model_file``; ``data`` has the attributes ``tot
 
 RoboMimic writes ``dones`` = 1 at success, at the end of a trajectory, or both (``done_mode`` 0, 1, 2) and
 does not store which. An end without success is a truncation, so ``mask`` is 0 only where ``dones`` is 1
-*and* the reward is that of success: ``reward_scale`` (1 unless ``env_args`` says otherwise).
+*and* the reward is that of success: ``reward_scale`` (1 unless ``env_args`` says otherwise). Files that were converted
+from formats in which a task can end otherwise say where it did, in ``terminals``.
 """
 
 from __future__ import annotations
@@ -38,10 +39,15 @@ from flowpolicy.data.hdf5 import (
     require_steps,
     unread_keys,
 )
-from flowpolicy.data.hdf5_frames import Hdf5Frames, find_cameras, holds_pictures, stated_image
+from flowpolicy.data.hdf5_frames import Hdf5Frames, find_cameras, holds_pictures, readable_cameras, stated_image
+from flowpolicy.data.stored_episode import StoredEpisode, pictures_of_episode
 
 EPISODES_SHA256 = "episodes_sha256"
 """Attribute of an index of episode files: JSON, name of the file beside it -> its hash."""
+TERMINALS = "terminals"
+"""Array beside ``dones`` that says where a task ended, in converted files, whose rewards do not tell."""
+INSTRUCTION = "instruction"
+"""Attribute of an episode with the text of its task, in converted files."""
 _ROBOSUITE = 1  # robomimic.envs.env_base.EnvType.ROBOSUITE_TYPE
 
 
@@ -115,23 +121,79 @@ class RobomimicRecording:
         where = f"data/{name}"
         action = read_array(demo, "actions", self.path)
         require_steps(action.shape, steps, 2, f"{where}/actions", self.path)
-        reward, done = (read_array(demo, key, self.path) for key in ("rewards", "dones"))
-        require_steps(reward.shape, steps, 1, f"{where}/rewards", self.path)
-        require_steps(done.shape, steps, 1, f"{where}/dones", self.path)
-        done = require_flags(done, f"{where}/dones", self.path)
+        reward, ended = self._rewards_and_ends(demo, name, steps)
         obs = {}
         for key in self.obs_keys:
             value = read_array(demo["obs"], key, self.path)
             value = value[:, None] if value.ndim == 1 else value
             require_steps(value.shape, steps, 2, f"{where}/obs/{key}", self.path)
             obs[key] = value.astype(np.float32)
-        ended = done & (reward >= self.success_reward)
         return EpisodeColumns(
             obs=obs,
             action=action.astype(np.float32),
             reward=reward.astype(np.float32),
             mask=1.0 - ended.astype(np.float32),
         )
+
+    @property
+    def cameras(self) -> list[str]:
+        """Cameras of which every picture of the first episode can be read."""
+        return readable_cameras(self._demo(self.names[0])["obs"], self.path)
+
+    def stored(self, index: int) -> StoredEpisode:
+        """The episode ``names[index]`` with everything that its group holds, linked files excepted."""
+        name, steps = self.names[index], self.lengths[index]
+        demo = self._demo(name)
+        reward, ended = self._rewards_and_ends(demo, name, steps)
+        obs = {key: self._rows(demo, f"obs/{key}", name, steps) for key in self.obs_keys}
+        after = {key: self._rows(demo, f"next_obs/{key}", name, steps) for key in obs if f"next_obs/{key}" in demo}
+        follows = after.keys() == obs.keys() and all(
+            value.shape == obs[key].shape and np.array_equal(value[:-1], obs[key][1:], equal_nan=True)
+            for key, value in after.items()
+        )
+        states = self._rows(demo, "states", name, steps) if "states" in demo else None
+        model = read_attribute(demo, "model_file", self.path)
+        known = {"actions", "rewards", TERMINALS, *(f"obs/{key}" for key in (*obs, *self.frames))}
+        known |= {f"next_obs/{key}" for key in after} if follows else set()
+        known |= {"states"} if states is not None else set()
+        return StoredEpisode(
+            name=name,
+            obs=obs,
+            action=read_array(demo, "actions", self.path),
+            reward=reward,
+            terminated=ended,
+            last_obs={key: value[-1] for key, value in after.items()} if follows else {},
+            pictures={key: pictures_of_episode(source, name, steps) for key, source in self.frames.items()},
+            success=bool((reward >= self.success_reward).any()) if states_success(self.env_args) else None,
+            states=states,
+            model_xml=None if model is None else str(model),
+            text=str(read_attribute(demo, INSTRUCTION, self.path, "")),
+            filters=tuple(key for key, chosen in self._masks.items() if name in chosen),
+            aside={place: node for place, node in _arrays(demo).items() if place not in known},
+            notes={
+                key: read_attribute(demo, key, self.path)
+                for key in demo.attrs
+                if key not in ("num_samples", "model_file", INSTRUCTION)
+            },
+        )
+
+    def _rewards_and_ends(self, demo: h5py.Group, name: str, steps: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Rewards (T,) as they are stored, and where the task ended (T,)."""
+        where = f"data/{name}"
+        reward, done = (read_array(demo, key, self.path) for key in ("rewards", "dones"))
+        require_steps(reward.shape, steps, 1, f"{where}/rewards", self.path)
+        require_steps(done.shape, steps, 1, f"{where}/dones", self.path)
+        ended = require_flags(done, f"{where}/dones", self.path) & (reward >= self.success_reward)
+        if TERMINALS in demo:
+            stated = read_array(demo, TERMINALS, self.path)
+            require_steps(stated.shape, steps, 1, f"{where}/{TERMINALS}", self.path)
+            ended = require_flags(stated, f"{where}/{TERMINALS}", self.path)
+        return reward, ended
+
+    def _rows(self, demo: h5py.Group, key: str, name: str, steps: int) -> NDArray[Any]:
+        value = read_array(demo, key, self.path)
+        require_steps(value.shape, steps, value.ndim, f"data/{name}/{key}", self.path)
+        return value
 
     def key(self, index: int, column: str, name: str = "") -> str:
         """Path of a column of an episode in the file."""
@@ -186,7 +248,7 @@ class RobomimicRecording:
             raise DataError(
                 f"{self.path}: data/{name} has no observations (data/{name}/obs); it holds {', '.join(map(str, demo))}",
                 expected="the RoboMimic layout; a raw robosuite recording stores simulator states only",
-                fix="extract observations with robomimic's scripts/dataset_states_to_obs.py",
+                fix="compute them from the states: flowpolicy data observe FILE --out OUT",
             )
         return demo
 
@@ -202,6 +264,18 @@ class RobomimicRecording:
         if not np.array_equal(stated, node.shape[0]):
             raise DataError(f"{self.path}: {key} has {node.shape[0]} rows, but num_samples says {stated}")
         return int(node.shape[0])
+
+
+def _arrays(demo: h5py.Group) -> dict[str, h5py.Dataset]:
+    """Every array below a group by its path; links to elsewhere are not followed."""
+    found: dict[str, h5py.Dataset] = {}
+
+    def note(place: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset):
+            found[place] = node
+
+    demo.visititems(note)
+    return found
 
 
 def _read_masks(file: h5py.File, path: Path) -> dict[str, list[str]]:
@@ -261,6 +335,11 @@ def observation_units(env_args: dict[str, Any]) -> dict[str, str]:
         # Recordings of before say nothing, and their quaternions change sign where the tool points straight down.
         return {"robot0_eef_quat": "flange in the base frame, x y z w, w >= 0"}
     return {}
+
+
+def states_success(env_args: dict[str, Any]) -> bool:
+    """Whether a file says what a success is; one that was converted from a format that does not, says so."""
+    return bool(env_args) and env_args.get("success") != UNSTATED
 
 
 def success_reward(env_args: dict[str, Any]) -> float:

@@ -72,7 +72,7 @@ def test_missing_key(robomimic_file, key):
 
 def test_missing_observations(robomimic_file):
     edit(robomimic_file, lambda file: file.__delitem__("data/demo_3/obs"))
-    refuse(robomimic_file, "data/demo_3 has no observations", "dataset_states_to_obs.py")
+    refuse(robomimic_file, "data/demo_3 has no observations", "flowpolicy data observe")
 
 
 @pytest.mark.parametrize(
