@@ -174,7 +174,6 @@ def test_what_is_lost_is_said(sources):
         "train",
         "ticks",
         "operator",
-        "within",
     ):
         assert part in words, part
     assert said(sources["robomimic"], "robomimic") == said(sources["d4rl"], "robomimic") == ""
