@@ -1,46 +1,133 @@
-"""Presets by name: ``flowpolicy.presets["dm1-lift"]``."""
+"""All presets by name: ``flowpolicy.presets["dm1-lift"]``, and how they are listed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import textwrap
+from collections.abc import Iterator, Mapping
 
-from flowpolicy.configs.presets import PRESETS
-from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.configs.benchmark_presets import benchmarks, group_title, near_names
+from flowpolicy.configs.presets import OGBENCH, PRESETS
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.train.experiment import Experiment
+
+_WIDTH = 118
+_LINES = 16  # presets of a group that are listed one by one; more are told by agent and data set
 
 
 class PresetTable:
     """The experiments that have a name. Printed, it says what each of them is."""
 
     def __getitem__(self, name: str) -> Experiment:
-        if name not in PRESETS:
-            raise ConfigError(f"unknown preset '{name}'", expected=nearest(name, PRESETS))
-        return PRESETS[name][1]
+        return find_preset(name)[1]
 
     def __contains__(self, name: object) -> bool:
-        return name in PRESETS
+        return name in PRESETS or name in benchmarks()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(PRESETS)
+        return iter(dict.fromkeys([*PRESETS, *benchmarks()]))
 
     def __len__(self) -> int:
-        return len(PRESETS)
+        return len(list(iter(self)))
 
     def find(self, *words: str) -> list[str]:
-        """Names whose name or description holds all ``words``, whatever their case."""
-        return [
-            name
-            for name, (description, _) in PRESETS.items()
-            if all(word.lower() in f"{name} {description}".lower() for word in words)
-        ]
+        """Names whose name, description or suite holds all ``words``, whatever their case."""
+        return [name for names in _groups(*words).values() for name in names]
 
     def __repr__(self) -> str:
-        width = max(map(len, PRESETS))
-        return "\n".join(f"{name:<{width}}  {description}" for name, (description, _) in PRESETS.items())
+        return listing()
 
     def _ipython_key_completions_(self) -> list[str]:
-        return list(PRESETS)
+        return list(self)
 
 
 presets = PresetTable()
 """All of them."""
+
+
+def find_preset(name: str) -> tuple[str, Experiment]:
+    """Description and experiment of a preset.
+
+    Raises:
+        ConfigError: there is none of this name.
+
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if name not in benchmarks():
+        raise ConfigError(
+            f"unknown preset '{name}'",
+            expected=near_names(name, list(presets)),
+            fix="flowpolicy train --list WORD ... finds presets by words",
+        )
+    benchmark = benchmarks()[name]
+    return benchmark.description, benchmark.experiment()
+
+
+def listing(*words: str) -> str:
+    """Presets that hold all ``words``, suite by suite; those of many data sets told by agent and data set.
+
+    Raises:
+        ConfigError: no preset holds them.
+
+    """
+    groups = {title: names for title, names in _groups(*words).items() if names}
+    if not groups:
+        raise ConfigError(
+            f"no preset holds {' and '.join(map(repr, words))}", expected="words of names, such as antmaze or iql"
+        )
+    count = sum(map(len, groups.values()))
+    parts = [f"{title}\n{_told(names)}" for title, names in groups.items()]
+    return "\n\n".join([*parts, f"{count:,} presets{' in all' if not words else ''}"])
+
+
+def _groups(*words: str) -> dict[str, list[str]]:
+    """Title -> the names below it that hold all words; descriptions of published data sets are made of their names."""
+    own = "Demonstrations, toys, robots, post-training"
+    small = "OGBench data made here: networks of 3 x 256, which a CPU trains"
+    found: dict[str, list[str]] = {own: [], small: []}
+    for name, (description, _) in PRESETS.items():
+        title = small if name in OGBENCH else own
+        if _holds(f"{name} {description} {title}", words):
+            found[title].append(name)
+    for name, one in benchmarks().items():
+        title = group_title(one.data)
+        if name not in PRESETS and _holds(f"{name} {title} {one.data.env}", words):
+            found.setdefault(title, []).append(name)
+    return found
+
+
+def _holds(text: str, words: tuple[str, ...]) -> bool:
+    return all(word.lower() in text.lower() for word in words)
+
+
+def _told(names: list[str]) -> str:
+    """Lines about the presets of a group: one each, or agents and data sets where every pair of them is there."""
+    split = {name: _split(name) for name in names}
+    first, second = ({pair[place]: None for pair in split.values()} for place in (0, 1))
+    if len(names) > _LINES and {f"{a}-{b}" for a, b in itertools.product(first, second)} == set(names):
+        return f"{_wrapped('AGENT', first)}\n{_wrapped('DATASET', second)}\n  as AGENT-DATASET, e.g. {names[0]}"
+    width = max(map(len, names))
+    described = {
+        name: PRESETS[name][0] if name in PRESETS else benchmarks()[name].description.partition(" (")[0]
+        for name in names
+    }
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in described.items())
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Agent and data set."""
+    if name in benchmarks() and name not in PRESETS:
+        return benchmarks()[name].agent, benchmarks()[name].data.name
+    task = max((PRESETS[name][1].env, ""), key=lambda env: name.endswith(f"-{env}"))
+    return name.removesuffix(f"-{task}"), task
+
+
+def _wrapped(head: str, words: Mapping[str, None]) -> str:
+    """Words after a head, tasks of one data set as a range."""
+    short: dict[str, None] = {}
+    for word in words:
+        stem, number, rest = word.partition("-task")
+        short[f"{stem}-task1..5{rest[1:]}" if number and f"{stem}-task5{rest[1:]}" in words else word] = None
+    lines = textwrap.wrap(", ".join(short), _WIDTH - 11, break_on_hyphens=False)
+    return "\n".join(f"  {head if not row else '':<8} {line}" for row, line in enumerate(lines))

@@ -18,7 +18,7 @@ from flowpolicy.agents.offline.iql import IQL
 from flowpolicy.agents.offline.mean_flow_q import MeanFlowQ
 from flowpolicy.agents.offline.qc import QC
 from flowpolicy.agents.offline.rebrac import ReBRAC
-from flowpolicy.configs.ogbench_presets import OGBENCH
+from flowpolicy.configs.ogbench_presets import OGBENCH as OGBENCH
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig

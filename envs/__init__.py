@@ -15,7 +15,7 @@ from flowpolicy.envs.d4rl_env import SUITE as D4RL_SUITE
 from flowpolicy.envs.d4rl_env import D4RLConfig
 from flowpolicy.envs.ogbench_env import SUITE as OGBENCH_SUITE
 from flowpolicy.envs.ogbench_env import OGBenchConfig
-from flowpolicy.envs.robosuite import RobosuiteConfig
+from flowpolicy.envs.robosuite import TRANSPORT_KEYS, RobosuiteConfig
 from flowpolicy.envs.toy import ToyConfig
 
 SuiteConfig = RobosuiteConfig | AdroitConfig | D4RLConfig | OGBenchConfig | ToyConfig | ArmTaskConfig
@@ -23,6 +23,9 @@ SuiteConfig = RobosuiteConfig | AdroitConfig | D4RLConfig | OGBenchConfig | ToyC
 ENVS: dict[str, SuiteConfig] = {
     "lift": RobosuiteConfig("Lift"),
     "can": RobosuiteConfig("PickPlaceCan"),
+    "square": RobosuiteConfig("NutAssemblySquare", horizon=400),
+    "tool-hang": RobosuiteConfig("ToolHang", horizon=700),
+    "transport": RobosuiteConfig("TwoArmTransport", horizon=700, obs_keys=TRANSPORT_KEYS),
     "door": AdroitConfig(),
     "hammer": AdroitConfig(task="hammer"),
     "pen": AdroitConfig(horizon=100, task="pen"),
@@ -56,7 +59,9 @@ def find_env(name: str, images: Mapping[str, ImageSpec] | None = None) -> SuiteC
     if not missing:
         return found
     if not isinstance(found, RobosuiteConfig):
-        raise ConfigError(f"{name} takes no pictures {', '.join(missing)}", expected="lift or can for pictures")
+        raise ConfigError(
+            f"{name} takes no pictures {', '.join(missing)}", expected="a task of robosuite, e.g. lift, for pictures"
+        )
     return found.seeing(missing)
 
 

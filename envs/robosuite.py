@@ -78,10 +78,19 @@ _UNITS = {
     "object": "object-state of robosuite: position (m) and quaternion xyzw of the object in the world frame "
     "and relative to the gripper, in robosuite's order",
 }
+_UNITS |= {key.replace("robot0", "robot1"): words for key, words in _UNITS.items() if key.startswith("robot0")}
 _TASKS = {
     "Lift": (10, "the cube's centre is more than 0.04 m above the table top"),
     "PickPlaceCan": (14, "the can lies in its bin and the gripper is more than 0.042 m away from it"),
+    "NutAssemblySquare": (14, "the square nut is on its peg and the gripper is more than 0.042 m away from it"),
+    "ToolHang": (44, "the frame stands in the base and the tool hangs on the frame"),
+    "TwoArmTransport": (41, "the payload lies in the target bin and the trash in the trash bin"),
 }
+"""Task -> numbers of its object-state, and what its success is."""
+_TWO_ARMS = ("TwoArmTransport",)
+_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
+TRANSPORT_KEYS = (*_KEYS[:3], "robot1_eef_pos", "robot1_eef_quat", "robot1_gripper_qpos", "object")
+"""What both arms of TwoArmTransport observe."""
 _CAMERAS = {
     "agentview": ("world", 45.0),
     "frontview": ("world", 45.0),
@@ -120,10 +129,10 @@ class RobosuiteConfig:
     """A robosuite task."""
 
     task: str = "Lift"
-    """Name of the robosuite environment: Lift or PickPlaceCan."""
+    """Name of the robosuite environment, e.g. Lift, PickPlaceCan or NutAssemblySquare."""
     horizon: int = 300
     """Steps of 50 ms after which an episode is cut off; 300 as in DM1's evaluation (arXiv 2510.07865)."""
-    obs_keys: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
+    obs_keys: tuple[str, ...] = _KEYS
     """Observation keys, with RoboMimic's names ('object' is robosuite's 'object-state')."""
     cameras: tuple[SceneCamera, ...] = ()
     """Cameras whose pictures are observed too, under their name and '_image', as RoboMimic calls them."""
@@ -135,20 +144,27 @@ class RobosuiteConfig:
         if self.task not in _TASKS:
             raise ConfigError(f"unknown robosuite task '{self.task}'", expected=nearest(self.task, _TASKS))
         width, success = _TASKS[self.task]
-        shapes = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": width}
+        arms = self.arms
+        parts = {"eef_pos": 3, "eef_quat": 4, "gripper_qpos": 2}
+        shapes = {f"robot{arm}_{part}": size for arm in range(arms) for part, size in parts.items()} | {"object": width}
         for key in self.obs_keys:
             if key not in shapes:
                 raise ConfigError(f"unknown observation key '{key}'", expected=nearest(key, shapes))
         states = {key: ObservationSpec((shapes[key],), _UNITS[key]) for key in self.obs_keys}
         return Spec(
             observation=states | self.images(),
-            action=action_of(self.env_args(), 7),
+            action=action_of(self.env_args(), 7 * arms),
             env_id=f"robosuite/{self.task}",
             env_version=VERSION,
             horizon=self.horizon,
             success=success,
             robot=robot_of(self.env_args()),
         )
+
+    @property
+    def arms(self) -> int:
+        """How many arms act."""
+        return 2 if self.task in _TWO_ARMS else 1
 
     def images(self) -> dict[str, ImageSpec]:
         """The streams of pictures, by key."""
@@ -195,7 +211,8 @@ class RobosuiteConfig:
 
     def env_args(self) -> dict[str, Any]:
         """``env_args`` of a RoboMimic file recorded in this environment (environment type 1: robosuite)."""
-        return {"env_name": self.task, "env_version": VERSION, "type": 1, "env_kwargs": copy.deepcopy(_KWARGS)}
+        kwargs = copy.deepcopy(_KWARGS) | {"robots": ["Panda"] * self.arms}
+        return {"env_name": self.task, "env_version": VERSION, "type": 1, "env_kwargs": kwargs}
 
     def make(self, num_envs: int) -> ProcessVecEnv:
         """One worker process per core."""
@@ -294,7 +311,7 @@ class RobosuiteEnv:
         return self.observe()
 
     def step(self, action: np.ndarray) -> Outcome:
-        """Apply one action (7,), clipped to [-1, 1]."""
+        """Apply one action, (7,) for every arm, clipped to [-1, 1]."""
         clipped = np.minimum(np.maximum(np.asarray(action, dtype=np.float64), -1.0), 1.0)
         if self._compiled is None:
             reward, success = float(self.sim_env.step(clipped)[1]), self.success()

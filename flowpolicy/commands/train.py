@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any, cast
 import tyro
 
 from flowpolicy.agents.cloning.flow import Flow
-from flowpolicy.commands.arguments import pick
 from flowpolicy.commands.flow_flags import axes_help, settled, split_flow_flags, with_flow
-from flowpolicy.configs.presets import PRESETS
+from flowpolicy.configs.benchmark_presets import benchmark_files, benchmarks, known_file
+from flowpolicy.configs.preset_table import find_preset, listing
 from flowpolicy.core.config import changed
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.ranges import Count
@@ -62,9 +63,18 @@ class FlowTrainCommand(TrainCommand):
 
 def run(argv: Sequence[str]) -> int:
     """Train a preset, with any field overridden by a flag."""
-    preset, rest = pick(argv, PRESETS, "train", "preset")
-    description, base = PRESETS[preset]
+    if argv and argv[0] == "--list":
+        sys.stdout.write(f"{listing(*argv[1:])}\n")
+        return 0
+    if not argv or argv[0] in ("-h", "--help"):
+        if not argv:
+            raise ConfigError(f"flowpolicy train: no preset given\n{_USAGE}{listing()}\n{_LIST}")
+        sys.stdout.write(f"{_USAGE}{listing()}\n{_LIST}\n")
+        return 0
+    preset, rest = _preset_of(argv[0], argv[1:]), argv[1:]
+    description, base = find_preset(preset)
     command = parse(base, rest, f"train {preset}", description)
+    _require_file_of(preset, command)
     if command.online.base:
         raise ConfigError("--online.base is set by another command", fix="flowpolicy online RUN")
     if command.seeds > 1 and command.verify_resume:
@@ -86,6 +96,52 @@ def run(argv: Sequence[str]) -> int:
     folder = Path(command.out or f"runs/{preset}-seed{command.seed}")
     report(train(command.experiment, folder))
     return 0
+
+
+_USAGE = "usage: flowpolicy train PRESET [-h] [OPTIONS]\n       flowpolicy train --list [WORD ...]\n\n"
+_LIST = "'flowpolicy train --list antmaze fql' lists those that hold all words; an agent alone, with --data.path of a "
+_LIST += (
+    "published file's\nname, takes the preset of that file: flowpolicy train fql --data.path antmaze-large-play-v2.hdf5"
+)
+
+
+def _preset_of(word: str, rest: Sequence[str]) -> str:
+    """The preset that a word means: its name, or an agent whose preset the name of the training file completes."""
+    agents = {one.agent for one in benchmarks().values()}
+    if word not in agents:
+        return word
+    told = [value for flag, value in itertools.pairwise(rest) if flag == "--data.path"]
+    told += [flag.partition("=")[2] for flag in rest if flag.startswith("--data.path=")]
+    known = known_file(told[-1]) if told else ""
+    if not known:
+        raise ConfigError(
+            f"'{word}' names an agent, and {told[-1] if told else 'no --data.path'} no published file",
+            expected=f"a preset, such as {word}-hopper-medium-v2, or a file of a published name",
+            fix=f"flowpolicy train --list {word}",
+        )
+    return f"{word}-{known}"
+
+
+def _require_file_of(preset: str, command: Experiment) -> None:
+    """Refuse a file whose name says that it is other data than the preset is for, or of another environment."""
+    known = known_file(command.data.path) if command.data.path else ""
+    if not known:
+        return
+    if preset in benchmarks() and (wanted := benchmarks()[preset].data).file.removesuffix("-image") != known:
+        fit = f"{benchmarks()[preset].agent}-{known}"
+        raise ConfigError(
+            f"the preset {preset} is for {wanted.file}, and {command.data.path} is named as {known}",
+            fix=f"flowpolicy train {fit}, or give the file another name if it is {wanted.file} all the same",
+        )
+    from flowpolicy.envs import find_env
+
+    meant, asked = (find_env(name).spec() for name in (benchmark_files()[known].env, command.env))
+    if meant.env_id.partition("-singletask")[0] != asked.env_id.partition("-singletask")[0]:
+        raise ConfigError(
+            f"{command.data.path} is named as {known}, whose environment is {benchmark_files()[known].env}, and "
+            f"the preset {preset} is for {command.env}",
+            fix="choose a preset of this file (flowpolicy train --list " + known + "), or give the file another name",
+        )
 
 
 def parse(base: Experiment, argv: Sequence[str], name: str, description: str) -> TrainCommand:

@@ -4,7 +4,7 @@ import pytest
 
 from flowpolicy.cli import main
 from flowpolicy.commands.suite import run_suite
-from flowpolicy.configs.presets import PRESETS
+from flowpolicy.configs.preset_table import find_preset
 from flowpolicy.configs.suites import SUITES, Arm, Suite
 from flowpolicy.core.errors import ConfigError, TrainingError
 from flowpolicy.lab.suite_jobs import companies, find_suite, plan_jobs
@@ -14,7 +14,7 @@ def parsed(words):
     from flowpolicy.commands.train import parse
 
     _, preset, *flags = words
-    return parse(PRESETS[preset][1], flags, "train", "")
+    return parse(find_preset(preset)[1], flags, "train", "")
 
 
 @pytest.mark.parametrize("name", list(SUITES))

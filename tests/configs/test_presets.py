@@ -17,6 +17,8 @@ from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.ogbench import write_npz
 from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 from flowpolicy.envs import find_env
+from flowpolicy.envs.adroit import AdroitConfig
+from flowpolicy.envs.d4rl_env import D4RLConfig
 from flowpolicy.envs.ogbench_env import OGBenchConfig
 from flowpolicy.evaluate.plan import make_plan
 from flowpolicy.evaluate.report import make_evaluation
@@ -37,9 +39,9 @@ def random_file(path, env, cameras=()):
     def column(width):
         return stream.uniform(-1, 1, size=(LENGTH, width))
 
-    if env == "door":
+    if isinstance(config, AdroitConfig | D4RLConfig):
         with h5py.File(path, "w") as file:
-            file["observations"], file["actions"] = column(39), column(28)
+            file["observations"], file["actions"] = column(*spec.observation["state"].shape), column(spec.action.size)
             file["rewards"] = column(1)[:, 0]
             file["terminals"] = np.zeros(LENGTH, dtype=bool)
             file["timeouts"] = np.arange(LENGTH) % 20 == 19
