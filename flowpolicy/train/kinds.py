@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import walk_packages
 
-from flowpolicy import agents
+import flowpolicy.agents as agents
 from flowpolicy.agents.base.agent_tags import KINDS as KINDS
 from flowpolicy.agents.base.agent_tags import register_config as register_config
 from flowpolicy.agents.base.optimizer import Adam, Optimizer
