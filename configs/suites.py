@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,12 @@ class Suite:
     tasks: dict[str, int]
     """Task -> episodes of its training file, which ``flowpolicy data make`` generates with seed 0; 0 for a published
     file that the user puts there."""
-    flags: tuple[str, ...]
+    flags: tuple[str, ...] = ()
     """Flags of ``flowpolicy train`` for every arm: the common budget."""
+    common: bool = True
+    """Whether all arms have one budget. Where not, each has that of its preset, and the table says which."""
+    score: Literal["success", "normalised"] = "success"
+    """What is compared: the rate of success, or D4RL's normalised score."""
     reference: str = "fql"
     """Arm that the table compares every other with."""
     seeds: int = 3
@@ -64,7 +69,81 @@ OFFLINE_RL_ARMS = {
     "fisher-proxy-11": _fisher(*_PROXY, multi_step=True),
 }
 
+RL = ("iql", "ifql", "rebrac", "fql", "qc", "qc-fql", "mean-flow-q", "fisher", "fisher-released")
+CLONING = ("regression", "flow-bc", "dm1")
+
+
+def _published(
+    description: str,
+    arms: tuple[str, ...],
+    tasks: tuple[str, ...],
+    reference: str,
+    score: Literal["success", "normalised"] = "success",
+) -> Suite:
+    """A suite of presets by the names of published files, each with the budget and the values of its preset."""
+    named = {arm: Arm(arm) for arm in arms}
+    return Suite(description, named, dict.fromkeys(tasks, 0), common=False, score=score, reference=reference)
+
+
 SUITES = {
+    "d4rl-locomotion": _published(
+        "D4RL's nine usual locomotion files",
+        (*CLONING, *RL),
+        tuple(
+            f"{env}-{kind}-v2"
+            for env in ("halfcheetah", "hopper", "walker2d")
+            for kind in ("medium", "medium-replay", "medium-expert")
+        ),
+        "iql",
+        "normalised",
+    ),
+    "d4rl-adroit": _published(
+        "D4RL's twelve Adroit files",
+        (*CLONING, *RL),
+        tuple(
+            f"{task}-{kind}-v1"
+            for task in ("pen", "door", "hammer", "relocate")
+            for kind in ("human", "cloned", "expert")
+        ),
+        "iql",
+        "normalised",
+    ),
+    "ogbench-manipulation": _published(
+        "OGBench's manipulation, the default task of each environment",
+        ("flow-bc", *RL),
+        (
+            "cube-single-play-singletask-task2-v0",
+            "cube-double-play-singletask-task2-v0",
+            "scene-play-singletask-task2-v0",
+            "puzzle-3x3-play-singletask-task4-v0",
+            "puzzle-4x4-play-singletask-task4-v0",
+        ),
+        "fql",
+    ),
+    "ogbench-navigation": _published(
+        "OGBench's navigation, the default task of each environment",
+        ("flow-bc", *RL),
+        (
+            "antmaze-large-navigate-singletask-task1-v0",
+            "antmaze-giant-navigate-singletask-task1-v0",
+            "humanoidmaze-medium-navigate-singletask-task1-v0",
+            "humanoidmaze-large-navigate-singletask-task1-v0",
+            "antsoccer-arena-navigate-singletask-task4-v0",
+        ),
+        "fql",
+    ),
+    "robomimic-lowdim": _published(
+        "RoboMimic from states, proficient and mixed operators",
+        (*CLONING, "mip", "iql", "fql", "qc", "qc-fql"),
+        tuple(f"{task}-{kind}" for task in ("lift", "can", "square") for kind in ("ph", "mh")),
+        "flow-bc",
+    ),
+    "robomimic-image": _published(
+        "RoboMimic from two cameras, proficient operators",
+        CLONING,
+        ("lift-ph-image", "can-ph-image", "square-ph-image"),
+        "flow-bc",
+    ),
     "offline-rl": Suite(
         "Offline RL on OGBench data generated here: 50,000 updates of 64 rows, networks of 3 x 256",
         arms=OFFLINE_RL_ARMS,

@@ -14,7 +14,7 @@ from flowpolicy.commands.console import console
 from flowpolicy.configs.suites import SUITES, Suite
 from flowpolicy.core.errors import ConfigError, TrainingError, nearest
 from flowpolicy.core.files import held_alone
-from flowpolicy.core.ranges import Seed, Threads
+from flowpolicy.core.ranges import Count, Seed, Threads
 
 Name = Annotated[str, tyro.conf.Positional]
 Words = tuple[str, ...]
@@ -41,6 +41,8 @@ def run_suite(
     arms: tuple[str, ...] = (),
     tasks: tuple[str, ...] = (),
     seeds: tuple[Seed, ...] = (),
+    add: tuple[str, ...] = (),
+    steps: Count | None = None,
     jobs: Threads = 1,
     batch_seeds: bool = False,
     device: str = "cpu",
@@ -49,29 +51,46 @@ def run_suite(
     """Train and evaluate what has no record yet; a stopped suite goes on where it was, runs included.
 
     Args:
-        name: suite of `flowpolicy.configs.suites`, such as offline-rl.
-        data: folder of training files, DATA/TASK.npz or .hdf5; what can be generated and is missing is generated.
+        name: suite of `flowpolicy.configs.suites`: d4rl-locomotion, d4rl-adroit, ogbench-manipulation,
+            ogbench-navigation, robomimic-lowdim, robomimic-image, offline-rl, door-human.
+        data: folder of training files, named as they were published, .npz or .hdf5; what can be generated and is
+            missing is generated.
         out: run folders go to OUT/TASK/ARM-seedS, with a log file beside each.
         records: where the evaluation records go; OUT/records unless given.
         arms: only these arms, in this order.
         tasks: only these tasks.
-        seeds: only these training seeds.
+        seeds: these training seeds instead of the suite's, e.g. 3 4 to add two to a table of three.
+        add: further arms, each NAME=PRESET FLAG ..., e.g. 'iql-greedy=iql --agent.alpha 10'. They stay with the
+            records: later commands know them.
+        steps: updates of every run; those of the suite or of the presets unless given.
         jobs: runs side by side, one thread each.
         batch_seeds: train all seeds of an arm together, in one process (flowpolicy train --seeds).
         device: where to train: cpu or a CUDA device. Policies are played on the CPU.
         precision: of matrix products in training.
 
     """
-    from flowpolicy.lab.suite_jobs import find_suite, log_of, plan_jobs, require_current, require_data, run_jobs
+    from flowpolicy.lab.suite_jobs import (
+        find_suite,
+        log_of,
+        plan_jobs,
+        require_budget,
+        require_current,
+        require_data,
+        run_jobs,
+        with_added,
+    )
 
-    suite = find_suite(name)
     home = records or out / "records"
+    suite = with_added(find_suite(name), home, add)
     more: Words = () if device == "cpu" else ("--device", device)
     more += () if precision == "fp32" else ("--precision", precision)
+    more += () if steps is None else ("--steps", str(steps))
     every = plan_jobs(suite, data, out, home, arms=arms, tasks=tasks, seeds=seeds, more=more)
     todo = [job for job in every if not job.record.exists()]
     with held_alone(out, "flowpolicy suite"):
         require_current(job for job in every if job.record.exists())
+        if steps is not None:
+            require_budget((job for job in every if job.record.exists()), steps)
         for task in dict.fromkeys(job.task for job in todo):
             require_data(suite, task, data)
         failed = run_jobs(todo, jobs, f"suite {name}", batch_seeds=batch_seeds)
@@ -83,30 +102,56 @@ def run_suite(
         )
 
 
-def table(name: Name, /, records: Path, reference: str = "", picture: Path | None = None) -> None:
-    """Success per task with intervals, IQM over tasks, and the difference to one arm.
+def table(
+    name: Name,
+    /,
+    records: Path,
+    reference: str = "",
+    picture: Path | None = None,
+    written_as: Annotated[Literal["text", "markdown", "latex", "csv"], tyro.conf.arg(name="format")] = "text",
+) -> None:
+    """Scores per task with intervals, IQM and probability of improvement, beside what others have published.
 
     Args:
         name: suite of `flowpolicy.configs.suites`.
         records: folder with TASK/ARM-seedS.json.
         reference: arm that every other is compared with; the suite's unless given.
         picture: PNG to draw.
+        written_as: what to print: text for the terminal, markdown, latex (booktabs), or csv, a row per arm and task.
 
     """
-    from flowpolicy.lab.suite_jobs import find_suite
+    from flowpolicy.lab.suite_jobs import find_suite, with_added
 
-    _print_table(name, find_suite(name), records, reference, picture)
+    _print_table(name, with_added(find_suite(name), records), records, reference, picture, written_as)
 
 
-def _print_table(name: str, suite: Suite, records: Path, reference: str = "", picture: Path | None = None) -> None:
-    from flowpolicy.evaluate.suite_table import draw_suite, load_records, suite_table
+def _print_table(
+    name: str,
+    suite: Suite,
+    records: Path,
+    reference: str = "",
+    picture: Path | None = None,
+    written_as: str = "text",
+) -> None:
+    from flowpolicy.evaluate.sheets import as_csv, as_latex, as_markdown, as_rich
+    from flowpolicy.evaluate.suite_table import draw_suite, load_records, suite_scores, suite_sheets
+    from flowpolicy.lab.suite_jobs import published_scores
 
-    found = load_records(records, suite.tasks, suite.arms)
+    found = load_records(records, suite.tasks, suite.arms, common=suite.common)
+    published = published_scores(suite)
     reference = reference or suite.reference
     if reference not in suite.arms:
         raise ConfigError(f"the suite has no arm '{reference}'", expected=nearest(reference, suite.arms))
-    for part in suite_table(name, found, reference):
-        console().print(part)
+    if written_as == "csv":
+        sys.stdout.write(as_csv(suite_scores(found, score=suite.score, published=published)))
+    else:
+        sheets = suite_sheets(name, found, reference, score=suite.score, published=published)
+        if written_as == "text":
+            for sheet in sheets:
+                console().print(as_rich(sheet))
+        else:
+            sys.stdout.write((as_markdown if written_as == "markdown" else as_latex)(sheets))
     if picture:
-        draw_suite(picture, found, reference)
-        sys.stdout.write(f"picture {picture}\n")
+        draw_suite(picture, found, reference, score=suite.score, published=published)
+        if written_as == "text":
+            sys.stdout.write(f"picture {picture}\n")

@@ -193,15 +193,15 @@ def hierarchical_mean(values: np.ndarray, seed: int = 0, confidence: float = CON
     """Mean over training seeds and episodes; the percentile bootstrap draws seeds, and episodes of the common plan.
 
     With few seeds such an interval is too narrow rather than too wide: three seeds cannot show a rare bad one.
-    Where all outcomes are the same, resamples are too, and Wilson's interval takes their place.
+    Where all outcomes are failures, or all successes, resamples are too, and Wilson's interval takes their place.
 
     Args:
-        values: (seeds, episodes) outcomes, 0 or 1.
+        values: (seeds, episodes) outcomes: 0 or 1, or a score.
         seed: of the bootstrap.
         confidence: coverage.
 
     """
-    if values.size and np.ptp(values) == 0.0:
+    if _all_or_none(values):
         return wilson(int(values.sum()), values.size, confidence)
     return _interval(float(values.mean()), _hierarchical_draws(values, seed), values.size, confidence)
 
@@ -213,7 +213,7 @@ def hierarchical_difference(a: np.ndarray, b: np.ndarray, seed: int = 0, confide
     """
     if a.shape[1] != b.shape[1]:
         raise EvaluationError(f"{a.shape[1]} against {b.shape[1]} episodes cannot be paired", expected="one plan")
-    if a.size and b.size and np.ptp(a) == np.ptp(b) == 0.0:
+    if _all_or_none(a) and _all_or_none(b):
         first, second = (wilson(int(v.sum()), v.size, confidence) for v in (a, b))
         mean = first.mean - second.mean
         low = mean - np.hypot(first.mean - first.low, second.high - second.mean)
@@ -222,6 +222,10 @@ def hierarchical_difference(a: np.ndarray, b: np.ndarray, seed: int = 0, confide
     # The stream of the episodes is that of the seed, so the same draw of episodes meets both.
     draws = _hierarchical_draws(a, seed, "a") - _hierarchical_draws(b, seed, "b")
     return _interval(float(a.mean() - b.mean()), draws, min(a.size, b.size), confidence)
+
+
+def _all_or_none(values: np.ndarray) -> bool:
+    return bool(values.size) and np.ptp(values) == 0.0 and values.flat[0] in (0.0, 1.0)
 
 
 def _hierarchical_draws(values: np.ndarray, seed: int, side: str = "a") -> np.ndarray:
@@ -253,3 +257,32 @@ def interquartile_mean(scores: Sequence[np.ndarray], seed: int = 0, confidence: 
     draws = np.concatenate([s[generator.integers(0, s.size, (RESAMPLES, s.size))] for s in scores], axis=1)
     means = scipy.stats.trim_mean(draws, 0.25, axis=1)
     return _interval(float(scipy.stats.trim_mean(flat, 0.25)), means, flat.size, confidence)
+
+
+def probability_of_improvement(
+    a: Sequence[np.ndarray], b: Sequence[np.ndarray], seed: int = 0, confidence: float = CONFIDENCE
+) -> Interval:
+    """How likely a run of ``a`` scores higher than one of ``b``, mean over tasks; ties count half.
+
+    Agarwal et al. 2021 (arXiv 2108.13264), section 4.3; per task it is the Mann-Whitney statistic over its pairs. The
+    bootstrap draws runs of both within each task.
+
+    Args:
+        a: per task the scores of its runs.
+        b: likewise, the same tasks.
+        seed: of the bootstrap.
+        confidence: coverage.
+
+    """
+    if not a or len(a) != len(b) or not all(s.size and np.isfinite(s).all() for s in (*a, *b)):
+        raise EvaluationError(
+            f"a probability of improvement over {len(a)} and {len(b)} tasks", expected="finite scores of the same tasks"
+        )
+    generator = numpy_generator(seed, "bootstrap")
+    means, draws = [], []
+    for x, y in zip(a, b, strict=True):
+        wins = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])
+        means.append(wins.mean())
+        rows, columns = (generator.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in (len(x), len(y)))
+        draws.append(np.einsum("ri,ij,rj->r", rows, wins, columns))
+    return _interval(float(np.mean(means)), np.mean(draws, axis=0), sum(s.size for s in (*a, *b)), confidence)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -11,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowpolicy.configs.suites import SUITES, Suite
+from flowpolicy.configs.benchmark_presets import benchmark_files, published_agents
+from flowpolicy.configs.suites import SUITES, Arm, Suite
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ConfigError, nearest
+from flowpolicy.core.files import read_object, write_json
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.evaluate.records import identity
 from flowpolicy.evaluate.report import load_evaluation
@@ -63,8 +68,6 @@ def plan_jobs(
         for word in chosen:
             if word not in known:
                 raise ConfigError(f"the suite has no {noun} '{word}'", expected=nearest(word, known))
-    if beyond := [seed for seed in seeds if not 0 <= seed < suite.seeds]:
-        raise ConfigError(f"the suite has no seed {beyond[0]}", expected=f"0 to {suite.seeds - 1}")
     jobs = []
     for seed, arm, task in itertools.product(seeds or range(suite.seeds), arms or suite.arms, tasks or suite.tasks):
         file, folder = data_file(task, data), out / task / f"{arm}-seed{seed}"
@@ -91,6 +94,9 @@ def plan_jobs(
 
 def data_file(task: str, folder: Path) -> Path:
     """Where a suite looks for the training file of a task: RoboMimic and D4RL data are HDF5, OGBench's npz."""
+    if task in benchmark_files():
+        known = benchmark_files()[task]
+        return folder / f"{known.file}{'.npz' if known.table == 'ogbench' else '.hdf5'}"
     return folder / f"{task}.{'hdf5' if task.endswith('-human') or task == 'toy' else 'npz'}"
 
 
@@ -99,11 +105,71 @@ def require_data(suite: Suite, task: str, folder: Path) -> None:
     file, episodes = data_file(task, folder), suite.tasks[task]
     if file.exists():
         return
+    if task in benchmark_files():
+        known = benchmark_files()[task]
+        fetched = f"flowpolicy data download {known.file} --folder {folder}, or " if known.table != "robomimic" else ""
+        raise ConfigError(
+            f"{file} is missing",
+            expected=f"the published file {known.file}, or one like it",
+            fix=f"{fetched}put it there; flowpolicy data rollouts records one of your own",
+        )
     if not episodes:
         raise ConfigError(f"{file} is missing", fix=f"put D4RL's {task} file there; it cannot be generated")
     folder.mkdir(parents=True, exist_ok=True)
     words = ("data", "make", task, "--episodes", str(episodes), "--seed", "0", "--out", str(file))
     subprocess.run([sys.executable, "-m", "flowpolicy", *words], check=True)
+
+
+ADDED = "arms.json"
+"""File beside a suite's records that says which arms were added to it."""
+_ARM = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9_.-]*)\s*=\s*(\S.*)")
+
+
+def with_added(suite: Suite, records: Path, more: Sequence[str] = ()) -> Suite:
+    """The suite with the arms that were added to its records, and with ``more``, which are kept beside them.
+
+    Args:
+        suite: as it is defined.
+        records: folder of the records.
+        more: arms as they are typed, NAME=PRESET FLAG ..., such as ``iql-greedy=iql --agent.alpha 10``.
+
+    Raises:
+        ConfigError: an arm is not understood, or another one has its name.
+
+    """
+    path = records / ADDED
+    stored = {name: list(words) for name, words in read_object(path).items()} if path.exists() else {}
+    new = {}
+    for text in more:
+        match = _ARM.fullmatch(text)
+        if not match:
+            raise ConfigError(
+                f"--add '{text}'", expected="NAME=PRESET FLAG ..., e.g. 'iql-greedy=iql --agent.alpha 10'"
+            )
+        name, words = match[1], shlex.split(match[2])
+        if name in suite.arms or stored.get(name, words) != words:
+            raise ConfigError(f"--add '{text}': the suite has another arm '{name}'", fix="choose another name")
+        new[name] = words
+    if new and new.keys() - stored.keys():
+        records.mkdir(parents=True, exist_ok=True)
+        write_json(path, stored | new)
+    added = {name: Arm(words[0], tuple(words[1:])) for name, words in (stored | new).items()}
+    return dataclasses.replace(suite, arms=suite.arms | added)
+
+
+def published_scores(suite: Suite) -> dict[str, dict[str, tuple[float, str]]]:
+    """What others have published on the suite's tasks, by task and arm."""
+    return {task: found for task in suite.tasks if (found := published_agents(task))}
+
+
+def require_budget(done: Iterable[SuiteJob], steps: int) -> None:
+    """Refuse records of another number of updates than is asked for."""
+    for job in done:
+        if (found := load_evaluation(job.record).training["experiment"]["steps"]) != steps:
+            raise ConfigError(
+                f"{job.record} is of {found:,} updates, and --steps {steps} is asked for",
+                fix="ask for as many, or choose another --out",
+            )
 
 
 def require_current(done: Iterable[SuiteJob]) -> None:

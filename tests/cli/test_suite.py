@@ -7,7 +7,14 @@ from flowpolicy.commands.suite import run_suite
 from flowpolicy.configs.preset_table import find_preset
 from flowpolicy.configs.suites import SUITES, Arm, Suite
 from flowpolicy.core.errors import ConfigError, TrainingError
-from flowpolicy.lab.suite_jobs import companies, find_suite, plan_jobs
+from flowpolicy.lab.suite_jobs import (
+    companies,
+    data_file,
+    find_suite,
+    plan_jobs,
+    published_scores,
+    with_added,
+)
 
 
 def parsed(words):
@@ -47,12 +54,45 @@ def test_all_arms_come_before_a_second_seed(tmp_path):
     [
         ({"arms": ["fqll"]}, "no arm 'fqll'"),
         ({"tasks": ["cube"]}, "no task 'cube'"),
-        ({"seeds": [2]}, "no seed 2"),
     ],
 )
 def test_unknown_words_are_refused(words, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         plan_jobs(SUITES["debug"], tmp_path, tmp_path, tmp_path, **words)
+
+
+def test_seeds_can_be_added(tmp_path):
+    jobs = plan_jobs(SUITES["debug"], tmp_path, tmp_path, tmp_path, seeds=[4])
+    assert {job.seed for job in jobs} == {4}
+
+
+def test_added_arms_stay_with_the_records(tmp_path):
+    suite = with_added(SUITES["debug"], tmp_path, ["fql-weak=fql --agent.alpha 0.1"])
+    assert suite.arms["fql-weak"] == Arm("fql", ("--agent.alpha", "0.1"))
+    assert with_added(SUITES["debug"], tmp_path).arms == suite.arms
+    assert with_added(SUITES["debug"], tmp_path, ["fql-weak=fql --agent.alpha 0.1"]).arms == suite.arms
+    for text, message in (
+        ("fql=fql", "another arm 'fql'"),
+        ("fql-weak=fql --agent.alpha 3", "another arm 'fql-weak'"),
+        ("fql --agent.alpha 3", "NAME=PRESET"),
+        ("../x=fql", "NAME=PRESET"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            with_added(SUITES["debug"], tmp_path, [text])
+
+
+def test_files_of_published_suites_are_named_as_they_were_published(tmp_path):
+    assert data_file("hopper-medium-v2", tmp_path).name == "hopper-medium-v2.hdf5"
+    assert data_file("scene-play-singletask-task2-v0", tmp_path).name == "scene-play-v0.npz"
+    with pytest.raises(ConfigError, match=r"hopper-medium-v2\.hdf5 is missing") as error:
+        run_suite("d4rl-locomotion", data=tmp_path / "data", out=tmp_path / "runs", tasks=("hopper-medium-v2",))
+    assert "flowpolicy data download hopper-medium-v2 --folder" in str(error.value)
+
+
+def test_published_numbers_are_found_for_a_suite():
+    found = published_scores(SUITES["d4rl-locomotion"])
+    assert found["hopper-medium-v2"]["rebrac"][0] == 102.3 and len(found) == 9
+    assert "BC-RNN" in published_scores(SUITES["robomimic-lowdim"])["square-ph"]
 
 
 def test_a_suite_whose_file_cannot_be_generated_says_where_to_put_it(tmp_path):
@@ -100,5 +140,7 @@ def test_a_suite_runs_keeps_what_is_done_and_names_what_failed(tmp_path, monkeyp
     record = tmp_path / "runs/records/toy/fql-seed0.json"
     first = record.stat().st_mtime_ns
     assert len(json.loads(record.read_text())["episodes"]) == 2
-    run_suite("small", data=tmp_path / "data", out=tmp_path / "runs", arms=("fql",))
+    run_suite("small", data=tmp_path / "data", out=tmp_path / "runs", arms=("fql",), steps=4)
+    with pytest.raises(ConfigError, match="is of 4 updates, and --steps 5"):
+        run_suite("small", data=tmp_path / "data", out=tmp_path / "runs", arms=("fql",), steps=5)
     assert record.stat().st_mtime_ns == first
