@@ -15,7 +15,7 @@ DOWNLOADED = $(if $(wildcard $(VENV)/wheels),--find-links $(VENV)/wheels)
 # robosuite asks for opencv-python, which does not import where libGL is missing; the same release without windows does.
 HEADLESS = $(INSTALL) --force-reinstall --no-deps opencv-python-headless
 
-.PHONY: demo demo-image compare test quick gpu second twin lint types imports wheel clean
+.PHONY: demo demo-image compare test quick gpu second twin docs lint types imports wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/flowpolicy demo --out runs/demo
@@ -74,6 +74,10 @@ second: .venv-gpu/.done
 	.venv-gpu/bin/pip install -q --no-compile -c $< torch numpy
 	.venv-gpu/bin/pip install -q --no-compile -c $< -e '.[serve,onnx]' pytest pytest-timeout hypothesis beartype ruckig
 	touch $@
+
+# The documentation as a site in build/docs; a link that leads nowhere is an error. Its version 2 will not come: no need to warn.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build -q
 
 # The robot's twin lives apart: it pins numpy 1.26 and mujoco below 3.3.
 twin: .venv-twin/.done
