@@ -132,6 +132,11 @@ class TrainedAgent(nn.Module):
         return ()
 
     @property
+    def waits(self) -> str:
+        """Why updates on a GPU wait for the processor; empty where none does."""
+        return ""
+
+    @property
     def updates(self) -> int:
         """Finished updates."""
         return self.optimizer.updates

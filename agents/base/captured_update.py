@@ -1,9 +1,10 @@
 """The whole update as one CUDA graph: draw, gather, losses, backward, Adam, targets, averages. Has not met a GPU yet.
 
-At the sizes of offline RL an update is a thousand small kernels, and launching them takes longer than they do. A graph
-holds the Python numbers that the update read when it was captured, so there is one for every combination of those that
-change (:meth:`numbers_of`), and updates are taken one by one until a combination has been seen a few times. State stays
-where it is, in the agent and in the random streams: what is stored and resumed is what it was.
+At these sizes an update is a thousand small kernels, and launching them takes longer than they do. Learning rates and
+averages read their numbers from a tensor, which is filled in before every update. Other Python numbers that an update
+read when it was captured stay in its graph, so there is one for every combination of those that change
+(:func:`numbers_of`), and updates are taken one by one until a combination has been seen a few times. State stays where
+it is, in the agent and in the random streams: what is stored and resumed is what it was.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from flowpolicy.agents.base.agent import TrainedAgent
-from flowpolicy.agents.base.imitation import ImitationAgent
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.data.windows import WindowSampler
@@ -22,6 +22,8 @@ from flowpolicy.data.windows import WindowSampler
 WARM = 3
 """Updates of a combination that are taken one by one before it is captured: in the first ones libraries and optimisers
 make what they need."""
+MOST = 64
+"""Combinations that are counted at a time."""
 
 
 @runtime_checkable
@@ -61,8 +63,14 @@ class CapturedUpdate:
         for agent in agents:
             if reason := obstacle(agent, source):
                 raise ConfigError(f"the update cannot be captured: {reason}", fix="leave --capture out")
-            agent.optimizer.capturable()
         self.agents: list[TrainedAgent] = list(agents)
+        place = generators[0].device
+        # Adam's kernels read float32 on a GPU; a rehearsal on the processor rounds as Python does.
+        self._kind = torch.float32 if place.type == "cuda" else torch.float64
+        self._numbers = torch.tensor(self._due(), dtype=self._kind, device=place)
+        counts = [len(agent.optimizer.numbers()) for agent in agents]
+        for agent, part in zip(agents, self._numbers.split(counts), strict=True):
+            agent.optimizer.reading(part)
         self._update = update
         self._recorder = recorder or CudaRecorder(generators[0].device, list(generators))
         self._seen: dict[tuple[Any, ...], int] = {}
@@ -70,9 +78,12 @@ class CapturedUpdate:
 
     def __call__(self) -> list[Metrics]:
         """One update; the metrics of each, all but the loss in memory that the next update writes to."""
+        self._numbers.copy_(torch.tensor(self._due(), dtype=self._kind), non_blocking=True)
         key = tuple(number for agent in self.agents for number in numbers_of(agent))
         if key not in self._captured and self._seen.setdefault(key, 0) < WARM:
             self._seen[key] += 1
+            while len(self._seen) > MOST:  # of a number that changes with every update
+                del self._seen[next(iter(self._seen))]
             return self._recorder.run(self._update)
         before = [agent.optimizer.updates for agent in self.agents]
         if key not in self._captured:
@@ -83,20 +94,26 @@ class CapturedUpdate:
             agent.optimizer.updates = updates + 1  # which no kernel counts
         return [{**own, "loss": own["loss"].clone()} for own in metrics]
 
+    def _due(self) -> list[float]:
+        """The numbers of the optimisers' next steps, one after the other."""
+        return [number for agent in self.agents for number in agent.optimizer.numbers()]
+
 
 def numbers_of(agent: TrainedAgent) -> tuple[Any, ...]:
-    """The Python numbers that the next update of an agent reads, and that change between updates."""
-    return (*agent.switches().items(), *agent.optimizer.numbers(), *agent.numbers())
+    """The Python numbers that a graph of the next update of an agent would hold, and that change between updates."""
+    return (*agent.switches().items(), *agent.numbers())
 
 
 def obstacle(agent: Any, source: Any) -> str:
     """Why an update cannot be captured; empty where it can."""
     if not isinstance(agent, TrainedAgent) or type(agent).update is not TrainedAgent.update:
         return f"{type(agent).__name__} takes its updates in a way of its own"
-    if isinstance(agent, ImitationAgent):
-        return "learning rate and averaging of imitation change with every update"
+    if agent.waits:
+        return agent.waits
     if not isinstance(source, WindowSampler):
         return f"batches of a {type(source).__name__} are more than draws from a file"
+    if source.reads:
+        return "pictures are read from their files by the processor"
     if source.device.type != source.place.type:
         return "the data do not fit on the GPU"
     return ""

@@ -110,6 +110,7 @@ class Stepper:
         self.groups, self.steps, self.updates = dict(groups), steps, 0
         self._torch = {name: options.build(parameters.values()) for name, (options, parameters) in groups.items()}
         self._average = average
+        self._numbers: Tensor | None = None
 
     def step(self, loss: Tensor, rows: int) -> Metrics:
         """One step down ``loss``.
@@ -135,29 +136,38 @@ class Stepper:
     def apply(self, rows: int) -> Metrics:
         """The step down the gradients that the parameters have; arguments and result of :meth:`step`."""
         metrics: Metrics = {}
-        for name, (options, parameters) in self.groups.items():
+        numbers = self.numbers() if self._numbers is None else self._numbers.unbind()
+        for (name, (options, parameters)), rate in zip(self.groups.items(), numbers, strict=False):
             prefix = f"{name}_" if name else ""
             if options.clip:
                 metrics[f"{prefix}grad_norm"] = nn.utils.clip_grad_norm_(
                     parameters.values(), options.clip, foreach=True
                 )
-            lr = options.lr_at(self.updates, self.steps) * options.scale(rows)
-            metrics[f"{prefix}lr"] = torch.tensor(lr)
+            lr = rate * options.scale(rows)
+            metrics[f"{prefix}lr"] = torch.as_tensor(lr, dtype=torch.float32)
             self._torch[name].param_groups[0]["lr"] = lr
             self._torch[name].step()
         if self._average:
             ema, network = self._average
-            ema.update(network, self.updates)
+            ema.update(network, numbers[-1])
         self.updates += 1
         return metrics
 
     def numbers(self) -> tuple[float, ...]:
-        """Python numbers that the next step reads: learning rates, and the decay of the averages."""
+        """What changes from step to step, for the next one: learning rates, and the share of the newest weights in the
+        averages, which one minus the decay is. As a tensor of float32 the decay itself would be too coarse."""
         rates = [options.lr_at(self.updates, self.steps) for options, _ in self.groups.values()]
-        return (*rates, *([self._average[0].decay_at(self.updates)] if self._average else []))
+        return (*rates, *([self._average[0].share_at(self.updates)] if self._average else []))
 
-    def capturable(self) -> None:
-        """Let the steps be captured in a CUDA graph."""
+    def reading(self, numbers: Tensor) -> None:
+        """Let the steps be captured in a CUDA graph: from here on they read their numbers from this tensor.
+
+        Args:
+            numbers: as many as :meth:`numbers`, which whoever takes a step copies into it beforehand; where the
+                parameters are.
+
+        """
+        self._numbers = numbers
         for optimizer in self._torch.values():
             for group in optimizer.param_groups:
                 group["capturable"] = any(parameter.is_cuda for parameter in group["params"])

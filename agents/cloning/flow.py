@@ -131,6 +131,8 @@ class FlowAgent(ImitationAgent):
             warnings.warn(
                 f"{self.spec.coupling.flag} makes a GPU wait in every update: {self.spec.coupling.waits}", stacklevel=2
             )
+        # On the device once: a copy in every draw would make a GPU wait.
+        self._hidings = self.actor.layout.hidings(self.spec.guidance.hides).to(options.get("device", "cpu"))
         scaling, like = normalizer.action_scaling, torch.zeros(1, config.chunk, contract.spec.action.size)
         self.spec.guidance.check(Situation(scale=scaling.scale.cpu(), offset=scaling.offset.cpu()), like)
         # In a list: the teacher is no part of this module, nor of its state.
@@ -148,6 +150,20 @@ class FlowAgent(ImitationAgent):
     def progress(self) -> float:
         """Share of the planned updates that is done."""
         return self.updates / max(self.steps, 1)
+
+    @property
+    def settles(self) -> float:
+        """Share of the updates from which on draws no longer depend on :attr:`progress`."""
+        return max(self.spec.coupling.settles, self.spec.consistency.settles)
+
+    @override
+    def numbers(self) -> tuple[float, ...]:
+        return (min(self.progress, self.settles),)
+
+    @property
+    @override
+    def waits(self) -> str:
+        return self.spec.coupling.waits
 
     @property
     def sampler(self) -> Sampler:
@@ -193,10 +209,9 @@ class FlowAgent(ImitationAgent):
     def _visible(self, rows: int, generator: torch.Generator) -> Tensor:
         """Factors (b, s) of the streams: a share of the rows sees none, or one, of the hidden observations."""
         guidance, device = self.spec.guidance, generator.device
-        hidings = self.actor.layout.hidings(guidance.hides).to(device)
         dropped = torch.rand(rows, generator=generator, device=device) < guidance.hidden_share
-        which = torch.randint(len(hidings), (rows,), generator=generator, device=device)
-        return torch.where(dropped.unsqueeze(1), hidings[which], 1.0)
+        which = torch.randint(len(self._hidings), (rows,), generator=generator, device=device)
+        return torch.where(dropped.unsqueeze(1), self._hidings[which], 1.0)
 
     def taught(self, obs: Streams, data: Float[Tensor, "b h a"], drawn: Draws, generator: torch.Generator) -> Draws:
         """What the teacher puts in the place of draws: here the pairs of the coupling 'table'.

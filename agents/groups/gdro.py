@@ -191,6 +191,11 @@ class GDROAgent(ImitationAgent):
         return DERIVATIVE if flow and flow.sampling.two_time else ""
 
     @property
+    def waits(self) -> str:
+        """Assessments."""
+        return "its policy is assessed after some of the updates, by the processor"
+
+    @property
     def stopped(self) -> bool:
         """Whether patience has run out."""
         return 0 < self.config.patience <= int(self.assessment.stale)

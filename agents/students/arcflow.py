@@ -76,6 +76,11 @@ class ArcFlowAgent(FlowAgent):
 
     config: ArcFlow
 
+    @property
+    @override
+    def settles(self) -> float:
+        return self.config.mixing
+
     @torch.no_grad()
     def draws(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         """Starts ``x``, ``s`` of segments; times ``after`` (b, n) in them, ``span``s and the teacher's ``slope``s."""

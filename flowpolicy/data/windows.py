@@ -89,6 +89,11 @@ class WindowSampler(BatchSource):
         self._back = torch.arange(1 - history, 1, **kind)
         self._ahead = torch.arange(chunk, **kind)
 
+    @property
+    def reads(self) -> bool:
+        """Whether a draw reads files: those of pictures."""
+        return bool(self._frames)
+
     def draw(self, generator: torch.Generator, rows: int = 0) -> Columns:
         """A batch of windows.
 

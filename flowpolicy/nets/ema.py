@@ -37,9 +37,9 @@ class EMA:
         buffers = {name: value for name, value in module.state_dict().items() if name not in parameters}
         self._copied = [(self._average[name], value) for name, value in buffers.items()]
 
-    def decay_at(self, updates: int) -> float:
-        """Decay of the step after so many."""
-        return min(self.decay, (1 + updates) / (10 + updates))
+    def share_at(self, updates: int) -> float:
+        """``1 - d`` of the step after so many."""
+        return 1 - min(self.decay, (1 + updates) / (10 + updates))
 
     @torch.no_grad()
     def restart(self, module: nn.Module) -> None:
@@ -48,12 +48,19 @@ class EMA:
             self._average[name].copy_(value)
 
     @torch.no_grad()
-    def update(self, module: nn.Module, updates: int) -> None:
-        """Take one step towards the weights of ``module``; ``updates`` is the number of earlier calls."""
-        decay = self.decay_at(updates)
+    def update(self, module: nn.Module, share: float | Tensor) -> None:
+        """Take one step towards the weights of ``module``: ``share`` of the way, see :meth:`share_at`.
+
+        A tensor (one number, where the weights are) is read when the step is taken, also by a CUDA graph that holds it.
+        """
         if module is not self._module:
             self._pair(module)
-        torch._foreach_lerp_(self._slow, self._fast, 1 - decay)
+        if isinstance(share, Tensor):  # no kernel of PyTorch's takes a step for all weights by a tensor
+            way = torch._foreach_sub(self._fast, self._slow)
+            torch._foreach_mul_(way, share)
+            torch._foreach_add_(self._slow, way)
+        else:
+            torch._foreach_lerp_(self._slow, self._fast, share)
         for average, value in self._copied:
             average.copy_(value)
 

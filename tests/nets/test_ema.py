@@ -16,7 +16,7 @@ def test_constant_weights_closed_form():
     """From 1 towards 0 the average after n updates is the product of the decays: 1/10 * 2/11 * 3/12 * 1/5 * 1/5."""
     ema, target = EMA(Scalar(1.0), decay=0.2), Scalar(0.0)
     for n in range(5):
-        ema.update(target, n)
+        ema.update(target, ema.share_at(n))
     assert float(ema.state_dict()["value"]) == pytest.approx(1 / 10 * 2 / 11 * 0.2**3, rel=1e-12)
 
 
@@ -24,7 +24,7 @@ def test_final_decay():
     """Without warm-up, at update 10000, the gap shrinks by the decay: 0.995 ** 1000 = .006654."""
     ema, target = EMA(Scalar(1.0), decay=0.995), Scalar(0.0)
     for _ in range(1000):
-        ema.update(target, 10_000)
+        ema.update(target, ema.share_at(10_000))
     assert float(ema.state_dict()["value"]) == pytest.approx(0.006654, abs=1e-6)
 
 
@@ -33,7 +33,7 @@ def test_buffers_are_copied_and_the_module_is_untouched():
     ema = EMA(module, decay=0.9)
     module.count.fill_(9)
     module.value.data.fill_(5.0)
-    ema.update(module, 100)
+    ema.update(module, ema.share_at(100))
     assert int(ema.state_dict()["count"]) == 9
     assert float(module.value.detach()) == 5.0
     assert float(ema.state_dict()["value"]) == pytest.approx(0.9 * 3 + 0.1 * 5)
@@ -48,9 +48,9 @@ def test_restored_average_goes_on_bit_for_bit():
         if n == 3:
             restored.load_state_dict({name: value.clone() for name, value in ema.state_dict().items()})
         module.load_state_dict(weights)
-        ema.update(module, n)
+        ema.update(module, ema.share_at(n))
         if n >= 3:
-            restored.update(module, n)
+            restored.update(module, restored.share_at(n))
     for name, value in ema.state_dict().items():
         assert torch.equal(value, restored.state_dict()[name])
 

@@ -97,6 +97,11 @@ class Consistency(Value):
         """Share of rows with s = t."""
         return 0.0
 
+    @property
+    def settles(self) -> float:
+        """Share of the updates from which on the intervals no longer depend on it."""
+        return 0.0
+
     def pairs(self, law: TimeLaw, batch: int, progress: float, generator: torch.Generator) -> tuple[TimePair, int]:
         """Intervals and the number of leading rows with s = t; ``progress`` is the share of updates done."""
         diagonal = self.leading(law, batch)
@@ -224,6 +229,11 @@ class SelfDistillation(Consistency):
     anneal: Share = 0.0
     """Share of the updates over which the longest interval grows from 0.02 to 1; 0 has no window."""
     own_tangent: ClassVar[bool] = True
+
+    @property
+    @override
+    def settles(self) -> float:
+        return self.anneal
 
     @override
     def pairs(self, law: TimeLaw, batch: int, progress: float, generator: torch.Generator) -> tuple[TimePair, int]:

@@ -46,6 +46,11 @@ class Coupling(Value):
     waits: ClassVar[str] = ""
     """Why every update on a GPU waits for the processor; empty where none does."""
 
+    @property
+    def settles(self) -> float:
+        """Share of the updates from which on the pairs no longer depend on it."""
+        return 0.0
+
     def pair(
         self,
         draw: Draw,
@@ -92,6 +97,11 @@ class Nearest(Coupling):
     """Draws per chunk; 1 is the independent coupling, bit for bit."""
     until: Share = 0.3
     """Share of the updates with pairing; 1 never stops."""
+
+    @property
+    @override
+    def settles(self) -> float:
+        return self.until if self.candidates > 1 else 0.0
 
     @override
     def pair(self, draw: Draw, data: Float[Tensor, "b *d"], cond: Float[Tensor, "b c"], progress: float) -> Pairing:
@@ -245,6 +255,11 @@ class Table(Coupling):
     inversion: Literal["afp", "midpoint", "exact"] = "afp"
     """How the teacher's flow is inverted; see :meth:`flowpolicy.agents.students.teacher.Teacher.invert`."""
     deterministic: ClassVar[bool] = True
+
+    @property
+    @override
+    def settles(self) -> float:
+        return self.anneal
 
     def blend(self, noise: Float[Tensor, "b *d"], progress: float, generator: torch.Generator) -> Float[Tensor, "b *d"]:
         """The student's noise for the teacher's."""
