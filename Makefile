@@ -4,7 +4,9 @@
 # make quick: the same, but only a test or two of every room.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PYTHON312 ?= python3.12
+# The first that runs: pyenv has shims of versions that it does not run.
+PYTHON312 ?= $(firstword $(shell for each in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python; do \
+  "$$each" -c '' 2>/dev/null && echo "$$each"; done) python3.12)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check

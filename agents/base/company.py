@@ -19,7 +19,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
 from flowpolicy.agents.base.agent import TrainedAgent
-from flowpolicy.agents.base.compiled_loss import TOLERANCE
+from flowpolicy.agents.base.compiled_loss import TOLERANCE, CompiledLoss
 from flowpolicy.agents.base.optimizer import Adam
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError, TrainingError
@@ -34,18 +34,20 @@ class Company:
 
     Args:
         agents: of one kind, before the same update.
+        compile: compile losses and gradients of all into one graph.
 
     Raises:
         ConfigError: they cannot take their updates together.
 
     """
 
-    def __init__(self, agents: Sequence[Any]) -> None:
+    def __init__(self, agents: Sequence[Any], *, compile: bool = False) -> None:
         self.agents: list[TrainedAgent] = list(agents)
         first, differ = self.agents[0], differing([agent.config for agent in agents])
         if not isinstance(first, TrainedAgent) or type(first).update is not TrainedAgent.update:
             raise ConfigError(
                 f"{type(first).__name__} takes its updates in a way of its own, and cannot take them in company",
+                expected="an agent whose update is the gradient of its loss, once",
                 fix="train one seed after the other",
             )
         if len({(type(agent), agent.updates) for agent in agents}) > 1:
@@ -64,6 +66,7 @@ class Company:
         place = self._together[self._trained[0]].device
         self._numbers = {path: torch.tensor(values, device=place) for path, values in differ.items()}
         self._loss = _LossOf(first)
+        self._whole = CompiledLoss(self.losses, place) if compile else self.losses
         self._reached: dict[tuple[tuple[str, bool], ...], list[str]] = {}
 
     def update(self, batches: Sequence[Mapping[str, Any]], generators: Sequence[torch.Generator]) -> list[Metrics]:
@@ -91,25 +94,61 @@ class Company:
         self, each: list[tuple[Any, ...]], switches: dict[str, bool], reached: list[str]
     ) -> tuple[dict[str, Tensor], Tensor, Metrics]:
         """Gradients, losses and metrics of all agents, agents first."""
-        flat = [pytree.tree_flatten(arguments) for arguments in each]
-        form, leaves = flat[0][1], list(zip(*(values for values, _ in flat), strict=True))
-        tensors = {index: torch.stack(values) for index, values in enumerate(leaves) if isinstance(values[0], Tensor)}
-        fixed = {index: values[0] for index, values in enumerate(leaves) if index not in tensors}
-
-        def one(
-            moving: dict[str, Tensor], resting: dict[str, Tensor], given: dict[int, Tensor], numbers: dict[str, Tensor]
-        ) -> tuple[Tensor, Metrics]:
-            everything = {**fixed, **given}
-            arguments = pytree.tree_unflatten([everything[index] for index in range(len(everything))], form)
-            state = {f"agent.{name}": value for name, value in {**moving, **resting}.items()}
-            with self._loss.reading(numbers):
-                found: tuple[Tensor, Metrics] = functional_call(self._loss, state, arguments, switches)
-            return found
-
         moving = {name: self._together[name] for name in reached}
         resting = {name: value for name, value in self._together.items() if name not in moving}
-        gradients, (losses, metrics) = vmap(grad_and_value(one, has_aux=True))(moving, resting, tensors, self._numbers)
+        arguments = pytree.tree_map(_stacked, *each)
+        try:
+            _, metrics, gradients = self._whole(moving, resting, arguments, self._numbers, **switches)
+        except (RuntimeError, TypeError) as error:
+            if not self._numbers:
+                raise
+            raise ConfigError(
+                f"--agent.{', --agent.'.join(self._numbers)} cannot differ in one company: "
+                f"{str(error).strip().splitlines()[0]}",
+                expected="numbers that the loss only computes with, as alpha, expectile and budget",
+                fix="train them one after the other",
+            ) from error
+        losses = metrics.pop(_LOSSES)
         return gradients, losses, {name: value.detach() for name, value in metrics.items()}
+
+    def losses(
+        self,
+        moving: dict[str, Tensor],
+        resting: dict[str, Tensor],
+        arguments: tuple[Any, ...],
+        numbers: dict[str, Tensor],
+        **switches: bool,
+    ) -> tuple[Tensor, Metrics, dict[str, Tensor]]:
+        """The losses of all agents, agents first in everything that is given and returned.
+
+        Args:
+            moving: weights with a gradient.
+            resting: all other weights and buffers.
+            arguments: of the loss; what is no tensor is the same for all.
+            numbers: of the config, by their path.
+            switches: of the loss.
+
+        Returns:
+            Sum of the losses; metrics, the losses among them; gradients.
+
+        """
+        places = pytree.tree_map(lambda value: 0 if isinstance(value, Tensor) else None, arguments)
+        one = grad_and_value(
+            lambda moving, resting, numbers, *given: self._one({**moving, **resting}, numbers, given, switches),
+            has_aux=True,
+        )
+        over = vmap(one, in_dims=(0, 0, 0, *places))
+        gradients, (losses, metrics) = over(moving, resting, numbers, *arguments)
+        return losses.sum(), {**metrics, _LOSSES: losses}, gradients
+
+    def _one(
+        self, weights: dict[str, Tensor], numbers: dict[str, Tensor], given: tuple[Any, ...], switches: dict[str, bool]
+    ) -> tuple[Tensor, Metrics]:
+        """Loss and metrics of one agent."""
+        state = {f"agent.{name}": value for name, value in weights.items()}
+        with self._loss.reading(numbers):
+            found: tuple[Tensor, Metrics] = functional_call(self._loss, state, given, switches)
+        return found
 
     def _ask(
         self, each: list[tuple[Any, ...]], switches: dict[str, bool], key: tuple[tuple[str, bool], ...]
@@ -135,6 +174,15 @@ class Company:
                     expected="a function of weights, buffers, batch, draws and numbers of its config",
                     fix="train one after the other",
                 )
+
+
+_LOSSES = "losses of all"
+"""Their name among the metrics."""
+
+
+def _stacked(value: Any, *others: Any) -> Any:
+    """Tensors of several agents as one; what is none is the first one's."""
+    return torch.stack([value, *others]) if isinstance(value, Tensor) else value
 
 
 class _LossOf(nn.Module):

@@ -154,8 +154,10 @@ class Stepper:
         return metrics
 
     def numbers(self) -> tuple[float, ...]:
-        """What changes from step to step, for the next one: learning rates, and the share of the newest weights in the
-        averages, which one minus the decay is. As a tensor of float32 the decay itself would be too coarse."""
+        """What changes from step to step, for the next one: learning rates, and the newest weights' share of averages.
+
+        That is one minus the decay; as a number of float32 the decay itself would be too coarse.
+        """
         rates = [options.lr_at(self.updates, self.steps) for options, _ in self.groups.values()]
         return (*rates, *([self._average[0].share_at(self.updates)] if self._average else []))
 

@@ -68,10 +68,14 @@ class BossAgent(FlowAgent):
 
     config: BossSegments
 
+    def __init__(self, config: BossSegments, *args: Any, **options: Any) -> None:
+        super().__init__(config, *args, **options)
+        # On the device once: a copy in every draw would make a GPU wait.
+        self._nodes = torch.tensor(config.nodes(), device=options.get("device", "cpu")) / config.teacher_nfe
+
     def taught(self, obs: Streams, data: Float[Tensor, "b h a"], drawn: Draws, generator: torch.Generator) -> Draws:
         """Chords, and times inside them."""
-        steps = self.config.nodes()
-        nodes = torch.tensor(steps, device=data.device) / self.config.teacher_nfe
+        steps, nodes = self.config.nodes(), self._nodes
         place: dict[str, Any] = {"generator": generator, "device": data.device}
         segment = torch.randint(len(steps) - 1, (len(data),), **place)
         states = self.teacher.along(obs, drawn["noise"], steps, self.config.teacher_nfe)

@@ -138,7 +138,7 @@ def latency(
 
     Args:
         run: run or checkpoint folder; an untrained DM1 with Lift's sizes unless given.
-        engines: numpy, onnx, aotinductor, compile, cuda_graph, eager; all unless given.
+        engines: numpy, onnx, aotinductor, compile, eager; all unless given. Those of a GPU: flowpolicy bench device.
         batches: batch sizes.
         threads: numbers of threads.
         nfe: network evaluations per chunk; the contract's unless given.
@@ -157,7 +157,7 @@ def latency(
     from flowpolicy.bench.latency import bench_latency
     from flowpolicy.bench.latency_figure import draw_latency, latency_table
     from flowpolicy.core.checkpoint import resolve, run_of
-    from flowpolicy.policy.engines import ENGINES
+    from flowpolicy.policy.engines import ENGINES, GPU_ALONE
 
     for name in engines:
         pick([name], dict.fromkeys(ENGINES, ("", None)), "bench latency --engines", "engine")
@@ -166,7 +166,7 @@ def latency(
     with tempfile.TemporaryDirectory() as scratch:
         result = bench_latency(
             run or _untrained(Path(scratch)),
-            engines or ENGINES,
+            engines or [name for name in ENGINES if name not in GPU_ALONE],
             batches,
             threads,
             nfe=nfe,

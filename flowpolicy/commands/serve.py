@@ -47,7 +47,7 @@ def serve(
         nfes: numbers of network evaluations to choose from, by the time left; the contract's unless given.
         engine: 'auto' takes the faster of 'numpy' and 'eager', ready in seconds. 'onnx' and
             'aotinductor' are built in a process of their own, which takes them longer and is worth it for U-Nets and
-            transformers; also 'compile' and 'cuda_graph'.
+            transformers; also 'compile', and on a GPU 'cuda_graph', 'compiled_graph', 'onnx' and 'tensorrt'.
         threads: threads of the engine.
         token_file: file whose content clients must show as their token; required unless --host is this machine.
         device: where the policy computes: cpu or a CUDA device, where 'auto' takes 'cuda_graph'.

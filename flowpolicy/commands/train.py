@@ -44,6 +44,10 @@ class TrainCommand(Experiment):
     seeds: Count = 1
     """Train so many runs together, in every update: with the seeds --seed, --seed + 1, ... They go to OUT-seedS, each a
     run like any other."""
+    sweep: tuple[str, ...] = ()
+    """Train runs together that differ in numbers of the agent: PATH=VALUE,VALUE,... as agent.alpha=1,10,100. A '*' in
+    the path stands for anything: agent.*optimizer.lr=1e-4,3e-4. Of several every combination, each with every seed;
+    they go to OUT-NAME-VALUE-seedS."""
     verify_resume: bool = False
     """First prove on this machine that a killed and resumed run equals an uninterrupted one, bit for bit."""
 
@@ -77,20 +81,23 @@ def run(argv: Sequence[str]) -> int:
     _require_file_of(preset, command)
     if command.online.base:
         raise ConfigError("--online.base is set by another command", fix="flowpolicy online RUN")
-    if command.seeds > 1 and command.verify_resume:
-        raise ConfigError("--verify-resume with --seeds: it proves one run", fix="leave --seeds out for the proof")
+    together = command.seeds > 1 or bool(command.sweep)
+    if together and command.verify_resume:
+        many = "--sweep" if command.sweep else "--seeds"
+        raise ConfigError(f"--verify-resume with {many}: it proves one run", fix=f"leave {many} out for the proof")
     if command.verify_resume:
         from flowpolicy.train.verify import verify_resume
 
         # The rehearsal is shorter, and must do what the run will.
         same = [*_without_destination(rest), "--compile", decided(command.experiment).compile]
         verify_resume([sys.executable, "-m", "flowpolicy", "train", preset, *same], command.steps)
-    if command.seeds > 1:
+    if together:
+        from flowpolicy.train.sweep import members
         from flowpolicy.train.together import train_together
 
-        seeds = range(command.seed, command.seed + command.seeds)
-        folders = [Path(f"{command.out or f'runs/{preset}'}-seed{n}") for n in seeds]
-        for made in train_together([dataclasses.replace(command.experiment, seed=seed) for seed in seeds], folders):
+        sweep = members(command.experiment, command.sweep, command.seeds)
+        folders = [Path(f"{command.out or f'runs/{preset}'}{member.label}") for member in sweep]
+        for made in train_together([member.experiment for member in sweep], folders):
             report(made)
         return 0
     folder = Path(command.out or f"runs/{preset}-seed{command.seed}")

@@ -79,8 +79,8 @@ class Experiment:
     """Of matrix products: 'fp32'; 'tf32' with ten bits of mantissa on GPUs of 2020 and later; 'bf16' with seven, on any
     device. Weights stay float32, and so do forward derivatives (MeanFlow) and what shifts are charged (fisher)."""
     capture: bool = False
-    """Run every update as one CUDA graph: batch, losses, gradients, optimisers and targets in one launch. For agents of
-    offline RL on a GPU; the results are the same. Not tried on a GPU yet."""
+    """Run every update as one CUDA graph: batch, losses, gradients, optimisers, averages and targets in one launch. The
+    results are the same. On a GPU, for data that fit there; not tried on one yet."""
     tensorboard: bool = True
     """Write TensorBoard events beside metrics.csv."""
     wandb: str = ""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flowpolicy.agents.base.captured_update import CapturedUpdate
 from flowpolicy.agents.base.company import Company
+from flowpolicy.core.checkpoint import newest
 from flowpolicy.core.devices import multiplying
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import held_alone
@@ -34,7 +36,7 @@ def train_together(
 
     Each leaves an ordinary run folder, which is resumed, evaluated and compared like any other. What a run comes to
     does not depend on the company but for round-off; where every bit must be the same again, resume the same company.
-    Updates are not compiled.
+    Where updates are compiled, those of all are one graph; 'auto' does so on a GPU alone.
 
     Args:
         experiments: on the same data, with the same sizes.
@@ -64,9 +66,17 @@ def train_together(
             stack.enter_context(held_alone(place, f"flowpolicy {'resume' if resume else 'train'}"))
         trainers: list[Trainer] = []
         for experiment, place in zip(experiments, places, strict=True):
-            uncompiled = dataclasses.replace(experiment, compile="off")
-            trainers.append(Trainer(uncompiled, place, resume=resume, beside=trainers[0] if trainers else None))
-        _train(trainers, stack, progress)
+            # From how many updates on the compilation of a company pays on a CPU, nobody has measured.
+            waits = experiment.compile == "auto" and not experiment.device.startswith("cuda")
+            choice = dataclasses.replace(experiment, compile="off") if waits else experiment
+            trainers.append(Trainer(choice, place, resume=resume, beside=trainers[0] if trainers else None))
+        try:
+            _train(trainers, stack, progress)
+        except KeyboardInterrupt:
+            if not all(newest(place) for place in places):
+                raise
+            told = f"go on with: flowpolicy resume {shlex.join(map(str, places))}"
+            raise KeyboardInterrupt(told) from None
     from flowpolicy.evaluate.curves import draw_curves
 
     for place in places:
@@ -110,7 +120,8 @@ def _train(trainers: list[Trainer], stack: contextlib.ExitStack, progress: bool)
 def _train_until(until: int, trainers: list[Trainer], keeps: list[Keep]) -> None:
     """Updates of runs that are equally far. The seconds that one takes are shared out among them."""
     first, count = trainers[0], len(trainers)
-    company = Company([trainer.agent for trainer in trainers])
+    choice = first.experiment.compile
+    company = Company([trainer.agent for trainer in trainers], compile=choice == "on")
     noise = [trainer.streams["noise"] for trainer in trainers]
     drawn = 0.0
 
@@ -126,7 +137,7 @@ def _train_until(until: int, trainers: list[Trainer], keeps: list[Keep]) -> None
         take = CapturedUpdate(company.agents, first.source, update, streams)
     while first.step < until:
         start = drawn = time.perf_counter()
-        with operators("off"), multiplying(first.precision, first.experiment.device):
+        with operators(choice), multiplying(first.precision, first.experiment.device):
             metrics = take()
         done = time.perf_counter()
         for keep, own in zip(keeps, metrics, strict=True):

@@ -34,7 +34,7 @@ from flowpolicy.real_robot.session.launch import orphaned, read_options
 from flowpolicy.real_robot.session.observations import observe
 
 _ALIVE = 0.05  # s between two signs of life
-_COMPILED = ("aotinductor", "compile", "cuda_graph")
+_COMPILED = ("aotinductor", "compile", "cuda_graph", "compiled_graph", "tensorrt")
 """Engines that take a minute to build: not what 'auto' measures while a robot waits."""
 
 

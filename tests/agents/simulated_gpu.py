@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from flowpolicy.agents.base.optimizer import Stepper
 from flowpolicy.agents.students.teacher import Teacher
@@ -56,9 +56,36 @@ def simulated_gpu():
         mock.patch.object(Projection, "check", _trusted),  # on the processor, before anything is trained
         mock.patch.object(torch.nn.Module, "_apply", _moved),
         mock.patch.object(Stepper, "descend", _descend),
+        mock.patch.multiple(torch, _fused_adam_=_stepped, _fused_adamw_=_stepped),
         FakeTensorMode(allow_non_fake_inputs=True) as mode,
     ):
         yield mode
+
+
+class NoStops(TorchDispatchMode):
+    """Raises where a tensor goes between processor and GPU and the processor waits for it, which no capture bears."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default):
+            inplace = func is torch.ops.aten.copy_.default
+            source = args[1] if inplace else args[0]
+            unwaited = kwargs.get("non_blocking", inplace and len(args) > 2 and args[2])
+            if source.device.type != result.device.type and not unwaited:
+                raise RuntimeError(f"a copy from {source.device.type} to {result.device.type} makes a GPU wait")
+        return result
+
+
+def on_the_gpu(source):
+    """A sampler that was made on the processor, with all that it holds moved there."""
+    for name, value in vars(source).items():
+        if isinstance(value, torch.Tensor):
+            setattr(source, name, value.to(CUDA))
+        elif isinstance(value, dict):
+            setattr(source, name, {k: v.to(CUDA) if isinstance(v, torch.Tensor) else v for k, v in value.items()})
+    source.device = source.place = CUDA
+    return source
 
 
 def _as_they_come(*stream):
@@ -78,6 +105,13 @@ def _teacher(config, normalizer, device):
     with _disable_current_modes():  # files are read as ever
         policy = Policy.load(config.teacher)
     return Teacher(policy.to(device))
+
+
+def _stepped(*lists, lr, **options):
+    """Adam's kernel, which is unknown there with a tensor as learning rate: what it asks of its arguments."""
+    assert {value.device for values in lists for value in values} == {CUDA}
+    if isinstance(lr, torch.Tensor):
+        assert (lr.device, lr.dtype, lr.numel()) == (CUDA, torch.float32, 1)
 
 
 def _descend(stepper, loss):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import tempfile
 import time
@@ -20,12 +21,26 @@ from flowpolicy.policy.package import Format, Package, is_package, open_package
 if TYPE_CHECKING:
     from flowpolicy.policy.policy import Policy
 
-EngineName = Literal["numpy", "onnx", "aotinductor", "compile", "cuda_graph", "eager"]
-FORMATS: dict[EngineName, Format] = {"numpy": "numpy", "onnx": "onnx", "aotinductor": "pt2"}
+EngineName = Literal["numpy", "onnx", "aotinductor", "compile", "cuda_graph", "compiled_graph", "tensorrt", "eager"]
+FORMATS: dict[EngineName, Format] = {"numpy": "numpy", "onnx": "onnx", "aotinductor": "pt2", "tensorrt": "onnx"}
 """Engines that run a package, and its format; the others run the policy itself."""
-ENGINES: tuple[EngineName, ...] = ("numpy", "onnx", "aotinductor", "compile", "cuda_graph", "eager")
+ENGINES: tuple[EngineName, ...] = (
+    "numpy",
+    "onnx",
+    "aotinductor",
+    "compile",
+    "cuda_graph",
+    "compiled_graph",
+    "tensorrt",
+    "eager",
+)
 ON_A_GPU: tuple[EngineName, ...] = ("cuda_graph", "eager")
-"""What 'auto' measures on a GPU, where the others copy and launch kernel by kernel."""
+"""What 'auto' measures on a GPU: ready within seconds. The others take a compiler's minute, or copy and launch kernel
+by kernel."""
+GPU_ALONE: tuple[EngineName, ...] = ("cuda_graph", "compiled_graph", "tensorrt")
+"""Engines that a CPU cannot run."""
+CPU_ALONE: tuple[EngineName, ...] = ("numpy", "aotinductor")
+"""Engines that a GPU cannot run."""
 
 
 def load_engine(
@@ -53,7 +68,7 @@ def load_engine(
         threads: threads per decision. The torch engines set torch's number for the whole process, and 'numpy' that
             of NumPy's matrix products.
         nfe: network evaluations per chunk; the contract's, or the export's, unless given.
-        device: 'cpu' or a CUDA device; only 'compile', 'cuda_graph' and 'eager' run on the latter.
+        device: 'cpu' or a CUDA device; not every engine runs on both (:data:`CPU_ALONE`, :data:`GPU_ALONE`).
 
     Raises:
         CheckpointError: a file is missing, truncated or altered.
@@ -111,35 +126,44 @@ class _Loader:
         self.path, self.threads, self.nfe, self.device = path, threads, nfe, device
         self.package = open_package(path) if is_package(path) else None
         self.batches = batches or (self.package.batches if self.package else ()) or (1,)
-        self._policy: Policy | None = None
+        self._policies: dict[str, Policy] = {}
 
     def load(self, name: str) -> Engine:
         """The engine of this name."""
         start = time.perf_counter()
         _require_device(name, self.device)
+        if FORMATS.get(name) == "onnx" and self.device != "cpu":  # type: ignore[call-overload]
+            from flowpolicy.policy.engines import onnx_runtime
+
+            onnx_runtime.require_provider(name)
         engine = self._from_package(name, FORMATS[name]) if name in FORMATS else self._from_policy(name)
         engine.load_s = time.perf_counter() - start
         return engine
 
-    def policy(self) -> Policy:
-        """The policy of a run or checkpoint."""
+    def policy(self, device: str) -> Policy:
+        """The policy of a run or checkpoint, there."""
         if self.package is not None:
             raise ConfigError(f"{self.path} is an export for '{self.package.format}'", fix="name the run instead")
-        if self._policy is None:
+        if device not in self._policies:
             _require_torch("a run")
             from flowpolicy.policy.policy import Policy
 
-            self._policy = Policy.load(self.path, device=self.device)
-        return self._policy
+            self._policies[device] = Policy.load(self.path, device=device)
+        return self._policies[device]
 
     def _from_policy(self, name: str) -> Engine:
-        policy = self.policy()
+        policy = self.policy(self.device)
         policy.require_plain_noise()
         import torch
 
         from flowpolicy.policy.engines import compiled, cuda_graph, eager
 
-        build = {"eager": eager.build, "compile": compiled.build, "cuda_graph": cuda_graph.build}[name]
+        build = {
+            "eager": eager.build,
+            "compile": compiled.build,
+            "cuda_graph": cuda_graph.build,
+            "compiled_graph": functools.partial(cuda_graph.build, compile=True),
+        }[name]
         torch.set_num_threads(self.threads)
         nfe, device = policy.contract.nfe if self.nfe is None else self.nfe, torch.device(self.device)
         return _warm(name, policy.shapes, nfe, {batch: build(policy, nfe, batch, device) for batch in self.batches})
@@ -151,7 +175,7 @@ class _Loader:
 
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / form
-            export(self.policy(), form, target, nfe=self.nfe, batches=self.batches, threads=self.threads)
+            export(self.policy("cpu"), form, target, nfe=self.nfe, batches=self.batches, threads=self.threads)
             return self._open(name, form, open_package(target))
 
     def _open(self, name: str, form: Format, package: Package) -> Engine:
@@ -166,11 +190,11 @@ class _Loader:
             )
         if package.threads not in (0, self.threads):
             raise ConfigError(f"threads={self.threads} with code that was compiled for {package.threads}")
-        build = _builder(name, self.threads)
+        build = _builder(name, self.threads, self.device)
         return _warm(name, package.shapes, package.nfe, {batch: build(package, batch) for batch in self.batches})
 
 
-def _builder(name: str, threads: int) -> Callable[[Package, int], Program]:
+def _builder(name: str, threads: int, device: str) -> Callable[[Package, int], Program]:
     if name == "aotinductor":
         _require_torch(name)
         import torch
@@ -181,8 +205,9 @@ def _builder(name: str, threads: int) -> Callable[[Package, int], Program]:
         return aotinductor.build
     from flowpolicy.policy.engines import numpy_graph, onnx_runtime
 
-    build = numpy_graph.build if name == "numpy" else onnx_runtime.build
-    return lambda package, batch: build(package, batch, threads)
+    if name == "numpy":
+        return lambda package, batch: numpy_graph.build(package, batch, threads)
+    return lambda package, batch: onnx_runtime.build(package, batch, threads, name, device)
 
 
 def _require_torch(what: str) -> None:
@@ -193,10 +218,10 @@ def _require_torch(what: str) -> None:
 
 
 def _require_device(name: str, device: str) -> None:
-    if name in FORMATS and device != "cpu":
-        raise ConfigError(f"the engine '{name}' runs on the CPU and not on '{device}'", fix="compile or cuda_graph")
-    if name == "cuda_graph" and not device.startswith("cuda"):
-        raise ConfigError("the engine 'cuda_graph' runs on a CUDA device", expected="device='cuda'")
+    if name in CPU_ALONE and device != "cpu":
+        raise ConfigError(f"the engine '{name}' runs on the CPU and not on '{device}'", fix="cuda_graph, or onnx")
+    if name in GPU_ALONE and not device.startswith("cuda"):
+        raise ConfigError(f"the engine '{name}' runs on a CUDA device", expected="device='cuda'")
 
 
 def _warm(name: str, shapes: Shapes, nfe: int, programs: dict[int, Program]) -> Engine:

@@ -1,13 +1,19 @@
-"""CUDA graphs: one launch replays every kernel of ``act``, and both copies. Needs a GPU; has not run on one yet."""
+"""CUDA graphs: one launch replays every kernel of ``act``, and both copies. Needs a GPU; has not run on one yet.
+
+The noise is among the inputs, which travel in one piece: drawn in the graph it could not be the same for every engine,
+nor for an episode whatever batch it is decided in.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from flowpolicy.core.compilation import complaint, from_compiler, own_code
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.nets.layers import whole_operators
 from flowpolicy.policy.engines.engine import Program
@@ -19,18 +25,20 @@ _WARM = 3
 
 
 @torch.inference_mode()
-def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program:
+def build(policy: Policy, nfe: int, batch: int, device: torch.device, *, compile: bool = False) -> Program:
     """Capture ``act`` once over fixed buffers: all inputs in one copy, the chunk in another, one wait behind them.
 
     Layers call torch's own operators: a third of the kernels that their parts, which only derivatives need, would be.
+    Compiled, which takes a minute, the kernels between two products become one.
 
     Raises:
-        ConfigError: something in the policy cannot be captured.
+        ConfigError: something in the policy cannot be captured, or not be compiled.
 
     """
     if (flow := policy.config.sampler.flow) and (reason := flow.sampling.guidance.waits):
         raise ConfigError(f"no CUDA graph can hold this policy: {reason}", fix="the engine 'eager'")
     graph, sizes = ActGraph(policy, nfe).to(device), policy.shapes.buffers(batch)
+    act = torch.compile(own_code(graph.forward), fullgraph=True, dynamic=False) if compile else graph
     host = packed([torch.from_numpy(value) for value in sizes.inputs], pinned=True)
     there = host.memory.to(device)
     inputs = views(there, host.views)
@@ -39,11 +47,11 @@ def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program
 
     def decide() -> None:
         there.copy_(host.memory, non_blocking=True)
-        chunk.copy_(graph(*inputs), non_blocking=True)
+        chunk.copy_(act(*inputs), non_blocking=True)
 
     captured = torch.cuda.CUDAGraph()
     try:
-        with whole_operators():
+        with contextlib.nullcontext() if compile else whole_operators():
             # Capture fails on what is created lazily (library handles, workspaces): run first, on the same stream.
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
@@ -52,9 +60,12 @@ def build(policy: Policy, nfe: int, batch: int, device: torch.device) -> Program
             stream.synchronize()
             with torch.cuda.graph(captured, stream=stream):
                 decide()
-    except RuntimeError as error:
+    except Exception as error:
+        if not isinstance(error, RuntimeError) and not from_compiler(error):
+            raise
         raise ConfigError(
-            f"no CUDA graph can hold this policy: {str(error).splitlines()[0]}", fix="the engine 'eager'"
+            f"no CUDA graph can hold this policy: {complaint(error)}",
+            fix="the engine 'cuda_graph'" if compile else "the engine 'eager'",
         ) from error
 
     def run() -> None:

@@ -166,7 +166,9 @@ def test_a_company_is_captured_as_one(tmp_path):
         assert all(torch.equal(value, expected[key]) for key, value in flat(one).items())
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=gpu) for name in ("fql", "iql", "rebrac", "qc", "mean_flow_q", "dm1", "mip")])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=gpu) for name in ("fql", "iql", "rebrac", "qc", "mean_flow_q", "dm1", "mip")]
+)
 def test_on_a_gpu_it_equals_the_update(name, tmp_path):
     made = [assembled(name, tmp_path, "cuda") for _ in range(2)]
     plain, source, streams = made[0]

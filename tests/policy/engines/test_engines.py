@@ -192,7 +192,13 @@ def test_auto_measures_what_it_can_have_and_keeps_the_fastest(contract, tmp_path
     [
         ("mlp", {"engine": "nunpy"}, "did you mean 'numpy'"),
         ("mlp", {"engine": "numpy", "device": "cuda"}, "runs on the CPU"),
+        ("mlp", {"engine": "numpy", "device": "cuda"}, "fix.*cuda_graph, or onnx"),
+        ("mlp", {"engine": "aotinductor", "device": "cuda:1"}, "runs on the CPU"),
         ("mlp", {"engine": "cuda_graph"}, "runs on a CUDA device"),
+        ("mlp", {"engine": "compiled_graph"}, "'compiled_graph' runs on a CUDA device"),
+        ("mlp", {"engine": "tensorrt"}, "'tensorrt' runs on a CUDA device"),
+        ("mlp", {"engine": "onnx", "device": "cuda"}, "needs ONNX Runtime's CUDAExecutionProvider, and the installed"),
+        ("mlp", {"engine": "tensorrt", "device": "cuda"}, "needs ONNX Runtime's TensorrtExecutionProvider"),
         ("mlp", {"engine": "eager", "batches": [0]}, "at least 1"),
         ("mlp", {"engine": "eager", "threads": 0}, "at least 1"),
         ("mlp", {"engine": "numpy", "nfe": 0}, "nfe"),

@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.policy import load_engine
 from flowpolicy.policy.engines import TOLERANCE
 
@@ -29,12 +30,30 @@ def test_it_computes_what_the_policy_does(engine, net, sampler, contract, tmp_pa
     assert distance(policy, load_engine(tmp_path, engine, batches=[3], device="cuda"), 3) < TOLERANCE
 
 
+@pytest.mark.parametrize("net", NETS)
+def test_compiled_and_captured_it_does_too(net, contract, tmp_path):
+    policy = saved(tmp_path, contract, net, "map", 1)
+    assert distance(policy, load_engine(tmp_path, "compiled_graph", batches=[3], device="cuda"), 3) < TOLERANCE
+
+
+@pytest.mark.parametrize("engine", ["onnx", "tensorrt"])
+def test_an_export_runs_there_where_the_runtime_can(engine, contract, tmp_path):
+    policy = saved(tmp_path, contract, "mlp", "euler", 3)
+    try:
+        loaded = load_engine(tmp_path, engine, batches=[2], device="cuda")
+    except ConfigError as reason:
+        pytest.skip(reason.what)
+    assert distance(policy, loaded, 2) < TOLERANCE
+
+
 @pytest.mark.parametrize("engine", ["cuda_graph", "eager"])
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("sampler", ["map", "euler", "midpoint", "heun"])
 @pytest.mark.parametrize("choice", CHOICES)
-def test_it_decorates_chooses_and_continues(engine, choice, contract, tmp_path):
+def test_it_decorates_chooses_and_continues(engine, net, sampler, choice, contract, tmp_path):
     options = CHOICES[choice]
-    nfe = options.get("candidates", 1) * (2 + options.get("decorated", False))
-    policy = saved(tmp_path, contract, "mlp", "euler", nfe, **options)
+    nfe = options.get("candidates", 1) * (SAMPLERS[sampler] + options.get("decorated", False))
+    policy = saved(tmp_path, contract, net, sampler, nfe, **options)
     assert distance(policy, load_engine(tmp_path, engine, batches=[2], device="cuda"), 2) < TOLERANCE
 
 
