@@ -335,7 +335,7 @@ def info(
     """Describe a dataset file as a table.
 
     Args:
-        file: RoboMimic, D4RL or Minari HDF5, OGBench npz, or a group file.
+        file: RoboMimic, D4RL or Minari HDF5, OGBench npz, a LeRobot folder, or a group file.
         spread: also how far actions spread among similar states, and the Fisher Decorator's metric.time for that.
         pictures: also draw a contact sheet of what the cameras saw, as PNG.
         overwrite: replace an existing file at --pictures.

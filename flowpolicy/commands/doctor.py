@@ -22,7 +22,7 @@ def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episod
     """Check a dataset file, read anew; exit code 1 if it should not be trained on.
 
     Args:
-        file: RoboMimic, D4RL or Minari HDF5, or OGBench npz.
+        file: RoboMimic, D4RL or Minari HDF5, OGBench npz, or a LeRobot folder.
         env: environment that the file is compared with, and in which its actions are replayed open loop where that is
             possible, e.g. lift, can, door.
         episodes: how many to replay.
@@ -42,5 +42,9 @@ def doctor(file: Annotated[Path, tyro.conf.Positional], /, env: str = "", episod
         findings += check_pictures(file, getattr(config, "redraw", None))
     else:
         findings = diagnose(dataset) + check_pictures(file)
+    if dataset.format == "lerobot":
+        from flowpolicy.data.lerobot_checks import check_folder
+
+        findings += check_folder(dataset)
     print_findings(findings, console())
     return int(failed(findings))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
-from flowpolicy.core.spec import ActionSpec, ImageSpec, Spec
+from flowpolicy.core.spec import UNSTATED, ActionSpec, ImageSpec, Spec
 from flowpolicy.data.dataset import DataConfig, Dataset, open_recording, require_layout, sha256_of
 from flowpolicy.data.hdf5_frames import pictures_of
 from flowpolicy.data.normalize import moments, near_constant
@@ -45,7 +45,7 @@ class Description:
 
     path: Path
     format: str
-    """'robomimic', 'd4rl', 'minari' or 'ogbench'."""
+    """'robomimic', 'd4rl', 'minari', 'ogbench' or 'lerobot'."""
     episodes: int
     steps: int
     lengths: tuple[int, int, int]
@@ -76,6 +76,8 @@ class Description:
     """What contradicts itself in the file, or had to be assumed to read it."""
     pictures: dict[str, ImageSpec] = dataclasses.field(default_factory=dict)
     """Pictures that can be read, by observation."""
+    instructions: tuple[str, ...] = ()
+    """Texts that rows follow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +143,7 @@ def describe(path: Path | str) -> Description:
             unread={name: why for name, why in recording.unread.items() if name not in pictures},
             remarks=recording.remarks,
             pictures=pictures,
+            instructions=getattr(recording, "instructions", ()),
         )
 
 
@@ -228,6 +231,9 @@ def _check_constant(dataset: Dataset) -> Finding:
 def _check_range(dataset: Dataset) -> Finding:
     spec = dataset.spec.action
     action = dataset.steps[keys.ACTION]
+    if dataset.format == "lerobot" and spec.convention == UNSTATED:
+        low, high = _span(action)
+        return Finding("ok", "action range", f"from {low:.4g} to {high:.4g}; what is accepted the folder does not say")
     outside = ((action < spec.low - 1e-6) | (action > spec.high + 1e-6)).any(dim=1).double().mean()
     if outside == 0:
         return Finding("ok", "action range", f"every action lies in [{spec.low:g}, {spec.high:g}]")

@@ -69,12 +69,18 @@ def _rows(description: Description) -> list[tuple[str, str]]:
         ("rewards", _values(description.rewards)),
         ("success", success),
         ("filter keys", filters or "none"),
+        *([("instructions", _texts(description.instructions))] if description.instructions else []),
         *((f"not read: {name}", why) for name, why in description.unread.items()),
         *(("mind", f"the file {remark}") for remark in description.remarks),
         *([("where it comes from", description.provenance)] if description.provenance else []),
         ("size", f"{description.size / 1e6:.1f} MB"),
         ("sha256", description.sha256),
     ]
+
+
+def _texts(texts: Sequence[str]) -> str:
+    listed = ", ".join(f"'{text}'" for text in texts[:_LISTED])
+    return f"{len(texts)}: {listed}" + (", ..." if len(texts) > _LISTED else "")
 
 
 def _seen(image: ImageSpec) -> str:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from flowpolicy.core.errors import ConfigError, DataError, nearest
 from flowpolicy.core.spec import UNSTATED, ImageSpec, RenderSpec, read_image
 from flowpolicy.data.hdf5 import json_attribute, open_hdf5, require_group, require_numbers
+from flowpolicy.data.lerobot_meta import is_lerobot
+from flowpolicy.data.lerobot_recording import LeRobotRecording
 
 SUFFIX = "_image"
 """How the pictures of a camera are called: 'agentview_image' of 'agentview'."""
@@ -109,13 +111,15 @@ def stated_image(key: str, size: tuple[int, int, int], env_args: dict[str, Any],
 
 
 def pictures_of(path: Path) -> dict[str, ImageSpec]:
-    """The pictures that a RoboMimic file holds and what it says of them; empty for every other file.
+    """The pictures that a RoboMimic file or a LeRobot folder holds and what it says of them; else empty.
 
     Raises:
         DataError: they are no pictures of three colours in uint8.
 
     """
-    if not h5py.is_hdf5(path):
+    if is_lerobot(path):
+        return LeRobotRecording(path).pictures
+    if not path.is_file() or not h5py.is_hdf5(path):
         return {}
     with open_hdf5(path) as file:
         if not isinstance(file.get("data"), h5py.Group):

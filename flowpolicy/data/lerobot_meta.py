@@ -136,6 +136,8 @@ class LeRobotFolder:
         self.root = root
         self.remarks: list[str] = []
         """What contradicts itself in the folder, or was mended to read it."""
+        self.laid_out: dict[str, dict[str, dict[int, int]]] = {}
+        """Camera -> video -> episode -> first frame, where they had to be counted through all videos of the camera."""
         self.meta_files = [INFO]
         """Meta files that decide what is read."""
         info = self.read_object(INFO)
@@ -153,6 +155,11 @@ class LeRobotFolder:
         self.splits = self._read_splits(info.get("splits"))
         """Name of a split -> first episode, and the one after the last."""
         self._compare(info)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a file holds several episodes."""
+        return self._layout == 3
 
     @property
     def videos(self) -> list[str]:

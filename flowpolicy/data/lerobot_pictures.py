@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -101,7 +102,12 @@ class LeRobotFrames:
         video = self._open[1]
         assert video is not None
         if name not in self._starts:
-            self._starts = {name: place_episodes(self._folder, self._feature.name, name, video)}
+            self._starts = {name: place_episodes(self._folder, self._feature, name, video)}
+        if wanted.number not in self._starts[name]:  # the table says another file than the one that it is in
+            self._places[number] = next(
+                file for file, starts in self._folder.laid_out[self._feature.name].items() if wanted.number in starts
+            )
+            return self._from_video(number, wanted)
         return video.frames(self._starts[name][wanted.number], wanted.length, wanted.name)
 
     def _from_table(self, wanted: EpisodePlace) -> Iterator[NDArray[np.uint8]]:
@@ -144,7 +150,9 @@ class VideoFile:
         found = (self._stream.codec_context.height, self._stream.codec_context.width)
         if not self.pts or found != size[:2]:
             self.close()
-            what = f"has pictures of {found[0]} x {found[1]}" if self.pts else "holds no pictures"
+            what = (
+                f"has pictures of {found[0]} x {found[1]}" if self.pts else "is truncated or damaged: it has no frames"
+            )
             raise folder.error(f"{name} {what}", expected=f"{size[0]} x {size[1]}, as meta/info.json says")
         base = float(self._stream.time_base or 0) or 1.0
         self.times: NDArray[np.float64] = (np.array(self.pts, dtype=np.float64) - self.pts[0]) * base
@@ -207,18 +215,54 @@ def find_video(folder: LeRobotFolder, name: str) -> tuple[str, str]:
     raise folder.error(f"the video {name} is missing")
 
 
-def place_episodes(folder: LeRobotFolder, feature: str, name: str, video: VideoFile) -> dict[int, int]:
-    """Number of the first frame of every episode in a video; warns of what had to be mended.
+def place_episodes(folder: LeRobotFolder, feature: LeRobotFeature, name: str, video: VideoFile) -> dict[int, int]:
+    """Number of the first frame of every episode that is in a video; warns of what had to be mended.
 
     Raises:
         DataError: the file has fewer frames than its episodes have rows, or a frame has another time than its row.
 
     """
-    there = [each for each in folder.episodes if find_in(folder, each, feature) == name]
-    starts, told = _placed(folder, there, feature, name, video)
+    if feature.name in folder.laid_out:
+        return folder.laid_out[feature.name].get(name, {})
+    there = [each for each in folder.episodes if find_in(folder, each, feature.name) == name]
+    try:
+        starts, told = _placed(folder, there, feature.name, name, video)
+    except DataError as error:
+        found = laid_out(folder, feature)
+        if not found:
+            raise
+        folder.laid_out[feature.name], starts = found, found.get(name, {})
+        told = [
+            f"has a table that does not fit {name} ({error.what.removeprefix(f'{folder.root}: ')}): all its videos of "
+            f"{feature.name} have a frame for every row, and are counted one after the other"
+        ]
     for line in told:
         warnings.warn(f"{folder.root} {line}", DataWarning, stacklevel=2)
     return starts
+
+
+def laid_out(folder: LeRobotFolder, feature: LeRobotFeature) -> dict[str, dict[int, int]]:
+    """File -> number of an episode -> its first frame there, counted through all videos of a camera.
+
+    Empty where they do not have a frame for every row, each at its time, or where a video ends within an episode.
+    """
+    stated = {find_in(folder, each, feature.name) for each in folder.episodes} - {""}
+    files = set(stated)
+    if folder.is_shared:
+        files |= {str(path.relative_to(folder.root)) for n in stated for path in (folder.root / n).parent.glob("*.mp4")}
+    found: dict[str, dict[int, int]] = {}
+    left = list(folder.episodes)
+    for name in sorted(files):
+        video = VideoFile(folder, name, feature.size)
+        frames, _ = len(video.pts), video.close()
+        rate, uniform = _rate_of(video.times)
+        found[name], first = {}, 0
+        while left and first + left[0].length <= frames:
+            found[name][left[0].number] = first
+            first += left.pop(0).length
+        if first != frames or not uniform or abs(rate / folder.fps - 1) > _RATE:
+            return {}
+    return {} if left else found
 
 
 def find_in(folder: LeRobotFolder, episode: EpisodePlace, feature: str) -> str:
@@ -339,11 +383,10 @@ def _may_hold(file: Any, group: int, names: Sequence[str], episode: int) -> bool
 def _as_picture(folder: LeRobotFolder, cell: Any, feature: LeRobotFeature, where: str) -> NDArray[np.uint8]:
     """(height, width, 3) of what a table holds for one picture."""
     if feature.dtype == "uint8":
-        flat = np.asarray(_flattened(cell.as_py()), dtype=object)
-        try:
-            picture = flat.astype(np.uint8).reshape(feature.shape)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise folder.error(f"{where} is no picture of shape {feature.shape}") from error
+        numbers = _numbers_in(cell)
+        if numbers.size != math.prod(feature.shape) or not ((numbers >= 0) & (numbers <= 255)).all():
+            raise folder.error(f"{where} is no picture of shape {feature.shape} with numbers from 0 to 255")
+        picture = numbers.astype(np.uint8).reshape(feature.shape)
         return picture.transpose(1, 2, 0) if feature.channels_first else picture
     value = cell.as_py()
     content = value.get("bytes") if isinstance(value, dict) else value
@@ -381,8 +424,16 @@ def decode_picture(folder: LeRobotFolder, content: bytes, size: tuple[int, int, 
         raise folder.error(f"{where} cannot be decoded: {(str(error).splitlines() or [''])[0][:120]}") from error
 
 
-def _flattened(value: Any) -> list[Any]:
-    return [number for part in value for number in _flattened(part)] if isinstance(value, list) else [value]
+def _numbers_in(cell: Any) -> NDArray[Any]:
+    """All numbers of a list of lists; none where it holds something else."""
+    import pyarrow as pa
+
+    values = getattr(cell, "values", None)
+    while values is not None and pa.types.is_nested(values.type) and hasattr(values, "flatten"):
+        values = values.flatten()
+    if values is None or not pa.types.is_integer(values.type) or values.null_count:
+        return np.empty(0)
+    return np.asarray(values.to_numpy(zero_copy_only=False))
 
 
 def require_av() -> Any:

@@ -38,6 +38,12 @@ ActionConvention = Literal["", "joint-absolute", "joint-delta", "pose-absolute",
 INSTRUCTION = "instruction"
 """Name of the observation that says which of the instructions of a folder a row follows."""
 _MOST_WORDS = 1000
+_DECODERS = {
+    "h264": {"h264", "libx264", "h264_nvenc"},
+    "av1": {"av1", "libdav1d", "libsvtav1", "libaom-av1"},
+    "hevc": {"hevc", "libx265", "h265"},
+}
+"""Codec as the format names it -> names of its coders."""
 _NUMBERS = ("float16", "float32", "float64", "bool", *(f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)))
 _ROWS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 
@@ -112,6 +118,38 @@ class LeRobotRecording:
     def instructions(self) -> tuple[str, ...]:
         """Texts of the folder, each once, in the order of their numbers."""
         return tuple(dict.fromkeys(self.folder.texts.values()))
+
+    @functools.cached_property
+    def pictures(self) -> dict[str, ImageSpec]:
+        """Streams of pictures that can be read, and what is known of them."""
+        found = {}
+        for key, feature in self._streams.items():
+            if feature.is_picture and not feature.why_unread:
+                found[key] = self._seen(key, feature.size)
+        return found
+
+    def pictures_in(self, key: str, rows: Sequence[int]) -> LeRobotFrames:
+        """The pictures of a camera in some of the episodes, by their places among :attr:`names`."""
+        return LeRobotFrames(self.folder, self._streams[key], [self._chosen[row] for row in rows])
+
+    def feature(self, key: str) -> LeRobotFeature:
+        """The feature that an observation is read from."""
+        return self._streams[key]
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """What the numbers of an action are called; empty where the folder does not say."""
+        return self._action.names
+
+    @property
+    def state_names(self) -> list[str]:
+        """What the numbers of all states are called."""
+        return [name for key in self._states if key != INSTRUCTION for name in self._streams[key].names]
+
+    def declared_codec(self, key: str) -> set[str]:
+        """Words for the codec that ``info.json`` gives the videos of a camera, as decoders call it."""
+        said = str(self._streams[key].info.get("video.codec", self._streams[key].info.get("codec", "")))
+        return _DECODERS.get(said, {said} if said else set())
 
     def episode(self, index: int) -> EpisodeColumns:
         """Columns of the episode ``names[index]``."""
@@ -323,16 +361,19 @@ class LeRobotRecording:
                 )
             return instruction_spec(self.instructions)
         if key in self.frames:
-            size = self.frames[key].size
-            if isinstance(stated, ImageSpec) and stated.shape == size:
-                return stated
-            return ImageSpec(size, camera=key.removesuffix("_image"), rate_hz=self.folder.fps)
+            return self._seen(key, self.frames[key].size)
         width = self._parts[key][1]
         if stated is not None and stated.shape != (width,):
             raise self.folder.error(f"{OWN} says that {key} has the shape {stated.shape}", expected=f"({width},)")
         names = self._streams[key].names
         units = ", ".join(names) if len(names) == width else UNSTATED
         return stated or ObservationSpec((width,), units)
+
+    def _seen(self, key: str, size: tuple[int, int, int]) -> ImageSpec:
+        stated = self._own.spec.observation.get(key) if self._own.spec else None
+        if isinstance(stated, ImageSpec) and stated.shape == size:
+            return stated
+        return ImageSpec(size, camera=key.removesuffix("_image"), rate_hz=self.folder.fps)
 
     def _reward(self, episode: EpisodePlace, rows: Columns) -> NDArray[Any]:
         if "next.reward" in rows:

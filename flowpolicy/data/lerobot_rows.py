@@ -40,6 +40,7 @@ class LeRobotRows:
 
     def read(self, episode: EpisodePlace) -> Columns:
         """Columns of an episode, in the order of its frames, (T,) or (T, d)."""
+        self._opened(episode.data)  # what is held of another file is forgotten
         if episode.number not in self._held:
             self._fill(episode)
         rows = self._held.pop(episode.number, {name: np.empty(0) for name in ("frame_index", *self._columns)})

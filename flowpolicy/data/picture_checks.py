@@ -1,8 +1,9 @@
-"""What is wrong with the pictures of a RoboMimic file: black, constant, repeated, upside-down, or of another moment."""
+"""What is wrong with the pictures of a dataset: black, constant, repeated, upside-down, or of another moment."""
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.core.errors import DataError
+from flowpolicy.core.errors import DataError, DataWarning
 from flowpolicy.core.spec import ImageSpec
 from flowpolicy.data.dataset_checks import Finding
 from flowpolicy.data.hdf5 import open_hdf5
 from flowpolicy.data.hdf5_frames import pictures_of
+from flowpolicy.data.lerobot_meta import is_lerobot
+from flowpolicy.data.lerobot_recording import LeRobotRecording
 
 Redraw = Callable[[Path, Mapping[str, ImageSpec], str, Sequence[int]], dict[str, NDArray[np.uint8]]]
 """Draws steps of an episode again from its stored states: file, pictures, episode, steps -> key -> (n, h, w, 3)."""
@@ -27,6 +30,7 @@ _REPEATED = 0.05  # share of frames; a real camera may drop a frame now and then
 _LAGS = 3  # steps to either side
 _REDRAWN = 3  # episodes
 _LISTED = 3
+_AT_ONCE = 16  # frames of a video in memory
 
 
 @dataclasses.dataclass
@@ -54,6 +58,8 @@ def check_pictures(path: Path, redraw: Redraw | None = None) -> list[Finding]:
     """
     try:
         images = pictures_of(path)
+        if is_lerobot(path):
+            return _check_folder(path, images)
     except DataError as error:
         return [Finding("error", "pictures", error.what, error.fix)]
     seen = {key: _Seen() for key in images}
@@ -74,6 +80,31 @@ def check_pictures(path: Path, redraw: Redraw | None = None) -> list[Finding]:
     return found
 
 
+def _check_folder(path: Path, images: Mapping[str, ImageSpec]) -> list[Finding]:
+    """:func:`check_pictures` of a LeRobot folder, its videos decoded for it from the first chosen frame to the last."""
+    recording, found = LeRobotRecording(path), []
+    names = recording.names
+    rows = np.linspace(0, len(names) - 1, min(_EPISODES, len(names))).astype(int).tolist()
+    looked = f"{len(rows)} of {len(names)} episodes"
+    states = [recording.episode(row).obs for row in rows] if images else []
+    for key in images:
+        seen, check = _Seen(), f"pictures {key}"
+        source = recording.pictures_in(key, rows)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DataWarning)  # of what was mended, which is a finding of its own
+                for number in source.reading_order():
+                    values = [value.astype(np.float64) for value in states[number].values()]
+                    frames = (frame for block in source.blocks(number, _AT_ONCE) for frame in block)
+                    _tally(frames, source.lengths[number], source.names[number], values, seen)
+        except DataError as error:
+            found.append(Finding("error", check, error.what, error.fix))
+            continue
+        wrong = list(_judge(check, seen, None, looked))
+        found += wrong or [Finding("ok", check, f"{seen.frames} frames of {looked} looked at")]
+    return found
+
+
 def _look(demo: h5py.Group, name: str, key: str, image: ImageSpec, seen: _Seen) -> str:
     """Tally the frames of one episode; returns what keeps them from being read."""
     node = demo.get(f"obs/{key}")
@@ -82,9 +113,17 @@ def _look(demo: h5py.Group, name: str, key: str, image: ImageSpec, seen: _Seen) 
         found = f"{node.dtype} {node.shape}" if isinstance(node, h5py.Dataset) else "missing"
         return f"data/{name}/obs/{key} is {found}, expected: uint8 {(steps, *image.shape)}"
     states = [np.asarray(each[()], dtype=np.float64).reshape(steps, -1) for each in _states(demo["obs"], steps)]
+    _tally((node[row] for row in range(steps)), steps, name, states, seen)
+    return ""
+
+
+def _tally(
+    frames: Iterator[NDArray[np.uint8]], steps: int, name: str, states: Sequence[NDArray[Any]], seen: _Seen
+) -> None:
+    """Tally the frames of one episode, beside its states (steps, d)."""
     moved = np.linalg.norm(np.diff(np.concatenate([*states, np.zeros((steps, 1))], axis=1), axis=0), axis=1)
     changes, before = np.zeros(max(steps - 1, 0)), None
-    for step, frame in enumerate(node[row] for row in range(steps)):
+    for step, frame in enumerate(frames):
         seen.frames += 1
         low, high = int(frame.min()), int(frame.max())
         if high < _BLACK:
@@ -100,7 +139,6 @@ def _look(demo: h5py.Group, name: str, key: str, image: ImageSpec, seen: _Seen) 
         before = frame.astype(np.int16)
     if steps > 4 * _LAGS:
         seen.motion.append((changes, moved))
-    return ""
 
 
 def _states(obs: h5py.Group, steps: int) -> Iterator[h5py.Dataset]:
