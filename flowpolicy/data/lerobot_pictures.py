@@ -254,7 +254,8 @@ def laid_out(folder: LeRobotFolder, feature: LeRobotFeature) -> dict[str, dict[i
     left = list(folder.episodes)
     for name in sorted(files):
         video = VideoFile(folder, name, feature.size)
-        frames, _ = len(video.pts), video.close()
+        video.close()
+        frames = len(video.pts)
         rate, uniform = _rate_of(video.times)
         found[name], first = {}, 0
         while left and first + left[0].length <= frames:
