@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from flowpolicy.core.errors import ConfigError, nearest
-from flowpolicy.core.spec import ImageSpec
+from flowpolicy.core.spec import UNSTATED, ImageSpec
 from flowpolicy.envs.adroit import AdroitConfig
 from flowpolicy.envs.arm_tasks import ARM_TASKS, ArmTaskConfig
 from flowpolicy.envs.d4rl_env import SUITE as D4RL_SUITE
@@ -37,6 +37,9 @@ ENVS: dict[str, SuiteConfig] = {
 }
 """Environments by the name that the command line uses; OGBench's with their default task."""
 
+RECORDED = "recorded"
+"""Name of the environment of a recording that nothing simulates: observations and actions are those of the file."""
+
 
 def find_env(name: str, images: Mapping[str, ImageSpec] | None = None) -> SuiteConfig:
     """The environment with this name, or with this ``env_id`` (such as ``robosuite/Lift``).
@@ -51,6 +54,11 @@ def find_env(name: str, images: Mapping[str, ImageSpec] | None = None) -> SuiteC
         ConfigError: there is no such environment, or it gives no such pictures.
 
     """
+    if name in (RECORDED, UNSTATED):
+        raise ConfigError(
+            "what was recorded here is simulated by nothing: no episode of it can be played",
+            fix="train with --env recorded; judge a policy on the machine that the data are of, or serve it to that",
+        )
     by_id = {config.spec().env_id: config for config in ENVS.values()}
     found = ENVS.get(name) or by_id.get(name) or OGBenchConfig.parse(name)
     if found is None:

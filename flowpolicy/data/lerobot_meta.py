@@ -187,7 +187,7 @@ class LeRobotFolder:
             raise self.error(
                 f"{name} leads out of the folder",
                 expected="a folder that holds its own files",
-                fix="copy it with what its links point at: cp -rL; or download it with --local-dir",
+                fix="copy it with what its links point at: cp -rL; or download it as plain files",
             )
         return path
 

@@ -86,7 +86,9 @@ def write_lerobot(
     """
     require_replaceable(folder, overwrite)
     if not (fps := options.fps or dataset.spec.action.rate_hz) > 0:
-        raise ConfigError(f"{dataset.path} does not say how many steps it has per second", fix="name it: --fps N")
+        raise ConfigError(
+            f"{dataset.path} does not say how many steps it has per second", fix="name it: LeRobotOptions(fps=N)"
+        )
     if dataset.spec.reward_shift or dataset.reward_scale != 1.0:
         raise ConfigError(
             f"{dataset.path} was loaded with other rewards than it holds", fix="load it without shift and scale"

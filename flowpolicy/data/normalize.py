@@ -90,7 +90,9 @@ class Normalizer(nn.Module):
         constant = {}
         for name, column in columns.items():
             scaling = cast(_Affine, normalizer.obs_scaling[_module_name(name)])
-            constant[f"{keys.OBS}/{name}"] = scaling.fit(column, config.per_key.get(name, config.obs), config.limit)
+            spec = dataset.spec.observation.get(name)
+            usual: Scaling = "none" if spec is not None and spec.words else config.obs  # 0 and 1 stay what they are
+            constant[f"{keys.OBS}/{name}"] = scaling.fit(column, config.per_key.get(name, usual), config.limit)
         constant[keys.ACTION] = normalizer.action_scaling.fit_action(dataset.steps[keys.ACTION], config.action)
         named = [f"{key} {dims}" for key, dims in constant.items() if dims]
         if named:

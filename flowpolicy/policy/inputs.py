@@ -10,7 +10,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flowpolicy.core.errors import ActionError, ConfigError
+import numpy as np
+from numpy.typing import NDArray
+
+from flowpolicy.core.errors import ActionError, ConfigError, nearest
 from flowpolicy.core.ranges import Range
 
 _EVALUATIONS = Range(1, 2**14)  # as on the command line
@@ -61,6 +64,40 @@ def require_numbers(what: str, value: Any, shape: tuple[int, ...]) -> None:
         raise ConfigError(f"{what} has shape {tuple(found)}", expected=f"{shape}; nothing is repeated to fit")
     if not _real(dtype):
         raise ConfigError(f"{what} is of {dtype}", expected="real numbers, such as float32")
+
+
+def told(instruction: str, observation: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+    """What a policy sees of an instruction: observation -> one number for each text that it knows, 1 for this one.
+
+    Args:
+        instruction: the text.
+        observation: of the policy's contract, name -> :class:`flowpolicy.core.spec.ObservationSpec`.
+
+    Raises:
+        ConfigError: the policy was trained on no such text, or on none.
+
+    """
+    known = {key: spec.words for key, spec in observation.items() if spec.words}
+    if not known:
+        raise ConfigError(f"the instruction '{instruction}' to a policy that takes none", fix="leave it out")
+    key, words = next(iter(known.items()))
+    if instruction not in words:
+        raise ConfigError(
+            f"the policy knows no instruction '{instruction}'",
+            expected=nearest(instruction, words),
+            fix="give one that it was trained on, letter by letter; it understands no others",
+        )
+    return {key: np.eye(len(words), dtype=np.float32)[words.index(instruction)]}
+
+
+def require_told(key: str, value: Any) -> None:
+    """Raise ConfigError unless every row of ``value`` (..., n) is one instruction: a single 1 among 0."""
+    if bool(((value != 0) & (value != 1)).any()) or bool((value.sum(-1) != 1).any()):
+        raise ConfigError(
+            f"the observation '{key}' is no instruction",
+            expected="1 for the text that is given and 0 for all others",
+            fix="let Session(policy, instruction='...') make it of the text",
+        )
 
 
 def require_pixels(key: str, value: Any) -> None:

@@ -36,6 +36,7 @@ from flowpolicy.policy.inputs import (
     require_numbers,
     require_observations,
     require_pixels,
+    require_told,
 )
 from flowpolicy.policy.previous import Previous
 from flowpolicy.policy.samplers import Decision, FlowSampler, Guided
@@ -142,6 +143,8 @@ class Policy(nn.Module):
             else:
                 seen[key] = self._placed(obs[key])
                 require_finite(f"observation '{key}'", seen[key])
+                if self.contract.spec.observation[key].words:
+                    require_told(key, seen[key])
         return seen
 
     def _picture(self, key: str, value: Tensor | NDArray[Any]) -> Tensor:

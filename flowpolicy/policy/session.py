@@ -20,7 +20,7 @@ from flowpolicy.core.spec import Contract
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.engines.engine import Engine
 from flowpolicy.policy.history import ObservationHistory
-from flowpolicy.policy.inputs import require_chunks, require_nfe
+from flowpolicy.policy.inputs import require_chunks, require_nfe, told
 from flowpolicy.policy.previous import Previous
 from flowpolicy.policy.queue import ChunkQueue
 
@@ -116,6 +116,7 @@ class Session:
         most_committed: rows that may be committed with the execution 'real_time'; as many as the policy can continue
             unless given.
         device: where noise is drawn and observations are placed; that of the policy's parameters unless given.
+        instruction: what is to be done, one of the texts of the contract; for policies that were trained on several.
 
     Raises:
         ConfigError: the policy cannot act so.
@@ -133,6 +134,7 @@ class Session:
         execution: Execution = "naive",
         most_committed: int | None = None,
         device: torch.device | str | None = None,
+        instruction: str = "",
     ) -> None:
         if nfe is not None:
             require_nfe(nfe)
@@ -144,6 +146,7 @@ class Session:
         else:
             self.source = PolicySource(policy, nfe, noise_scale, device)
         self.contract: Contract = self.source.contract
+        self.told = told(instruction, self.contract.spec.observation) if instruction else {}
         self.nfe = int(getattr(policy, "nfe", self.contract.nfe) if nfe is None else nfe)
         self.execute = self.contract.execute if execute is None else execute
         self.execution = execution
@@ -234,7 +237,7 @@ class LiveEpisode:
         repeated = bool(len(self.history)) and age == self.age + 1
         self.age = age
         if not repeated:
-            self.history.append(obs, whole=self.looks)
+            self.history.append({**obs, **self._session.told} if self._session.told else obs, whole=self.looks)
 
     def act(self) -> NDArray[Any]:
         """(a,) the next action; where none waits, the policy decides. Raises ActionError."""

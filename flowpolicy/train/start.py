@@ -21,7 +21,7 @@ from flowpolicy.data.dataset import DataConfig, Dataset, load_dataset
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.data.replay import MixedReplay
 from flowpolicy.data.windows import require_whole_chunks
-from flowpolicy.envs import find_env
+from flowpolicy.envs import RECORDED, find_env
 from flowpolicy.policy.policy import Policy
 from flowpolicy.train.experiment import (
     Crops,
@@ -149,9 +149,11 @@ def find_start(
 
     """
     experiment = take_over(experiment)
-    env = env or find_env(experiment.env).spec()
+    if experiment.env != RECORDED:  # an unknown one is told before a file is read
+        env = env or find_env(experiment.env).spec()
     experiment = dataclasses.replace(experiment, data=_data(experiment, run))
     dataset = load_dataset(experiment.data)
+    env = env or dataset.spec
     contract = make_contract(experiment, dataset, env)
     base = groups = None
     if experiment.agent.needs == "groups":
