@@ -178,14 +178,23 @@ def parse(base: Experiment, argv: Sequence[str], name: str, description: str) ->
         config=(tyro.conf.AvoidSubcommands,),
     )
     if isinstance(command, FlowTrainCommand):
-        from flowpolicy.envs import find_env
-
         agent = dataclasses.replace(cast(Flow, command.agent), flow=command.flow)
         if not any(word.partition("=")[0] == "--agent.nfe" for word in argv):
             agent = settled(agent, values["agent"], picked or {})
-        agent.check(find_env(command.env).spec().action.size)
+        agent.check(_action_size(command))
         command = dataclasses.replace(command, agent=agent)
     return command
+
+
+def _action_size(command: TrainCommand) -> int:
+    """Numbers in an action, by the environment, or by the file where that is all there is."""
+    from flowpolicy.data.dataset import open_recording
+    from flowpolicy.envs import RECORDED, find_env
+
+    if command.env != RECORDED:
+        return find_env(command.env).spec().action.size
+    with open_recording(command.data) as recording:
+        return recording.spec.action.size
 
 
 def compile_words(argv: Sequence[str]) -> list[str]:
