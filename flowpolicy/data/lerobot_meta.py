@@ -168,6 +168,7 @@ class LeRobotFolder:
 
     def error(self, what: str, *, expected: str = "", fix: str = "") -> DataError:
         """An error that names the folder."""
+        what = "".join(each if each.isprintable() else "?" for each in what)  # words of the folder may be anything
         return DataError(f"{self.root}: {what}", expected=expected, fix=fix or "record, copy or download it again")
 
     def inside(self, name: str) -> Path:
