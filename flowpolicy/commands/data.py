@@ -288,16 +288,23 @@ def download(name: Annotated[str, tyro.conf.Positional], /, sha256: str = "", fo
     """Download a published dataset by name, unless it is there already, and print its path.
 
     Args:
-        name: e.g. door-human-v1, antmaze-umaze-v2, cube-single-play-v0, or minari:D4RL/door/human-v2.
+        name: e.g. door-human-v1, antmaze-umaze-v2, cube-single-play-v0, minari:D4RL/door/human-v2, or
+            hf://datasets/USER/NAME@REVISION, a folder of the Hugging Face hub.
         sha256: expected hash of the file, needed where flowpolicy has none pinned.
         folder: where to put it; default ~/.cache/flowpolicy/datasets. Minari has its own.
 
     """
+    from flowpolicy.data import hub
     from flowpolicy.data.catalogue import find_published
     from flowpolicy.data.download import fetch
     from flowpolicy.data.minari import PREFIX, fetch_minari
 
-    if name.startswith(PREFIX):
+    if name.startswith(hub.PREFIX):
+        if sha256:
+            raise ConfigError("--sha256 is of one file", fix=f"leave it out: {hub.LOCK} beside the data has all hashes")
+        with download_bar(f"download {name}") as progress:
+            path = hub.fetch_hub(name, folder, progress=progress)
+    elif name.startswith(PREFIX):
         path = fetch_minari(name)
     else:
         entry = find_published(name)

@@ -336,8 +336,9 @@ def require_lossless(stream: EpisodeStream, found: Survey, target: str, *, lossy
     if lost and not lossy:
         named = _listed(str(file.path) for file in stream.files)
         raise DataError(
-            f"{FORMATS[target].title} cannot hold everything of {named}:\n    " + "\n    ".join(lost),
-            fix="go on without it: --lossy",
+            f"{named} cannot become {FORMATS[target].title} as it is; what would be left out, or made up:\n    "
+            + "\n    ".join(lost),
+            fix="go on all the same: --lossy",
         )
     return lost
 

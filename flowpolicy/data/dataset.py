@@ -39,6 +39,7 @@ from flowpolicy.data.lerobot_recording import ActionConvention, LeRobotRecording
 from flowpolicy.data.minari import MAIN_FILE, MinariRecording, is_minari
 from flowpolicy.data.ogbench import OGBenchRecording, is_npz, open_npz
 from flowpolicy.data.robomimic import RobomimicRecording
+from flowpolicy.data.zarr_recording import ZarrRecording, is_zarr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,8 @@ class DataConfig:
     """Which file to learn from."""
 
     path: str = ""
-    """Dataset file: RoboMimic, D4RL or Minari HDF5, or OGBench npz; or a LeRobot folder; told apart by content."""
+    """Dataset: RoboMimic, D4RL or Minari HDF5, OGBench npz, a LeRobot folder, or diffusion_policy's zarr; told apart by
+    content."""
     filter_key: str = ""
     """RoboMimic filter key that selects episodes, e.g. 'better'; in OGBench files the task whose rewards are read,
     e.g. 'task3'; in LeRobot folders a split, or numbers of episodes, e.g. '0:100' or '3,7,20:30'. Empty means all, and
@@ -102,7 +104,7 @@ class Dataset:
     filter_key: str
     """Filter key that selected the episodes; empty means all."""
     format: str = ""
-    """'robomimic', 'd4rl', 'minari', 'ogbench' or 'lerobot'."""
+    """'robomimic', 'd4rl', 'minari', 'ogbench', 'lerobot' or 'zarr'."""
     frames: dict[str, FrameStore] = dataclasses.field(default_factory=dict)
     """Pictures by observation, a frame per step: in files, and not among ``steps``."""
     reward_scale: float = 1.0
@@ -176,12 +178,15 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
             f"--data.action-convention {config.action_convention} for {path}, which is no LeRobot folder",
             fix="leave it out: what an action is stands in the file or follows from its environment",
         )
+    if is_zarr(path):
+        yield ZarrRecording(path, config.filter_key, config.obs_keys, config.cameras)
+        return
     if path.is_dir() and (path / MAIN_FILE).is_file():
         path = path / MAIN_FILE
     if path.is_dir():
         raise DataError(
             f"{path} is not a file, but a folder, and none of a known layout",
-            expected="meta/info.json (LeRobot) or data/main_data.hdf5 (Minari) in it",
+            expected="meta/info.json (LeRobot), data/main_data.hdf5 (Minari) or .zgroup (zarr) in it",
             fix="check the path",
         )
     if config.cameras and (is_npz(path) or not _is_robomimic(path)):
@@ -292,7 +297,7 @@ def dataset_sha256(config: DataConfig) -> str:
 
 def sha256_of(recording: Recording, path: Path, *, anew: bool = False) -> str:
     """Hash of what an open recording is read from."""
-    if isinstance(recording, (LeRobotRecording, MinariRecording)):
+    if isinstance(recording, (LeRobotRecording, MinariRecording, ZarrRecording)):
         return recording.sha256(anew=anew)
     return unchanged_sha256(path, anew=anew)
 

@@ -7,7 +7,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def fetch(
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    _download(entry, part, target, progress, attempts, timeout, pause)
+    download_part(entry, part, target, progress, attempts=attempts, timeout=timeout, pause=pause)
     _require_hash(part, expected, entry, remove=True)
     flush(part)
     part.replace(target)
@@ -88,21 +88,35 @@ def _expected_hash(entry: Published, stated: str) -> str:
     return entry.sha256 or stated
 
 
-def _download(
+def download_part(
     entry: Published,
     part: Path,
     target: Path,
     progress: Progress | None,
-    attempts: int,
-    timeout: float,
-    pause: float,
+    *,
+    attempts: int = 5,
+    timeout: float = 30.0,
+    pause: float = 1.0,
+    headers: Mapping[str, str] | None = None,
 ) -> None:
-    """Fill ``part``; connections that break are tried again as long as some bytes arrive or attempts remain."""
+    """Fill ``part``; connections that break are tried again as long as some bytes arrive or attempts remain.
+
+    Args:
+        entry: name and place of the file.
+        part: what has arrived; appended to.
+        target: where the whole file will lie, for errors.
+        progress: told about every block.
+        attempts: connections to try in a row without a byte of progress.
+        timeout: seconds without a byte after which a connection counts as broken.
+        pause: seconds before the second attempt; doubles with every further one.
+        headers: of the requests.
+
+    """
     failures = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            _append(entry.url, part, progress, timeout)
+            _append(entry.url, part, progress, timeout, headers or {})
             return
         except urllib.error.HTTPError as error:
             if error.code == 416 and before:  # nothing left to send: the part is complete, or not ours
@@ -119,10 +133,10 @@ def _download(
         time.sleep(pause * 2 ** (failures - 1))
 
 
-def _append(url: str, part: Path, progress: Progress | None, timeout: float) -> None:
+def _append(url: str, part: Path, progress: Progress | None, timeout: float, headers: Mapping[str, str]) -> None:
     """One connection: append what the server sends from the end of ``part`` on."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
+    request = urllib.request.Request(url, headers={**headers, **({"Range": f"bytes={have}-"} if have else {})})  # noqa: S310
     with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310  urls stand in the catalogue
         resumed = response.status == 206 and _first_byte(response) == have
         if not resumed:  # the server begins at the beginning, and so do we

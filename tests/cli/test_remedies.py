@@ -20,7 +20,16 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*(?:\.[a-z][a-z0-9-]*)*")
 COMMAND = re.compile(r"flowpolicy ([a-z]+)(?: ([a-z]+))?(?![a-z]*=)")
 PROSE = ("version", "in", "of", "itself", "error", "was", "is", "knows", "says", "yields", "wrote")
 """Words behind 'flowpolicy' that are no command."""
-FOREIGN = {"--force-reinstall", "--index-url", "--user", "--query-gpu", "--format", "--no-deps", "--target"}
+FOREIGN = {
+    "--force-reinstall",
+    "--index-url",
+    "--user",
+    "--query-gpu",
+    "--format",
+    "--no-deps",
+    "--target",
+    "--local-dir",
+}
 """Flags of other programs."""
 TOLD = {
     "flowpolicy/commands/flow_flags.py": ("train",),
@@ -45,6 +54,10 @@ TOLD = {
     "flowpolicy/policy/graph.py": ("serve", "robot run"),
     "flowpolicy/policy/": ("train",),
     "flowpolicy/data/download.py": ("data download",),
+    "flowpolicy/data/lerobot_writer.py": ("data convert",),
+    "flowpolicy/data/hub.py": ("data download", "train"),
+    "flowpolicy/data/zarr_recording.py": ("train",),
+    "flowpolicy/data/episode_writers.py": ("data convert",),
     "flowpolicy/data/conversion.py": ("data convert",),
     "flowpolicy/data/episode_edits.py": ("data edit", "data filter", "data split"),
     "flowpolicy/core/devices.py": ("train",),

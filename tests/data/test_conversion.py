@@ -3,6 +3,9 @@
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -387,3 +390,60 @@ def test_lerobot_and_back_with_pictures_and_text(tmp_path):
     with pytest.raises(ConfigError, match="--fps N"):
         rewritten(minari, tmp_path / "no", "lerobot")
     assert not (tmp_path / "no").exists()
+
+
+def test_the_table_of_formats_is_true(sources):
+    """Of what is said, of what is written, and of what was really kept."""
+    text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    written = {row[0]: row[1:] for row in rows if len(row) == 8}
+    for name, traits in FORMATS.items():
+        yes = [traits.read, traits.write, traits.pictures, traits.success, traits.rewards]
+        assert written[traits.title] == [
+            *("yes" if one else "no" for one in yes),
+            traits.goals or "no",
+            "yes" if traits.text else "no",
+        ]
+        assert traits.write == (name in WRITERS)
+        if traits.write:
+            lost = said(sources["robomimic"], name)
+            assert ("pictures: " in lost) == (not traits.pictures), name
+            assert ("success" in lost) == (not traits.success), name
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from flowpolicy.data import conversion, episode_edits, episode_file, stored_episode
+read = episode_file.EpisodeFile.read
+def slow(file, index):
+    print("read", flush=True)
+    time.sleep(0.2)
+    return read(file, index)
+episode_file.EpisodeFile.read = slow
+with episode_file.open_episodes(Path(sys.argv[1])) as file:
+    passing = episode_edits.of_file(file)
+    found = conversion.survey(passing)
+    print("writing", flush=True)
+    conversion.write_all([(passing, Path(sys.argv[2]))], sys.argv[3], [found], command="", lost=[[]])
+"""
+
+
+@pytest.mark.parametrize("target", ["robomimic", "minari"])
+def test_killed_while_writing(target, sources, tmp_path):
+    if target == "minari":
+        pytest.importorskip("minari", reason="writing Minari needs its library")
+    out = rewritten(sources["d4rl"], tmp_path / "out", target)
+    before = {path: path.read_bytes() for path in ([out] if out.is_file() else out.rglob("*")) if path.is_file()}
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(sources["robomimic"]), str(out), target], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    while process.stdout.readline() != b"writing\n":
+        pass
+    for _ in range(2):
+        assert process.stdout.readline() == b"read\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert {path: path.read_bytes() for path in before} == before
