@@ -6,6 +6,7 @@ import dataclasses
 import math
 import tempfile
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ImageSpec, ObservationSpec, Spec
 from flowpolicy.core.streams import Layout
 from flowpolicy.data.dataset import Dataset
-from flowpolicy.data.frames import RawFrames
+from flowpolicy.data.frame_conversion import QUALITY
+from flowpolicy.data.frames import PLACE, FrameStore, JpegFrames, RawFrames, encode_jpeg
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.envs import find_env
 from flowpolicy.train.experiment import Experiment, make_sampler
@@ -38,7 +40,7 @@ def bench_data(
     """Alternate draws of experiments, from random data of their environments' sizes, with the updates that they feed.
 
     Args:
-        experiments: what is measured, under its name.
+        experiments: what is measured, under its name; with pictures as their ``data.frame_store`` keeps them.
         rows: time steps of the data, in episodes of 250.
         rounds: alternated rounds, after one that is not counted.
         calls: draws and updates per round and experiment: one block of batches of 64 rows.
@@ -108,7 +110,7 @@ def _assembled(experiment: Experiment, rows: int) -> tuple[BatchSource, Agent]:
         compile=experiment.compile == "on",
         device=experiment.device,
     )
-    data = random_dataset(spec.observation, spec.action.size, rows)
+    data = random_dataset(spec.observation, spec.action.size, rows, jpeg=experiment.data.frame_store == "jpeg")
     return make_sampler(experiment, data, getattr(agent, "streams", None), getattr(agent, "crops", None)), agent
 
 
@@ -135,13 +137,14 @@ def _figures(seconds: np.ndarray) -> dict[str, dict[str, float]]:
     }
 
 
-def random_dataset(observation: Mapping[str, ObservationSpec], action: int, rows: int) -> Dataset:
+def random_dataset(observation: Mapping[str, ObservationSpec], action: int, rows: int, jpeg: bool = False) -> Dataset:
     """Episodes of 250 steps filled with noise, pictures black: a file with holes, which takes no room on the disk.
 
     Args:
         observation: names and shapes.
         action: number of action dimensions.
         rows: time steps.
+        jpeg: pictures are JPEGs instead, all the same one of smooth colours with noise: about 4 kB.
 
     """
     generator = torch_generator(0, "bench", "data")
@@ -164,7 +167,11 @@ def random_dataset(observation: Mapping[str, ObservationSpec], action: int, rows
         path=Path("random"),
         sha256="",
         filter_key="",
-        frames={name: _black(rows, each) for name, each in observation.items() if isinstance(each, ImageSpec)},
+        frames={
+            name: (_coded if jpeg else _black)(rows, each)
+            for name, each in observation.items()
+            if isinstance(each, ImageSpec)
+        },
     )
 
 
@@ -172,6 +179,17 @@ def _black(rows: int, image: ImageSpec) -> RawFrames:
     with tempfile.NamedTemporaryFile() as file:  # open frames need its name no more
         file.truncate(rows * math.prod(image.shape))
         return RawFrames(Path(file.name), (rows, *image.shape))
+
+
+def _coded(rows: int, image: ImageSpec) -> FrameStore:
+    y, x = np.mgrid[: image.height, : image.width]
+    smooth = np.stack([255 * x / image.width, 255 * y / image.height, 128 + 60 * np.sin(x / 5 + y / 9)], axis=-1)
+    noise = np.random.default_rng(0).normal(0, 4, smooth.shape)
+    data = encode_jpeg((smooth + noise).clip(0, 255).astype(np.uint8), QUALITY)
+    with tempfile.NamedTemporaryFile() as file, tempfile.NamedTemporaryFile() as places:
+        Path(file.name).write_bytes(data)
+        Path(places.name).write_bytes(rows * PLACE.pack(0, len(data), zlib.crc32(data)))
+        return JpegFrames(Path(file.name), Path(places.name), (rows, *image.shape), len(data))
 
 
 def _now(device: str) -> float:

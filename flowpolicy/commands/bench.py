@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -204,6 +205,7 @@ def data(
     json: Path | None = None,
     overwrite: bool = False,
     device: str = "cpu",
+    frame_store: Literal["raw", "jpeg"] = "raw",
 ) -> None:
     """Share of a compiled update spent on sampling its batch from a million rows, windows and transitions.
 
@@ -215,6 +217,7 @@ def data(
         json: where to write the figures.
         overwrite: replace an existing file at --json.
         device: where batches are wanted: cpu or a CUDA device.
+        frame_store: how the frames of presets that see are kept.
 
     """
     _require_free(json, overwrite)
@@ -225,6 +228,8 @@ def data(
     place = str(find_device(device))
     names = [pick([name], PRESETS, "bench data", "preset")[0] for name in presets or _FED]
     experiments = {name: PRESETS[name][1].with_(batch_size=batch_size, compile="on", device=place) for name in names}
+    for name, each in experiments.items():
+        experiments[name] = each.with_(data=dataclasses.replace(each.data, frame_store=frame_store))
     _show(bench_data(experiments, rounds=rounds, threads=threads), data_table, json)
 
 

@@ -33,7 +33,8 @@ from flowpolicy.data.column_cache import (
     size_of,
 )
 from flowpolicy.data.d4rl import D4RLRecording
-from flowpolicy.data.frames import FrameStore, open_frames
+from flowpolicy.data.frame_conversion import FrameKeeping, is_jpeg, jpeg_remark, open_frames
+from flowpolicy.data.frames import FrameStore
 from flowpolicy.data.hdf5 import EpisodeColumns, Recording, open_hdf5
 from flowpolicy.data.lerobot_recording import ActionConvention, LeRobotRecording, is_lerobot
 from flowpolicy.data.minari import MAIN_FILE, MinariRecording, is_minari
@@ -74,6 +75,9 @@ class DataConfig:
     """Episodes shorter than a chunk: refuse the file, or repeat their last action (masked out of the loss)."""
     memory_limit_mb: Natural = 2048
     """Datasets larger than this are memory-mapped from a cache folder instead of held in memory."""
+    frame_store: FrameKeeping = "auto"
+    """How the frames of a camera are kept in the cache folder: 'raw', every pixel; 'jpeg', of quality 95, about a
+    sixth of the space, a few times slower to read and not quite the same pixels; 'auto', raw up to 16 GiB a camera."""
     verify: bool = False
     """Read a large file anew for its hash. Otherwise size, times and inode tell whether it is still the one that was
     hashed before; files below 64 MiB are always hashed."""
@@ -220,16 +224,19 @@ def _load(config: DataConfig, check: bool) -> Dataset:
 def _load_again(config: DataConfig, check: bool) -> Dataset | None:
     """A large dataset from its columns in the cache, its file unopened; None where it must be read."""
     path = Path(config.path)
-    digest = "" if config.verify or config.cameras else remembered_sha256(path)
+    digest = "" if config.verify else remembered_sha256(path)
     folder = column_folder(digest, _selection(config, check))
     about = found_again(folder) if digest else None
     if about is None or size_of(layout := read_layout(about["layout"])) <= config.memory_limit_mb << 20:
+        return None
+    spec = read_spec(about["spec"], str(folder))
+    if config.cameras or spec.images:  # whose frames the file names
         return None
     return Dataset(
         steps=as_columns(mapped(folder, layout)),
         lengths=torch.tensor(about["lengths"], dtype=torch.int64),
         names=tuple(about["names"]),
-        spec=read_spec(about["spec"], str(folder)),
+        spec=spec,
         env_args=about["env_args"],
         path=path,
         sha256=digest,
@@ -264,6 +271,16 @@ def _load_anew(config: DataConfig, check: bool) -> Dataset:
                     columns[name][row : row + steps] = torch.from_numpy(value)
                 row += steps
         sources, store = getattr(recording, "frames", {}), cache_root() / "frames" / digest
+        roots = {key: getattr(source, "root", store) for key, source in sources.items()}
+        frames = {
+            key: open_frames(roots[key], source, path, recording.names, config.frame_store)
+            for key, source in sources.items()
+        }
+        lossy = [
+            jpeg_remark(roots[key], source)
+            for key, source in sources.items()
+            if config.frame_store == "auto" and is_jpeg(source, "auto")
+        ]
         return Dataset(
             steps=as_columns(columns),
             lengths=torch.tensor(recording.lengths, dtype=torch.int64),
@@ -275,13 +292,10 @@ def _load_anew(config: DataConfig, check: bool) -> Dataset:
             filter_key=config.filter_key,
             format=recording.format,
             reward_scale=scale,
-            frames={
-                key: open_frames(getattr(source, "root", store), source, path, recording.names)
-                for key, source in sources.items()
-            },
+            frames=frames,
             unread=recording.unread,
             instructions=getattr(recording, "instructions", ()),
-            remarks=recording.remarks,
+            remarks=(*recording.remarks, *lossy),
             memory_mapped=large,
         )
 

@@ -1,11 +1,15 @@
+import dataclasses
+
 import pytest
 
 from flowpolicy.bench.batches import bench_data, data_table
 from flowpolicy.configs.presets import PRESETS
 
 
-def test_batches_with_pictures_are_drawn_from_files_with_holes():
+@pytest.mark.parametrize("frame_store", ["raw", "jpeg"])
+def test_batches_with_pictures_are_drawn_from_files_with_holes_or_of_one_jpeg(frame_store):
     experiment = PRESETS["regression-lift-image"][1].with_(batch_size=2, compile="off")
+    experiment = experiment.with_(data=dataclasses.replace(experiment.data, frame_store=frame_store))
     entry = bench_data({"sees": experiment}, rows=600, rounds=1, calls=1)["entries"]["sees"]
     assert entry["sample_ms"]["median"] > 0
 

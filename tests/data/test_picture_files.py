@@ -1,6 +1,7 @@
 """Files with pictures in RoboMimic's layout: read frame by frame, and refused in one sentence where they are wrong."""
 
 import dataclasses
+import warnings
 
 import h5py
 import numpy as np
@@ -12,6 +13,7 @@ from flowpolicy.core.errors import DataError, DataWarning
 from flowpolicy.core.spec import ImageSpec, RenderSpec, image_json
 from flowpolicy.core.streams import STATES, Crop, Layout
 from flowpolicy.data.dataset import DataConfig, load_dataset
+from flowpolicy.data.frames import JpegFrames
 from flowpolicy.data.normalize import Normalizer, NormalizerConfig
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
@@ -53,6 +55,31 @@ def test_nobody_asks_for_pictures_and_none_are_read(tmp_path, cache):
     with pytest.warns(DataWarning, match="front_image"):
         dataset = read(path)
     assert dataset.spec.observation.keys() == {"state"} and not dataset.frames and not cache.exists()
+
+
+def test_large_files_are_kept_as_jpeg_and_say_so(tmp_path, cache, monkeypatch):
+    path = write_blobs(tmp_path / "blobs.hdf5")
+    raw = read(path, cameras=("front",)).frames["front_image"].take(np.arange(36))
+    monkeypatch.setattr("flowpolicy.data.frame_conversion.RAW_LIMIT", 1000)
+    with pytest.warns(DataWarning, match=r"kept as JPEG of quality 95, .* dB from the pixels; --data\.frame-store raw"):
+        dataset = read(path, cameras=("front",))
+    assert isinstance(dataset.frames["front_image"], JpegFrames)
+    coded = dataset.frames["front_image"].take(np.arange(36))
+    assert 0 < np.abs(coded.astype(int) - raw).mean() < 2
+    every = read(path, cameras=("front",), frame_store="raw").frames["front_image"]
+    np.testing.assert_array_equal(every.take(np.arange(36)), raw)
+    assert {folder.name for folder in cache.glob("*/*")} == {"front_image", "front_image.jpeg"}
+
+
+def test_pictures_that_are_named_as_observations_are_there_when_the_columns_are_found_again(tmp_path, monkeypatch):
+    path = write_blobs(tmp_path / "blobs.hdf5")
+    digest = read(path, obs_keys=("state",)).sha256
+    monkeypatch.setattr("flowpolicy.data.dataset.remembered_sha256", lambda path: digest)
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # of the cache
+            dataset = read(path, obs_keys=("state", "front_image"), memory_limit_mb=0)
+        assert dataset.memory_mapped and dataset.frames.keys() == {"front_image"}
 
 
 def test_the_next_pictures_are_never_read(tmp_path):
