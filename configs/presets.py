@@ -66,6 +66,14 @@ LIFT_SEES = Experiment(
     checkpoint_every=500,
 )
 CAN_SEES = replace(LIFT_SEES, env="can", steps=15_000)
+# Chunks of 0.8 s, replaced after 0.4 s. Demonstrations go on from a board in several ways.
+PUSHT = Experiment(
+    agent=DM1(net=MLP(width=256, depth=3), chunk=8, execute=4, optimizer=FAST, flow=dm1_flow(share_endpoint=0.3)),
+    env="pusht",
+    data=DataConfig(obs_keys=("agent_pos", "environment_state")),
+    steps=20_000,
+)
+PUSHT_SEES = replace(LIFT_SEES, env="pusht", data=DataConfig(obs_keys=("agent_pos",), cameras=("top",)), steps=20_000)
 # Eight rows of 50 ms, replaced after two: ten decisions a second, and always 0.3 s of a newer plan in hand.
 REAL_KEYS = ("robot0_joint_pos", "robot0_eef_pos", "robot0_gripper_qpos")
 REAL_REACH = Experiment(
@@ -151,6 +159,8 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         "Regression control on robosuite PickPlaceCan from two cameras",
         replace(CAN_SEES, agent=Regression(**SEEING)),
     ),
+    "dm1-pusht": ("DM1 on PushT from key-points of the T", PUSHT),
+    "dm1-pusht-image": ("DM1 on PushT from one camera and the pusher's place", PUSHT_SEES),
     **{
         f"dm1-{env}": (f"DM1 on demonstrations of {config.task} recorded with 'flowpolicy robot record'", experiment)
         for env, config in ARM_TASKS.items()

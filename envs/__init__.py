@@ -15,10 +15,11 @@ from flowpolicy.envs.d4rl_env import SUITE as D4RL_SUITE
 from flowpolicy.envs.d4rl_env import D4RLConfig
 from flowpolicy.envs.ogbench_env import SUITE as OGBENCH_SUITE
 from flowpolicy.envs.ogbench_env import OGBenchConfig
+from flowpolicy.envs.pusht import PushTConfig
 from flowpolicy.envs.robosuite import TRANSPORT_KEYS, RobosuiteConfig
 from flowpolicy.envs.toy import ToyConfig
 
-SuiteConfig = RobosuiteConfig | AdroitConfig | D4RLConfig | OGBenchConfig | ToyConfig | ArmTaskConfig
+SuiteConfig = RobosuiteConfig | AdroitConfig | D4RLConfig | OGBenchConfig | PushTConfig | ToyConfig | ArmTaskConfig
 
 ENVS: dict[str, SuiteConfig] = {
     "lift": RobosuiteConfig("Lift"),
@@ -30,6 +31,7 @@ ENVS: dict[str, SuiteConfig] = {
     "hammer": AdroitConfig(task="hammer"),
     "pen": AdroitConfig(horizon=100, task="pen"),
     "relocate": AdroitConfig(task="relocate"),
+    "pusht": PushTConfig(),
     "toy": ToyConfig(),
     **ARM_TASKS,
     **{name: D4RLConfig(name) for name in D4RL_SUITE},
@@ -66,9 +68,10 @@ def find_env(name: str, images: Mapping[str, ImageSpec] | None = None) -> SuiteC
     missing = {key: image for key, image in (images or {}).items() if key not in found.spec().observation}
     if not missing:
         return found
-    if not isinstance(found, RobosuiteConfig):
+    if not isinstance(found, RobosuiteConfig | PushTConfig):
         raise ConfigError(
-            f"{name} takes no pictures {', '.join(missing)}", expected="a task of robosuite, e.g. lift, for pictures"
+            f"{name} takes no pictures {', '.join(missing)}",
+            expected="a task of robosuite, e.g. lift, or pusht, for pictures",
         )
     return found.seeing(missing)
 

@@ -19,6 +19,8 @@ from flowpolicy.core.seed import derive, numpy_generator
 from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 from flowpolicy.envs.can_demonstrator import CanDemonstrator
 from flowpolicy.envs.pick_demonstrator import LEVELS, LiftDemonstrator, PickDemonstrator, draw_style
+from flowpolicy.envs.pusht import PushTConfig
+from flowpolicy.envs.pusht_demonstrator import PushTRecorder
 from flowpolicy.envs.recording import EpisodeRecorder, KeptEpisode, make_episode, validation_episodes
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.toy import ToyConfig, ToyRecorder
@@ -94,6 +96,7 @@ def _robosuite(config: RobosuiteConfig, demonstrator: type[PickDemonstrator]) ->
 TASKS = {
     "lift": _robosuite(RobosuiteConfig("Lift"), LiftDemonstrator),
     "can": _robosuite(RobosuiteConfig("PickPlaceCan"), CanDemonstrator),
+    "pusht": _Task(functools.partial(PushTRecorder, PushTConfig()), PushTConfig().env_args),
     "toy": _Task(functools.partial(ToyRecorder, ToyConfig()), ToyConfig().env_args, in_process=True),
 }
 """Tasks with a scripted demonstrator."""
@@ -108,7 +111,7 @@ def make_demonstrations(
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Summary:
-    """Write a RoboMimic file with ``episodes`` demonstrations of ``task`` ("lift", "can" or "toy").
+    """Write a RoboMimic file with ``episodes`` demonstrations of ``task`` ("lift", "can", "pusht" or "toy").
 
     ``expert`` keeps successful episodes only. ``mixed`` has equal shares of three quality levels with the
     filter keys ``better``, ``okay`` and ``worse``, and keeps failed episodes, filter key ``failed`` (the

@@ -1,8 +1,9 @@
 """Add pictures to a file of simulator states: every stored state is drawn again.
 
-The file is a RoboMimic one, or robosuite's own ``demo.hdf5`` of states and actions, which gets observations, rewards
-and ``dones`` on the way. What is written has RoboMimic's layout: ``obs/<camera>_image``, uint8, rows top down, one
-picture a chunk so that one can be read without its neighbours. ``next_obs`` gets none: row t + 1 is the next picture.
+The file is a RoboMimic one of robosuite or PushT, or robosuite's own ``demo.hdf5`` of states and actions, which gets
+observations, rewards and ``dones`` on the way. What is written has RoboMimic's layout: ``obs/<camera>_image``, uint8,
+rows top down, one picture a chunk so that one can be read without its neighbours. ``next_obs`` gets none: row t + 1 is
+the next picture.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from flowpolicy.core.errors import DataError, FlowPolicyError
 from flowpolicy.core.files import held_alone, naming_full_disk, read_json, replacing, unchanged_sha256, write_json
 from flowpolicy.core.spec import ImageSpec, image_json
 from flowpolicy.data.hdf5 import json_attribute, open_hdf5, read_array, read_attribute, require_group
+from flowpolicy.envs.pusht import ENV_ID as PUSHT
+from flowpolicy.envs.pusht import PushTConfig, PushTEnv
 from flowpolicy.envs.recorded_models import require_known_arguments, require_safe_model
 from flowpolicy.envs.robosuite import PICTURE, VERSION, RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.worker import in_order
@@ -68,22 +71,25 @@ def read_source(path: Path) -> StoredStates:
     """What a file holds, without reading its states.
 
     Raises:
-        DataError: it holds no simulator states of robosuite, or not one per action.
+        DataError: it holds no simulator states of robosuite or PushT, or not one per action.
 
     """
     with open_hdf5(path) as file:
         data = require_group(file, "data", path)
         own = _RAW in data.attrs or (("env" in data.attrs) and "env_args" not in data.attrs)
         env_args = _raw_env_args(data, path) if own else json_attribute(data, "env_args", path)
-        if env_args.get("type", 1) != 1 or not env_args.get("env_name"):
+        name = env_args.get("env_name")
+        if not name or (env_args.get("type", 1) != 1 and name != PUSHT):
             raise DataError(
-                f"{path} was not recorded in robosuite: {env_args.get('env_name', 'it does not say where')}",
-                expected="a RoboMimic file of robosuite, or robosuite's own demo.hdf5",
+                f"{path} was not recorded in robosuite or PushT: {name or 'it does not say where'}",
+                expected="a RoboMimic file of one of them, or robosuite's own demo.hdf5",
             )
         names = tuple(name for name, node in data.items() if isinstance(node, h5py.Group))
         if not names:
             raise DataError(f"{path}: data holds no episode", expected="groups data/demo_0, data/demo_1, ...")
         raw = own or not isinstance(data[names[0]].get("obs"), h5py.Group)
+        if raw and name == PUSHT:
+            raise DataError(f"{path}: data/{names[0]} has no observations", expected="a file of `flowpolicy data make`")
         lengths = tuple(_steps(data[name], name, path, raw) for name in names)
         return StoredStates(path, names, lengths, env_args, raw, str(env_args.get("env_version") or ""))
 
@@ -121,7 +127,7 @@ def _raw_env_args(data: h5py.Group, path: Path) -> dict[str, Any]:
 def render_file(
     source: Path,
     out: Path,
-    config: RobosuiteConfig,
+    config: RobosuiteConfig | PushTConfig,
     *,
     compress: bool = False,
     own_model: bool = False,
@@ -147,7 +153,8 @@ def render_file(
 
     """
     found = read_source(source)
-    config = dataclasses.replace(config, task=found.env_args["env_name"])
+    if isinstance(config, RobosuiteConfig):
+        config = dataclasses.replace(config, task=found.env_args["env_name"])
     images = config.images()
     folder = out.with_name(f".{out.name}.parts")
     work = {
@@ -251,8 +258,14 @@ class _Drawer:
 
     """
 
-    def __init__(self, found: StoredStates, config: RobosuiteConfig, source: Path, own_model: bool) -> None:
-        self._source, self._version, self._own_model = source, found.version, own_model
+    def __init__(
+        self, found: StoredStates, config: RobosuiteConfig | PushTConfig, source: Path, own_model: bool
+    ) -> None:
+        self._source, self._version, self._own_model, self._steps_alike = source, found.version, own_model, False
+        self._env: RobosuiteEnv | PushTEnv
+        if isinstance(config, PushTConfig):
+            self._env = PushTEnv(dataclasses.replace(config, horizon=0))
+            return
         default = RobosuiteConfig().env_args()["env_kwargs"]["controller_configs"]
         env_args = require_known_arguments(found.env_args, default, source)
         stated = env_args["env_kwargs"].get("controller_configs")
@@ -300,7 +313,7 @@ class _Drawer:
         finally:
             for stream in streams.values():
                 stream.close()
-        if part.raw:
+        if part.raw and isinstance(self._env, RobosuiteEnv):
             _write_observations(part.observations, self._env, model, states, actions if self._steps_alike else None)
         for key in part.images:
             part.unfinished(key).replace(part.pictures(key))

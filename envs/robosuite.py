@@ -25,7 +25,7 @@ from flowpolicy.core.spec import ImageSpec, ObservationSpec, Spec
 from flowpolicy.data.controllers import action_of, robot_of
 from flowpolicy.data.robomimic import read_initial_state, read_stored_state
 from flowpolicy.envs.action_replay import replay_episodes, require_recorded_in
-from flowpolicy.envs.camera_renderer import FAST, CameraRenderer, RenderSettings
+from flowpolicy.envs.camera_renderer import FAST, RENDERERS, CameraRenderer, RenderSettings
 from flowpolicy.envs.rendering import choose_opengl
 from flowpolicy.envs.robosuite_step import CompiledStep, Sensors
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv
@@ -100,6 +100,8 @@ _CAMERAS = {
     "robot0_eye_in_hand": ("robot0_right_hand", 75.0),
 }
 """Camera -> what it is fixed to, and its vertical field of view in degrees."""
+USUAL_CAMERAS = ("agentview", "robot0_eye_in_hand")
+"""What pictures are taken with unless somebody names others."""
 _NO_CAMERA = {"PickPlaceCan": ("sideview",)}
 PICTURE = "_image"
 """What RoboMimic adds to the name of a camera for the key of its pictures."""
@@ -206,6 +208,13 @@ class RobosuiteConfig:
             raise ConfigError(f"pictures drawn in different ways: {settings}", expected="one way for all cameras")
         render = render or (settings.pop() if settings else self.render)
         config = dataclasses.replace(self, cameras=tuple(cameras), render=render)
+        config.images()
+        return config
+
+    def with_cameras(self, names: Sequence[str], height: int, width: int, renderer: str) -> RobosuiteConfig:
+        """The same task with cameras of one size; ``renderer`` is one of the names that the command line has."""
+        views = tuple(SceneCamera(name, height, width) for name in names or USUAL_CAMERAS)
+        config = dataclasses.replace(self, cameras=views, render=RENDERERS[renderer])
         config.images()
         return config
 

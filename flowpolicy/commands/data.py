@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from flowpolicy.core.progress import download_bar, progress_bar
 from flowpolicy.core.ranges import Count, NonNegative, Seed, Workers
 
 if TYPE_CHECKING:  # brings simulators' adapters
+    from flowpolicy.envs.pusht import PushTConfig
     from flowpolicy.envs.rendered_data import StoredStates
     from flowpolicy.envs.robosuite import RobosuiteConfig
 
@@ -58,23 +58,24 @@ def make(
     workers: Workers | None = None,
     overwrite: bool = False,
     cameras: tuple[str, ...] = (),
-    size: tuple[Count, ...] = (84,),
+    size: tuple[Count, ...] = (),
     renderer: Renderer = "fast",
 ) -> None:
-    """Generate data: RoboMimic HDF5 for lift, can and toy, D4RL HDF5 for maze2d, OGBench npz for the others.
+    """Generate data: RoboMimic HDF5 for lift, can, pusht and toy, D4RL HDF5 for maze2d, OGBench npz for the others.
 
     Args:
-        task: lift, can, toy, maze2d-umaze, -medium or -large; or of OGBench pointmaze-medium, cube-single, scene,
-            puzzle-3x3 and their larger kin.
+        task: lift, can, pusht, toy, maze2d-umaze, -medium or -large; or of OGBench pointmaze-medium, cube-single,
+            scene, puzzle-3x3 and their larger kin.
         out: file to write; .npz for OGBench, which gets FILE-val.npz with a tenth as many episodes beside it.
         episodes: number of (training) episodes in the file.
         seed: same seed, same file content, whatever the number of workers.
-        quality: lift, can and toy: expert keeps successes only; mixed adds three levels and labelled failures as
+        quality: lift, can, pusht and toy: expert keeps successes only; mixed adds three levels and labelled failures as
             filter keys. The others have one quality.
         workers: processes; one per core unless given.
         overwrite: replace an existing file at --out.
-        cameras: lift and can: cameras whose pictures the file gets too, as `flowpolicy data render` adds them.
-        size: height and width of a picture, pixels; one number for both.
+        cameras: lift and can, and 'top' of pusht: cameras whose pictures the file gets too, as `flowpolicy data render`
+            adds them.
+        size: height and width of a picture, pixels; one number for both; 84, of pusht 96, unless given.
         renderer: how pictures are drawn, as in `flowpolicy data render`.
 
     """
@@ -93,10 +94,12 @@ def make(
     states = out.with_name(f".{out.name}.states.hdf5") if drawn else out  # kept until the pictures are drawn
     if not scripted and task not in MAZES:
         require_free(validation_path(out), overwrite)
+    told = ""
     held_out = 0 if scripted or task in MAZES else validation_episodes(episodes)
     with progress_bar(f"make {task}", episodes + held_out) as move:
         if scripted and not (drawn and _is_made(states, task, episodes, seed, quality)):
-            make_demonstrations(task, states, episodes, seed, quality, workers, move)
+            made = make_demonstrations(task, states, episodes, seed, quality, workers, move)
+            told = f": {made.steps:,} steps; {made.successes} of {made.attempts} attempts succeeded"
         elif scripted:
             move(episodes)
         elif task in MAZES:
@@ -108,22 +111,22 @@ def make(
         _render(states, out, drawn, compress=False, workers=workers)
         for path in (states, _made_of(states)):
             path.unlink()
-    sys.stdout.write(f"wrote {out}\n")
+    sys.stdout.write(f"wrote {out}{told}\n")
 
 
 def render(
     file: Annotated[Path, tyro.conf.Positional],
     /,
     out: Path,
-    cameras: tuple[str, ...] = ("agentview", "robot0_eye_in_hand"),
-    size: tuple[Count, ...] = (84,),
+    cameras: tuple[str, ...] = (),
+    size: tuple[Count, ...] = (),
     renderer: Renderer = "fast",
     compress: bool = False,
     own_model: bool = False,
     workers: Workers | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Draw the pictures of every stored state of a robosuite file, and write them and all that it holds to --out.
+    """Draw the pictures of every state of a robosuite or PushT file, and write them and all that it holds to --out.
 
     Stopped, the same command goes on after the last episode that was drawn.
 
@@ -131,8 +134,9 @@ def render(
         file: RoboMimic HDF5 with simulator states, or robosuite's own demo.hdf5 of states and actions, which gets
             observations too.
         out: file to write, in RoboMimic's layout: obs/agentview_image and so on, uint8, rows from the top down.
-        cameras: of the scene: agentview, robot0_eye_in_hand, frontview, birdview, sideview, robot0_robotview.
-        size: height and width of a picture, pixels; one number for both.
+        cameras: of the scene: agentview, robot0_eye_in_hand, frontview, birdview, sideview, robot0_robotview; the first
+            two unless given. Of PushT 'top', the only one.
+        size: height and width of a picture, pixels; one number for both; 84, of PushT 96, unless given.
         renderer: fast leaves out reflections and multisampling; exact gives the pixels of robosuite's own camera
             observations, for five to ten times the time; collision draws the few shapes that collide, the fastest.
             A policy refuses to act on pictures drawn otherwise than those that it learned from.
@@ -144,9 +148,9 @@ def render(
 
     """
     require_free(out, overwrite)
-    config = _cameras(cameras, size, renderer)
+    config = _cameras(cameras, size, renderer, file)
     found = _render(file, out, config, compress=compress, own_model=own_model, workers=workers)
-    sys.stdout.write(f"wrote {out}: {len(found.names)} episodes, {found.steps:,} x {len(cameras)} pictures\n")
+    sys.stdout.write(f"wrote {out}: {len(found.names)} episodes, {found.steps:,} x {len(config.images())} pictures\n")
 
 
 def observe(
@@ -192,37 +196,46 @@ def _is_made(states: Path, *of: str | int) -> bool:
     return states.is_file() and _made_of(states).is_file() and read_json(_made_of(states)) == list(of)
 
 
-def _cameras(cameras: Sequence[str], size: Sequence[int], renderer: str, task: str = "lift") -> RobosuiteConfig:
-    """Cameras of one size, and how they draw."""
+def _cameras(
+    cameras: Sequence[str], size: Sequence[int], renderer: str, of: str | Path
+) -> RobosuiteConfig | PushTConfig:
+    """Cameras of one size, and how they draw, for a task or the stored states of a file."""
     from flowpolicy.envs import ENVS
-    from flowpolicy.envs.camera_renderer import RENDERERS
-    from flowpolicy.envs.robosuite import RobosuiteConfig, SceneCamera
+    from flowpolicy.envs.pusht import ENV_ID, PushTConfig
+    from flowpolicy.envs.rendered_data import read_source
+    from flowpolicy.envs.robosuite import RobosuiteConfig
 
-    if len(size) not in (1, 2):
+    if len(size) > 2:
         raise ConfigError(f"--size {' '.join(map(str, size))}", expected="height and width, or one number for both")
-    if not cameras or len(set(cameras)) < len(cameras):
-        raise ConfigError(f"--cameras {' '.join(cameras)}", expected="every camera once, at least one")
-    config = ENVS.get(task)
-    if not isinstance(config, RobosuiteConfig):
-        raise ConfigError(f"--cameras with {task}, of which no pictures are drawn", expected="lift or can")
-    views = tuple(SceneCamera(name, size[0], size[-1]) for name in cameras)
-    config = dataclasses.replace(config, cameras=views, render=RENDERERS[renderer])
-    config.images()
-    return config
+    if len(set(cameras)) < len(cameras):
+        raise ConfigError(f"--cameras {' '.join(cameras)}", expected="every camera once")
+    if isinstance(of, Path):
+        of = "pusht" if read_source(of).env_args["env_name"] == ENV_ID else "lift"
+    config = ENVS.get(of)
+    if not isinstance(config, RobosuiteConfig | PushTConfig):
+        raise ConfigError(f"--cameras with {of}, of which no pictures are drawn", expected="lift, can or pusht")
+    height, *rest = size or (96 if isinstance(config, PushTConfig) else 84,)
+    return config.with_cameras(cameras, height, rest[0] if rest else height, renderer)
 
 
 def _render(
-    file: Path, out: Path, config: RobosuiteConfig, compress: bool, workers: int | None, own_model: bool = False
+    file: Path,
+    out: Path,
+    config: RobosuiteConfig | PushTConfig,
+    compress: bool,
+    workers: int | None,
+    own_model: bool = False,
 ) -> StoredStates:
     """Draw a file behind a bar that says how long it takes."""
     from flowpolicy.envs.rendered_data import read_source, render_file
     from flowpolicy.envs.rendering import require_opengl
+    from flowpolicy.envs.robosuite import RobosuiteConfig
 
     total = read_source(file).steps
-    if config.cameras:
+    if isinstance(config, RobosuiteConfig) and config.cameras:
         require_opengl()
     begun: list[tuple[float, int]] = []
-    with progress_bar(f"{'render' if config.cameras else 'observe'} {out.name}", total) as move:
+    with progress_bar(f"{'render' if config.images() else 'observe'} {out.name}", total) as move:
 
         def progress(drawn: int) -> None:
             begun.append((time.monotonic(), drawn))

@@ -25,7 +25,7 @@ UNSTATED = "unstated"
 NO_SUCCESS = "not defined: the return counts"
 """Written as the definition of success of an environment that has none, such as Hopper."""
 
-SIMULATORS = ("gymnasium", "mujoco", "robosuite", "gymnasium-robotics", "ogbench", "dm_control")
+SIMULATORS = ("gymnasium", "mujoco", "robosuite", "gymnasium-robotics", "ogbench", "dm_control", "gym-pusht")
 """Packages whose version decides what an environment does."""
 
 
