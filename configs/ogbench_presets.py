@@ -24,10 +24,12 @@ from flowpolicy.agents.offline.rebrac import ReBRAC
 from flowpolicy.data.dataset import DataConfig
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.flows.fisher_metric import Metric
+from flowpolicy.nets.backbones import Impala
 from flowpolicy.nets.critic import Aggregation, CriticConfig
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.plain import Plain
+from flowpolicy.nets.vision import VisionEncoder
 from flowpolicy.train.experiment import Experiment
 
 
@@ -119,5 +121,28 @@ def _with_n_step(agent: Any, n_step: int) -> Any:
     return replace(agent, n_step=n_step) if isinstance(agent, ValueConfig) else agent
 
 
-OGBENCH: dict[str, tuple[str, Experiment]] = {k: v for n, task in _TASKS.items() for k, v in _presets(n, task).items()}
+def _visual(name: str, alpha: float) -> Experiment:
+    """FQL as it is published on pictures: IMPALA's small network, shifts of 3 pixels, three pictures in a row."""
+    return Experiment(
+        agent=FQL(
+            net=_NET,
+            critic=_MEAN,
+            alpha=alpha,
+            history=3,
+            encoder=VisionEncoder(backbone=Impala(), width=0, crop=1.0, shift=3),
+        ),
+        env=f"visual-{name}",
+        normalizer=NormalizerConfig(action="none"),
+        steps=500_000,
+        checkpoint_every=10_000,
+    )
+
+
+OGBENCH: dict[str, tuple[str, Experiment]] = {
+    **{k: v for n, task in _TASKS.items() for k, v in _presets(n, task).items()},
+    "fql-visual-cube-single": (
+        "FQL, one evaluation, on OGBench visual-cube-single: pictures alone",
+        _visual("cube-single", 300.0),
+    ),
+}
 """Preset name, ``<agent>-<task>`` -> (description, experiment)."""

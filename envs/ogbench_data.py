@@ -13,8 +13,10 @@ Unlike the official generators, which leave their seeds to chance, episode i dep
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ import numpy as np
 
 from flowpolicy.core.errors import ConfigError, SimulatorError, nearest
 from flowpolicy.core.seed import derive, numpy_generator
-from flowpolicy.data.ogbench import open_npz, write_npz
+from flowpolicy.data.ogbench import open_npz, pixels_json, write_npz
 from flowpolicy.envs.global_random import GlobalRandom
-from flowpolicy.envs.ogbench_env import SUITE, TASKS, OGBenchConfig, create, reset_seeded
+from flowpolicy.envs.ogbench_env import SUITE, TASKS, OGBenchConfig, create, create_unseeing, look, reset_seeded
 from flowpolicy.envs.worker import in_order
 
 EPISODE_ROWS = 1001
@@ -33,6 +35,7 @@ EPISODE_ROWS = 1001
 _NOISE, _SMOOTHING = 0.1, 0.5  # of the plans
 _MAZE_NOISE = 0.5
 _ATTEMPTS = 50
+_VISUAL = "visual-"
 _TYPES = {"terminals": np.bool_, "button_states": np.int64}  # every other column is float32
 
 Columns = dict[str, np.ndarray]
@@ -42,13 +45,15 @@ class PlayRecorder:
     """Records ``play`` episodes of a manipulation environment.
 
     Args:
-        name: of the environment, e.g. ``cube-single``.
+        name: of the environment, e.g. ``cube-single``; ``visual-cube-single`` records its pictures instead of states.
 
     """
 
     def __init__(self, name: str) -> None:
+        self._visual, name = name.startswith(_VISUAL), name.removeprefix(_VISUAL)
         self._name = name
-        self._env = create(f"{name}-v0", terminate_at_goal=False, mode="data_collection")
+        options: dict[str, Any] = {"terminate_at_goal": False, "mode": "data_collection"}
+        self._env = (create_unseeing if self._visual else create)(f"{self._visual * _VISUAL}{name}-v0", **options)
         self._oracles = _oracles(name, self._env)
         self._random = GlobalRandom()
 
@@ -69,11 +74,12 @@ class PlayRecorder:
             oracle.reset(obs, info)
             rows: list[dict[str, Any]] = []
             while len(rows) < EPISODE_ROWS:
+                seen = look(self._env) if self._visual else obs
                 action = np.clip(np.asarray(oracle.select_action(obs, info)), -1.0, 1.0)
                 following, _, _, _, info = self._env.step(action)
                 if oracle.done:
                     oracle = self._next_target(stack)
-                rows.append(_row(obs, action, info, len(rows) == EPISODE_ROWS - 1))
+                rows.append(_row(seen, action, info, len(rows) == EPISODE_ROWS - 1))
                 obs = following
         return _stack(rows)
 
@@ -127,6 +133,7 @@ RECORDERS: dict[str, Callable[[], PlayRecorder | NavigateRecorder]] = {
     **{
         name: functools.partial(PlayRecorder, name)
         for name in ("cube-single", "cube-double", "cube-triple", "scene", "puzzle-3x3", "puzzle-4x4")
+        for name in (name, f"{_VISUAL}{name}")
     },
     **{name: functools.partial(NavigateRecorder, name) for name in SUITE if name.startswith("pointmaze-")},
 }
@@ -167,7 +174,7 @@ def make_ogbench(
     found: list[Columns] = list(in_order(RECORDERS[name], "record", calls, workers, progress))
     for path, part in ((validation_path(out), found[episodes:]), (out, found[:episodes])):
         columns = {key: np.concatenate([one[key] for one in part]) for key in part[0]}
-        write_npz(path, columns | label(name, columns))
+        write_npz(path, columns | label(name, columns, made=True))
     return sum(len(one["terminals"]) for one in found)
 
 
@@ -181,16 +188,17 @@ def validation_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}-val.npz")
 
 
-def label(name: str, columns: Mapping[str, np.ndarray]) -> Columns:
+def label(name: str, columns: Mapping[str, np.ndarray], made: bool = False) -> Columns:
     """Rewards and masks of every task, by OGBench's own relabelling, and the name of the default task.
 
     Args:
         name: of the environment.
         columns: at least ``qpos`` (N, nq) and, where there are buttons, ``button_states`` (N, n).
+        made: whether its pictures were drawn here, which the labels say then.
 
     """
-    config = OGBenchConfig(name)
-    env = create(config.name)
+    config = OGBenchConfig.parse(name) or OGBenchConfig(name)
+    env = create(dataclasses.replace(config, visual=False).name)
     from ogbench.relabel_utils import relabel_dataset
 
     found: Columns = {}
@@ -198,10 +206,12 @@ def label(name: str, columns: Mapping[str, np.ndarray]) -> Columns:
         env._reward_task_id = task  # what the constructor stores; a new environment takes seconds
         labelled = dict(columns)
         with GlobalRandom():
-            relabel_dataset(name, env, labelled)
+            relabel_dataset(config.env, env, labelled)
         found |= {f"rewards_task{task}": labelled["rewards"], f"masks_task{task}": labelled["masks"]}
     env.close()
     default = {key: found[f"{key}_task{config.task_id}"] for key in ("rewards", "masks")}
+    drawn = columns.get("observations")
+    found |= pixels_json(drawn.shape[1:], metadata.version("mujoco")) if config.visual and made else {}
     return found | default | {"env_id": np.array(config.spec().env_id)}
 
 
@@ -259,4 +269,5 @@ def _row(obs: np.ndarray, action: np.ndarray, info: Mapping[str, Any], last: boo
 
 
 def _stack(rows: list[dict[str, Any]]) -> Columns:
-    return {key: np.array([row[key] for row in rows], dtype=_TYPES.get(key, np.float32)) for key in rows[0]}
+    types = _TYPES | ({"observations": np.uint8} if np.ndim(rows[0]["observations"]) > 1 else {})
+    return {key: np.array([row[key] for row in rows], dtype=types.get(key, np.float32)) for key in rows[0]}

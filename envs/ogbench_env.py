@@ -15,14 +15,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flowpolicy.core.errors import ConfigError, DataError, MissingExtraError, nearest
 from flowpolicy.core.seed import derive
-from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
+from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.d4rl import STATE
+from flowpolicy.data.ogbench import CAMERA, PIXELS, pixels_spec
 from flowpolicy.envs.global_random import GlobalRandom
 from flowpolicy.envs.rendering import choose_opengl, opengl
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv, SerialVecEnv
@@ -80,8 +82,10 @@ _SUCCESS = {
     "pointmaze": "the point is within 1 m of the goal",
     "maze": "the torso is within 0.5 m of the goal",
 }
+_ARMS = ("cube", "scene", "puzzle")
+_SIZE = (64, 64, 3)
 _NAME = re.compile(
-    r"(?:ogbench/)?(?P<env>[a-z0-9-]+?)(?:-play|-navigate)?(?:-singletask)?(?:-task(?P<task>\d+))?(?:-v0)?"
+    r"(?:ogbench/)?(?P<visual>visual-)?(?P<env>[a-z0-9-]+?)(?:-play|-navigate)?(?:-singletask)?(?:-task(?P<task>\d+))?(?:-v0)?"
 )
 
 
@@ -95,12 +99,16 @@ class OGBenchConfig:
     """Task 1 to 5; 0 stands for OGBench's default task."""
     horizon: int = 0
     """Steps after which an episode is cut off; 0 stands for OGBench's own."""
+    visual: bool = False
+    """Observe one picture of 64 x 64 and nothing else, as OGBench's visual environments of arms do."""
 
     def __post_init__(self) -> None:
         if self.env not in SUITE:
             raise ConfigError(f"unknown OGBench environment '{self.env}'", expected=nearest(self.env, SUITE))
         if not 0 <= self.task <= TASKS:
             raise ConfigError(f"{self.env} has no task {self.task}", expected=f"1 to {TASKS}, or 0 for the default")
+        if self.visual and self.env.partition("-")[0] not in _ARMS:
+            raise ConfigError(f"visual-{self.env} is not supported", expected="an arm's: visual-cube-single, ...")
 
     @property
     def task_id(self) -> int:
@@ -110,17 +118,18 @@ class OGBenchConfig:
     @property
     def name(self) -> str:
         """OGBench's name of the task, e.g. ``cube-single-singletask-task2-v0``."""
-        return f"{self.env}-singletask-task{self.task_id}-v0"
+        return f"{'visual-' if self.visual else ''}{self.env}-singletask-task{self.task_id}-v0"
 
     def spec(self) -> Spec:
         """The spec, without importing the simulator."""
         size, horizon, _ = SUITE[self.env]
         kind = self.env.partition("-")[0]
-        arm = kind in ("cube", "scene", "puzzle")
+        arm = kind in _ARMS
         body = kind.removesuffix("maze").removesuffix("soccer")
         units = "OGBench's scaled joint, gripper and object state" if arm else "joint positions and velocities"
+        state = {STATE: ObservationSpec((size,), "position, m" if body == "point" else units)}
         return Spec(
-            observation={STATE: ObservationSpec((size,), "position, m" if body == "point" else units)},
+            observation={PIXELS: pixels_spec(_SIZE, _drawn_by())} if self.visual else state,
             action=_ARM if arm else _locomotion(body),
             env_id=f"ogbench/{self.name}",
             env_version=VERSION,
@@ -151,7 +160,7 @@ class OGBenchConfig:
         match = _NAME.fullmatch(name)
         if match is None or match["env"] not in SUITE:
             return None
-        return cls(match["env"], int(match["task"] or 0))
+        return cls(match["env"], int(match["task"] or 0), visual=bool(match["visual"]))
 
 
 class OGBenchEnv:
@@ -165,7 +174,8 @@ class OGBenchEnv:
     """
 
     def __init__(self, config: OGBenchConfig) -> None:
-        self.sim_env: Any = create(config.name)
+        self.sim_env: Any = create_unseeing(config.name) if config.visual else create(config.name)
+        self._visual = config.visual
         self.horizon = config.spec().horizon
         self._stream = ("ogbench", config.env, config.task_id)
         self._random = GlobalRandom()
@@ -177,7 +187,7 @@ class OGBenchEnv:
         seed = derive(0, "plan", *self._stream, index)
         self._steps = 0
         self._random.seed(seed)
-        return _observation(reset_seeded(self.sim_env, self._random, seed)[0])
+        return self._observation(reset_seeded(self.sim_env, self._random, seed)[0])
 
     def step(self, action: np.ndarray) -> Outcome:
         """Apply one action, clipped to [-1, 1]; the simulator itself would not clip it."""
@@ -189,7 +199,11 @@ class OGBenchEnv:
             state, reward, terminated, _, info = self.sim_env.step(clipped)
         self._steps += 1
         truncated = self._steps >= self.horizon
-        return Outcome(_observation(state), float(reward), bool(terminated), truncated, bool(info["success"]))
+        return Outcome(self._observation(state), float(reward), bool(terminated), truncated, bool(info["success"]))
+
+    def look(self) -> dict[str, np.ndarray]:
+        """The picture of this moment, (64, 64, 3) uint8, rows top down."""
+        return {PIXELS: look(self.sim_env)}
 
     def render(self) -> np.ndarray:
         """(200, 200, 3) uint8 picture."""
@@ -199,6 +213,9 @@ class OGBenchEnv:
     def close(self) -> None:
         """Free the simulator."""
         self.sim_env.close()
+
+    def _observation(self, state: np.ndarray) -> dict[str, np.ndarray]:
+        return {} if self._visual else {STATE: np.asarray(state, dtype=np.float32)}
 
 
 def create(name: str, **options: Any) -> Any:
@@ -237,12 +254,30 @@ def reset_seeded(env: Any, random: GlobalRandom, seed: int, **options: Any) -> t
     return state, info
 
 
+def create_unseeing(name: str, **options: Any) -> Any:
+    """A visual environment of OGBench whose steps give states and draw nothing; :func:`look` takes its picture."""
+    env = create(name, **options)
+    with GlobalRandom():
+        env.reset(seed=0)  # builds the scene, with the colours of pictures
+    env._ob_type = "states"
+    return env
+
+
+def look(env: Any) -> np.ndarray:
+    """The picture that OGBench gives as the observation of this moment, (64, 64, 3) uint8."""
+    with opengl():
+        return np.ascontiguousarray(env.render(camera=CAMERA))
+
+
+def _drawn_by() -> str:
+    try:
+        return metadata.version("mujoco")
+    except metadata.PackageNotFoundError:
+        return UNSTATED
+
+
 def _locomotion(body: str) -> ActionSpec:
     size, rate = _BODY[body]
     if body == "point":
         return ActionSpec(size, "delta", "world", "1 stands for 0.2 m per step", rate_hz=rate)
     return ActionSpec(size, "absolute", "joints", "-1 and 1 stand for the ends of each motor's range", rate_hz=rate)
-
-
-def _observation(state: np.ndarray) -> dict[str, np.ndarray]:
-    return {STATE: np.asarray(state, dtype=np.float32)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,7 +15,7 @@ from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import read_json, require_free, write_json
-from flowpolicy.core.progress import download_bar, progress_bar
+from flowpolicy.core.progress import Move, download_bar, progress_bar
 from flowpolicy.core.ranges import Count, NonNegative, Seed, Workers
 
 if TYPE_CHECKING:  # brings simulators' adapters
@@ -234,14 +234,14 @@ def _render(
     total = read_source(file).steps
     if isinstance(config, RobosuiteConfig) and config.cameras:
         require_opengl()
-    begun: list[tuple[float, int]] = []
-    with progress_bar(f"{'render' if config.images() else 'observe'} {out.name}", total) as move:
+    doing = "render" if config.images() else "observe"
+    with contextlib.ExitStack() as bar:
+        moves: list[Move] = []
 
         def progress(drawn: int) -> None:
-            begun.append((time.monotonic(), drawn))
-            (start, first), (now, _) = begun[0], begun[-1]
-            left = (total - drawn) * (now - start) / (drawn - first) if drawn > first else 0.0
-            move(drawn, f"about {left / 60:.1f} min left" if left else "")
+            if not moves:  # what an earlier command drew took this one no time
+                moves.append(bar.enter_context(progress_bar(f"{doing} {out.name}", total, drawn)))
+            moves[0](drawn)
 
         return render_file(
             file, out, config, compress=compress, own_model=own_model, workers=workers, progress=progress

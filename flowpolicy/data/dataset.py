@@ -193,7 +193,7 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
             expected="meta/info.json (LeRobot), data/main_data.hdf5 (Minari) or .zgroup (zarr) in it",
             fix="check the path",
         )
-    if config.cameras and (is_npz(path) or not _is_robomimic(path)):
+    if config.cameras and not is_npz(path) and not _is_robomimic(path):
         raise DataError(
             f"{path} is read without pictures, and --data.cameras names {', '.join(config.cameras)}",
             expected="a file in RoboMimic's layout: data/demo_0/obs/agentview_image, ...",
@@ -201,7 +201,7 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
         )
     if is_npz(path):
         with open_npz(path) as archive:
-            yield OGBenchRecording(archive, path, config.filter_key, config.obs_keys)
+            yield OGBenchRecording(archive, path, config.filter_key, config.obs_keys, config.cameras)
         return
     with open_hdf5(path) as file:
         if "data" in file:

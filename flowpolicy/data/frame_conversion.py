@@ -78,7 +78,7 @@ def open_frames(
     if folder.parent != root or folder.name in ("..", ".", ""):
         raise DataError(f"{path} holds pictures called '{source.key}'", expected="a name that can be one of a folder")
     episodes = list(map(list, zip(source.names, source.lengths, strict=True)))
-    stated = {"file": root.name, "shape": list(shape), "episodes": episodes}
+    stated: dict[str, Any] = {"file": root.name, "shape": list(shape), "episodes": episodes}
     stated |= {"quality": QUALITY} if jpeg else {}
     try:
         if not (folder / _COMPLETE).exists():

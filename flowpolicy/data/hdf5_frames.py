@@ -60,30 +60,35 @@ def readable_cameras(group: h5py.Group, path: Path) -> list[str]:
 def require_pictures(node: h5py.Dataset, where: str, path: Path) -> tuple[int, int, int]:
     """(height, width, 3) of the pictures in an array; anything else is an error that says what it is."""
     require_numbers(node, where, path)
-    shape = f"{path}: {where} has shape {node.shape}"
+    return picture_size(node.dtype, node.shape, where, path)
+
+
+def picture_size(dtype: np.dtype[Any], shape: tuple[int, ...], where: str, path: Path) -> tuple[int, int, int]:
+    """(height, width, 3) of an array (steps, height, width, 3) uint8; an error says what anything else is."""
+    found = f"{path}: {where} has shape {shape}"
     wanted = "(steps, height, width, 3), uint8"
-    if node.dtype != np.uint8:
+    if dtype != np.uint8:
         raise DataError(
-            f"{path}: {where} holds pictures of {node.dtype}",
+            f"{path}: {where} holds pictures of {dtype}",
             expected="uint8, 0 to 255",
             fix="write them as uint8; values from 0 to 1 times 255 before that",
         )
-    if node.ndim != 4:
-        raise DataError(f"{shape}: no pictures", expected=wanted)
-    if node.shape[3] not in (1, 3, 4) and node.shape[1] in (1, 3, 4):
+    if len(shape) != 4:
+        raise DataError(f"{found}: no pictures", expected=wanted)
+    if shape[3] not in (1, 3, 4) and shape[1] in (1, 3, 4):
         raise DataError(
-            f"{shape}: its colour channels come first", expected=wanted, fix="write them with np.moveaxis(x, 1, 3)"
+            f"{found}: its colour channels come first", expected=wanted, fix="write them with np.moveaxis(x, 1, 3)"
         )
-    if node.shape[3] != 3:
+    if shape[3] != 3:
         kinds = {1: "grey pictures", 4: "pictures with a fourth channel (transparency or depth)"}
         raise DataError(
-            f"{shape}: {kinds.get(node.shape[3], 'no colour pictures')}",
+            f"{found}: {kinds.get(shape[3], 'no colour pictures')}",
             expected=wanted,
-            fix="keep the three colours: x[..., :3]" if node.shape[3] == 4 else "record them in colour",
+            fix="keep the three colours: x[..., :3]" if shape[3] == 4 else "record them in colour",
         )
-    if 0 in node.shape:
-        raise DataError(f"{shape}: no picture", expected=wanted)
-    return (int(node.shape[1]), int(node.shape[2]), 3)
+    if 0 in shape:
+        raise DataError(f"{found}: no picture", expected=wanted)
+    return (int(shape[1]), int(shape[2]), 3)
 
 
 def stated_image(key: str, size: tuple[int, int, int], env_args: dict[str, Any], path: Path) -> ImageSpec:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
 import re
 import shutil
@@ -30,14 +31,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core import keys
-from flowpolicy.core.errors import DataError, nearest
+from flowpolicy.core.errors import ConfigError, DataError, nearest
 from flowpolicy.core.files import replacing
-from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
+from flowpolicy.core.spec import (
+    UNSTATED,
+    ActionSpec,
+    ImageSpec,
+    ObservationSpec,
+    RenderSpec,
+    Spec,
+    image_json,
+    read_image,
+)
 from flowpolicy.data.d4rl import STATE
 from flowpolicy.data.hdf5 import EpisodeColumns, require_flags, require_steps
+from flowpolicy.data.hdf5_frames import picture_size
 from flowpolicy.data.stored_episode import INFOS, StoredEpisode
 
-_TEXTS = ("env_id", "provenance")
+PIXELS = "pixels"
+"""The observation of the visual files and environments, of which it is the only one."""
+CAMERA = "front_pixels"
+"""What takes their pictures."""
+_IMAGES = "images"
+"""Member that says how the pictures of a file were drawn, JSON; official files have none."""
+_TEXTS = ("env_id", "provenance", _IMAGES)
 _LABELS = "flowpolicy data label FILE --env NAME --out FILE"
 
 
@@ -48,20 +65,37 @@ class OGBenchRecording:
         file: the open archive.
         path: named in errors.
         filter_key: ``task1`` to ``task5`` for the rewards of that task; empty for ``rewards`` and ``masks``.
-        obs_keys: empty or ``("state",)``.
+        obs_keys: empty or ``("state",)``, of a visual file ``("pixels",)``.
+        cameras: likewise the camera of a visual file.
 
     """
 
     format = "ogbench"
     remarks: tuple[str, ...] = ()
 
-    def __init__(self, file: NpzFile, path: Path, filter_key: str = "", obs_keys: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        file: NpzFile,
+        path: Path,
+        filter_key: str = "",
+        obs_keys: Sequence[str] = (),
+        cameras: Sequence[str] = (),
+    ) -> None:
+        visual = file.dimensions("observations") > 2
+        observation = PIXELS if visual else STATE
         for key in obs_keys:
-            if key != STATE:
-                raise DataError(f"{path}: the observation {key} does not exist", expected=nearest(key, [STATE]))
+            if key != observation:
+                raise DataError(f"{path}: the observation {key} does not exist", expected=nearest(key, [observation]))
+        for camera in cameras:
+            if not visual or camera not in (CAMERA, PIXELS):
+                raise DataError(
+                    f"{path}: there are no pictures of a camera '{camera}'",
+                    expected=CAMERA if visual else "states; pictures are in OGBench's visual files alone",
+                    fix="leave --data.cameras out",
+                )
         self.path = path
         action = file.column("actions", 2)
-        obs = file.column("observations", 2, action.rows)
+        obs = file.column("observations", file.dimensions("observations") if visual else 2, action.rows)
         self._wide = {"observations": obs, "actions": action}
         ends = _ends(file.read("terminals", 1, action.rows), path)
         self.starts, self.ends = np.concatenate([[0], ends[:-1]]), ends
@@ -78,8 +112,11 @@ class OGBenchRecording:
         masks = file.read(_label_name("masks", filter_key, file), 1, action.rows)
         _check_labels(rewards, masks, path)
         self._narrow = {"rewards": rewards, "masks": masks}
+        seen: ObservationSpec = ObservationSpec((obs.width,)) if not visual else _stated_pixels(file, obs, path)
+        self.frames = {PIXELS: NpzFrames(obs, seen.shape, self.names, self.starts)} if visual else {}
+        """Pictures that are read, by observation."""
         self.spec = Spec(
-            observation={STATE: ObservationSpec((obs.width,))},
+            observation={observation: seen},
             action=ActionSpec(action.width),
             env_id=_env_id(file, filter_key),
         )
@@ -87,16 +124,18 @@ class OGBenchRecording:
     def episode(self, index: int) -> EpisodeColumns:
         """Columns of episode ``index``, its last row included."""
         start, end = int(self.starts[index]), int(self.ends[index])
-        obs, action = (self._wide[name].read(start, end).astype(np.float32) for name in ("observations", "actions"))
+        states = () if self.frames else (STATE,)
+        obs = {name: self._wide["observations"].read(start, end).astype(np.float32) for name in states}
+        action = self._wide["actions"].read(start, end).astype(np.float32)
         reward, mask = (self._narrow[name][start:end].astype(np.float32) for name in ("rewards", "masks"))
-        return EpisodeColumns(obs={STATE: obs}, action=action, reward=reward, mask=mask)
+        return EpisodeColumns(obs=obs, action=action, reward=reward, mask=mask)
 
     def stored(self, index: int) -> StoredEpisode:
         """The episode ``names[index]`` with its rows of ``qpos`` and the like."""
         start, end = int(self.starts[index]), int(self.ends[index])
         return StoredEpisode(
             name=self.names[index],
-            obs={STATE: self._wide["observations"].read(start, end)},
+            obs={next(iter(self.spec.observation)): self._wide["observations"].read(start, end)},
             action=self._wide["actions"].read(start, end),
             reward=self._narrow["rewards"][start:end],
             terminated=self._narrow["masks"][start:end] == 0,
@@ -124,6 +163,40 @@ class OGBenchRecording:
     def key(self, index: int, column: str, name: str = "") -> str:
         """Name of a column in the file."""
         return {keys.OBS: "observations", keys.ACTION: "actions", keys.REWARD: self._rewards}[column]
+
+
+class NpzFrames:
+    """The pictures of a visual file: a source of frames.
+
+    Args:
+        column: all of them.
+        size: of one.
+        names: of the episodes.
+        starts: (E,) first row of each.
+
+    """
+
+    key = PIXELS
+
+    def __init__(
+        self, column: NpzColumn, size: tuple[int, ...], names: tuple[str, ...], starts: NDArray[np.int64]
+    ) -> None:
+        self.size: tuple[int, int, int] = (size[0], size[1], size[2])
+        self.names = names
+        ends = [*starts[1:].tolist(), column.rows]
+        self.lengths = tuple(end - start for start, end in zip(starts.tolist(), ends, strict=True))
+        self._column, self._starts = column, starts
+
+    def reading_order(self) -> Sequence[int]:
+        """As they are numbered."""
+        return range(len(self.names))
+
+    def blocks(self, episode: int, rows: int) -> Iterator[NDArray[np.uint8]]:
+        """Pictures of an episode."""
+        start = int(self._starts[episode])
+        end = start + self.lengths[episode]
+        for row in range(start, end, rows):
+            yield self._column.read(row, min(end, row + rows))
 
 
 class NpzFile:
@@ -163,6 +236,14 @@ class NpzFile:
         except Exception:
             return None
         return found if found.dtype.kind in "fiub" else None
+
+    def dimensions(self, name: str) -> int:
+        """Number of dimensions of an array, unread."""
+        self._require(name)
+        try:
+            return len(NpzColumn(self._archive.zip, f"{name}.npy", f"{self.path}: {name}").shape)
+        except Exception as error:
+            raise _unreadable(f"{self.path}: {name}", error) from error
 
     def text(self, name: str) -> str:
         """The string under ``name``; empty when the file has none."""
@@ -401,6 +482,33 @@ def _check_labels(rewards: NDArray[Any], masks: NDArray[Any], path: Path) -> Non
             "terminals mark the ends of trajectories, not success",
             fix=f"label the file again: {_LABELS}",
         )
+
+
+def pixels_spec(size: tuple[int, int, int], version: str = UNSTATED) -> ImageSpec:
+    """What OGBench's visual environments show, drawn by this version of MuJoCo."""
+    render = RenderSpec("mujoco", version, geoms="visual", msaa=4, shadows="on", settings={"arm": "transparent"})
+    return ImageSpec(size, camera=CAMERA, mount="world", fov_deg=45.0, rate_hz=20.0, render=render)
+
+
+def pixels_json(size: tuple[int, int, int], version: str) -> dict[str, NDArray[Any]]:
+    """The member of a file that says how its pictures were drawn."""
+    return {_IMAGES: np.array(json.dumps({PIXELS: image_json(pixels_spec(size, version))}))}
+
+
+def _stated_pixels(file: NpzFile, column: NpzColumn, path: Path) -> ImageSpec:
+    """The pictures of a file, and how they were drawn: as OGBench draws them unless it says otherwise."""
+    size = picture_size(column.dtype, column.shape, "observations", path)
+    if not (text := file.text(_IMAGES)):
+        return pixels_spec(size)
+    try:
+        image = read_image(json.loads(text)[PIXELS], f"{_IMAGES}.{PIXELS}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: {_IMAGES} does not say how {PIXELS} were drawn: {text[:80]}") from error
+    except ConfigError as error:
+        raise DataError(f"{path}: {error.what}", expected=error.expected, fix=error.fix) from error
+    if image.shape != size:
+        raise DataError(f"{path}: {_IMAGES} says that {PIXELS} have the shape {image.shape}, and they have {size}")
+    return image
 
 
 def _env_id(file: NpzFile, filter_key: str) -> str:

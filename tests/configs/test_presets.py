@@ -48,7 +48,11 @@ def random_file(path, env, cameras=()):
         return path
     if isinstance(config, OGBenchConfig):
         path, solved = path.with_suffix(".npz"), np.arange(LENGTH) % 7 == 3
-        columns = {"observations": column(*spec.observation["state"].shape), "actions": column(spec.action.size)}
+        if config.visual:
+            seen = stream.integers(0, 256, (LENGTH, *spec.images["pixels"].shape), dtype=np.uint8)
+        else:
+            seen = column(*spec.observation["state"].shape)
+        columns = {"observations": seen, "actions": column(spec.action.size)}
         columns |= {"terminals": np.arange(LENGTH) % 20 == 19, "rewards": solved - 1.0, "masks": 1.0 - solved}
         write_npz(path, {**columns, "env_id": np.array(spec.env_id)})
         return path
@@ -133,10 +137,13 @@ def test_preset(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize("name", ["debug", "dm1-lift", "dm1-can", "dm1-door"])
-def test_preset_in_its_environment(name, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["debug", "dm1-lift", "dm1-can", "dm1-door", "dm1-pusht", "dm1-pusht-image", "fql-visual-cube-single"]
+)
+def test_preset_in_its_environment(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     experiment = PRESETS[name][1]
-    data = random_file(tmp_path / "data.hdf5", experiment.env)
+    data = random_file(tmp_path / "data.hdf5", experiment.env, experiment.data.cameras)
     experiment = dataclasses.replace(
         experiment,
         data=dataclasses.replace(experiment.data, path=str(data)),
@@ -146,8 +153,8 @@ def test_preset_in_its_environment(name, tmp_path):
         compile=False,
         tensorboard=False,
     )
-    config = find_env(experiment.env)
-    Trainer(experiment, tmp_path / "run", config.spec()).train()
+    Trainer(experiment, tmp_path / "run").train()
+    config = find_env(experiment.env, Policy.load(tmp_path / "run").contract.spec.images)
     short = (dataclasses.replace(config, horizon=6) if experiment.env != "door" else config).make(1)
     try:
         policy = Policy.load(tmp_path / "run")
