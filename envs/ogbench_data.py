@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 
 from flowpolicy.core.errors import ConfigError, SimulatorError, nearest
 from flowpolicy.core.seed import derive, numpy_generator
-from flowpolicy.data.ogbench import open_npz, pixels_json, write_npz
+from flowpolicy.data.ogbench import PIXELS, open_npz, pixels_json, write_npz
 from flowpolicy.envs.global_random import GlobalRandom
 from flowpolicy.envs.ogbench_env import SUITE, TASKS, OGBenchConfig, create, create_unseeing, look, reset_seeded
 from flowpolicy.envs.worker import in_order
@@ -170,11 +169,13 @@ def make_ogbench(
         raise ConfigError(f"{episodes} episodes were asked for", expected="at least 1")
     if out.suffix != ".npz":
         raise ConfigError(f"--out {out} is no npz file", expected="FILE.npz; FILE-val.npz is written beside it")
+    config = OGBenchConfig.parse(name)
+    drawn = pixels_json(config.spec().images[PIXELS]) if config and config.visual else {}
     calls = [(seed, index) for index in range(episodes + validation_episodes(episodes))]
     found: list[Columns] = list(in_order(RECORDERS[name], "record", calls, workers, progress))
     for path, part in ((validation_path(out), found[episodes:]), (out, found[:episodes])):
         columns = {key: np.concatenate([one[key] for one in part]) for key in part[0]}
-        write_npz(path, columns | label(name, columns, made=True))
+        write_npz(path, columns | label(name, columns) | drawn)
     return sum(len(one["terminals"]) for one in found)
 
 
@@ -188,13 +189,12 @@ def validation_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}-val.npz")
 
 
-def label(name: str, columns: Mapping[str, np.ndarray], made: bool = False) -> Columns:
+def label(name: str, columns: Mapping[str, np.ndarray]) -> Columns:
     """Rewards and masks of every task, by OGBench's own relabelling, and the name of the default task.
 
     Args:
         name: of the environment.
         columns: at least ``qpos`` (N, nq) and, where there are buttons, ``button_states`` (N, n).
-        made: whether its pictures were drawn here, which the labels say then.
 
     """
     config = OGBenchConfig.parse(name) or OGBenchConfig(name)
@@ -210,8 +210,6 @@ def label(name: str, columns: Mapping[str, np.ndarray], made: bool = False) -> C
         found |= {f"rewards_task{task}": labelled["rewards"], f"masks_task{task}": labelled["masks"]}
     env.close()
     default = {key: found[f"{key}_task{config.task_id}"] for key in ("rewards", "masks")}
-    drawn = columns.get("observations")
-    found |= pixels_json(drawn.shape[1:], metadata.version("mujoco")) if config.visual and made else {}
     return found | default | {"env_id": np.array(config.spec().env_id)}
 
 

@@ -36,7 +36,7 @@ COVERED = 0.95
 CAMERA = "top"
 """The only camera: all of the board, from above."""
 
-_ACTION = {
+_ACTION: dict[str, Any] = {
     "convention": "absolute",
     "frame": "world",
     "units": "where the pusher is drawn to, pixels of the board of 512 x 512, x to the right and y down",

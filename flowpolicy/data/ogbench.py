@@ -490,9 +490,9 @@ def pixels_spec(size: tuple[int, int, int], version: str = UNSTATED) -> ImageSpe
     return ImageSpec(size, camera=CAMERA, mount="world", fov_deg=45.0, rate_hz=20.0, render=render)
 
 
-def pixels_json(size: tuple[int, int, int], version: str) -> dict[str, NDArray[Any]]:
+def pixels_json(image: ImageSpec) -> dict[str, NDArray[Any]]:
     """The member of a file that says how its pictures were drawn."""
-    return {_IMAGES: np.array(json.dumps({PIXELS: image_json(pixels_spec(size, version))}))}
+    return {_IMAGES: np.array(json.dumps({PIXELS: image_json(image)}))}
 
 
 def _stated_pixels(file: NpzFile, column: NpzColumn, path: Path) -> ImageSpec:

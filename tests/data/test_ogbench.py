@@ -89,7 +89,7 @@ BAD = {
     "terminals of other values": ({"terminals": 2 * ONES}, r"terminals holds 2\.0 in row 0"),
     "terminals of another length": ({"terminals": np.ones(6, dtype=bool)}, r"terminals has shape \(6,\)"),
     "observations of another length": ({"observations": np.zeros((6, 3))}, r"observations has shape \(6, 3\)"),
-    "pictures": ({"observations": np.zeros((7, 4, 4, 3), dtype=np.uint8)}, "observations has shape"),
+    "pictures of floats": ({"observations": np.zeros((7, 4, 4, 3))}, "holds pictures of float64"),
     "words": ({"actions": np.array([["a"]] * 7)}, "actions holds <U1"),
     "no step": ({"actions": np.zeros((0, 2))}, "actions holds no step"),
     "no actions": ({"actions": None}, "actions is missing"),

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.seed import derive
 from flowpolicy.envs import ENVS, find_env
 from flowpolicy.envs.global_random import GlobalRandom
-from flowpolicy.envs.ogbench_env import SUITE, OGBenchConfig, OGBenchEnv, create
+from flowpolicy.envs.ogbench_env import SUITE, OGBenchConfig, OGBenchEnv, create, reset_seeded
 
 
 @pytest.mark.parametrize(
@@ -107,3 +108,19 @@ def test_the_first_state_does_not_depend_on_the_global_stream():
     np.random.seed(2)  # noqa: NPY002
     np.testing.assert_array_equal(first, env.reset(4)["state"])
     assert re.match(r"ogbench/pointmaze-large-singletask-task1-v0", ENVS["pointmaze-large"].spec().env_id)
+
+
+@pytest.mark.sim
+def test_a_visual_environment_moves_as_the_other_one_and_shows_ogbenchs_own_picture():
+    seeing, blind = (OGBenchEnv(OGBenchConfig("cube-single", visual=visual)) for visual in (True, False))
+    assert seeing.reset(3) == {} and blind.reset(3)
+    own = create(OGBenchConfig("cube-single", visual=True).name)
+    seed = derive(0, "plan", "ogbench", "cube-single", 2, 3)
+    given, _ = reset_seeded(own, GlobalRandom(), seed)
+    np.testing.assert_array_equal(seeing.look()["pixels"], given)
+    for _ in range(3):
+        one, other = (env.step(np.array([0.3, 0.1, -0.2, 0.0, 1.0])) for env in (seeing, blind))
+        assert one.reward == other.reward and one.obs == {}
+    np.testing.assert_array_equal(seeing.sim_env._data.qpos, blind.sim_env._data.qpos)
+    for env in (seeing, blind, own):
+        env.close()
