@@ -114,7 +114,7 @@ class PushTConfig:
         """The same board with pictures of a size, of its only camera, drawn in the only way that there is."""
         if tuple(names or (CAMERA,)) != (CAMERA,) or renderer != "fast":
             raise ConfigError(
-                f"--cameras {' '.join(names)} --renderer {renderer} with PushT", expected=f"--cameras {CAMERA} alone"
+                f"PushT has no cameras {', '.join(names)} that draw '{renderer}'", expected=f"{CAMERA} alone, fast"
             )
         return dataclasses.replace(self, height=height, width=width)
 

@@ -52,13 +52,18 @@ def save_strips(policy: Policy, env: VecEnv, plan: EvaluationPlan, folder: Path,
         watched = _Watched(policy)
         one = EvaluationPlan(plan.env_id, (index,), (seed,))
         (played,) = rollout(watched, env, one, record=(0,))
-        strip = dataclasses.replace(played, frames=tuple(strips(played, watched.decisions, policy.contract.execute)))
+        span = policy.contract.spec.action.low, policy.contract.spec.action.high
+        frames = strips(played, watched.decisions, policy.contract.execute, span)
+        strip = dataclasses.replace(played, frames=tuple(frames))
         paths.append(save_video(folder, position, strip, fps, "seen"))
     return paths
 
 
 def strips(
-    episode: Episode, decisions: list[tuple[dict[str, NDArray[np.uint8]], NDArray[Any]]], execute: int
+    episode: Episode,
+    decisions: list[tuple[dict[str, NDArray[np.uint8]], NDArray[Any]]],
+    execute: int,
+    span: tuple[float, float] = (-1.0, 1.0),
 ) -> list[NDArray[np.uint8]]:
     """A frame per step: the scene, below each other what the last decision saw, and the actions so far.
 
@@ -66,7 +71,11 @@ def strips(
         episode: with frames of the scene.
         decisions: pictures (h, w, 3) by key, and the chunk (h, a) that was decided, in order.
         execute: actions of a chunk that were executed.
+        span: lowest and highest action.
+
     """
+    low, high = span
+    decisions = [(seen, 2 * (chunk - low) / (high - low) - 1) for seen, chunk in decisions]
     actions = np.concatenate([chunk[:execute] for _, chunk in decisions])[: episode.length]
     height = episode.frames[0].shape[0]
     made = []

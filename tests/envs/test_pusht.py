@@ -109,5 +109,5 @@ def test_demonstrations_with_pictures_succeed_replay_and_depend_on_seed_and_numb
     env = PushTEnv(PushTConfig(height=48, width=48))
     env.put(state)
     np.testing.assert_array_equal(env.look()["top_image"], picture)
-    with pytest.raises(ConfigError, match="--cameras top alone"):
+    with pytest.raises(ConfigError, match="top alone, fast"):
         make("pusht", tmp_path / "other.hdf5", episodes=1, cameras=("agentview",))
