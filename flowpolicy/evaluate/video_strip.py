@@ -20,6 +20,9 @@ _COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 1
 """One for each dimension of an action, in turn; apart for colour-blind readers (Wong 2011)."""
 
 
+_GAP = 2  # pixels between parts
+
+
 class _Watched:
     """A policy, and what every decision saw and gave."""
 
@@ -81,10 +84,14 @@ def strips(
     made = []
     for step, scene in enumerate(episode.frames):
         seen, chunk = decisions[min(step // execute, len(decisions) - 1)]
-        column = np.concatenate([_fitted(each, height // len(seen)) for each in seen.values()])
-        bottom = np.zeros((height - len(column), column.shape[1], 3), np.uint8)
+        side = (height - _GAP * (len(seen) - 1)) // len(seen)
+        column = np.zeros((height, side, 3), np.uint8)
+        for number, each in enumerate(seen.values()):
+            top = number * (side + _GAP)
+            column[top : top + side] = _fitted(each, side)
         trace = _trace(actions, step, chunk[min(step % execute, len(chunk)) :], (height, scene.shape[1]))
-        made.append(np.concatenate([scene, np.concatenate([column, bottom]), trace], axis=1))
+        gap = np.zeros((height, _GAP, 3), np.uint8)
+        made.append(np.concatenate([scene, gap, column, gap, trace], axis=1))
     return made
 
 

@@ -122,6 +122,7 @@ def open_request(run: Path, asked: Making) -> Request:
         raise ConfigError(
             f"{run} sees pictures ({', '.join(images)}), and a file of groups holds numbers alone",
             expected="a run on states",
+            fix="train one with --data.obs-keys KEY ... and without --data.cameras",
         )
     # Other data than the run's own may be named here, so its content is not compared.
     config = dataclasses.replace(stored.experiment.data, path=str(asked.data)) if asked.data else stored.data()

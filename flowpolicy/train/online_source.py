@@ -14,7 +14,7 @@ import torch
 
 from flowpolicy.core import keys
 from flowpolicy.core.columns import Columns
-from flowpolicy.core.errors import ActionError, ConfigError, TrainingError
+from flowpolicy.core.errors import ActionError, TrainingError
 from flowpolicy.core.files import write_text
 from flowpolicy.core.protocols import Agent, BatchSource, Observation, VecEnv
 from flowpolicy.core.ranges import Count, NonNegative, Share, require_ranges
@@ -76,11 +76,6 @@ class OnlineSource(BatchSource):
         seed: int,
         log: Path,
     ) -> None:
-        if seen := contract.spec.images:
-            raise ConfigError(
-                f"online training keeps no pictures, and this policy sees {', '.join(seen)}",
-                fix="train offline, or from states: --data.obs-keys KEY ...",
-            )
         self.config, self.agent, self.contract, self.env, self.replay = config, agent, contract, env, replay
         self.seed, self.log = seed, log
         self.updates = 0

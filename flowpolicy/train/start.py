@@ -116,9 +116,10 @@ class OnlineStart(Start):
     @override
     def source(self, agent: Agent) -> BatchSource:
         experiment, online = self.experiment, self.experiment.online
-        if self.dataset.frames:
+        if seen := self.contract.spec.images:
             raise ConfigError(
-                "episodes with pictures are not collected online yet", fix="observations without pictures"
+                f"online training keeps no pictures, and this policy sees {', '.join(seen)}",
+                fix="go on from a run on states alone, which --data.obs-keys KEY ... gives",
             )
         replay = MixedReplay(
             self.dataset,

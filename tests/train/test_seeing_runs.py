@@ -7,14 +7,20 @@ import pytest
 import torch
 
 from flowpolicy.agents.cloning.dm1 import DM1
+from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.agents.cloning.regression import Regression
+from flowpolicy.agents.groups.making import Making
+from flowpolicy.agents.offline.fisher import Fisher
 from flowpolicy.agents.offline.fql import FQL
+from flowpolicy.agents.offline.iql import IQL
 from flowpolicy.cli import main
 from flowpolicy.core import checkpoint
-from flowpolicy.core.errors import ContractError
+from flowpolicy.core.errors import ConfigError, ContractError
 from flowpolicy.core.files import read_json, write_tensors
 from flowpolicy.core.spec import load_contract
 from flowpolicy.data.dataset import DataConfig
+from flowpolicy.flows.axes.flow_spec import FlowSpec
+from flowpolicy.flows.axes.registry import make
 from flowpolicy.nets.backbones import ResNet, SmallConv
 from flowpolicy.nets.critic import CriticConfig
 from flowpolicy.nets.mlp import MLP
@@ -23,6 +29,8 @@ from flowpolicy.nets.vision import VisionEncoder
 from flowpolicy.policy import Policy
 from flowpolicy.train import Trainer
 from flowpolicy.train.experiment import Experiment
+from flowpolicy.train.group_sources import open_request
+from flowpolicy.train.online_source import OnlineConfig
 from flowpolicy.train.verify import compare
 from tests.pictures import CAMERAS, SPEC, observed, write_blobs
 
@@ -66,6 +74,43 @@ def test_resume_with_crops_equals_the_uninterrupted_run_bit_for_bit(agent, kille
     (broken / "checkpoints" / "LATEST").write_text(f"step_{killed_at:08d}\n")
     Trainer(experiment, broken, ENV, resume=True).train()
     compare(checkpoint.resolve(whole), checkpoint.resolve(broken))
+
+
+MAP = {**VALUE, "net": MLP(width=8, depth=1)}
+EVERY = {
+    "fql": FQL(**VALUE, chunk=2, execute=2, flow_steps=2),
+    "iql": IQL(**VALUE),
+    "fisher": Fisher(**MAP),
+    "flow": Flow(**SMALL, nfe=2),
+    "flow shortcut": Flow(**SMALL, nfe=1, flow=FlowSpec(consistency=make("consistency", "shortcut"))),
+    "flow data": Flow(**SMALL, nfe=2, flow=FlowSpec(target=make("target", "data"))),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_twenty_updates_are_resumed_bit_for_bit_and_the_policy_acts(name, experiment, tmp_path):
+    experiment = dataclasses.replace(experiment, agent=EVERY[name], steps=20, checkpoint_every=10)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    Trainer(experiment, whole, ENV).train()
+    shutil.copytree(whole, broken)
+    shutil.rmtree(broken / "checkpoints" / "step_00000020")
+    (broken / "checkpoints" / "LATEST").write_text("step_00000010\n")
+    Trainer(experiment, broken, ENV, resume=True).train()
+    compare(checkpoint.resolve(whole), checkpoint.resolve(broken))
+    policy = Policy.load(broken)
+    seen = observed(2, history=policy.contract.history)
+    chunk = policy.act(seen, torch.Generator().manual_seed(0))
+    assert chunk.shape == (2, policy.contract.chunk, 2) and chunk.isfinite().all()
+
+
+def test_what_keeps_no_pictures_says_so_and_what_to_do(experiment, tmp_path):
+    run = Trainer(dataclasses.replace(experiment, agent=EVERY["flow"], steps=1), tmp_path / "run", ENV).train()
+    with pytest.raises(ConfigError, match=r"sees pictures \(front_image, wrist_image\)[\s\S]*without --data\.cameras"):
+        open_request(run, Making("returns", tmp_path / "groups.hdf5"))
+    base = Trainer(dataclasses.replace(experiment, agent=EVERY["fql"], steps=1), tmp_path / "fql", ENV).train()
+    online = dataclasses.replace(experiment, agent=EVERY["fql"], steps=30, online=OnlineConfig(base=str(base)))
+    with pytest.raises(ConfigError, match=r"online training keeps no pictures[\s\S]*--data\.obs-keys"):
+        Trainer(online, tmp_path / "online", ENV, slot=object())
 
 
 def test_the_windows_of_pictures_decide_the_weights(experiment, tmp_path):
