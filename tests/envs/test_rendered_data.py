@@ -148,7 +148,7 @@ def _no_episodes(file):
     [
         (_no_states, "data/demo_1 holds no simulator states"),
         (_few_states, "data/demo_1/states has shape"),
-        (_another_simulator, "was not recorded in robosuite: Door-v1"),
+        (_another_simulator, "was not recorded in robosuite or PushT: Door-v1"),
         (_no_episodes, "data holds no episode"),
     ],
 )
