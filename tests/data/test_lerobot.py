@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core import keys
+from flowpolicy.core.errors import ConfigError
 from flowpolicy.data.dataset import DataConfig, Dataset, load_dataset
+from flowpolicy.data.lerobot_checks import guess_kind, guess_way
+from flowpolicy.policy.session import Session
+from flowpolicy.train.training import train
 from tests.data.lerobot_folder import number_in, write_folder
 
 pytest.importorskip("pyarrow")
@@ -71,3 +76,35 @@ def test_the_action_convention_is_said_by_the_user_or_unstated(tmp_path):
     assert (said.convention, said.frame, said.rate_hz) == ("absolute", "joints", 30)
     assert load(folder, cameras=()).spec.action.convention == "unstated"
     assert dataclasses.replace(said, convention="unstated", frame="unstated") == load(folder, cameras=()).spec.action
+
+
+def test_the_doctor_guesses_what_an_action_is_and_says_why(tmp_path):
+    folder = write_folder(tmp_path / "set", cameras=())
+    dataset = load(folder, cameras=(), obs_keys=("state",))
+    way, why = guess_way(dataset)
+    assert (way, why[:16]) == ("absolute", "2 of 2 dimension")
+    state = dataset.steps[keys.OBS]["state"]
+    dataset.steps[keys.ACTION] = torch.roll(state, -1, 0)[:, :1] - state[:, :1]
+    assert guess_way(dataset)[0] == "delta"
+    assert guess_kind(("shoulder_pan.pos", "elbow_flex.pos"), ())[0] == "joint"
+    assert guess_kind((), ("x", "y", "z", "yaw"))[0] == "pose"
+    assert guess_kind(("action_0",), ()) == ("", "whether of joints or of a pose no name says")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_policy_follows_the_instructions_that_it_knows_and_refuses_others(tmp_path):
+    folder = write_folder(tmp_path / "set", cameras=())
+    experiment = PRESETS["debug"][1].with_(env="recorded", data=folder, steps=2, agent={"chunk": 4, "execute": 2})
+    policy = train(experiment, tmp_path / "run", progress=False).policy()
+    assert policy.contract.spec.observation["instruction"].words == ("lift the cube", "push the cube")
+    scaling = policy.normalizer.observation("instruction")
+    assert scaling.offset.tolist() == [0, 0] and scaling.scale.tolist() == [1, 1]
+    state = {"state": np.zeros(3, np.float32)}
+    first, second = (Session(policy, instruction=text).act(state) for text in ("lift the cube", "push the cube"))
+    assert not np.array_equal(first, second)
+    with pytest.raises(ConfigError, match="knows no instruction 'lift the cup'"):
+        Session(policy, instruction="lift the cup")
+    with pytest.raises(ConfigError, match="'instruction' is missing"):
+        Session(policy).act(state)
+    with pytest.raises(ConfigError, match="is no instruction"):
+        Session(policy).act(state | {"instruction": np.full(2, 0.5, np.float32)})
