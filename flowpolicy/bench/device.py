@@ -32,7 +32,7 @@ from flowpolicy.core.devices import Precision, find_device, multiplying, settle
 from flowpolicy.core.files import write_json
 from flowpolicy.core.protocols import BatchSource, Metrics
 from flowpolicy.core.seed import first_weights, torch_generator
-from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
+from flowpolicy.core.spec import ActionSpec, Contract, ImageSpec, ObservationSpec, Spec
 from flowpolicy.data.dataset import Dataset
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.data.transitions import TransitionSampler
@@ -41,8 +41,10 @@ from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
 from flowpolicy.nets.transformer import Transformer
 from flowpolicy.nets.unet import UNet
+from flowpolicy.nets.vision import Encoder, VisionEncoder
 from flowpolicy.policy import Policy, load_engine
 from flowpolicy.policy.actor import Net, PolicyConfig
+from flowpolicy.policy.engines.engine import drawn
 from flowpolicy.policy.samplers import MAP
 from flowpolicy.train.compiling import operators
 
@@ -53,6 +55,8 @@ AGENTS = (*(f"{name}-cube-single" for name in _OFFLINE), "dm1-lift", "flow-bc-li
 TOGETHER = ("fql-cube-single", "iql-cube-single", "fisher-cube-single")
 SECTIONS = ("facts", "plumbing", "latency", "seeds", "updates", "tests")
 _SPEC = Spec({"state": ObservationSpec((OBS,))}, ActionSpec(ACTION))
+_CAMERAS = {f"{camera}_image": ImageSpec((84, 84, 3), camera=camera) for camera in ("front", "wrist")}
+_SEEN = Spec({**_SPEC.observation, **_CAMERAS}, ActionSpec(ACTION))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,18 +244,20 @@ class DeviceBench:
     def latency(self) -> None:
         """Whole decisions: NumPy observations in, NumPy chunks out."""
         width = 16 if self.small else 256
-        nets: dict[str, Net] = {
-            "MLP": MLP(width=2 * width),
-            "transformer": Transformer(width=width),
-            "U-Net": UNet(width=width),
+        blind: tuple[Encoder, Spec] = (StateEncoder(), _SPEC)
+        nets: dict[str, tuple[Net, Encoder, Spec]] = {
+            "MLP": (MLP(width=2 * width), *blind),
+            "two pictures, MLP": (MLP(width=2 * width), VisionEncoder(), _SEEN),
+            "transformer": (Transformer(width=width), *blind),
+            "U-Net": (UNet(width=width), *blind),
         }
         with tempfile.TemporaryDirectory() as folder:
-            for name, net in nets.items():
-                contract = Contract(_SPEC, 1, 16, 8, 1)
+            for name, (net, encoder, spec) in nets.items():
+                if self.left() < 0:
+                    return
+                contract = Contract(spec, 1, 16, 8, 1)
                 with first_weights(0, "bench"):
-                    policy = Policy(
-                        PolicyConfig(net, StateEncoder(), MAP), contract, Normalizer({"state": OBS}, ACTION)
-                    )
+                    policy = Policy(PolicyConfig(net, encoder, MAP), contract, Normalizer({"state": OBS}, ACTION))
                     for parameter in policy.parameters():
                         parameter.data.add_(0.02 * torch.randn_like(parameter))
                 run = Path(folder) / name
@@ -260,13 +266,15 @@ class DeviceBench:
                     self._decide(name, run, batch)
 
     def _decide(self, name: str, run: Path, batch: int) -> None:
-        obs = {"state": np.random.default_rng(0).standard_normal((batch, 1, OBS), dtype=np.float32)}
         reference = None
-        for engine in ("eager", "cuda_graph") if self.gpu else ("eager", "numpy"):
-            if self.left() < 0:
+        # A compiler's minute is spent on the smallest batch alone.
+        compiled: tuple[str, ...] = ("compiled_graph",) if batch == 1 else ()
+        for engine in ("eager", "cuda_graph", *compiled) if self.gpu else ("eager", "numpy"):
+            if self.left() < (60 if engine in compiled else 0):
                 return
             with self.item("latency", f"{name}, batch {batch}, {engine}") as found:
                 loaded = load_engine(run, engine, batches=[batch], device=str(self.device))
+                obs = drawn(loaded.contract, batch, np.random.default_rng(0))
                 noise = loaded.noise(batch, np.random.default_rng(1))
                 chunk = loaded.act(obs, noise)
                 reference = chunk if reference is None else reference
@@ -331,7 +339,7 @@ class DeviceBench:
             found |= {"code": done.returncode, "told": done.stdout.splitlines()[-40:]}
 
     def _precisions(self) -> tuple[Precision, ...]:
-        return ("fp32", "tf32") if self.gpu else ("fp32",)
+        return ("fp32", "tf32", "bf16") if self.gpu else ("fp32",)
 
 
 def _together(company: Company, builds: list[Build]) -> list[Metrics]:

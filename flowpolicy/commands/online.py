@@ -41,6 +41,11 @@ def run(argv: Sequence[str]) -> int:
         f"online {argv[0]}",
         "Continue a run online.",
     )
+    if command.seeds > 1 or command.sweep:
+        raise ConfigError(
+            "--seeds and --sweep are not for online training: every run steps in an environment of its own",
+            fix="flowpolicy online RUN --seed S --out OUT, one after the other",
+        )
     if not command.out:
         raise ConfigError("no folder for the new run is given", expected="--out OUT")
     if command.data.path == stored.data.path:

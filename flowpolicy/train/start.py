@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from typing_extensions import override
@@ -46,6 +46,8 @@ class Start:
     dataset: Dataset
     contract: Contract
     """Of the policy to be; the stored one where a run is resumed."""
+    alone: ClassVar[str] = ""
+    """Why such runs cannot be trained in company; empty where they can."""
 
     def agent(self) -> Agent:
         """The agent before its first update."""
@@ -58,11 +60,13 @@ class Start:
     def again(self, experiment: Experiment, stored: Contract | None) -> Start:
         """The same data for another experiment, such as one with another seed; ``stored`` where it is resumed."""
         mine = self.experiment
+        if self.alone:
+            raise ConfigError(self.alone, fix="train them one after the other")
         data = dataclasses.replace(experiment.data, path=str(Path(experiment.data.path or mine.data.path).absolute()))
         same = dataclasses.replace(experiment, seed=mine.seed, agent=mine.agent, data=data)
-        if same != mine or type(self) is not Start:
+        if same != mine:
             raise ConfigError(
-                "runs in company differ in more than the seed and the numbers of the agent, or are no plain trainings",
+                "runs in company differ in more than the seed and the numbers of the agent",
                 fix="train them one after the other",
             )
         if stored:
@@ -94,6 +98,7 @@ class PostTrainingStart(Start):
 
     base: Policy
     groups: Groups
+    alone: ClassVar[str] = "post-training on groups cannot be done in company: it assesses its policy between updates"
 
     @override
     def agent(self) -> Agent:
@@ -112,6 +117,7 @@ class OnlineStart(Start):
     """Folder of the new run, which keeps the episodes."""
     slot: VecEnv
     """One environment to step in."""
+    alone: ClassVar[str] = "online training cannot be done in company: every run steps in an environment of its own"
 
     @override
     def source(self, agent: Agent) -> BatchSource:
