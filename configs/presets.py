@@ -88,6 +88,15 @@ REAL_LIFT = replace(
     data=DataConfig(filter_key="successful", obs_keys=(*REAL_KEYS, "object")),
     steps=4_000,
 )
+# The arm from two cameras, without the object's pose: recordings of --cameras front=... wrist=...
+REAL_LIFT_SEES = replace(
+    REAL_LIFT,
+    agent=replace(DM1_SEES, execute=2),
+    data=DataConfig(filter_key="successful", obs_keys=REAL_KEYS, cameras=("front", "wrist")),
+    steps=3_000,
+    batch_size=64,
+    checkpoint_every=500,
+)
 DOOR = Experiment(agent=DM1_DOOR, env="door", data=DataConfig(obs_keys=("state",)), steps=10_000)
 DEBUG = Experiment(
     agent=FlowBC(net=MLP(width=64, depth=2)),
@@ -166,6 +175,14 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         for env, config in ARM_TASKS.items()
         for experiment in [replace(REAL_LIFT if config.task == "lift" else REAL_REACH, env=env)]
     },
+    "dm1-franka-lift-image": (
+        "DM1 on recordings of lift with the cameras 'front' and 'wrist', without the object's pose",
+        REAL_LIFT_SEES,
+    ),
+    "regression-franka-lift-image": (
+        "Regression control on the same recordings",
+        replace(REAL_LIFT_SEES, agent=Regression(**{**SEEING, "execute": 2})),
+    ),
     "dm1-door": ("DM1 on Adroit door, human demonstrations (D4RL)", DOOR),
     "flow-bc-door": ("Flow BC on Adroit door, human demonstrations (D4RL)", replace(DOOR, agent=FLOW_BC_ARM)),
     "regression-door": ("Regression control on Adroit door (D4RL)", replace(DOOR, agent=REGRESSION_ARM)),

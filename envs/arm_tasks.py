@@ -11,6 +11,7 @@ from typing import Any
 
 from flowpolicy.core.errors import SimulatorError
 from flowpolicy.core.spec import UNSTATED, ActionSpec, ObservationSpec, Spec
+from flowpolicy.real_robot.arm.action_conventions import action_named, nearest_action
 from flowpolicy.real_robot.arm.arm_model import ArmModel, ArmTask
 from flowpolicy.real_robot.arm.models import ARMS, find_arm
 
@@ -19,28 +20,6 @@ _LIFT = (
     "object",
     ObservationSpec((6,), "position of the cube in the base frame, then from the tool point, m"),
 )
-_WORDS = {6: "six", 7: "seven"}
-
-
-def arm_action(arm: ArmModel) -> ActionSpec:
-    """What a policy says to an arm.
-
-    Row i of a chunk, added to all rows before it and to what was commanded at the observation, is due i + 1 periods
-    later. Steps, because one evaluation of a flow errs by some percent of an action's range: of a position's, that
-    would be tens of millirad.
-    """
-    return ActionSpec(
-        arm.joints + 1,
-        convention="delta",
-        frame="joints",
-        units=f"{_WORDS.get(arm.joints, arm.joints)} steps of the commanded joint positions in rad, then the gripper's "
-        "opening in m",
-        rotation="none",
-        gripper=f"last dimension: opening in m, 0 closed, {arm.hand.width:g} open",
-        rate_hz=20.0,
-        low=-0.3,
-        high=0.3,
-    )
 
 
 def arm_observations(arm: ArmModel) -> dict[str, ObservationSpec]:
@@ -68,6 +47,8 @@ class ArmTaskConfig:
     """Which arm."""
     tool: float | None = None
     """Distance from flange to tool point, m; None where only the task is meant: then any arm of the family fits."""
+    action: str = "joint-delta"
+    """What the numbers of an action mean, see :mod:`flowpolicy.real_robot.arm.action_conventions`."""
 
     def spec(self) -> Spec:
         """The spec."""
@@ -79,7 +60,7 @@ class ArmTaskConfig:
         }
         return Spec(
             observation={**arm_observations(arm), key: own},
-            action=arm_action(arm),
+            action=action_named(self.action, arm),
             env_id=f"{arm.family}/{self.task.title()}",
             env_version="2",
             horizon=self.horizon,
@@ -87,6 +68,17 @@ class ArmTaskConfig:
             robot=arm.robot if meant else UNSTATED,
             tool=f"tool point {self.tool:g} m beyond the flange" if meant else UNSTATED,
         )
+
+    def speaking(self, stated: ActionSpec) -> Spec:
+        """The spec with the action of a recording or a contract, where that is a convention of the arm.
+
+        In which convention a task is done, only they know. Where their words are of none, the nearest one stands here,
+        for a comparison to tell in what they differ.
+        """
+        spec = self.spec()
+        if stated.convention == UNSTATED and stated.frame == UNSTATED:
+            return spec
+        return dataclasses.replace(spec, action=nearest_action(stated, find_arm(self.arm)))
 
     def env_args(self) -> dict[str, Any]:
         """``env_args`` of a recording; type 2 (gym) only because the format has no word for a robot."""

@@ -14,6 +14,7 @@ import tyro
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.ranges import Count, NonNegative, Seed
+from flowpolicy.real_robot.arm.arm_model import ArmAction
 from flowpolicy.real_robot.session.launch import Setup
 
 Task = Literal["reach", "lift"]
@@ -62,10 +63,11 @@ def check(
     from flowpolicy.real_robot.drivers.driver_protocols import RobotError
     from flowpolicy.real_robot.drivers.priority import real_time_kernel
     from flowpolicy.real_robot.session.launch import start_session
-    from flowpolicy.real_robot.session.play import PolicyAt, check_policy
+    from flowpolicy.real_robot.session.play import PolicyAt, check_cameras, check_policy, start_cameras
     from flowpolicy.real_robot.session.policy_process import is_address
 
-    lines, warnings = check_policy(PolicyAt(run, token_file), setup)
+    policy = PolicyAt(run, token_file)
+    lines, warnings = check_policy(policy, setup)
     if not is_address(run):  # a server has no data
         more, told = _outputs(run, setup)
         lines, warnings = lines + more, warnings + told
@@ -84,6 +86,13 @@ def check(
                 kernel = "with" if real_time_kernel() else "without"
                 sys.stdout.write(f"host          kernel {kernel} PREEMPT_RT; {rights}\n")
             sys.stdout.write(f"robot         {setup.arm_model.name} by '{setup.driver}', joints {joints} rad\n")
+            if seen := start_cameras(running):
+                for name, image in seen.items():
+                    sys.stdout.write(
+                        f"camera        {name}: {image.width} x {image.height}, {image.rate_hz:g} a second\n"
+                    )
+                found = check_cameras(policy.contract(), seen, running)
+                sys.stdout.write("".join(f"warning       {line}\n" for line in found))
 
 
 def _outputs(run: str, setup: Setup) -> tuple[list[str], list[str]]:
@@ -118,7 +127,7 @@ def home(setup: Robot = DEFAULT) -> int:
 
 
 def deploy(
-    run: Annotated[str, tyro.conf.Positional],
+    run: Annotated[str, tyro.conf.Positional] = "",
     /,
     setup: Robot = DEFAULT,
     episodes: Count = 1,
@@ -128,30 +137,90 @@ def deploy(
     token_file: Path | None = None,
     engine: str = "auto",
     device: str = "cpu",
+    ask: bool = False,
+    blind: tuple[str, str] | None = None,
+    films: bool = True,
+    json: Path | None = None,
 ) -> int:
     """Let a policy play episodes through the bridge, recorded like demonstrations.
+
+    With --ask, --blind or --json it is an evaluation: OUT/trials-SEED.json is a record like that of `flowpolicy eval`,
+    which `flowpolicy compare` takes.
 
     Args:
         run: run or checkpoint folder, or the address of a policy server (ws://host:port).
         setup: the robot.
-        episodes: how many.
+        episodes: how many; of each policy where two take turns.
         seed: seeds the episodes and the policy's noise.
         out: folder of the recordings; RUN/robot unless given, and ./robot-runs for a policy server.
         patience: seconds that the session waits after a fault for `flowpolicy robot recover`.
         token_file: file with the server's token; FLOWPOLICY_TOKEN unless given.
         engine: what computes a run's decisions: onnx, eager, ...; auto measures those that are ready within seconds.
         device: where they are computed: cpu or a CUDA device; a policy server has a device of its own.
+        ask: ask after each episode whether it succeeded; the task's own criterion says so unless given.
+        blind: two policies instead of one, which take turns in an order that is drawn and not told: each start is
+            played by both.
+        films: of an evaluation, films of the recorded pictures in OUT/videos.
+        json: another file for the record of one policy.
 
     """
     from flowpolicy.real_robot.session.play import PolicyAt, check_policy, play, task_of
 
-    policy = PolicyAt(run, token_file, engine, device)
-    _, warnings = check_policy(policy, setup)
-    sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
-    folder = out or (Path("robot-runs") if "://" in run else Path(run) / "robot")
-    played = play(setup, task_of(policy.contract()), folder, episodes, seed, policy, patience, tell=_tell_operator)
-    sys.stdout.write("\n".join(played.lines) + "\n")
-    return 0 if all(outcome.reason in ("success", "time is up") for outcome in played.outcomes) else 1
+    if bool(run) == bool(blind):
+        raise ConfigError(
+            "--blind and a RUN before it" if run else "no policy is named",
+            expected="flowpolicy robot run RUN, or flowpolicy robot run --blind RUN_A RUN_B",
+        )
+    runs = blind or (run,)
+    policies = [PolicyAt(one, token_file, engine, device) for one in runs]
+    for one in policies:
+        _, warnings = check_policy(one, setup)
+        sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
+    tasks = {task_of(one.contract()) for one in policies}
+    if len(tasks) > 1:
+        raise ConfigError(f"the two policies were trained for {' and '.join(sorted(tasks))}", expected="one task")
+    folder = out or (Path("robot-runs") if blind or "://" in run else Path(run) / "robot")
+    if not ask and not blind and json is None:
+        played = play(setup, tasks.pop(), folder, episodes, seed, policies[0], patience, tell=_tell_operator)
+        sys.stdout.write("\n".join(played.lines) + "\n")
+        return 0 if all(outcome.reason in ("success", "time is up") for outcome in played.outcomes) else 1
+    from flowpolicy.core.files import require_free
+    from flowpolicy.evaluate.report import save_evaluation
+    from flowpolicy.evaluate.tables import percent
+    from flowpolicy.real_robot.session.trials import Trials, ask_person, keep_records, keep_videos
+
+    simulation = f"{setup.arm_model.robot} by '{setup.driver}', judged by {'a person' if ask else 'the task'}"
+    command = f"flowpolicy robot run {' '.join(sys.argv[3:])}"
+    if json is not None:
+        if blind:
+            raise ConfigError("--json with two policies", fix="leave it out: OUT/trials-SEED-a.json and -b.json")
+        require_free(json, overwrite=False)
+    if taken := sorted(folder.glob(f"trials-{seed}*.json")):
+        raise ConfigError(f"{taken[0]} exists", expected="no record is overwritten", fix="another --seed or --out")
+
+    def keep(known: Trials) -> None:  # after every episode: nothing is lost with the session
+        keep_records(known, runs, folder, simulation, command)
+
+    contracts = [one.contract() for one in policies]
+    trials = Trials(contracts, episodes, seed, ask_person if ask else None, keep)
+    tell = _tell_less if blind else _tell_operator
+    task, others = tasks.pop(), policies[1:]
+    played = play(setup, task, folder, 0, seed, policies[0], patience, tell=tell, trials=trials, others=others)
+    sys.stdout.write("\n".join(played.lines[1:]) + "\n")
+    for place, (path, record) in enumerate(keep_records(trials, runs, folder, simulation, command)):
+        sys.stdout.write(f"success {percent(record.success)} of {len(record.episodes)}: {record.run}, {path}\n")
+        if json is not None:
+            save_evaluation(json, record)
+        for film in keep_videos(trials, place, folder) if films else ():
+            sys.stdout.write(f"film {film}\n")
+    if blind:
+        sys.stdout.write(f"flowpolicy compare {folder}/trials-{seed}-a.json {folder}/trials-{seed}-b.json\n")
+    return 0
+
+
+def _tell_less(line: str) -> None:
+    """Without the tally, which might tell which policy plays."""
+    sys.stderr.write(f"{line.partition(' (')[0]}\n")
 
 
 def _tell_operator(line: str) -> None:
@@ -165,6 +234,7 @@ def record(
     episodes: Count = 40,
     seed: Seed = 0,
     patience: NonNegative = 60.0,
+    action: ArmAction = "joint-delta",
 ) -> int:
     """Record demonstrations of the scripted operator through the bridge; OUT/demos.hdf5 then trains a policy.
 
@@ -175,11 +245,14 @@ def record(
         episodes: how many.
         seed: seeds the episodes.
         patience: seconds that the session waits after a fault for `flowpolicy robot recover`.
+        action: how actions are written, and a policy trained on them will speak: steps or places of the joints, poses
+            of the tool or steps of it in the base's axes or its own, with rotations as axis-angle unless named; osc is
+            robosuite's OSC_POSE, as RoboMimic's files hold it (docs/franka.md).
 
     """
     from flowpolicy.real_robot.session.play import play
 
-    played = play(setup, task, out, episodes, seed, None, patience, tell=_tell_operator)
+    played = play(setup, task, out, episodes, seed, None, patience, tell=_tell_operator, action=action)
     sys.stdout.write("\n".join([*played.lines, f"demonstrations {out / 'demos.hdf5'}"]) + "\n")
     return 0 if all(outcome.success for outcome in played.outcomes) else 1
 

@@ -112,6 +112,14 @@ class ImageSpec(ObservationSpec):
     """Pictures per second; 0 if unknown."""
     render: RenderSpec | None = None
     """How a simulator drew them; None where that is unknown, and for a real camera."""
+    crop: tuple[int, ...] = ()
+    """Left, top, width and height of what is kept of the camera's own picture, pixels; empty for all of it, and where
+    that is unknown."""
+    intrinsics: tuple[float, ...] = ()
+    """Focal lengths and principal point fx, fy, cx, cy of the picture as it is seen, pixels; empty if unknown."""
+    thumbnail: str = ""
+    """How the pictures begin: 16 x 16 grey values in hexadecimal, the mean over first pictures of episodes; empty if
+    unknown. Not compared: a scene differs from day to day; that two cameras were swapped shows in it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -373,7 +381,7 @@ def _presence(present: bool) -> str:
 def _compare(prefix: str, mine: Any, theirs: Any) -> list[str]:
     lines = []
     both = {field.name for field in dataclasses.fields(theirs)}
-    for name in (field.name for field in dataclasses.fields(mine) if field.name in both):
+    for name in (field.name for field in dataclasses.fields(mine) if field.name in both - _UNCOMPARED):
         lines += _differ(f"{prefix}.{name}", getattr(mine, name), getattr(theirs, name))
     return lines
 
@@ -390,6 +398,9 @@ def _differ(name: str, mine: Any, theirs: Any) -> list[str]:
     return [f"{name}: {mine!r} against {theirs!r}"]
 
 
+_UNCOMPARED = {"thumbnail"}
+"""Fields of which no two are alike."""
+
 _UNSTATED: dict[str, tuple[Any, ...]] = {
     "rate_hz": (0,),
     "horizon": (0,),
@@ -399,6 +410,8 @@ _UNSTATED: dict[str, tuple[Any, ...]] = {
     "reflections": ("",),
     "shadows": ("",),
     "render": (None,),
+    "crop": ((),),
+    "intrinsics": ((),),
 }
 """Field -> the values that say nothing, where that is not :data:`UNSTATED`."""
 
@@ -407,5 +420,5 @@ def _is_of_drawing(line: str) -> bool:
     """Whether a difference is one of how pictures came to be, and not of what they are."""
     name = line.partition(":")[0]
     return name.startswith("observation ") and (
-        ".render." in name or name.endswith((".camera", ".mount", ".fov_deg", ".rate_hz"))
+        ".render." in name or name.endswith((".camera", ".mount", ".fov_deg", ".rate_hz", ".crop", ".intrinsics"))
     )

@@ -20,7 +20,7 @@ from flowpolicy.core.columns import Columns
 from flowpolicy.core.errors import ConfigError, DataError, DataWarning
 from flowpolicy.core.files import cache_root, remembered_sha256, unchanged_sha256
 from flowpolicy.core.ranges import Finite, Natural, Positive
-from flowpolicy.core.spec import Spec, read_spec, spec_json
+from flowpolicy.core.spec import ImageSpec, Spec, read_spec, spec_json
 from flowpolicy.data.column_cache import (
     Layout,
     Rows,
@@ -40,7 +40,11 @@ from flowpolicy.data.lerobot_recording import ActionConvention, LeRobotRecording
 from flowpolicy.data.minari import MAIN_FILE, MinariRecording, is_minari
 from flowpolicy.data.ogbench import OGBenchRecording, is_npz, open_npz
 from flowpolicy.data.robomimic import RobomimicRecording
+from flowpolicy.data.thumbnails import thumbnail, write_thumbnail
 from flowpolicy.data.zarr_recording import ZarrRecording, is_zarr
+
+_THUMBNAILS = 20
+"""Episodes whose first pictures are looked at."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +138,17 @@ class Dataset:
             f"<Dataset {self.path}: {episodes:,} episodes, {self.steps.rows:,} steps; "
             f"{shapes} -> action ({self.spec.action.size},)>"
         )
+
+
+def with_thumbnails(dataset: Dataset) -> dict[str, ImageSpec]:
+    """What is said of the pictures of a dataset, with how they begin: the mean over first pictures of episodes."""
+    starts = dataset.starts[:_THUMBNAILS].cpu().numpy()
+    return {
+        key: dataclasses.replace(image, thumbnail=write_thumbnail(thumbnail(dataset.frames[key].take(starts))))
+        if key in dataset.frames
+        else image
+        for key, image in dataset.spec.images.items()
+    }
 
 
 def load_dataset(config: DataConfig | str | os.PathLike[str]) -> Dataset:

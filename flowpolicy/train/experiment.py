@@ -18,7 +18,7 @@ from flowpolicy.core.protocols import BatchSource
 from flowpolicy.core.ranges import Count, Natural, Seed, Threads, require_ranges
 from flowpolicy.core.spec import UNSTATED, Contract, Spec, library_versions
 from flowpolicy.core.streams import Crop, Streams
-from flowpolicy.data.dataset import DataConfig, Dataset, dataset_sha256
+from flowpolicy.data.dataset import DataConfig, Dataset, dataset_sha256, with_thumbnails
 from flowpolicy.data.dataset_checks import doubtful_start
 from flowpolicy.data.drawn_ahead import DrawnAhead
 from flowpolicy.data.lerobot_meta import is_lerobot
@@ -141,7 +141,7 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
     """
     keys = experiment.data.obs_keys or tuple(dataset.spec.observation)
     # How pictures were drawn is the file's affair: an environment draws what a policy was trained on.
-    pictures = dataset.spec.images
+    pictures = with_thumbnails(dataset)
     keys = (*keys, *(key for key in pictures if key not in keys))
     unknown = [key for key in keys if key not in env.observation and key not in pictures]
     if unknown:

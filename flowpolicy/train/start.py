@@ -22,6 +22,7 @@ from flowpolicy.data.normalize import Normalizer
 from flowpolicy.data.replay import MixedReplay
 from flowpolicy.data.windows import require_whole_chunks
 from flowpolicy.envs import RECORDED, find_env
+from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.policy.policy import Policy
 from flowpolicy.train.experiment import (
     Crops,
@@ -156,11 +157,14 @@ def find_start(
 
     """
     experiment = take_over(experiment)
-    if experiment.env != RECORDED:  # an unknown one is told before a file is read
-        env = env or find_env(experiment.env).spec()
+    # An unknown one is told before a file is read.
+    config = find_env(experiment.env) if experiment.env != RECORDED else None
     experiment = dataclasses.replace(experiment, data=_data(experiment, run))
     dataset = load_dataset(experiment.data)
-    env = env or dataset.spec
+    if env is None and isinstance(config, ArmTaskConfig):
+        env = config.speaking(dataset.spec.action)
+    elif env is None:
+        env = dataset.spec if config is None else config.spec()
     contract = make_contract(experiment, dataset, env)
     base = groups = None
     if experiment.agent.needs == "groups":

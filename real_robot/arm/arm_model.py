@@ -16,6 +16,19 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.real_robot.arm.kinematics import Chain
 
 ArmTask = Literal["reach", "lift"]
+ArmAction = Literal[
+    "joint-delta",
+    "joint-position",
+    "pose",
+    "pose-6d",
+    "pose-quaternion",
+    "pose-delta",
+    "pose-delta-6d",
+    "pose-delta-tool",
+    "pose-delta-tool-6d",
+    "osc",
+]
+"""Conventions of actions by name, see :mod:`flowpolicy.real_robot.arm.action_conventions`."""
 
 Joints = tuple[float, ...]
 """One number per joint, from the base on."""

@@ -180,6 +180,24 @@ def rotation_error(now: Array, wanted: Array) -> Array:
     return 0.5 * _cross(now, wanted).sum(-1)
 
 
+def rotation_vector(now: Array, wanted: Array) -> Array:
+    """Rotation vector (3,), axis times angle in rad, that turns ``now`` (3, 3) into ``wanted``; for every angle."""
+    sine = 0.5 * _cross(now, wanted).sum(-1)
+    size, cosine = math.sqrt(float(sine @ sine)), 0.5 * (float((now * wanted).sum()) - 1.0)
+    angle = math.atan2(size, cosine)
+    if size > 1e-6:
+        return sine * (angle / size)
+    if cosine > 0.0:
+        return sine
+    # Half a turn: the sine says nothing, the symmetric part holds the axis.
+    both = wanted @ now.T
+    axis = np.sqrt(np.maximum(0.5 * (np.diag(both) + 1.0), 0.0))
+    largest = int(axis.argmax())
+    axis = np.where(both[largest] + both[:, largest] < 0.0, -axis, axis)
+    axis[largest] = abs(axis[largest])
+    return np.asarray(angle * axis / np.linalg.norm(axis))
+
+
 def _cross(a: Array, b: Array) -> Array:
     """Cross product of (3, ...) and (3, ...); np.cross takes several times as long for few rows."""
     return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])

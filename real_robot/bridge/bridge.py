@@ -25,7 +25,7 @@ from flowpolicy.real_robot.arm.envelope import Envelope
 from flowpolicy.real_robot.bridge.gripper_worker import Gripper
 from flowpolicy.real_robot.bridge.health import Health
 from flowpolicy.real_robot.bridge.reference import ReferenceGenerator, UnguardedReference
-from flowpolicy.real_robot.bridge.ring_records import SessionRings, tick_type, unpack_chunk
+from flowpolicy.real_robot.bridge.ring_records import SessionRings, tick_type, told, unpack_chunk
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.bridge.states import STREAMING, State
 from flowpolicy.real_robot.bridge.supervisor import Background, BackgroundTask, BridgeConfig, Supervisor, describe
@@ -199,9 +199,18 @@ class Bridge:
             return
         self.health.heard = now
         self._tick["missed"] += int(records["missed"].sum())
+        doubt = told(records[-1])
         chunks = records[records["rows"] > 0]
+        if doubt and not records[-1]["rows"]:  # whoever decides does not trust what it sees
+            if self.state is State.RUNNING:
+                self._hold(doubt, now)
+            else:
+                self.health.warn(now, doubt)
+            return
         if not len(chunks):
             return
+        if doubt:
+            self.health.warn(now, doubt)
         state, chunk = self.state, unpack_chunk(chunks[-1])
         if state is State.HOLD and not self._may_resume(now):
             self._chunk_end = chunk.end  # the policy is back, and waits for the operator

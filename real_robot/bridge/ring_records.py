@@ -22,7 +22,7 @@ ROWS = 64
 """Largest number of rows in a chunk."""
 TASK = 16
 """Numbers that describe what an episode is about, e.g. the goal."""
-WORDS, NAME = 240, 24
+WORDS, NAME, TOLD = 240, 24, 120
 _ARM = "arm"
 """File of a session that names its arm."""
 
@@ -65,7 +65,8 @@ def tick_type(joints: int) -> np.dtype[Any]:
 def chunk_type(joints: int) -> np.dtype[Any]:
     """One decision for an arm with so many joints.
 
-    ``inputs`` is the newest observation that it was made on, flat. ``rows`` 0 is a bare sign of life.
+    ``inputs`` is the newest observation that it was made on, flat: of states, as far as it fits. ``rows`` 0 is a bare
+    sign of life; with ``told`` it says why the arm must hold. Beside rows ``told`` is a warning.
     """
     return np.dtype(
         [
@@ -80,6 +81,7 @@ def chunk_type(joints: int) -> np.dtype[Any]:
             ("q", "f8", (ROWS, joints)),
             ("gripper", "f8", ROWS),
             ("inputs", "f8", 64),
+            ("told", f"S{TOLD}"),
         ]
     )
 
@@ -99,10 +101,34 @@ FRAMES = 32
 
 
 def frame_type(height: int, width: int) -> np.dtype[Any]:
-    """Record of one picture: number, when it was exposed (bridge's and camera's clock), when it was seen, s; pixels."""
+    """Record of one picture: number, when it was exposed (bridge's and camera's clock), when it was seen, s; pixels.
+
+    ``told`` says what is wrong where the camera's newest picture cannot be shown; the pixels are then the last ones.
+    """
     return np.dtype(
-        [("seq", "i8"), ("t_mono", "f8"), ("t_device", "f8"), ("t_seen", "f8"), ("rgb", "u1", (height, width, 3))]
+        [
+            ("seq", "i8"),
+            ("t_mono", "f8"),
+            ("t_device", "f8"),
+            ("t_seen", "f8"),
+            ("rgb", "u1", (height, width, 3)),
+            ("told", f"S{TOLD}"),
+        ]
     )
+
+
+def told(record: Records) -> str:
+    """What a record of a chunk or a frame tells; empty if nothing."""
+    return bytes(record["told"].item()).decode(errors="replace")
+
+
+def before_told(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What a record of chunks or frames was before it had ``told``: journals of then are still finished."""
+    return np.dtype([(name, *_shape(dtype[name])) for name in dtype.names or () if name != "told"])
+
+
+def _shape(dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    return dtype.subdtype or (dtype,)
 
 
 class SessionRings:
@@ -134,9 +160,11 @@ class SessionRings:
         self.commands, self.events = ring("commands", COMMAND, 64), ring("events", EVENT, 512)
         self.recorder = ring("recorder", RECORDER, 16)
 
-    def alive(self) -> None:
-        """A sign of life of whoever decides, without a chunk."""
-        self.chunks.write(np.zeros((), chunk_type(self.arm.joints)))
+    def alive(self, told: str = "") -> None:
+        """A sign of life of whoever decides, without a chunk; ``told`` says why the arm must hold, if it must."""
+        record = np.zeros((), chunk_type(self.arm.joints))
+        record["told"] = told.encode()[:TOLD]
+        self.chunks.write(record)
 
     def command(self, name: str, number: int = 0, value: Any = ()) -> None:
         """Tell the bridge."""
@@ -172,15 +200,19 @@ def session_folder(name: str) -> Path:
     return Path(os.environ.get("FLOWPOLICY_SHM", "/dev/shm")) / f"flowpolicy-robot-{name}"  # noqa: S108
 
 
-def pack_chunk(chunk: ActionChunk, *, inputs: Any = (), t_infer: float = 0.0, missed: int = 0) -> Records:
-    """A chunk as a record."""
+def pack_chunk(
+    chunk: ActionChunk, *, inputs: Any = (), t_infer: float = 0.0, missed: int = 0, told: str = ""
+) -> Records:
+    """A chunk as a record, with a warning if there is one."""
     rows, joints = chunk.q.shape
     record = np.zeros((), chunk_type(joints))
     for name in ("seq", "t_obs", "t0", "dt", "frozen"):
         record[name] = getattr(chunk, name)
     record["rows"], record["t_infer"], record["missed"] = rows, t_infer, missed
     record["q"][:rows], record["gripper"][:rows] = chunk.q, chunk.gripper
-    record["inputs"][: len(inputs)] = inputs
+    kept = min(len(inputs), record["inputs"].size)
+    record["inputs"][:kept] = inputs[:kept]
+    record["told"] = told.encode()[:TOLD]
     return record
 
 

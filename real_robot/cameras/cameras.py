@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.core.errors import ConfigError, DataError
-from flowpolicy.real_robot.drivers.driver_protocols import Camera, Frame
+from flowpolicy.core.errors import DataError
+from flowpolicy.real_robot.cameras.camera_setup import CameraSetup
+from flowpolicy.real_robot.drivers.driver_protocols import Camera, CameraFacts, Frame
 
-KINDS = ("replay", "twin", "realsense")
+TWIN_SIZE, TWIN_RATE = (128, 128), 20.0
+"""Width and height, pixels, and pictures per second of the twin's cameras unless told otherwise."""
 _WINDOW = 30.0  # s: long against jitter of the transport, short against drift of a quartz (1e-5: 0.3 ms)
 
 
@@ -122,7 +124,7 @@ class ReplayCamera:
         if len(rgb) != len(times) or not len(rgb) or rgb.shape[-1:] != (3,) or rgb.dtype != np.uint8:
             raise DataError(f"pictures {rgb.shape} {rgb.dtype} at {len(times)} times", expected="(n, h, w, 3) uint8")
         self._rgb, self._times = rgb, np.asarray(times, dtype=np.float64) - float(times[0])
-        self.latency_s, self._clock = latency_s, clock
+        self.latency_s, self._clock, self.facts = latency_s, clock, CameraFacts()
         self._begun: float | None = None
 
     def start(self) -> None:
@@ -155,25 +157,25 @@ def replay_from(path: Path, name: str, clock: Callable[[], float] = time.monoton
     return ReplayCamera(rgb, times, clock=clock)
 
 
-def parse_camera(spec: str) -> tuple[str, str, str]:
-    """Name, kind and argument of ``NAME=KIND:ARGUMENT``, e.g. 'front=twin:front' or 'wrist=realsense:SERIAL'."""
-    name, equals, rest = spec.partition("=")
-    kind, colon, argument = rest.partition(":")
-    if not (equals and colon and argument and name.isidentifier() and kind in KINDS):
-        raise ConfigError(f"--cameras {spec}", expected=f"NAME=KIND:ARGUMENT, KIND one of {', '.join(KINDS)}")
-    return name, kind, argument
+def open_camera(setup: CameraSetup, clock: Callable[[], float] = time.monotonic) -> Camera:
+    """The camera of a setup; libraries are imported here, each for its own kind.
 
+    Args:
+        setup: which one.
+        clock: the bridge's.
 
-def open_camera(spec: str) -> tuple[str, Camera]:
-    """Name and camera of :func:`parse_camera`'s words; libraries are imported here, each for its own kind."""
-    name, kind, argument = parse_camera(spec)
-    if kind == "twin":
+    """
+    if setup.kind == "twin":
         from flowpolicy.real_robot.cameras.twin_camera import TwinCamera
 
-        return name, TwinCamera(argument)
-    if kind == "realsense":
+        return TwinCamera(setup.argument, None, setup.size or TWIN_SIZE, setup.rate or TWIN_RATE, clock)
+    if setup.kind == "realsense":
         from flowpolicy.real_robot.cameras.realsense import RealSenseCamera
 
-        return name, RealSenseCamera(argument)
-    file, hash_, recorded = argument.partition("#")
-    return name, replay_from(Path(file), recorded if hash_ else name)
+        return RealSenseCamera(setup.argument, setup.size or (640, 480), round(setup.rate or 30))
+    if setup.kind in ("uvc", "video"):
+        from flowpolicy.real_robot.cameras.opencv_cameras import UvcCamera, VideoCamera
+
+        return UvcCamera(setup) if setup.kind == "uvc" else VideoCamera(Path(setup.argument), setup.rate, clock)
+    file, hash_, recorded = setup.argument.partition("#")
+    return replay_from(Path(file), recorded if hash_ else setup.name, clock)

@@ -10,9 +10,9 @@ import numpy as np
 
 from flowpolicy.core.errors import MissingExtraError
 from flowpolicy.real_robot.cameras.cameras import DeviceClock
-from flowpolicy.real_robot.drivers.driver_protocols import Frame, RobotError
+from flowpolicy.real_robot.drivers.driver_protocols import CameraFacts, Frame, RobotError
 
-_WIDTH, _HEIGHT, _RATE, _WARM_UP = 640, 480, 30, 30
+_WARM_UP = 30
 _LEAST = 0.012
 """Shortest way from the middle of the exposure to the host, s: half an exposure of 8 ms, and read-out."""
 
@@ -24,18 +24,21 @@ class RealSenseCamera:
 
     Args:
         serial: number of the camera; 'any' for the only one.
+        size: width and height, pixels.
+        rate: pictures per second.
 
     Raises:
         RobotError: no such camera.
 
     """
 
-    def __init__(self, serial: str) -> None:
+    def __init__(self, serial: str, size: tuple[int, int] = (640, 480), rate: int = 30) -> None:
         try:
             import pyrealsense2
         except ModuleNotFoundError as error:
             raise MissingExtraError("pyrealsense2", "realsense") from error
-        self._library, self._serial = pyrealsense2, serial
+        self._library, self._serial, self._size, self._rate = pyrealsense2, serial, size, rate
+        self.facts = CameraFacts(rate_hz=float(rate))
         self._pipeline: Any = None
         self._frame: Frame | None = None
         self._clock, self.latency_s, self._open = DeviceClock(_LEAST), _LEAST, True
@@ -46,9 +49,13 @@ class RealSenseCamera:
         config, self._pipeline = library.config(), library.pipeline()
         if self._serial != "any":
             config.enable_device(self._serial)
-        config.enable_stream(library.stream.color, _WIDTH, _HEIGHT, library.format.rgb8, _RATE)
+        config.enable_stream(library.stream.color, *self._size, library.format.rgb8, self._rate)
         try:
-            device = self._pipeline.start(config).get_device()
+            profile = self._pipeline.start(config)
+            device = profile.get_device()
+            known = profile.get_stream(library.stream.color).as_video_stream_profile().get_intrinsics()
+            focal = (known.fx, known.fy, known.ppx, known.ppy)
+            self.facts = CameraFacts(tuple(round(float(value), 3) for value in focal), rate_hz=float(self._rate))
             sensor = device.first_color_sensor()
             sensor.set_option(library.option.frames_queue_size, 1)
             for _ in range(_WARM_UP):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import FlowPolicyError
+from flowpolicy.core.spec import UNSTATED, RenderSpec
 from flowpolicy.real_robot.arm.arm_model import ArmModel, Gains
 
 Array = NDArray[np.float64]
@@ -201,11 +202,29 @@ class Frame:
     """(height, width, 3) uint8."""
 
 
+@dataclasses.dataclass(frozen=True)
+class CameraFacts:
+    """What only the camera itself knows of its pictures; a contract keeps it."""
+
+    intrinsics: tuple[float, ...] = ()
+    """fx, fy, cx, cy of its own picture, pixels; empty if unknown."""
+    fov_deg: float = 0.0
+    """Vertical field of view, degrees; 0 if unknown."""
+    rate_hz: float = 0.0
+    """Pictures per second; 0 if unknown."""
+    mount: str = UNSTATED
+    """What it is fixed to."""
+    render: RenderSpec | None = None
+    """How a simulator draws them; None for a real camera."""
+
+
 class Camera(Protocol):
     """A camera that keeps the newest picture only."""
 
     latency_s: float
     """From exposure to availability, s."""
+    facts: CameraFacts
+    """Known from the first picture on."""
 
     def start(self) -> None:
         """Begin to take pictures."""

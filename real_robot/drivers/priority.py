@@ -13,7 +13,7 @@ TWIN = 60
 """A busy client starves the simulator, which then calls commands lost that were not: it goes first."""
 WIRE = 50
 """What stands for the cable between them."""
-_NICE = -15
+_NICE, _BEHIND = -15, 5
 _LOCK_CURRENT_AND_FUTURE = 3
 _REAL_TIME_KERNEL = Path("/sys/kernel/realtime")
 
@@ -47,6 +47,11 @@ def claim_priority(fifo: int = BRIDGE) -> list[str]:
     if libc.mlockall(_LOCK_CURRENT_AND_FUTURE) != 0:
         refused.append(f"memory cannot be locked: {os.strerror(ctypes.get_errno())} (memlock in docs/franka.md)")
     return refused
+
+
+def step_back() -> None:
+    """Run this process behind the bridge, on whatever processor: for those that handle pictures."""
+    os.nice(_BEHIND)
 
 
 def real_time_kernel() -> bool:

@@ -19,7 +19,9 @@ from flowpolicy.real_robot.bridge.gripper_worker import Gripper
 from flowpolicy.real_robot.bridge.ring_records import SessionRings
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.bridge.supervisor import BridgeConfig, attempt
-from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, Clock, RobotError
+from flowpolicy.real_robot.cameras.camera_setup import CameraSetup, parse_camera
+from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, Camera, Clock, RobotError
+from flowpolicy.real_robot.session.camera_process import CameraWriter
 from flowpolicy.real_robot.session.launch import RunningSession, Setup
 from flowpolicy.real_robot.session.recorder import Recorder
 from flowpolicy.real_robot.twin.scene import Scene, SceneArm, SceneGripper
@@ -67,21 +69,42 @@ class AcceleratedSession(RunningSession):
         self._period, self._drained = 1.0 / config.rate_hz, 0.0
         self._recorder: Recorder | None = None
         self._policy: Callable[[float], float] | None = None
+        self._cameras: list[CameraWriter] = []
         self._due = 0.0
 
     def start(self, module: str, options: dict[str, Any], name: str = "") -> None:
-        """Make the recorder or the policy part of this process."""
+        """Make a camera, the recorder or the policy part of this process."""
+        if module == "camera_process":
+            self._cameras.append(self._camera(parse_camera(options["camera"])))
+            return
         if module == "recorder_process":
             self._recorder = Recorder(self.session, Path(options["folder"]), options["meta"])
             self._recorder.drain()
             return
-        from flowpolicy.policy.session import Session
-        from flowpolicy.real_robot.session.policy_process import PolicyLoop, load_source
+        from flowpolicy.real_robot.session.policy_process import make_loops
 
-        acting = Session(load_source(options), seed=options["seed"])
-        loop = PolicyLoop(acting, self.session, self.setup.tool_length, self.setup.mode, self.clock.now)
-        self._policy = loop.step
+        self._policy = make_loops(options, self.session, self.setup, self.clock.now).step
         self._pass(0.1)
+
+    def _camera(self, setup: CameraSetup) -> CameraWriter:
+        """A camera on this session's clock; the twin's looks at the scene itself."""
+        from flowpolicy.real_robot.cameras.cameras import TWIN_RATE, TWIN_SIZE, open_camera
+
+        scene = getattr(self.arm, "scene", None)
+        if setup.kind == "twin" and scene is not None:
+            from flowpolicy.real_robot.cameras.twin_camera import TwinCamera
+
+            camera: Camera = TwinCamera(
+                setup.argument,
+                lambda: scene.data.qpos,
+                setup.size or TWIN_SIZE,
+                setup.rate or TWIN_RATE,
+                self.clock.now,
+            )
+        else:
+            camera = open_camera(setup, self.clock.now)
+        camera.start()
+        return CameraWriter(camera, setup, self.session.folder, self.clock.now)
 
     def require_alive(self) -> None:
         """It is, as long as this process is."""
@@ -92,6 +115,8 @@ class AcceleratedSession(RunningSession):
         while not self.bridge.supervisor.finished:
             self._pass(0.02)
         self.bridge.close()
+        for camera in self._cameras:
+            camera.close()
         if self._recorder is not None:
             self._recorder.close()
         shutil.rmtree(self.session.folder, ignore_errors=True)
@@ -100,6 +125,8 @@ class AcceleratedSession(RunningSession):
         for _ in range(max(1, round(seconds / self._period))):
             self._t += self._period
             self.bridge.tick(self._t)
+            for camera in self._cameras:
+                camera.step()
             if self._policy is not None and self._t >= self._due - 1e-9:
                 self._decide(self._policy)
             if self._recorder is not None and self._t - self._drained >= _DRAIN:

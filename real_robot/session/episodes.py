@@ -27,10 +27,19 @@ from flowpolicy.core.files import unchanged_sha256
 from flowpolicy.data.hdf5 import json_attribute, open_hdf5, require_group, written_whole
 from flowpolicy.data.robomimic import EPISODES_SHA256
 from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
+from flowpolicy.real_robot.arm.action_conventions import ActionConvention, action_named, convention_of
 from flowpolicy.real_robot.arm.arm_model import ArmModel
+from flowpolicy.real_robot.arm.envelope_limits import policy_limits
 from flowpolicy.real_robot.arm.models import find_arm
 from flowpolicy.real_robot.bridge.chunks import hermite
-from flowpolicy.real_robot.bridge.ring_records import EVENT, chunk_type, frame_type, tick_type, unpack_chunk
+from flowpolicy.real_robot.bridge.ring_records import (
+    EVENT,
+    before_told,
+    chunk_type,
+    frame_type,
+    tick_type,
+    unpack_chunk,
+)
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk
 from flowpolicy.real_robot.session.observations import observe_all
@@ -179,14 +188,26 @@ def _arm(meta: dict[str, Any]) -> ArmModel:
     return find_arm(meta.get("arm", "fr3"))
 
 
+def _convention(meta: dict[str, Any]) -> ActionConvention:
+    """In which convention the actions of a recording are written."""
+    arm = _arm(meta)
+    limits = policy_limits(arm, table=0.0, tool=float(meta["tool"]))
+    return convention_of(action_named(meta.get("action", "joint-delta"), arm), limits)
+
+
 def _journals(meta: dict[str, Any]) -> dict[str, np.dtype[Any]]:
     joints = _arm(meta).joints
-    return {"ticks": tick_type(joints), "chunks": chunk_type(joints), "events": EVENT}
+    return {"ticks": tick_type(joints), "chunks": _told(chunk_type(joints), meta), "events": EVENT}
+
+
+def _told(dtype: np.dtype[Any], meta: dict[str, Any]) -> np.dtype[Any]:
+    """A record type as it was when the journals of an episode were begun."""
+    return dtype if meta.get("told") else before_told(dtype)
 
 
 def camera_journals(meta: dict[str, Any]) -> dict[str, np.dtype[Any]]:
     """Journals of the cameras of a session, by the names of their rings."""
-    return {f"camera_{name}": frame_type(*size) for name, size in meta.get("cameras", {}).items()}
+    return {f"camera_{name}": _told(frame_type(*size), meta) for name, size in meta.get("cameras", {}).items()}
 
 
 def _pictures(name: str, rows: NDArray[Any], raw: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -258,8 +279,10 @@ def _episode(rows: NDArray[Any], raw: dict[str, NDArray[Any]], success: bool, me
     steps = len(now)
     ends = np.arange(steps) == steps - 1
     obs = {key: observe_all(rows, key, _arm(meta), float(meta["tool"])).astype(np.float32) for key in meta["keys"]}
+    # In the convention's words: how far the decision in force leads from what is commanded.
+    steps_led = _steps(now, later, raw["chunks"])
     return RecordedEpisode(
-        actions=np.concatenate([_steps(now, later, raw["chunks"]), later["width_ref"][:, None]], axis=1),
+        actions=_convention(meta).actions(now["q_cmd"], steps_led, later["width_ref"], 1.0 / float(meta["rate_hz"])),
         rewards=(ends & success).astype(np.float64),
         dones=ends.astype(np.int64),
         obs={key: value[:-1] for key, value in obs.items()},

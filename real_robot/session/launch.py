@@ -21,6 +21,7 @@ from flowpolicy.real_robot.arm.models import find_arm
 from flowpolicy.real_robot.bridge.chunks import Mode
 from flowpolicy.real_robot.bridge.ring_records import SessionRings, session_folder
 from flowpolicy.real_robot.bridge.states import State
+from flowpolicy.real_robot.cameras.camera_setup import parse_cameras
 from flowpolicy.real_robot.drivers.driver_protocols import Clock, RobotError
 
 _END_S, _RECORDER_S = 5.0, 30.0
@@ -50,7 +51,8 @@ class Setup:
     mode: Mode = "crossfade"
     """What happens where a new chunk disagrees with the old one."""
     cameras: tuple[str, ...] = ()
-    """Recorded with the rest: NAME=twin:CAMERA, NAME=realsense:SERIAL or NAME=replay:EPISODE.hdf5."""
+    """Recorded with the rest, and seen by a policy that sees: NAME=realsense:SERIAL, NAME=uvc:DEVICE, NAME=video:FILM,
+    NAME=twin:CAMERA or NAME=replay:EPISODE.hdf5, then options: ,size=640x480,crop=480x480,resize=84x84,exposure=156."""
     shadow: bool = False
     """The policy runs, the arm holds, the disagreement is recorded."""
 
@@ -61,8 +63,11 @@ class Setup:
                 raise ConfigError(f"--{name} {value:g}", expected=f"{low:g} to {high:g} m")
         if self.direct and self.driver != "scene":
             raise ConfigError(f"--direct with the driver '{self.driver}' would unguard it", expected="--driver scene")
-        if self.driver == "scene" and self.cameras:
-            raise ConfigError("cameras run in real time, the driver 'scene' does not", expected="another driver")
+        kinds = {one.kind for one in parse_cameras(self.cameras)}
+        if self.driver == "scene" and kinds & {"realsense", "uvc"}:
+            raise ConfigError(
+                "real cameras run in real time, the driver 'scene' does not", expected="cameras of kind twin or replay"
+            )
         if self.driver not in self.arm_model.drivers:
             raise ConfigError(
                 f"the driver '{self.driver}' cannot drive the arm '{self.arm}' ({self.arm_model.robot})",

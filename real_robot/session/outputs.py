@@ -35,6 +35,15 @@ def compare_workspace(dataset: Dataset, limits: EnvelopeLimits) -> list[str]:
     ]
 
 
+def _row(dataset: Dataset, key: str, rows: torch.Tensor, history: int) -> torch.Tensor:
+    """(b, o, *shape): every row of an observation, states or pictures, as often as a history is long."""
+    if key in dataset.frames:
+        values = torch.from_numpy(dataset.frames[key].take(rows.numpy()))
+    else:
+        values = dataset.steps[keys.OBS, key][rows]
+    return values[:, None].repeat(1, history, *[1] * (values.ndim - 1))
+
+
 def compare_outputs(policy: Policy, dataset: Dataset) -> list[str]:
     """Dimensions in which a policy leaves what the data hold, on observations of the data.
 
@@ -44,12 +53,14 @@ def compare_outputs(policy: Policy, dataset: Dataset) -> list[str]:
     steps, contract = dataset.steps, policy.contract
     rows = torch.linspace(0, len(steps) - 1, min(_ROWS, len(steps))).long()
     # As at the start of an episode: a history is its first row again and again.
-    obs = {key: steps[keys.OBS, key][rows][:, None].repeat(1, contract.history, 1) for key in contract.spec.observation}
+    obs = {key: _row(dataset, key, rows, contract.history) for key in contract.spec.observation}
     asked = policy.act(obs, torch_generator(0, "robot", "check"))[:, : contract.execute].flatten(0, 1)
     low, high = steps[keys.ACTION].amin(0), steps[keys.ACTION].amax(0)
     slack = _SLACK * (high - low) + 1e-4
     outside = ((asked < low - slack) | (asked > high + slack)).double().mean(0)
-    names = [(f"a step of joint {joint}", "rad") for joint in range(1, len(low))] + [("the gripper", "m")]
+    joints = contract.spec.action.frame == "joints"
+    names = [(f"a step of joint {dim}", "rad") if joints else (f"number {dim}", "") for dim in range(1, len(low))]
+    names.append(("the gripper", "m" if joints else ""))
     return [
         f"{name} is asked for from {asked[:, dim].min():.3f} to {asked[:, dim].max():.3f} {unit} where the data hold "
         f"{low[dim]:.3f} to {high[dim]:.3f}, in {100 * outside[dim]:.0f} % of the decisions: train it anew"

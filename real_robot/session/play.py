@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,12 +15,16 @@ from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError, ContractError
 from flowpolicy.core.files import read_tensors
 from flowpolicy.core.seed import numpy_generator
-from flowpolicy.core.spec import Contract, load_contract
+from flowpolicy.core.spec import Contract, ImageSpec, image_json, load_contract
+from flowpolicy.data.hdf5_frames import SUFFIX
 from flowpolicy.envs import find_env
 from flowpolicy.envs.arm_tasks import ArmTaskConfig
-from flowpolicy.real_robot.cameras.cameras import parse_camera, recorded_levels
+from flowpolicy.real_robot.arm.action_conventions import convention_of
+from flowpolicy.real_robot.cameras.camera_setup import noisy_cameras, parse_cameras
+from flowpolicy.real_robot.cameras.cameras import recorded_levels
 from flowpolicy.real_robot.drivers.driver_protocols import ArmStoppedError
-from flowpolicy.real_robot.session.camera_process import size_path
+from flowpolicy.real_robot.session.camera_check import require_cameras, swapped_warnings, with_cameras
+from flowpolicy.real_robot.session.camera_process import image_path, open_watches, stated_camera
 from flowpolicy.real_robot.session.check import check_contract, speed_warnings, unstated_warnings
 from flowpolicy.real_robot.session.episodes import INDEX, read_env_args, require_same_robot, told_gaps
 from flowpolicy.real_robot.session.launch import RunningSession, Setup, start_session
@@ -30,9 +34,13 @@ from flowpolicy.real_robot.session.policy_process import is_address, read_token
 from flowpolicy.real_robot.session.remote_policy import served_contract
 from flowpolicy.real_robot.session.service_levels import ServiceLevels, service_levels
 from flowpolicy.real_robot.session.session_console import ConsoleView
+from flowpolicy.real_robot.session.turns import write_turn
 from flowpolicy.real_robot.tasks.lift_servo import ServoConfig
 from flowpolicy.real_robot.tasks.tasks import Lift, Reach, Task
 from flowpolicy.real_robot.twin.twin import TwinLink
+
+if TYPE_CHECKING:
+    from flowpolicy.real_robot.session.trials import Trials  # brings torch, which the robot's host may not have
 
 _RATE = 250.0
 
@@ -79,14 +87,18 @@ def task_of(contract: Contract) -> str:
 def check_policy(policy: PolicyAt, setup: Setup) -> tuple[list[str], list[str]]:
     """What was compared between a policy and the robot, and what would be clipped; raises where they disagree."""
     contract = policy.contract()
-    robot = dataclasses.replace(_config(contract), arm=setup.arm, tool=setup.tool_length).spec()
-    lines = check_contract(contract, robot)
+    config = dataclasses.replace(_config(contract), arm=setup.arm, tool=setup.tool_length)
+    robot = config.speaking(contract.spec.action)
+    lines = check_contract(contract, with_cameras(robot, contract, [one.name for one in parse_cameras(setup.cameras)]))
+    convention_of(contract.spec.action, setup.limits)
     warnings = unstated_warnings(contract, robot)
     if is_address(policy.run):  # a server does not tell how it scales actions
         return lines, warnings
     folder = resolve(Path(policy.run))
     stored = read_tensors(folder / "normalizer.safetensors")
     # The policy's scaled actions are clamped to [-1, 1], so this is all that it can ask for.
+    if (contract.spec.action.convention, contract.spec.action.frame) != ("delta", "joints"):
+        return lines, warnings  # how fast joints become, only the arm's posture tells
     names = ("offset", "scale", "limit")
     middle, scale, limit = (stored[f"action_scaling.{name}"].double().numpy()[:-1] for name in names)
     largest = (np.abs(middle) + np.minimum(limit, 1.0) / scale) * contract.spec.action.rate_hz
@@ -111,6 +123,9 @@ def play(
     policy: PolicyAt | None,
     patience: float,
     tell: Callable[[str], None] = lambda line: None,
+    action: str = "joint-delta",
+    trials: Trials | None = None,
+    others: Sequence[PolicyAt] = (),
 ) -> Played:
     """Play and record episodes of a policy, or of the scripted operator where ``policy`` is None.
 
@@ -125,31 +140,43 @@ def play(
         policy: what decides.
         patience: seconds to wait for the bridge to recover.
         tell: told how each episode ended.
+        action: how the actions of the recordings are written.
+        trials: which start and whose turn each episode is, and who says whether it succeeded; ``episodes`` then do not
+            count.
+        others: policies that take turns with ``policy`` in the trials.
 
     """
-    config = ArmTaskConfig(task_name, arm=setup.arm, tool=setup.tool_length)  # type: ignore[arg-type]
+    config = ArmTaskConfig(task_name, arm=setup.arm, tool=setup.tool_length, action=action)  # type: ignore[arg-type]
     spec = config.spec()
     outcomes: list[EpisodeOutcome] = []
     _require_something_to_do(task_name, setup)
     out.mkdir(parents=True, exist_ok=True)
-    if (out / INDEX).exists():  # refused before anything moves
-        require_same_robot(out / INDEX, read_env_args(out / INDEX), config.env_args(), "this session's")
     with start_session(setup) as running, reading_keys(running.session) as keys:
-        task = _task(task_name, running)
+        task, seen = _task(task_name, running), start_cameras(running)
+        if policy is not None and seen:
+            for warning in check_cameras(policy.contract(), seen, running):
+                tell(f"warning: {warning}")
+        env_args = config.env_args() | ({"images": _images(seen)} if seen else {})
+        if (out / INDEX).exists():  # refused before anything moves
+            require_same_robot(out / INDEX, read_env_args(out / INDEX), env_args, "this session's")
         meta = {
-            "env_args": config.env_args(),
+            "env_args": env_args,
             "keys": list(spec.observation),
             "arm": setup.arm,
+            "action": action,
             "tool": setup.tool_length,
             "rate_hz": spec.action.rate_hz,
-            "cameras": _start_cameras(running),
+            "cameras": {name: [image.height, image.width] for name, image in seen.items()},
         }
         running.start("recorder_process", {"folder": str(out.absolute()), "meta": meta})
         _wait_for_recorder(running)
         if policy is not None:
-            running.start("policy_process", policy.options(seed))
+            running.start("policy_process", {**policy.options(seed), "others": [one.options(seed) for one in others]})
             _wait_for_policy(running)
-        operator, view = Operator(running), ConsoleView(running.session)
+        operator = Operator(running)
+        pictures = {f"{name}{SUFFIX}": image for name, image in seen.items()}
+        watches = open_watches(running.session.folder, pictures, noisy_cameras(setup.cameras))
+        view = ConsoleView(running.session, watches.values())
 
         def watch(tick: Any) -> None:
             view.watch(tick)
@@ -157,8 +184,14 @@ def play(
 
         # Journals that could not be salvaged keep their number too.
         first = 1 + max((int(p.stem.rpartition("_")[2]) for p in out.glob("*episode_*")), default=0)
-        for number in range(first, first + episodes):
+        for number in range(first, first + episodes) if trials is None else itertools.count(first):
             rng = numpy_generator(seed, "robot", task_name, number)
+            if trials is not None:
+                if (trial := trials.next) is None:
+                    break
+                rng = numpy_generator(seed, "robot", task_name, "trial", trial.index)
+                write_turn(running.session.folder, number, trial, trials.noise(trial))
+            accepted = _accepted(running)
             wait_for_recovery(running, patience, watch)
             try:
                 outcome = play_episode(
@@ -174,10 +207,22 @@ def play(
             except ArmStoppedError as stopped:
                 operator.end()
                 outcome = EpisodeOutcome(number, False, 0.0, stopped.what)
+            if trials is not None:
+                verdict = trials.judge(number, outcome, _accepted(running) - accepted)
+                if verdict is None:
+                    tell(f"episode {number} is discarded, and its start played again")
+                    continue
+                outcome = dataclasses.replace(outcome, success=verdict)
             outcomes.append(outcome)
             won = sum(one.success for one in outcomes)
             tell(f"episode {number}: {outcome.reason} after {outcome.seconds:.1f} s ({won}/{len(outcomes)})")
     return Played(outcomes, _summary(setup, out, outcomes, service_levels(view.ticks, _RATE)))
+
+
+def _accepted(running: RunningSession) -> int:
+    """Chunks that the bridge has accepted so far."""
+    tick = running.session.ticks.latest()
+    return 0 if tick is None else int(tick["chunks"])
 
 
 def _summary(setup: Setup, out: Path, outcomes: list[EpisodeOutcome], levels: ServiceLevels | None) -> list[str]:
@@ -215,17 +260,28 @@ def _task(name: str, running: RunningSession) -> Task:
     return Lift(running.setup.limits, TwinLink() if arm is None else arm.scene, ServoConfig())
 
 
-def _start_cameras(running: RunningSession) -> dict[str, list[int]]:
-    """Start a process per camera; height and width of each, once it has taken a picture."""
-    names = [parse_camera(spec)[0] for spec in running.setup.cameras]
-    for name, spec in zip(names, running.setup.cameras, strict=True):
-        running.start("camera_process", {"camera": spec}, f"camera_{name}")
-    sizes = {}
-    for name in names:
-        path = size_path(running.session.folder, name)
-        _wait_for(running, path.exists, f"the camera '{name}' took no picture within 60 s")
-        sizes[name] = json.loads(path.read_text(encoding="utf-8"))
-    return sizes
+def _images(seen: dict[str, ImageSpec]) -> dict[str, Any]:
+    """What a recording says of its pictures, by observation."""
+    return {f"{name}{SUFFIX}": image_json(image) for name, image in seen.items()}
+
+
+def check_cameras(contract: Contract, seen: dict[str, ImageSpec], running: RunningSession) -> list[str]:
+    """Warnings where running cameras look swapped; raises :class:`ContractError` where they are not the policy's."""
+    require_cameras(contract, seen)
+    return swapped_warnings(contract, seen, running.session.folder)
+
+
+def start_cameras(running: RunningSession) -> dict[str, ImageSpec]:
+    """Start a process per camera; what the pictures of each are, once it has taken one."""
+    setups = parse_cameras(running.setup.cameras)
+    for one, text in zip(setups, running.setup.cameras, strict=True):
+        running.start("camera_process", {"camera": text}, f"camera_{one.name}")
+    found = {}
+    for one in setups:
+        path = image_path(running.session.folder, one.name)
+        _wait_for(running, path.exists, f"the camera '{one.name}' took no picture within 60 s")
+        found[one.name] = stated_camera(running.session.folder, one.name)
+    return found
 
 
 def _wait_for_recorder(running: RunningSession) -> None:

@@ -42,9 +42,9 @@ class Recorder:
     """
 
     def __init__(self, session: SessionRings, folder: Path, meta: dict[str, Any]) -> None:
-        self.session, self.folder, self.meta = session, folder, meta
+        self.session, self.folder, self.meta = session, folder, {**meta, "told": True}
         self._rings = {"ticks": session.ticks, "chunks": session.chunks, "events": session.events}
-        for name, dtype in camera_journals(meta).items():
+        for name, dtype in camera_journals(self.meta).items():
             self._rings[name] = Ring(session.folder / name, dtype, FRAMES)
         self._cursors = {name: ring.count for name, ring in self._rings.items()}
         self._journals: dict[str, BinaryIO] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,23 @@ from numpy.typing import NDArray
 from flowpolicy.real_robot.bridge.ring_records import SessionRings
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.bridge.states import State
+from flowpolicy.real_robot.cameras.camera_watch import CameraWatch
 
 _TERMINAL_PERIOD, _FILE_PERIOD = 0.5, 5.0
 
 
 class ConsoleView:
-    """Follows a session's ticks and events.
+    """Follows a session's ticks, events and cameras.
 
     Args:
         session: rings.
+        cameras: watches over the cameras, whose health is shown.
 
     """
 
-    def __init__(self, session: SessionRings) -> None:
+    def __init__(self, session: SessionRings, cameras: Iterable[CameraWatch] = ()) -> None:
         self._session, self._live = session, sys.stderr.isatty()
+        self._cameras, self._complained = list(cameras), dict[str, float]()
         self._ticks, self._events = session.ticks.count, session.events.count
         self._kept: list[NDArray[Any]] = []
         self._shown = 0.0
@@ -35,17 +39,29 @@ class ConsoleView:
         self._kept.append(records)
         self._show_events()
         now = float(tick["t_mono"])
+        self._look(tick, now)
         if now - self._shown >= (_TERMINAL_PERIOD if self._live else _FILE_PERIOD):
             self._shown = now
             recent = np.concatenate(self._kept[-25:])
             end = "\r" if self._live else "\n"
-            sys.stderr.write(f"{status_line(tick, recent, self._session.recorder.latest()):<118}{end}")
+            line = status_line(tick, recent, self._session.recorder.latest())
+            line += "".join(f"  {camera.line(now)}" for camera in self._cameras)
+            sys.stderr.write(f"{line:<118}{end}")
             sys.stderr.flush()
 
     @property
     def ticks(self) -> NDArray[Any]:
         """Every tick that was seen."""
         return np.concatenate(self._kept) if self._kept else self._session.ticks.read(self._ticks)[0]
+
+    def _look(self, tick: Records, now: float) -> None:
+        """Say what is wrong with a camera, at most once a second."""
+        for camera in self._cameras:
+            camera.look(tick["q"])
+            trouble = camera.trouble(now, tick["q"])
+            if trouble and now - self._complained.get(camera.name, -1.0) >= 1.0:
+                self._complained[camera.name] = now
+                sys.stderr.write(f"{'warning':>9}  {trouble:<107}\n")
 
     def _show_events(self) -> None:
         records, self._events, _ = self._session.events.read(self._events)

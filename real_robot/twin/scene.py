@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import MissingExtraError
+from flowpolicy.envs.rendering import choose_opengl
 from flowpolicy.real_robot.arm.arm_model import Gains
 from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.gripper_worker import Wish
@@ -45,6 +46,7 @@ class Scene:
     """
 
     def __init__(self, clock: Clock) -> None:
+        choose_opengl()  # before the first import, for whoever draws the scene
         try:
             import mujoco
         except ModuleNotFoundError as error:

@@ -135,6 +135,7 @@ ROWS = (
     Row("robot run", "RUN", "robot run PATH"),
     Row("robot run", "--token-file", "robot run ws://127.0.0.1:1 --token-file PATH"),
     out("robot run", "--out", f"robot run {FRANKA} --out PATH", skip=NEW),
+    out("robot run", "--json", f"robot run {FRANKA} --json PATH", right=(), skip=NEW),
     out("robot record", "--out", "robot record --episodes 1 --out PATH", skip=NEW),
     Row("robot replay", "FILE", "robot replay PATH"),
     Row("robot salvage", "FOLDER", "robot salvage PATH", right=("folder",)),

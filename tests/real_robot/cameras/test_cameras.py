@@ -5,24 +5,27 @@ import numpy as np
 import pytest
 
 from flowpolicy.core.errors import ConfigError, DataError, MissingExtraError
-from flowpolicy.real_robot.bridge.ring_records import FRAMES, frame_type
+from flowpolicy.data.thumbnails import area_mean
+from flowpolicy.real_robot.bridge.ring_records import FRAMES, frame_type, told
 from flowpolicy.real_robot.bridge.shared_ring import Ring
+from flowpolicy.real_robot.cameras.camera_setup import CameraSetup, parse_camera, parse_cameras
 from flowpolicy.real_robot.cameras.cameras import (
     DeviceClock,
     ReplayCamera,
     camera_levels,
     open_camera,
-    parse_camera,
     recorded_levels,
     replay_from,
 )
 from flowpolicy.real_robot.drivers.driver_protocols import RobotError
-from flowpolicy.real_robot.session.camera_process import CameraWriter, ring_path, size_path
+from flowpolicy.real_robot.session.camera_process import CameraWriter, open_ring, ring_path, stated_camera
 from flowpolicy.real_robot.session.launch import Setup
 from flowpolicy.real_robot.session.recorder import Recorder
 
 from ..session.test_recorder import META
 from ..simulated import DT, Simulation
+
+FRONT = CameraSetup("front", "replay", "none")
 
 
 def pictures(count, size=(4, 6)):
@@ -85,7 +88,7 @@ def test_a_picture_is_seen_when_the_camera_has_answered(tmp_path, monkeypatch):
 
     camera = Slow(pictures(2), np.arange(2.0), clock=lambda: sim.t)
     camera.start()
-    writer = CameraWriter(camera, sim.session.folder, "front", clock=lambda: sim.t)
+    writer = CameraWriter(camera, FRONT, sim.session.folder, clock=lambda: sim.t)
     assert writer.step()
     assert writer._record["t_seen"] - writer._record["t_mono"] == pytest.approx(0.03)
 
@@ -94,11 +97,11 @@ def test_pictures_are_recorded_with_the_newest_one_for_every_row(tmp_path, monke
     sim = Simulation(tmp_path / "shm", monkeypatch)
     camera = ReplayCamera(pictures(100), 0.06 * np.arange(100), latency_s=0.02, clock=lambda: sim.t)
     camera.start()
-    writer = CameraWriter(camera, sim.session.folder, "front", clock=lambda: sim.t)
+    writer = CameraWriter(camera, FRONT, sim.session.folder, clock=lambda: sim.t)
     sim.t += 0.02
     assert writer.step()
     assert not writer.step()
-    assert size_path(sim.session.folder, "front").read_text() == "[4, 6]"
+    assert stated_camera(sim.session.folder, "front").shape == (4, 6, 3)
     recorder = Recorder(sim.session, tmp_path / "out", META | {"cameras": {"front": [4, 6]}})
     sim.running()
     sim.session.command("begin", 1, [0.5, 0.1, 0.3])
@@ -136,8 +139,7 @@ def test_pictures_are_recorded_with_the_newest_one_for_every_row(tmp_path, monke
     again.start()
     t[0] = 0.5
     assert int(again.latest().rgb[0, 0, 0]) == shown[10, 0, 0, 0]
-    name, _ = open_camera(f"copy=replay:{path}#front")
-    assert name == "copy"
+    open_camera(parse_camera(f"copy=replay:{path}#front")).close()
 
 
 def test_a_recorder_that_is_late_drops_pictures_and_nothing_else(tmp_path, monkeypatch):
@@ -164,15 +166,72 @@ def test_a_recorder_that_is_late_drops_pictures_and_nothing_else(tmp_path, monke
     assert seq.tolist() == list(range(2 * FRAMES + 1, 3 * FRAMES))
 
 
-def test_words_for_cameras_and_what_is_missing(tmp_path):
-    assert parse_camera("wrist=realsense:0123") == ("wrist", "realsense", "0123")
-    for wrong in ("front", "front=webcam:0", "=twin:front", "a b=twin:front", "front=twin:"):
+def test_words_for_cameras_and_what_is_missing():
+    wrist = parse_camera("wrist=realsense:0123")
+    assert (wrist.name, wrist.kind, wrist.argument, wrist.key) == ("wrist", "realsense", "0123", "wrist_image")
+    path = "/dev/v4l/by-id/usb-046d_HD_Pro,_x=1-index0"
+    front = parse_camera(f"front=uvc:{path},size=640x480,crop=480x400+10+20,resize=84x70,exposure=156,colour=bgr")
+    assert (front.argument, front.size, front.crop) == (path, (640, 480), (10, 20, 480, 400))
+    assert (front.resize, front.exposure, front.colour) == ((84, 70), 156.0, "bgr")
+    hostile = (
+        "front",
+        "front=webcam:0",
+        "=twin:front",
+        "a b=twin:front",
+        "front=twin:",
+        "ä=twin:front",
+        "../x=twin:front",
+    )
+    options = ("size=84", "size=0x4", "size=99999x4", "crop=1x1+2", "resize=-1x2", "colour=grey", "rate=nan", "rate=0")
+    more = ("exposure=5", "intrinsics=1/2/3", "intrinsics=0/1/2/3", "size=1x1,size=2x2")
+    for wrong in (*hostile, *(f"front=twin:front,{option}" for option in (*options, *more))):
         with pytest.raises(ConfigError, match="--cameras"):
             parse_camera(wrong)
+    with pytest.raises(ConfigError, match="two are named front"):
+        parse_cameras(("front=twin:front", "front=twin:wrist"))
     with pytest.raises(MissingExtraError, match="realsense"):
-        open_camera("wrist=realsense:any")
+        open_camera(parse_camera("wrist=realsense:any"))
     with pytest.raises(ConfigError, match="real time"):
-        Setup(driver="scene", cameras=("front=twin:front",))
+        Setup(driver="scene", cameras=("front=realsense:any",))
+
+
+def test_what_is_seen_is_cropped_turned_round_and_averaged():
+    rng = np.random.default_rng(0)
+    taken = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    seen = parse_camera("a=uvc:x,crop=32x16+8+4,resize=8x4,colour=bgr").shaped(taken)
+    blocks = taken[4:20, 8:40, ::-1].reshape(4, 4, 8, 4, 3).astype(float).mean((1, 3))
+    np.testing.assert_allclose(seen, blocks, atol=0.5 + 1e-4)
+    middle = parse_camera("a=uvc:x,crop=32x16")
+    np.testing.assert_array_equal(middle.shaped(taken), taken[16:32, 16:48])
+    # The mean of all pixels is kept where the sizes are no multiples, and an edge shares its pixel.
+    assert area_mean(taken, 17, 5).mean() == pytest.approx(taken.mean(), abs=0.5)
+    np.testing.assert_array_equal(
+        area_mean(np.array([[[0] * 3, [90] * 3, [0] * 3]], np.uint8), 2, 1)[0, :, 0], [30, 30]
+    )
+    with pytest.raises(DataError, match="is not inside"):
+        middle.shaped(taken[:10])
+    # A point keeps its place: fx x / z + cx, before and after.
+    known = parse_camera("a=uvc:x,crop=32x16+8+4,resize=8x4,intrinsics=60/61/31.5/23.5")
+    fx, fy, cx, cy = known.seen_intrinsics(64, 48)
+    x, y = 0.1, -0.05
+    pixel = np.array([60 * x + 31.5 - 8, 61 * y + 23.5 - 4])
+    np.testing.assert_allclose([fx * x + cx, fy * y + cy], (pixel + 0.5) / 4 - 0.5, atol=1e-3)
+    spec = known.spec((48, 64), (4, 8))
+    assert (spec.shape, spec.crop, spec.intrinsics) == ((4, 8, 3), (8, 4, 32, 16), (fx, fy, cx, cy))
+
+
+def test_a_picture_of_another_size_is_told_and_not_written(tmp_path, monkeypatch):
+    sim = Simulation(tmp_path / "shm", monkeypatch)
+    camera = ReplayCamera(pictures(3), np.arange(3.0), clock=lambda: sim.t)
+    camera.start()
+    writer = CameraWriter(camera, FRONT, sim.session.folder, clock=lambda: sim.t)
+    assert writer.step()
+    camera._rgb = pictures(3, (8, 6))
+    sim.t += 1.0
+    assert writer.step()
+    record = open_ring(sim.session.folder, "front", stated_camera(sim.session.folder, "front")).latest()
+    assert told(record) == "takes pictures of 6 x 8 instead of 6 x 4"
+    assert (int(record["seq"]), int(record["rgb"].max())) == (1, 0)
 
 
 @pytest.mark.sim
