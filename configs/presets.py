@@ -97,6 +97,9 @@ REAL_LIFT_SEES = replace(
     batch_size=64,
     checkpoint_every=500,
 )
+REAL_TAUGHT = replace(REAL_REACH, data=DataConfig(filter_key="successful", obs_keys=REAL_KEYS))
+TAUGHT = {"taught": "a task of one's own"}
+REAL = {"reach": REAL_REACH, "lift": REAL_LIFT, "taught": REAL_TAUGHT}
 DOOR = Experiment(agent=DM1_DOOR, env="door", data=DataConfig(obs_keys=("state",)), steps=10_000)
 DEBUG = Experiment(
     agent=FlowBC(net=MLP(width=64, depth=2)),
@@ -171,13 +174,20 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "dm1-pusht": ("DM1 on PushT from key-points of the T", PUSHT),
     "dm1-pusht-image": ("DM1 on PushT from one camera and the pusher's place", PUSHT_SEES),
     **{
-        f"dm1-{env}": (f"DM1 on demonstrations of {config.task} recorded with 'flowpolicy robot record'", experiment)
+        f"dm1-{env}": (
+            f"DM1 on demonstrations of {TAUGHT.get(config.task, config.task)} recorded with 'flowpolicy robot record'",
+            experiment,
+        )
         for env, config in ARM_TASKS.items()
-        for experiment in [replace(REAL_LIFT if config.task == "lift" else REAL_REACH, env=env)]
+        for experiment in [replace(REAL[config.task], env=env)]
     },
     "dm1-franka-lift-image": (
         "DM1 on recordings of lift with the cameras 'front' and 'wrist', without the object's pose",
         REAL_LIFT_SEES,
+    ),
+    "dm1-franka-taught-image": (
+        "DM1 on a task of one's own, taught by a person, with the cameras 'front' and 'wrist'",
+        replace(REAL_LIFT_SEES, env="franka-taught"),
     ),
     "regression-franka-lift-image": (
         "Regression control on the same recordings",

@@ -20,6 +20,8 @@ _LIFT = (
     "object",
     ObservationSpec((6,), "position of the cube in the base frame, then from the tool point, m"),
 )
+_OWN = {"reach": _REACH, "lift": _LIFT}
+"""What is seen of a task's things, beside the arm and pictures."""
 
 
 def arm_observations(arm: ArmModel) -> dict[str, ObservationSpec]:
@@ -53,13 +55,14 @@ class ArmTaskConfig:
     def spec(self) -> Spec:
         """The spec."""
         arm, meant = find_arm(self.arm), self.tool is not None
-        key, own = _REACH if self.task == "reach" else _LIFT
+        own = dict([_OWN[self.task]]) if self.task in _OWN else {}
         success = {
             "reach": "the tool point has been within 0.02 m of the goal for 0.2 s",
             "lift": "the cube is 0.08 m above where it lay",
+            "taught": "a person, or a detector of theirs, says so",
         }
         return Spec(
-            observation={**arm_observations(arm), key: own},
+            observation={**arm_observations(arm), **own},
             action=action_named(self.action, arm),
             env_id=f"{arm.family}/{self.task.title()}",
             env_version="2",

@@ -1,4 +1,4 @@
-"""``flowpolicy robot check | home | run | record | replay | salvage | twin | recover | rearm | stop``."""
+"""``flowpolicy robot ACTION``: check, home, run, record, demos, pose, leader, replay, salvage, twin, recover, stop."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import tyro
 
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.ranges import Count, NonNegative, Seed
+from flowpolicy.core.ranges import Count, NonNegative, Positive, Seed
 from flowpolicy.real_robot.arm.arm_model import ArmAction
 from flowpolicy.real_robot.session.launch import Setup
+from flowpolicy.real_robot.teaching.devices import DeviceConfig
 
-Task = Literal["reach", "lift"]
 Robot = Annotated[Setup, tyro.conf.arg(name="")]
 """The fields of a setup as flags without a prefix: ``--driver``, ``--address``, ``--shadow``."""
-DEFAULT = Setup()
+Teacher = Annotated[DeviceConfig, tyro.conf.arg(name="")]
+"""The same of a teaching device."""
+DEFAULT, SCRIPTED = Setup(), DeviceConfig()
 
 
 def run(argv: Sequence[str]) -> int:
@@ -29,7 +31,10 @@ def run(argv: Sequence[str]) -> int:
         "check": ("compare a policy's contract with the robot", check),
         "home": ("move to the home pose", home),
         "run": ("let a policy play episodes; --shadow holds the arm still", deploy),
-        "record": ("record demonstrations of the scripted operator", record),
+        "record": ("record demonstrations of a person, or of the scripted operator", record),
+        "demos": ("list, drop, relabel or show recorded episodes", demos),
+        "pose": ("save the arm's present pose, or list the saved ones", pose),
+        "leader": ("calibrate a leader arm that this one is to follow", leader),
         "replay": ("play the actions of a recorded episode", replay),
         "salvage": ("finish the recordings of a session that crashed", salvage),
         "twin": ("start the simulated robot that speaks the real protocol", twin),
@@ -60,7 +65,6 @@ def check(
         token_file: file with the server's token; FLOWPOLICY_TOKEN unless given.
 
     """
-    from flowpolicy.real_robot.drivers.driver_protocols import RobotError
     from flowpolicy.real_robot.drivers.priority import real_time_kernel
     from flowpolicy.real_robot.session.launch import start_session
     from flowpolicy.real_robot.session.play import PolicyAt, check_cameras, check_policy, start_cameras
@@ -74,13 +78,7 @@ def check(
     sys.stdout.write("\n".join(lines + [f"warning       {line}" for line in warnings]) + "\n")
     if connect:
         with start_session(setup) as running:
-            deadline = running.clock.now() + 5.0
-            while (tick := running.session.ticks.latest()) is None or not tick["t_robot"]:  # not read yet
-                running.require_alive()
-                if running.clock.now() > deadline:
-                    raise RobotError(f"the robot's state was not read{running.last_events()}")
-                running.clock.sleep(0.01)
-            joints = tick["q"].round(3).tolist()
+            joints = running.first_reading()["q"].round(3).tolist()
             if setup.driver != "scene":  # whose time is simulated
                 rights = "; ".join(running.told("host")) or "real-time rights granted"
                 kernel = "with" if real_time_kernel() else "without"
@@ -229,32 +227,155 @@ def _tell_operator(line: str) -> None:
 
 def record(
     out: Path,
-    task: Task = "reach",
+    task: str = "reach",
     setup: Robot = DEFAULT,
+    device: Teacher = SCRIPTED,
     episodes: Count = 40,
     seed: Seed = 0,
     patience: NonNegative = 60.0,
     action: ArmAction = "joint-delta",
+    instruction: str = "",
+    reset: str = "",
+    start: str = "",
+    horizon: Positive | None = None,
+    success: str = "",
+    operator: str = "",
 ) -> int:
-    """Record demonstrations of the scripted operator through the bridge; OUT/demos.hdf5 then trains a policy.
+    """Record demonstrations through the bridge, after those that OUT holds; OUT/demos.hdf5 then trains a policy.
+
+    With --teach a person drives (docs/teach.md). Keys: y success, n failure, d discard, space pause, q end.
 
     Args:
-        out: folder of the recordings.
-        task: what is demonstrated.
+        out: folder of the recordings; one task, one folder.
+        task: what is demonstrated: reach or lift, which set themselves up, or any name for a task of your own.
         setup: the robot.
-        episodes: how many.
-        seed: seeds the episodes.
+        device: what a person teaches with.
+        episodes: how many more.
+        seed: seeds what built-in tasks draw.
         patience: seconds that the session waits after a fault for `flowpolicy robot recover`.
         action: how actions are written, and a policy trained on them will speak: steps or places of the joints, poses
             of the tool or steps of it in the base's axes or its own, with rotations as axis-angle unless named; osc is
             robosuite's OSC_POSE, as RoboMimic's files hold it (docs/franka.md).
+        instruction: what is to be done, in a sentence; stored with the episodes.
+        reset: what the person is told to do before each episode.
+        start: name of the pose that episodes begin at (`flowpolicy robot pose save NAME`); home unless given.
+        horizon: seconds of motion after which an episode is over; 30, and 12 for built-in tasks, unless given.
+        success: MODULE:FUNCTION that says from an observation whether the task is done; by a key unless given.
+        operator: who teaches; stored with the episodes if given.
 
     """
     from flowpolicy.real_robot.session.play import play
+    from flowpolicy.real_robot.session.teach import Lesson, next_lesson, teach
 
-    played = play(setup, task, out, episodes, seed, None, patience, tell=_tell_operator, action=action)
+    sheet = next_lesson(out, device.teach, task, instruction, reset, start, horizon, success)
+    if device.teach == "scripted":
+        played = play(setup, task, out, episodes, seed, None, patience, tell=_tell_operator, action=action)
+    else:
+        lesson = Lesson(sheet, device, operator, action)
+        played = teach(setup, lesson, out, episodes, seed, patience, tell=_tell_operator)
     sys.stdout.write("\n".join([*played.lines, f"demonstrations {out / 'demos.hdf5'}"]) + "\n")
     return 0 if all(outcome.success for outcome in played.outcomes) else 1
+
+
+def demos(
+    action: Annotated[Literal["list", "drop", "relabel", "show"], tyro.conf.Positional],
+    folder: Annotated[Path, tyro.conf.Positional],
+    episodes: Annotated[tuple[int, ...], tyro.conf.Positional] = (),
+    /,
+    label: Literal["", "success", "failure", "unlabelled"] = "",
+    out: Path | None = None,
+) -> None:
+    """List the episodes of a folder, drop some, label them anew, or show one as a film.
+
+    Dropped episodes are moved to FOLDER/dropped. Move them back and run `flowpolicy robot salvage FOLDER` to have them
+    again.
+
+    Args:
+        action: what to do.
+        folder: of the recordings.
+        episodes: numbers of the episodes, as `list` shows them.
+        label: what `relabel` calls them.
+        out: file of the film, NAME.mp4; episode_0003.mp4 beside the episode unless given.
+
+    """
+    from flowpolicy.real_robot.session.demos import drop_demos, list_demos, relabel_demos, show_demo
+
+    if action == "list":
+        lines = [one for one in list_demos(folder) if not episodes or one.number in episodes]
+        won = sum(one.labels.get("label") == "success" for one in lines)
+        sys.stdout.write("".join(f"{one.line()}\n" for one in lines) + f"{len(lines)} episodes, {won} successes\n")
+    elif action == "drop":
+        sys.stdout.write("".join(f"{path}\n" for path in drop_demos(folder, episodes)))
+    elif action == "relabel":
+        relabel_demos(folder, episodes, label)
+        sys.stdout.write(f"{len(set(episodes))} episodes are now '{label}'\n")
+    else:
+        if len(episodes) != 1:
+            raise ConfigError(f"{len(episodes)} episodes to show", expected="the number of one, as `list` shows it")
+        sys.stdout.write(f"{show_demo(folder, episodes[0], out)}\n")
+
+
+def pose(
+    action: Annotated[Literal["save", "list", "drop"], tyro.conf.Positional],
+    name: Annotated[str, tyro.conf.Positional] = "",
+    /,
+    setup: Robot = DEFAULT,
+) -> None:
+    """Save the joint positions that the arm has now under a name, list the saved ones, or drop one.
+
+    Args:
+        action: what to do.
+        name: of the pose.
+        setup: the robot.
+
+    """
+    from flowpolicy.real_robot.tasks.task_sheet import pose_file, save_pose, saved_poses
+
+    if action == "list":
+        sys.stdout.write("".join(f"{one}\n" for one in saved_poses(setup.arm)) or "no poses are saved\n")
+        return
+    path = pose_file(setup.arm, name)
+    if action == "drop":
+        if not path.exists():
+            raise ConfigError(f"no pose '{name}'", expected=", ".join(saved_poses(setup.arm)) or "none are saved")
+        path.unlink()
+        sys.stdout.write(f"'{name}' is dropped\n")
+        return
+    from flowpolicy.real_robot.session.launch import start_session
+
+    with start_session(setup) as running:
+        q = running.first_reading()["q"]
+        sys.stdout.write(f"{save_pose(setup.arm, name, q)}: joints {q.round(3).tolist()} rad\n")
+
+
+def leader(
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    arm: str = "fr3",
+    listen: str = DeviceConfig.listen,
+    leader_token_file: Path | None = None,
+    wait: Positive = 120.0,
+) -> None:
+    """Calibrate a leader arm: hold it in two poses, and its offsets and signs are written to FILE.
+
+    Args:
+        file: where to, for --calibration of `flowpolicy robot record --teach leader`.
+        arm: which arm it will lead.
+        listen: where the leader is waited for, ADDRESS:PORT.
+        leader_token_file: file with what it must show; needed unless it is on this host.
+        wait: seconds that each pose is waited for.
+
+    """
+    from flowpolicy.core.files import require_writable
+    from flowpolicy.real_robot.session.leader_calibration import calibrate_leader
+
+    require_writable(file.parent)
+    config = DeviceConfig(listen=listen, leader_token_file=leader_token_file)
+    calibration = calibrate_leader(config, arm, wait, _tell_operator)
+    calibration.save(file, arm)
+    sys.stdout.write(
+        f"{file}: signs {list(calibration.signs)}, offsets {[round(o, 3) for o in calibration.offsets]} rad\n"
+    )
 
 
 def replay(file: Annotated[Path, tyro.conf.Positional], /, setup: Robot = DEFAULT, episode: str = "demo_0") -> int:
@@ -270,6 +391,7 @@ def replay(file: Annotated[Path, tyro.conf.Positional], /, setup: Robot = DEFAUL
 
     replayed = replay_episode(setup, file, episode)
     told = f"largest distance from the recorded joints {1e3 * replayed.distance:.1f} mrad"
+    told += f", of the tool {1e3 * replayed.tool:.1f} mm"
     sys.stdout.write(f"{replayed.reason}; {told}\n")
     return 0 if replayed.complete else 1
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.real_robot.arm.kinematics import Chain
 
-ArmTask = Literal["reach", "lift"]
+ArmTask = Literal["reach", "lift", "taught"]
+"""reach, lift: set up and judged by themselves. taught: whatever a person teaches."""
 ArmAction = Literal[
     "joint-delta",
     "joint-position",

@@ -23,13 +23,17 @@ import numpy as np
 
 from flowpolicy.real_robot.arm.envelope import Envelope
 from flowpolicy.real_robot.bridge.gripper_worker import Gripper
+from flowpolicy.real_robot.bridge.hand_guide import HandGuide
 from flowpolicy.real_robot.bridge.health import Health
 from flowpolicy.real_robot.bridge.reference import ReferenceGenerator, UnguardedReference
-from flowpolicy.real_robot.bridge.ring_records import SessionRings, tick_type, told, unpack_chunk
+from flowpolicy.real_robot.bridge.ring_records import OUTCOMES, SessionRings, tick_type, told, unpack_chunk
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.bridge.states import STREAMING, State
 from flowpolicy.real_robot.bridge.supervisor import Background, BackgroundTask, BridgeConfig, Supervisor, describe
 from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, ArmFaultError, ArmState, Clock
+
+_LED_AWAY = 0.05
+"""A hand that is so far ahead of what is recorded as commanded is told, rad."""
 
 
 class Bridge:
@@ -60,7 +64,8 @@ class Bridge:
         kind = UnguardedReference if config.direct else ReferenceGenerator
         self.generator = kind(envelope, config.mode, config.watch, self.tell, shadow=config.shadow)
         self.supervisor = Supervisor(config, arm, self.generator, self.tell, background)
-        self.health = Health(config.watch, self.tell, config.rate_hz)
+        self.guide = HandGuide(config.limits, 1.0 / config.rate_hz)
+        self.health = Health(config.watch, self.tell, config.rate_hz, config.teacher or "policy")
         self._untold: deque[tuple[str, str]] = deque()
         self._chunks, self._commands = session.chunks.count, session.commands.count
         self._arm: ArmState | None = None
@@ -159,11 +164,13 @@ class Bridge:
             self._tick["episode"], self._tick["task"] = record["number"], record["value"]
         elif name == "task":
             self._tick["task"] = record["value"]
+        elif name == "aim":
+            self.supervisor.aim(record["value"][: self.session.arm.joints])
         elif name == "open":
             if self.gripper is not None:
                 self.gripper.command(self.session.arm.hand.width)
         elif name == "end":
-            outcome = "success" if record["number"] else "failure"
+            outcome = OUTCOMES.get(int(record["number"]), "failure")
             self.tell("episode", f"{int(self._tick['episode'])} {outcome}")
             self._tick["episode"] = 0
         elif name == "rearm" and self.state is State.HOLD:
@@ -204,7 +211,7 @@ class Bridge:
         if doubt and not records[-1]["rows"]:  # whoever decides does not trust what it sees
             if self.state is State.RUNNING:
                 self._hold(doubt, now)
-            else:
+            elif not self.config.teacher:  # whose device the console shows
                 self.health.warn(now, doubt)
             return
         if not len(chunks):
@@ -224,12 +231,14 @@ class Bridge:
             self._hold(f"{self.config.watch.rejections} chunks in a row were rejected", now)
 
     def _may_resume(self, now: float) -> bool:
+        if self.config.teacher:  # a person has pressed the deadman's button anew
+            return True
         held = now - self.supervisor.machine.since
         return self._rearmed or (self._starving and held < self.config.watch.rearm)
 
     def _hold(self, reason: str, now: float) -> None:
         # Only a policy that was late may go on by itself; whatever else went wrong would go wrong again.
-        self._starving = reason.startswith(("no chunk", "the policy process"))
+        self._starving = reason.startswith(("no chunk", f"the {self.health.source} process"))
         self.generator.forget()
         self._rearmed = False
         self.supervisor.machine.go(State.HOLD, reason, now)
@@ -251,8 +260,11 @@ class Bridge:
             follower.brake()
         if self.state not in STREAMING:
             return
+        q, v = follower.motion.q, follower.motion.v
+        if self.supervisor.guiding:  # what is commanded to the follower is recorded; the arm follows the hand
+            q, v = self.guide.reference(self._arm.q, self._arm.dq, free=self.state is State.RUNNING)
         try:
-            self.arm.set_reference(follower.motion.q, follower.motion.v)
+            self.arm.set_reference(q, v)
         except BaseException as error:
             named = isinstance(error, ArmFaultError) and error.kind != "other"
             if named or isinstance(error, (KeyboardInterrupt, SystemExit)) or not self.supervisor.braking:
@@ -268,6 +280,10 @@ class Bridge:
         state, follower = self.state, self.supervisor.follower
         if state is State.RUNNING:
             reason = self.generator.follow(arm.q, now, self.health.speed) or self.health.hold_reason(now)
+            if self.supervisor.guiding and np.abs(arm.q - follower.motion.q).max() > _LED_AWAY:
+                self.health.warn(
+                    now, "the arm is led faster than it may move by itself: the recorded actions lag behind"
+                )
             if self.gripper is not None and not self.config.shadow and np.isfinite(self.generator.opening):
                 self.gripper.command(self.generator.opening)
             if reason:
@@ -276,7 +292,8 @@ class Bridge:
             self.supervisor.lead_home(arm, now)
         else:
             follower.brake()
-        if state is State.HOLD and now - self._chunk_end > self.config.watch.starved_stop and not self._rearmed:
+        wanted = max(self._chunk_end, self.health.heard) if self.config.teacher else self._chunk_end
+        if state is State.HOLD and now - wanted > self.config.watch.starved_stop and not self._rearmed:
             self.supervisor.stop(f"no chunk for {self.config.watch.starved_stop:g} s", now)
 
     def _publish(self, now: float, lateness: float) -> None:

@@ -17,11 +17,14 @@ class Health:
         watch: thresholds.
         note: keeps (kind, text).
         rate_hz: ticks per second.
+        source: who decides: 'policy', or the device with which a person teaches.
 
     """
 
-    def __init__(self, watch: WatchdogLimits, note: Callable[[str, str], None], rate_hz: float) -> None:
-        self.watch, self._note = watch, note
+    def __init__(
+        self, watch: WatchdogLimits, note: Callable[[str, str], None], rate_hz: float, source: str = "policy"
+    ) -> None:
+        self.watch, self._note, self.source = watch, note, source
         self._late, self._silent, self._t_robot = Recent(), Since(), float("nan")
         self._share = 1.0 / rate_hz
         self.late_ticks = 0
@@ -73,9 +76,9 @@ class Health:
             return f"only {100 * self.success_rate:.0f} % of the commands arrive in time"
         silent = now - self.heard
         if silent > self.watch.heartbeat:
-            return f"the policy process has been silent for {1e3 * silent:.0f} ms"
+            return f"the {self.source} process has been silent for {1e3 * silent:.0f} ms"
         if silent > self.watch.heartbeat_warn:
-            self.warn(now, f"the policy process has been silent for {1e3 * silent:.0f} ms")
+            self.warn(now, f"the {self.source} process has been silent for {1e3 * silent:.0f} ms")
         return ""
 
     def warn(self, now: float, text: str) -> None:

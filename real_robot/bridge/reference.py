@@ -36,6 +36,8 @@ class ReferenceGenerator:
         self.reference, self.opening, self.disagreement = self.follower.motion.q, float("nan"), 0.0
         self.speed = 1.0
         """Speed of playback in the last tick; 1 is as the chunks say."""
+        self.guided = False
+        """Whether a hand leads the arm: then it goes first, and the reference comes after."""
         self._starved, self._taut, self._clips = Since(), Since(), Recent()
         self._inside = True
         self._rejections, self._lag, self._seq = 0, 0.0, 0
@@ -114,7 +116,7 @@ class ReferenceGenerator:
         reason = self._clip(clipped, now)
         if self.shadow:
             return reason
-        if self._leashed(measured, now):
+        if not self.guided and self._leashed(measured, now):
             self.follower.brake()
             held = self._taut.update(True, now)
             return f"the arm has not followed for {held:.2f} s" if held >= self.watch.leash else reason

@@ -87,14 +87,35 @@ def chunk_type(joints: int) -> np.dtype[Any]:
 
 
 COMMAND = np.dtype([("name", f"S{NAME}"), ("number", "i8"), ("value", "f8", TASK)])
-"""A wish of the operator: home, start, stop, recover, rearm, open (the gripper), quit; begin (``number`` of the
-episode, ``value`` what it is about), task (new ``value``), end (``number`` 1 for success)."""
+"""A wish of the operator: aim (``value`` is where home leads from now on, rad), home, start, guide (start, and a hand
+leads), stop, recover, rearm, open (the gripper), quit; begin (``number`` of the episode, ``value`` what it is about),
+task (new ``value``), end (``number`` one of :data:`OUTCOMES`)."""
+
+OUTCOMES = {1: "success", 0: "failure", -1: "discarded", -2: "unlabelled"}
+"""What an episode came to, by the number of its end."""
 
 EVENT = np.dtype([("t_mono", "f8"), ("t_wall", "f8"), ("kind", f"S{NAME}"), ("text", f"S{WORDS}")])
 """Something worth keeping: a transition, a rejection, a fault."""
 
 RECORDER = np.dtype([("t_mono", "f8"), ("rows", "i8"), ("lost", "i8"), ("episodes", "i8"), ("failed", f"S{WORDS}")])
 """How the recorder fares: ticks written and lost, whole episodes, and what failed, empty if nothing did."""
+
+DEVICE = np.dtype(
+    [
+        ("t_mono", "f8"),
+        ("held", "i8"),
+        ("follows", "i8"),
+        ("twist", "f8", 6),
+        ("joints", "f8", TASK),
+        ("closed", "i8"),
+        ("told", f"S{WORDS}"),
+    ]
+)
+"""One look at a teaching device: when, whether the deadman's button is held and the arm follows, what it asks for
+(shares of the full speed; joints in rad), whether the gripper should be closed, and what is wrong."""
+
+TYPED = np.dtype([("t_mono", "f8"), ("paused", "i8"), ("key", "S8")])
+"""A sign of life of the session's terminal: when, whether the person has paused the teaching, and what was typed."""
 
 FRAMES = 32
 """Pictures that the ring of a camera keeps."""
@@ -159,6 +180,7 @@ class SessionRings:
         self.chunks = ring("chunks", chunk_type(self.arm.joints), 64)
         self.commands, self.events = ring("commands", COMMAND, 64), ring("events", EVENT, 512)
         self.recorder = ring("recorder", RECORDER, 16)
+        self.device, self.typed = ring("device", DEVICE, 256), ring("typed", TYPED, 64)
 
     def alive(self, told: str = "") -> None:
         """A sign of life of whoever decides, without a chunk; ``told`` says why the arm must hold, if it must."""
@@ -172,6 +194,12 @@ class SessionRings:
         record["name"], record["number"] = name.encode(), number
         record["value"][: len(value)] = value
         self.commands.write(record)
+
+    def type(self, key: bytes, paused: bool) -> None:
+        """Tell the teaching device what was typed in the terminal; without a key, that the terminal is there."""
+        record = np.zeros((), TYPED)
+        record["t_mono"], record["paused"], record["key"] = self._now(), paused, key
+        self.typed.write(record)
 
     def event(self, kind: str, text: str) -> None:
         """Keep a line; the bridge only."""

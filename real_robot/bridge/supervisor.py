@@ -16,6 +16,7 @@ from flowpolicy.real_robot.arm.envelope import Envelope
 from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits, homing_limits
 from flowpolicy.real_robot.arm.follower import Follower
 from flowpolicy.real_robot.bridge.chunks import Mode
+from flowpolicy.real_robot.bridge.hand_guide import hand_gains
 from flowpolicy.real_robot.bridge.reference import ReferenceGenerator
 from flowpolicy.real_robot.bridge.states import STREAMING, State, StateChange, StateMachine
 from flowpolicy.real_robot.bridge.watchdogs import WatchdogLimits
@@ -24,6 +25,7 @@ from flowpolicy.real_robot.drivers.driver_protocols import (
     ArmDriver,
     ArmFaultError,
     ArmState,
+    Array,
     RobotError,
 )
 
@@ -44,6 +46,9 @@ class BridgeConfig:
     """Simulation only: chunks go to the arm without follower, envelope and guard."""
     watch: WatchdogLimits = WatchdogLimits()
     """Thresholds."""
+    teacher: str = ""
+    """Name of the device with which a person drives; empty where a policy or a script does. What a person pauses goes
+    on when the person wants it to, however long that takes."""
     home_speed: float = 0.3
     """Share of the joints' speed limits."""
     home_deadline_s: float = 20.0
@@ -140,6 +145,8 @@ class Supervisor:
         self._complained = -1.0
         self.leaving = False
         """Whether the session ends as soon as the arm is at rest."""
+        self.guiding = False
+        """Whether a hand may lead the arm while it runs."""
 
     @property
     def state(self) -> State:
@@ -166,7 +173,7 @@ class Supervisor:
         self._early = ""
         if name == "quit":
             self.leaving = True
-        if name in ("home", "start") and state is State.IDLE and arm is None:
+        if name in ("home", "start", "guide") and state is State.IDLE and arm is None:
             self._early = name  # just connected: it waits for the first reading of the arm
         elif name in ("stop", "quit"):
             self.stop("operator", now)
@@ -174,15 +181,27 @@ class Supervisor:
             self._refuse(name, f"{state.name} is not finished")
         elif name == "home" and state is State.IDLE and arm is not None:
             if self._stream(name, arm, self._homing, self._model.homing_gains):
+                self.guiding = False
                 self.machine.go(State.HOMING, "operator", now)
-        elif name == "start" and state is State.IDLE and arm is not None:
-            if self._stream(name, arm, self.generator.follower, self._model.gains):
+        elif name in ("start", "guide") and state is State.IDLE and arm is not None:
+            gains = hand_gains(self._model) if name == "guide" else self._model.gains
+            if self._stream(name, arm, self.generator.follower, gains):
                 self.generator.seed(arm.q)
+                self.guiding = self.generator.guided = name == "guide"
                 self.machine.go(State.READY, "operator", now)
         elif name == "recover" and state in (State.FAULT, State.LOCKED):
             self._recover("operator", now)
         else:
             self._refuse(name, f"the bridge is {state.name}")
+
+    def aim(self, q: Array) -> None:
+        """Where ``home`` leads from now on, (n,) rad; refused where the arm cannot be."""
+        low, high = np.array(self._model.limits.q_min), np.array(self._model.limits.q_max)
+        margin = self._homing.envelope.limits.margin
+        if np.isfinite(q).all() and (q >= low + margin).all() and (q <= high - margin).all():
+            self._home = np.array(q)
+        else:
+            self._refuse("aim", f"the pose {np.round(q, 3).tolist()} rad is not one of this arm's")
 
     def stop(self, reason: str, now: float) -> None:
         """Brake, then leave the arm to the robot's own hold."""

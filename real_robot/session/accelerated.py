@@ -24,6 +24,8 @@ from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, Camera, Cl
 from flowpolicy.real_robot.session.camera_process import CameraWriter
 from flowpolicy.real_robot.session.launch import RunningSession, Setup
 from flowpolicy.real_robot.session.recorder import Recorder
+from flowpolicy.real_robot.session.teaching_process import make_loop
+from flowpolicy.real_robot.teaching.teach_loop import TeachLoop
 from flowpolicy.real_robot.twin.scene import Scene, SceneArm, SceneGripper
 
 _DRAIN = 0.1  # s between two looks of the recorder
@@ -55,21 +57,26 @@ class AcceleratedSession(RunningSession):
     Args:
         setup: the robot.
         body: makes arm and gripper for a clock; the scene's unless given.
+        teacher: the device with which a person drives, if one does.
 
     """
 
-    def __init__(self, setup: Setup, body: Callable[[Clock], tuple[ArmDriver, Gripper]] | None = None) -> None:
+    def __init__(
+        self, setup: Setup, body: Callable[[Clock], tuple[ArmDriver, Gripper]] | None = None, teacher: str = ""
+    ) -> None:
         self._t = 1000.0
         session = SessionRings(f"{setup.session}-{os.getpid()}", create=setup.arm_model, now=lambda: self._t)
         super().__init__(setup, session)
         self.clock = Clock(lambda: self._t, self._pass)
-        config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow, direct=setup.direct)
+        config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow, direct=setup.direct, teacher=teacher)
         self.arm, self.gripper = (body or scene_body)(self.clock)
         self.bridge = Bridge(config, self.arm, self.gripper, session, self.clock, Done)
         self._period, self._drained = 1.0 / config.rate_hz, 0.0
         self._recorder: Recorder | None = None
         self._policy: Callable[[float], float] | None = None
         self._cameras: list[CameraWriter] = []
+        self.teaching: TeachLoop | None = None
+        """What looks at the device of a person, if one teaches."""
         self._due = 0.0
 
     def start(self, module: str, options: dict[str, Any], name: str = "") -> None:
@@ -81,10 +88,19 @@ class AcceleratedSession(RunningSession):
             self._recorder = Recorder(self.session, Path(options["folder"]), options["meta"])
             self._recorder.drain()
             return
+        if module == "teaching_process":
+            self.teaching = make_loop(self.setup, self.session, options)
+            self._policy = self.teaching.step
+            self._pass(0.1)
+            return
         from flowpolicy.real_robot.session.policy_process import make_loops
 
         self._policy = make_loops(options, self.session, self.setup, self.clock.now).step
         self._pass(0.1)
+
+    def keep_alive(self, name: str) -> str:
+        """Nothing can end alone."""
+        return ""
 
     def _camera(self, setup: CameraSetup) -> CameraWriter:
         """A camera on this session's clock; the twin's looks at the scene itself."""
@@ -145,10 +161,10 @@ class AcceleratedSession(RunningSession):
 
 @contextlib.contextmanager
 def accelerated_session(
-    setup: Setup, body: Callable[[Clock], tuple[ArmDriver, Gripper]] | None = None
+    setup: Setup, body: Callable[[Clock], tuple[ArmDriver, Gripper]] | None = None, teacher: str = ""
 ) -> Iterator[AcceleratedSession]:
     """A session in simulated time; all of it ends with the block."""
-    running = AcceleratedSession(setup, body)
+    running = AcceleratedSession(setup, body, teacher)
     try:
         running.wait(State.IDLE, seconds=5.0)
         yield running

@@ -27,7 +27,7 @@ def drivers(setup: Setup) -> tuple[ArmDriver, Callable[[], GripperDriver]]:
 
 def main() -> None:
     """Run until the operator says quit; told by a signal, bring the arm to rest first."""
-    setup, _ = read_options()
+    setup, options = read_options()
     session = SessionRings(setup.session)
     # A flag, not an exception: one would cut a tick short.
     told = threading.Event()
@@ -35,7 +35,7 @@ def main() -> None:
         signal.signal(number, lambda *_: told.set())
     for refusal in claim_priority():
         session.event("host", refusal)
-    config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow)
+    config = BridgeConfig(setup.limits, setup.mode, shadow=setup.shadow, teacher=options.get("teacher", ""))
     arm, make_gripper = drivers(setup)
     gripper = GripperWorker(
         make_gripper, session.arm.hand, config.watch.gripper, lambda text: session.event("gripper", text)

@@ -6,6 +6,10 @@ there. The decision and not the reference: that also leads from each decision to
 ``ticks`` (250 Hz: measured, commanded, both clocks), ``decisions`` (inputs and outputs of the policy) and ``events``
 lie beside it.
 
+What a person teaches is written otherwise in two things. Its actions are the steps of what was *commanded*, which is
+where the hand led; and while the person paused and the arm stood still there are no rows: before and after it is in
+the same place.
+
 Where ticks are missing the episode is cut: what follows becomes ``data/demo_1``, and so on. Rows made up for a gap
 would teach to stand still in mid-motion, then to jump.
 """
@@ -33,6 +37,7 @@ from flowpolicy.real_robot.arm.envelope_limits import policy_limits
 from flowpolicy.real_robot.arm.models import find_arm
 from flowpolicy.real_robot.bridge.chunks import hermite
 from flowpolicy.real_robot.bridge.ring_records import (
+    DEVICE,
     EVENT,
     before_told,
     chunk_type,
@@ -48,6 +53,12 @@ _SHORTEST = 3
 """Rows; a part with less is left out."""
 INDEX = "demos.hdf5"
 """Trains a policy: links to every episode file of its folder."""
+DROPPED = "dropped"
+"""Folder, in that of the recordings, of episodes that nobody wants; they can be moved back."""
+LABELS = ("success", "failure", "unlabelled")
+"""What an episode may be called."""
+_STILL = 1e-6
+"""An arm whose joints are commanded to move slower stands still, rad/s."""
 _GAP = 0.5
 """Ticks further apart than this share of a period are a gap: each row lies within a quarter of a period of its time."""
 _NUMBERS = ("t_mono", "q", "dq", "q_ref", "q_cmd", "width", "width_ref", "task")
@@ -93,17 +104,22 @@ def finish_episode(folder: Path, number: int) -> Path:
         raise DataError(
             f"{home}: {error}", fix="the journals are kept: copy meta.json from another episode, then salvage again"
         ) from error
-    parts, gaps = _parts(raw["ticks"], float(meta["rate_hz"]))
+    parts, gaps = _parts(raw["ticks"], float(meta["rate_hz"]), taught="labels" in meta)
     if not parts:
         raise NothingRecordedError(f"{home} holds no whole period of a running arm")
-    success = any(bytes(e["text"]).decode() == f"{number} success" for e in raw["events"])
-    path = folder / f"episode_{number:04d}.hdf5"
+    label = _label(number, raw["events"], taught="labels" in meta)
+    success, wanted = label == "success", label != "discarded"
+    if not wanted:
+        (folder / DROPPED).mkdir(exist_ok=True)
+    path = (folder if wanted else folder / DROPPED) / f"episode_{number:04d}.hdf5"
     with RobomimicWriter(path, meta["env_args"]) as writer:
         for place, rows in enumerate(parts):
             part = _episode(rows, raw, success and place == len(parts) - 1, meta)
             beside = _beside(raw, meta) | {"gaps": gaps} if place == 0 else {}
-            part = dataclasses.replace(part, extra={**part.extra, **beside})
-            writer.add(part, ["successful"] if success else ["failed"])
+            said = {**meta["labels"], "label": label} if "labels" in meta else {}
+            notes = {"ep_meta": json.dumps(said, sort_keys=True)} if said else {}
+            part = dataclasses.replace(part, extra={**part.extra, **beside}, notes=notes)
+            writer.add(part, [_KEYS.get(label, "unlabelled")])
     shutil.rmtree(home)
     return path
 
@@ -142,6 +158,28 @@ def write_index(folder: Path) -> Path:
         for key, belonging in members.items():
             file.create_dataset(f"mask/{key}", data=np.array(belonging, dtype="S"), track_times=False)
     return path
+
+
+_KEYS = {"success": "successful", "failure": "failed"}
+"""Filter keys by label."""
+
+
+def _label(number: int, events: NDArray[Any], *, taught: bool) -> str:
+    """What an episode came to; without a word of it, as after a crash, nobody knows, and a policy's is a failure."""
+    texts = [bytes(event["text"]).decode() for event in events if bytes(event["kind"]) == b"episode"]
+    said = [text.partition(" ")[2] for text in texts if text.partition(" ")[0] == str(number)]
+    return said[-1] if said else "unlabelled" if taught else "failure"
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """What is stored with an episode of a person; of others, whether it succeeded."""
+    with open_hdf5(path) as file:
+        data = require_group(file, "data", path)
+        demo = data[next(iter(data))]
+        about = json_attribute(demo, "ep_meta", path)
+        if "label" not in about:
+            about["label"] = "success" if "successful" in file.get("mask", {}) else "failure"
+    return {key: str(value) for key, value in about.items()}
 
 
 def read_env_args(path: Path) -> dict[str, Any]:
@@ -197,7 +235,8 @@ def _convention(meta: dict[str, Any]) -> ActionConvention:
 
 def _journals(meta: dict[str, Any]) -> dict[str, np.dtype[Any]]:
     joints = _arm(meta).joints
-    return {"ticks": tick_type(joints), "chunks": _told(chunk_type(joints), meta), "events": EVENT}
+    records = {"ticks": tick_type(joints), "chunks": _told(chunk_type(joints), meta), "events": EVENT}
+    return records | ({"device": DEVICE} if meta.get("device") else {})
 
 
 def _told(dtype: np.dtype[Any], meta: dict[str, Any]) -> np.dtype[Any]:
@@ -227,6 +266,7 @@ def _beside(raw: dict[str, NDArray[Any]], meta: dict[str, Any]) -> dict[str, NDA
         "ticks": raw["ticks"],
         "decisions": raw["chunks"][raw["chunks"]["rows"] > 0],
         "events": raw["events"],
+        **({"device": raw["device"]} if "device" in raw else {}),
         **{
             f"cameras/{name}/{field}": frames[field]
             for name, frames in cameras.items()
@@ -241,8 +281,10 @@ def _whole_records(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.frombuffer(raw[: len(raw) // dtype.itemsize * dtype.itemsize], dtype)
 
 
-def _parts(ticks: NDArray[Any], rate: float) -> tuple[list[NDArray[Any]], NDArray[np.float64]]:
+def _parts(ticks: NDArray[Any], rate: float, *, taught: bool) -> tuple[list[NDArray[Any]], NDArray[np.float64]]:
     """Rows of the first stretch of a running arm, part by part between gaps; start and length (n, 2) s of these.
+
+    Where a person taught, it goes on after pauses, and its time leaves them out.
 
     A tick that was torn, holds what is not a number or repeats a time is no tick; where the clock went back is a gap.
     """
@@ -251,23 +293,35 @@ def _parts(ticks: NDArray[Any], rate: float) -> tuple[list[NDArray[Any]], NDArra
     if not len(running):
         return [], np.zeros((0, 2))
     stretch = ticks[running[0] :]
-    stopped = np.nonzero(stretch["state"] != State.RUNNING)[0]
+    goes_on = stretch["state"] == State.RUNNING
+    if taught:
+        goes_on |= stretch["state"] == State.HOLD
+    stopped = np.nonzero(~goes_on)[0]
     stretch = stretch[: stopped[0]] if len(stopped) else stretch
+    if taught:  # a pause at the end is over with the last motion
+        stretch = stretch[: np.nonzero(stretch["state"] == State.RUNNING)[0][-1] + 1]
     for name in _NUMBERS:
         stretch = stretch[np.isfinite(stretch[name].reshape(len(stretch), -1)).all(1)]
     stretch = stretch[np.diff(stretch["t_mono"], prepend=-np.inf) != 0.0]
     apart = np.diff(stretch["t_mono"])
     cuts = np.nonzero((apart < 0.0) | (apart > _GAP / rate))[0]
     gaps = np.stack([stretch["t_mono"][cuts] - stretch["t_mono"][:1], apart[cuts]], axis=1)
-    rows = [_row_ticks(part, rate) for part in np.split(stretch, cuts + 1)]
+    rows = [_row_ticks(*_without_pauses(part), rate) for part in np.split(stretch, cuts + 1)]
     return [part for part in rows if len(part) >= _SHORTEST], gaps
 
 
-def _row_ticks(stretch: NDArray[Any], rate: float) -> NDArray[Any]:
-    """The ticks nearest to the beginnings of the periods."""
+def _without_pauses(stretch: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The ticks in which the arm runs or comes to rest, and their times, s, as if there had been no others."""
+    moving = (stretch["state"] == State.RUNNING) | (np.abs(stretch["dq_cmd"]).max(-1, initial=0.0) > _STILL)
+    periods = np.diff(stretch["t_mono"], append=stretch["t_mono"][-1:])
+    left_out = np.concatenate([[0.0], np.cumsum(np.where(moving, 0.0, periods))[:-1]])
+    return stretch[moving], (stretch["t_mono"] - left_out)[moving]
+
+
+def _row_ticks(stretch: NDArray[Any], times: NDArray[np.float64], rate: float) -> NDArray[Any]:
+    """The ticks nearest to the beginnings of the periods, by their ``times`` (n,) s."""
     if not len(stretch):
         return stretch
-    times = stretch["t_mono"]
     wanted = np.arange(times[0], times[-1] + 1e-6, 1.0 / rate)
     after = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1) if len(times) > 1 else np.zeros(1, int)
     nearest = np.where(wanted - times[after - 1] < times[after] - wanted, after - 1, after)
@@ -280,7 +334,7 @@ def _episode(rows: NDArray[Any], raw: dict[str, NDArray[Any]], success: bool, me
     ends = np.arange(steps) == steps - 1
     obs = {key: observe_all(rows, key, _arm(meta), float(meta["tool"])).astype(np.float32) for key in meta["keys"]}
     # In the convention's words: how far the decision in force leads from what is commanded.
-    steps_led = _steps(now, later, raw["chunks"])
+    steps_led = _led(now, later, raw["chunks"], meta)
     return RecordedEpisode(
         actions=_convention(meta).actions(now["q_cmd"], steps_led, later["width_ref"], 1.0 / float(meta["rate_hz"])),
         rewards=(ends & success).astype(np.float64),
@@ -292,6 +346,16 @@ def _episode(rows: NDArray[Any], raw: dict[str, NDArray[Any]], success: bool, me
             **{path: value for name in meta.get("cameras", {}) for path, value in _pictures(name, now, raw).items()},
         },
     )
+
+
+def _led(now: NDArray[Any], later: NDArray[Any], chunks: NDArray[Any], meta: dict[str, Any]) -> NDArray[np.float64]:
+    """(r, n) rad: how far each row leads the arm."""
+    if meta.get("actions") == "commanded":
+        # Of exactly one period: rows are of the nearest ticks. Across a pause the arm stood still for the rest.
+        lasted = (later["t_mono"] - now["t_mono"]) * float(meta["rate_hz"])
+        share = np.where((lasted > 0.5) & (lasted < 1.5), lasted, 1.0)
+        return np.asarray((later["q_cmd"] - now["q_cmd"]) / share[:, None])
+    return _steps(now, later, chunks)
 
 
 def _steps(now: NDArray[Any], later: NDArray[Any], chunks: NDArray[Any]) -> NDArray[np.float64]:

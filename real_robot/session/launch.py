@@ -20,6 +20,7 @@ from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits, policy_lim
 from flowpolicy.real_robot.arm.models import find_arm
 from flowpolicy.real_robot.bridge.chunks import Mode
 from flowpolicy.real_robot.bridge.ring_records import SessionRings, session_folder
+from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.cameras.camera_setup import parse_cameras
 from flowpolicy.real_robot.drivers.driver_protocols import Clock, RobotError
@@ -102,6 +103,7 @@ class RunningSession:
     def __init__(self, setup: Setup, session: SessionRings) -> None:
         self.setup, self.session, self.clock = setup, session, Clock()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._starts: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def start(self, module: str, options: dict[str, Any], name: str = "") -> None:
         """Start ``<module>`` of this package with JSON options; its output goes to a log beside the rings.
@@ -110,6 +112,7 @@ class RunningSession:
         """
         told = json.dumps({"setup": dataclasses.asdict(self.setup), **options})
         name = name or module
+        self._starts[name] = (module, options)
         log = self.session.folder / f"{name}.log"
         with log.open("wb") as stream:
             self._processes[name] = subprocess.Popen(
@@ -118,6 +121,20 @@ class RunningSession:
                 stdout=stream,
                 start_new_session=True,
             )
+
+    def keep_alive(self, name: str) -> str:
+        """Start a process of :meth:`start` again if it has died, and say so; empty if it lives.
+
+        What decides may be lost without harm: the arm holds. Whatever else has died raises :class:`RobotError`.
+        """
+        process = self._processes.get(name)
+        told = ""
+        if process is not None and process.poll() is not None:
+            told = f"{name}: its process has ended with code {process.returncode}; it is started again"
+            del self._processes[name]
+            self.start(*self._starts[name], name)
+        self.require_alive()
+        return told
 
     def require_alive(self) -> None:
         """Raise :class:`RobotError` with the log of a process that has died."""
@@ -164,6 +181,16 @@ class RunningSession:
             self.clock.sleep(0.01)
         raise RobotError(f"'{command}' was not done after {seconds:g} s{self.last_events()}")
 
+    def first_reading(self) -> Records:
+        """A tick in which the arm was read. Raises :class:`RobotError` when there is none within 5 s."""
+        deadline = self.clock.now() + 5.0
+        while (tick := self.session.ticks.latest()) is None or not tick["t_robot"]:  # not read yet
+            self.require_alive()
+            if self.clock.now() > deadline:
+                raise RobotError(f"the robot's state was not read{self.last_events()}")
+            self.clock.sleep(0.01)
+        return tick
+
     def told(self, kind: str) -> list[str]:
         """Texts of the events of one kind so far, as far as the ring holds them."""
         return [text for name, text in self._events(0) if name == kind]
@@ -197,8 +224,12 @@ class RunningSession:
 
 
 @contextlib.contextmanager
-def start_session(setup: Setup) -> Iterator[RunningSession]:
+def start_session(setup: Setup, teacher: str = "") -> Iterator[RunningSession]:
     """Start the bridge of a new session, and end all of it with the block.
+
+    Args:
+        setup: the robot.
+        teacher: the device with which a person drives, if one does.
 
     Raises:
         RobotError: a session of this name is running, or the robot cannot be reached.
@@ -207,7 +238,7 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
     if setup.driver == "scene":
         from flowpolicy.real_robot.session.accelerated import accelerated_session
 
-        with accelerated_session(setup) as accelerated:
+        with accelerated_session(setup, teacher=teacher) as accelerated:
             yield accelerated
         return
     _claim(setup.session)
@@ -218,7 +249,7 @@ def start_session(setup: Setup) -> Iterator[RunningSession]:
         shutil.rmtree(session_folder(setup.session), ignore_errors=True)
         raise
     try:
-        running.start("bridge_process", {})
+        running.start("bridge_process", {"teacher": teacher})
         running.wait(State.IDLE, State.FAULT, State.LOCKED, seconds=30.0)
         yield running
     finally:

@@ -11,7 +11,7 @@ import numpy as np
 from flowpolicy.real_robot.bridge.ring_records import pack_chunk
 from flowpolicy.real_robot.bridge.shared_ring import Records
 from flowpolicy.real_robot.bridge.states import State
-from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk, ArmStoppedError, RobotError
+from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk, ArmStoppedError, Array, RobotError
 from flowpolicy.real_robot.session.launch import RunningSession
 from flowpolicy.real_robot.tasks.tasks import Demonstration, Task
 
@@ -104,11 +104,7 @@ def play_episode(
 
     """
     session = running.session
-    session.command("open")
-    _require(running, running.ask("home", State.IDLE, State.FAULT, State.LOCKED, seconds=25.0))
-    _wait_for_open_gripper(running)
-    about = task.draw(rng)
-    _require(running, running.ask("start", State.READY, State.FAULT, State.LOCKED, seconds=5.0))
+    about = prepare_episode(running, task, rng)
     if demonstrate is not None:
         _go_aside(running, task, rng, operator)
     session.command("begin", number, about)
@@ -118,6 +114,28 @@ def play_episode(
     session.command("stop")
     running.wait(State.IDLE, State.FAULT, State.LOCKED, seconds=10.0)
     return outcome
+
+
+def prepare_episode(running: RunningSession, task: Task, rng: np.random.Generator, begin: str = "start") -> Array:
+    """Open the gripper, go home, set the task up, switch the impedance loop on; returns what the episode is about.
+
+    Args:
+        running: the session; IDLE.
+        task: what is set up.
+        rng: draws what it is about.
+        begin: 'start', or 'guide' where a hand is to lead the arm.
+
+    Raises:
+        RobotError: the arm cannot be homed or started.
+        ArmStoppedError: because the bridge is in FAULT or LOCKED.
+
+    """
+    running.session.command("open")
+    _require(running, running.ask("home", State.IDLE, State.FAULT, State.LOCKED, seconds=25.0))
+    _wait_for_open_gripper(running)
+    about = task.draw(rng)
+    _require(running, running.ask(begin, State.READY, State.FAULT, State.LOCKED, seconds=5.0))
+    return about
 
 
 def _play(

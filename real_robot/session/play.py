@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError, ContractError
@@ -32,7 +33,7 @@ from flowpolicy.real_robot.session.operate import EpisodeOutcome, Operator, play
 from flowpolicy.real_robot.session.operator_keys import reading_keys
 from flowpolicy.real_robot.session.policy_process import is_address, read_token
 from flowpolicy.real_robot.session.remote_policy import served_contract
-from flowpolicy.real_robot.session.service_levels import ServiceLevels, service_levels
+from flowpolicy.real_robot.session.service_levels import service_levels
 from flowpolicy.real_robot.session.session_console import ConsoleView
 from flowpolicy.real_robot.session.turns import write_turn
 from flowpolicy.real_robot.tasks.lift_servo import ServoConfig
@@ -149,27 +150,18 @@ def play(
     config = ArmTaskConfig(task_name, arm=setup.arm, tool=setup.tool_length, action=action)  # type: ignore[arg-type]
     spec = config.spec()
     outcomes: list[EpisodeOutcome] = []
-    _require_something_to_do(task_name, setup)
+    require_something_to_do(task_name, setup)
     out.mkdir(parents=True, exist_ok=True)
     with start_session(setup) as running, reading_keys(running.session) as keys:
-        task, seen = _task(task_name, running), start_cameras(running)
+        task, seen = session_task(task_name, running), start_cameras(running)
         if policy is not None and seen:
             for warning in check_cameras(policy.contract(), seen, running):
                 tell(f"warning: {warning}")
-        env_args = config.env_args() | ({"images": _images(seen)} if seen else {})
+        meta = recording_meta(config, config.env_args(), seen, setup)
         if (out / INDEX).exists():  # refused before anything moves
-            require_same_robot(out / INDEX, read_env_args(out / INDEX), env_args, "this session's")
-        meta = {
-            "env_args": env_args,
-            "keys": list(spec.observation),
-            "arm": setup.arm,
-            "action": action,
-            "tool": setup.tool_length,
-            "rate_hz": spec.action.rate_hz,
-            "cameras": {name: [image.height, image.width] for name, image in seen.items()},
-        }
+            require_same_robot(out / INDEX, read_env_args(out / INDEX), meta["env_args"], "this session's")
         running.start("recorder_process", {"folder": str(out.absolute()), "meta": meta})
-        _wait_for_recorder(running)
+        wait_for_recorder(running)
         if policy is not None:
             running.start("policy_process", {**policy.options(seed), "others": [one.options(seed) for one in others]})
             _wait_for_policy(running)
@@ -216,7 +208,7 @@ def play(
             outcomes.append(outcome)
             won = sum(one.success for one in outcomes)
             tell(f"episode {number}: {outcome.reason} after {outcome.seconds:.1f} s ({won}/{len(outcomes)})")
-    return Played(outcomes, _summary(setup, out, outcomes, service_levels(view.ticks, _RATE)))
+    return Played(outcomes, session_lines(setup, out, outcomes, view.ticks))
 
 
 def _accepted(running: RunningSession) -> int:
@@ -225,7 +217,33 @@ def _accepted(running: RunningSession) -> int:
     return 0 if tick is None else int(tick["chunks"])
 
 
-def _summary(setup: Setup, out: Path, outcomes: list[EpisodeOutcome], levels: ServiceLevels | None) -> list[str]:
+def recording_meta(
+    config: ArmTaskConfig, env_args: dict[str, Any], seen: dict[str, ImageSpec], setup: Setup
+) -> dict[str, Any]:
+    """What the files of a session say of themselves.
+
+    Args:
+        config: the task.
+        env_args: what they say of it.
+        seen: pictures by camera.
+        setup: the robot.
+
+    """
+    spec = config.spec()
+    return {
+        "env_args": env_args | ({"images": _images(seen)} if seen else {}),
+        "keys": list(spec.observation),
+        "arm": setup.arm,
+        "action": config.action,
+        "tool": setup.tool_length,
+        "rate_hz": spec.action.rate_hz,
+        "cameras": {name: [image.height, image.width] for name, image in seen.items()},
+    }
+
+
+def session_lines(setup: Setup, out: Path, outcomes: list[EpisodeOutcome], ticks: NDArray[Any]) -> list[str]:
+    """Successes, service levels, how each camera fared, and where ticks are missing."""
+    levels = service_levels(ticks, _RATE)
     # In simulated time nothing is late and nothing is lost: what the first line tells.
     lines = levels.lines()[setup.driver == "scene" :] if levels else []
     files = [path for one in outcomes if (path := out / f"episode_{one.number:04d}.hdf5").exists()]
@@ -245,15 +263,17 @@ def _config(contract: Contract) -> ArmTaskConfig:
     return config
 
 
-def _require_something_to_do(name: str, setup: Setup) -> None:
-    if name != "reach" and setup.driver == "fake":
+def require_something_to_do(name: str, setup: Setup) -> None:
+    """Refuse what the arm in NumPy cannot do: it has no world around it."""
+    if name == "lift" and setup.driver == "fake":
         raise ConfigError(
             f"the driver 'fake' has nothing to {name}",
             expected="--driver scene; or --driver franky and the twin: flowpolicy robot twin",
         )
 
 
-def _task(name: str, running: RunningSession) -> Task:
+def session_task(name: str, running: RunningSession) -> Task:
+    """A built-in task on a running session."""
     if name == "reach":
         return Reach(running.setup.limits)
     arm = getattr(running, "arm", None)  # of a session in this process
@@ -284,7 +304,8 @@ def start_cameras(running: RunningSession) -> dict[str, ImageSpec]:
     return found
 
 
-def _wait_for_recorder(running: RunningSession) -> None:
+def wait_for_recorder(running: RunningSession) -> None:
+    """Wait until the recorder listens."""
     _wait_for(running, lambda: running.session.recorder.count > 0, "the recorder did not start within 30 s")
 
 

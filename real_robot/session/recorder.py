@@ -44,6 +44,8 @@ class Recorder:
     def __init__(self, session: SessionRings, folder: Path, meta: dict[str, Any]) -> None:
         self.session, self.folder, self.meta = session, folder, {**meta, "told": True}
         self._rings = {"ticks": session.ticks, "chunks": session.chunks, "events": session.events}
+        if meta.get("device"):
+            self._rings["device"] = session.device
         for name, dtype in camera_journals(self.meta).items():
             self._rings[name] = Ring(session.folder / name, dtype, FRAMES)
         self._cursors = {name: ring.count for name, ring in self._rings.items()}

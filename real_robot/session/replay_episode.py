@@ -30,6 +30,8 @@ class ReplayedEpisode:
     """Why it ended."""
     distance: float
     """Largest distance of any joint from its recorded position, in rad."""
+    tool: float
+    """Largest distance of the tool point from the path that was recorded, in m."""
 
 
 def replay_episode(setup: Setup, file: Path, episode: str) -> ReplayedEpisode:
@@ -49,7 +51,9 @@ def replay_episode(setup: Setup, file: Path, episode: str) -> ReplayedEpisode:
         demo = require_group(require_group(stored, "data", file), episode, file)
         actions = read_array(demo, "actions", file)
         measured = read_array(require_group(demo, "obs", file), "robot0_joint_pos", file)
-        path = read_array(require_group(demo, "robot", file), "q_ref", file)
+        # What a person led is what was commanded; a policy's reference is played as it was.
+        led = "q_cmd" if "device" in demo else "q_ref"
+        path = read_array(require_group(demo, "robot", file), led, file)
     here, joints = ArmTaskConfig(arm=setup.arm, tool=setup.tool_length).spec(), setup.arm_model.joints
     for field, said in (("robot", here.robot), ("tool", here.tool)):
         stated = read_env_args(file).get(field, said)
@@ -84,8 +88,20 @@ def replay_episode(setup: Setup, file: Path, episode: str) -> ReplayedEpisode:
         raise ConfigError(f"nothing was played: {outcome.reason}")
     times = task.started + PERIOD * np.arange(len(measured))
     played = np.stack([np.interp(times, ticks["t_mono"], ticks["q"][:, joint]) for joint in range(joints)], 1)
-    worst = float(np.abs(played - measured)[: len(times) - 1].max())
-    return ReplayedEpisode(outcome.reason == "time is up", outcome.reason, worst)
+    chain, rows = setup.arm_model.chain, len(times) - 1
+    worst = float(np.abs(played - measured)[:rows].max())
+    places = [chain.forward(q[:rows], setup.tool_length).position for q in (played, measured)]
+    apart = float(path_distances(places[0], places[1]).max())
+    return ReplayedEpisode(outcome.reason == "time is up", outcome.reason, worst, apart)
+
+
+def path_distances(points: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """(p,) distances in m of points (p, 3) from the straight lines between the points (n, 3) of a path."""
+    begin, way = path[:-1], np.diff(path, axis=0)
+    away = points[:, None] - begin
+    share = (away * way).sum(-1) / np.maximum((way * way).sum(-1), 1e-18)
+    nearest = np.clip(share, 0.0, 1.0)[..., None] * way
+    return np.asarray(np.linalg.norm(away - nearest, axis=-1).min(-1))
 
 
 class _Rows(WaypointPath):

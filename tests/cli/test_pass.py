@@ -43,6 +43,7 @@ def out(command, option, words, right=NEW, skip=()):
 
 RUN, Q, DATA, FRANKA = "@/run", "@/q", "@/data.hdf5", "@/franka"
 SUITE = "suite run offline-rl --tasks door-human --arms fql"
+LEADER = "robot record --out @new --teach leader --calibration @/calibration.json --episodes 1 --listen 0.0.0.0:0"
 ONLY_OVERWRITES = ("text",)
 JSON = {"skip": NEW}
 """Records: written where nothing stands, after the minutes of a measurement."""
@@ -137,6 +138,16 @@ ROWS = (
     out("robot run", "--out", f"robot run {FRANKA} --out PATH", skip=NEW),
     out("robot run", "--json", f"robot run {FRANKA} --json PATH", right=(), skip=NEW),
     out("robot record", "--out", "robot record --episodes 1 --out PATH", skip=NEW),
+    Row("robot record", "--leader-token-file", f"{LEADER} --leader-token-file PATH"),
+    Row("robot record", "--calibration", "robot record --out @new --teach leader --episodes 1 --calibration PATH"),
+    Row("robot demos", "FOLDER", "robot demos list PATH"),
+    Row("robot demos", "--out", "robot demos show @/folder 1 --out PATH"),
+    Row("robot leader", "FILE", "robot leader PATH --listen 0.0.0.0:0"),
+    Row(
+        "robot leader",
+        "--leader-token-file",
+        "robot leader @new --leader-token-file PATH --wait 0.1 --listen 0.0.0.0:0",
+    ),
     Row("robot replay", "FILE", "robot replay PATH"),
     Row("robot salvage", "FOLDER", "robot salvage PATH", right=("folder",)),
     Row("robot twin", "--venv", "robot twin --venv PATH"),

@@ -43,7 +43,7 @@ FR3 = ArmModel(
     goals=Box((0.40, -0.20, 0.15), (0.60, 0.20, 0.40)),
     inertia=(1.6, 1.6, 1.2, 1.2, 0.4, 0.3, 0.15),
     drivers=("fake", "scene", "franky"),
-    tasks=("reach", "lift"),
+    tasks=("reach", "lift", "taught"),
 )
 """Franka Research 3, FCI version 10: libfranka's rate_limiting.h and the URDF that the robot serves; the tighter."""
 

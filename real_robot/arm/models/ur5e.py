@@ -54,5 +54,5 @@ UR5E = ArmModel(
     goals=Box((0.40, -0.20, 0.15), (0.60, 0.20, 0.40)),
     inertia=(2.0, 2.0, 1.0, 0.3, 0.2, 0.1),
     drivers=("fake",),
-    tasks=("reach",),
+    tasks=("reach", "taught"),
 )
