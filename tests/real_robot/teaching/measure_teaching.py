@@ -176,24 +176,26 @@ def guiding(out):
     }
 
 
-def main(path, episodes=40, messages=100_000):
-    record = {"command": f"python -m tests.real_robot.teaching.measure_teaching {path}", "beside_other_work": True}
+def main(path, *sections, episodes=40, messages=100_000):
+    """Measure all sections, or some, and put them into the record."""
+    record = json.loads(Path(path).read_text()) if Path(path).exists() else {}
+    record |= {"command": "python -m tests.real_robot.teaching.measure_teaching RECORD.json [SECTION ...]"}
+    record |= {"beside_other_work": True, "faults_tested": len(FAULTS)}
     with tempfile.TemporaryDirectory() as home:
-        os.environ["FLOWPOLICY_SHM"] = f"{home}/shm"
-        for name, work in (
-            ("guide", lambda: guiding(Path(home) / "guide")),
-            ("released", released),
-            ("spacemouse", lambda: demonstrations("spacemouse", episodes, Path(home) / "mouse")),
-            ("gamepad", lambda: demonstrations("gamepad", episodes, Path(home) / "pad")),
-            ("random_messages", lambda: rudeness(messages)),
-        ):
+        works = {
+            "guide": lambda: guiding(Path(home) / "guide"),
+            "released": released,
+            "spacemouse": lambda: demonstrations("spacemouse", episodes, Path(home) / "mouse"),
+            "gamepad": lambda: demonstrations("gamepad", episodes, Path(home) / "pad"),
+            "random_messages": lambda: rudeness(messages),
+        }
+        for name in sections or works:
             os.environ["FLOWPOLICY_SHM"] = f"{home}/shm"
-            record[name] = work()
-            record["faults_tested"] = len(FAULTS)
+            record[name] = works[name]()
             Path(path).write_text(json.dumps(record, indent=2) + "\n")
             sys.stdout.write(f"{name}: {record[name]}\n")
             sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(*sys.argv[1:])
