@@ -42,6 +42,8 @@ class ImitationConfig:
     previous: ClassVar[bool] = False
     horizon: ClassVar[int] = 0
     """Whether batches must hold the actions before their windows."""
+    placed: ClassVar[bool] = False
+    """Whether batches must say which rows of the dataset their windows begin at."""
     compile_from: ClassVar[int | None] = 6_000
     """Planned updates from which compiling pays on a CPU, see :mod:`flowpolicy.train.compiling`; None: never."""
     net: Net = MLP()

@@ -21,6 +21,7 @@ from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.bricks import DERIVATIVE
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.agents.students.teacher import Teacher, load_teacher, start_from
+from flowpolicy.core import keys
 from flowpolicy.core.devices import exactly
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS
@@ -36,7 +37,7 @@ from flowpolicy.flows.axes.guidance import Situation
 from flowpolicy.flows.axes.refusals import Setting, validate
 from flowpolicy.flows.axes.sources import Mixed
 from flowpolicy.flows.axes.targets import Drawn
-from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread
+from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, neighbours, spread
 from flowpolicy.flows.real_time import hold
 from flowpolicy.nets.flow_nets import MapNet
 from flowpolicy.policy.samplers import FlowSampler, Prefixed, Sampler, shaped
@@ -69,6 +70,11 @@ class Flow(ImitationConfig):
     @override
     def previous(self) -> bool:  # type: ignore[override]
         return self.flow.interpolant.continues
+
+    @property
+    @override
+    def placed(self) -> bool:  # type: ignore[override]
+        return self.dispersive.weight > 0 and self.dispersive.exclude_steps > 0
 
     def setting(self, action: int) -> Setting:
         """What decides about the spec besides its axes, for actions of so many dimensions."""
@@ -191,6 +197,10 @@ class FlowAgent(ImitationAgent):
             drawn["visible"] = self._visible(rows, generator)
         if committed := self.draw_committed(data, generator):
             drawn["committed"] = committed[0]
+        if self.config.placed:
+            apart = rows // self.config.noises
+            places = (batch[keys.ROW][:apart], batch[keys.FIRST][:apart])
+            drawn["near"] = neighbours(*places, self.config.dispersive.exclude_steps)
         if self._teacher:
             drawn |= self.taught(streams, data, drawn, generator)
         return drawn
@@ -266,11 +276,24 @@ class FlowAgent(ImitationAgent):
             loss = loss + cast(Mixed, spec.source).beta * divergence
             metrics["divergence"] = divergence.detach()
         if self.config.dispersive.weight:
-            each = [dispersive_loss(feature, self.config.dispersive) for feature in features.values()]
+            repelled = self._repelled(features, cond)
+            each = [dispersive_loss(rows, self.config.dispersive, d.get("near")) for rows in repelled]
             repulsion = torch.stack(each).mean()
             loss = loss + self.config.dispersive.weight * repulsion
-            metrics |= {"dispersive": repulsion.detach(), **_mean([spread(feature) for feature in features.values()])}
+            metrics |= {"dispersive": repulsion.detach(), **_mean([spread(rows) for rows in repelled])}
         return loss, metrics
+
+    def _repelled(self, features: dict[str, Tensor], cond: Tensor) -> list[Tensor]:
+        """What the dispersive regulariser acts on, a row per observation: of every feature, or of the trunk."""
+        if self.config.dispersive.place == "features":
+            return list(features.values())
+        cond = cond[: len(cond) // self.config.noises]
+        if self.config.prefix:
+            cond = torch.cat([cond.new_zeros(len(cond), self.config.chunk), cond], dim=1)
+        contract = self.contract
+        nothing = cond.new_zeros(len(cond), contract.chunk, contract.spec.action.size)
+        times = [cond.new_full((len(cond),), time) for time in ((0.0, 1.0) if self.sampling.two_time else (0.0,))]
+        return [self.actor.net(nothing, *times, cond).features["trunk"]]
 
     def _matching(
         self, noise: Tensor, data: Tensor, cond: Tensor, valid: Tensor, d: dict[str, Tensor]

@@ -17,6 +17,8 @@ key                dataset shape       batch shape     meaning
 "valid"                                (b, h)          False where a window reaches past its episode's end
 "previous"                             (b, h, a)       the h actions before the window, where they are asked for
 "known"                                (b, h)          False where "previous" reaches before the episode
+"row"                                  (b,)            row of the dataset, where it is asked for
+"first"                                (b,)            first row of its episode, likewise
 -----------------  ------------------  --------------  ----------------------------------------------------
 "steps"                                (b,)            n: the bootstrap value is discounted by gamma^n
 ("next_obs", name)                     (b, o, d)       observation n rows later, where the return bootstraps
@@ -41,6 +43,8 @@ TASK = "task"
 VALID = "valid"
 PREVIOUS = "previous"
 KNOWN = "known"
+ROW = "row"
+FIRST = "first"
 STEPS = "steps"
 NEXT_OBS = "next_obs"
 NEXT_ACTION = "next_action"

@@ -45,6 +45,7 @@ class WindowSampler(BatchSource):
         streams: observations in environment units, name -> (b, o, *shape), to those that batches hold; as the
             ``streams`` of an agent. Unless given, they hold what the dataset does.
         crops: windows of pictures by observation, as the ``crops`` of an agent; whole pictures of all others.
+        placed: also say which row of the dataset every window starts at, and the first row of its episode.
 
     Raises:
         DataError: every episode is shorter than a chunk.
@@ -62,10 +63,12 @@ class WindowSampler(BatchSource):
         previous: bool = False,
         streams: Callable[[Streams], Streams] | None = None,
         crops: Mapping[str, Crop] | None = None,
+        placed: bool = False,
     ) -> None:
         _require_a_chunk(dataset, chunk)
         self._frames, self._crops = dataset.frames, dict(crops or {})
         self.batch_size, self.device, self.previous = batch_size, torch.device(device), previous
+        self.placed = placed
         steps = dataset.steps
         self.rows, self._history, self._chunk = steps.rows, history, chunk
         self._obs: Streams = dict(steps[keys.OBS])
@@ -139,6 +142,8 @@ class WindowSampler(BatchSource):
         within = start if self._chunk == 1 else torch.minimum(ahead, last)
         batch[keys.ACTION] = _gather(self._action, within)
         batch[keys.VALID] = torch.ones_like(start, dtype=torch.bool) if self._chunk == 1 else ahead <= last
+        if self.placed:
+            batch |= {keys.ROW: start.squeeze(1), keys.FIRST: first.squeeze(1)}
         if self.previous:
             behind = ahead - self._chunk
             batch[keys.PREVIOUS] = _gather(self._action, torch.maximum(behind, first))

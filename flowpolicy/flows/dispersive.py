@@ -19,13 +19,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowpolicy.core.ranges import NonNegative, Positive
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.ranges import Natural, NonNegative, Positive
 from flowpolicy.core.references import Reference
 
 DISPERSE = Reference("Diffuse and Disperse: Image Generation with Representation Regularization", "2506.09027")
+_NOTHING = -1e4  # A logit without weight beside any other.
 _TINY = 1e-12  # Keeps the scale of an all-zero row, and its gradient, finite.
 
 
@@ -47,6 +49,19 @@ class Dispersive:
     """Divide squared distances, and the sums over features of 'covariance', by the feature dimension."""
     include_diagonal: bool = False
     """Let the pairs (i, i) take part in the mean; shifts the value, hardly the gradient."""
+    place: Literal["features", "trunk"] = "features"
+    """What is pushed apart: the feature of every camera, or the projection of states; or the first hidden layer of the
+    trunk, in the first evaluation of a decision at zero noise, so that rows differ by what was observed alone."""
+    exclude_steps: Natural = 0
+    """Observations of one episode that are so many steps apart or fewer do not repel each other: they need nearly the
+    same actions."""
+
+    def __post_init__(self) -> None:
+        if self.exclude_steps and self.kind == "covariance":
+            raise ConfigError(
+                f"--agent.dispersive.exclude-steps {self.exclude_steps} with --agent.dispersive.kind covariance",
+                expected="a regulariser of pairs: l2, cosine or hinge",
+            )
 
     @property
     def references(self) -> tuple[Reference, ...]:
@@ -59,10 +74,18 @@ class Dispersive:
         return DISPERSE, Reference(title, "2105.04906")
 
 
-def dispersive_loss(features: Float[Tensor, "b f"], config: Dispersive) -> Float[Tensor, ""]:
+def dispersive_loss(
+    features: Float[Tensor, "b f"], config: Dispersive, near: Bool[Tensor, "b b"] | None = None
+) -> Float[Tensor, ""]:
     """The regulariser of a batch of features, without ``config.weight``. Lower is more spread out.
 
     A single row has nobody to be repelled from: the loss is 0 with a zero gradient.
+
+    Args:
+        features: a row per observation.
+        config: which regulariser.
+        near: pairs that do not repel each other, as of :func:`neighbours`; the diagonal among them.
+
     """
     if features.shape[0] < 2:
         return (features * 0).sum()
@@ -71,14 +94,26 @@ def dispersive_loss(features: Float[Tensor, "b f"], config: Dispersive) -> Float
     if config.kind == "covariance":
         return _covariance(features, config)
     if config.kind == "cosine":
-        return _info_nce(_cosines(features), config)
+        return _info_nce(_cosines(features), config, near)
     distances = squared_distances(features)
     if config.per_dimension:
         distances = distances / features.shape[1]
     if config.kind == "l2":
-        return _info_nce(-distances, config)
+        return _info_nce(-distances, config, near)
     hinge = (config.margin - distances).clamp(min=0).square()
-    return _mean_over_pairs(hinge, config.include_diagonal)
+    return _mean_over_pairs(hinge, config.include_diagonal, near)
+
+
+def neighbours(row: Int[Tensor, " b"], first: Int[Tensor, " b"], steps: int) -> Bool[Tensor, "b b"]:
+    """Which pairs lie in one episode and at most so many steps apart, every row with itself among them.
+
+    Args:
+        row: row of the dataset of each observation.
+        first: first row of its episode.
+        steps: how far is near.
+
+    """
+    return (first.unsqueeze(1) == first) & ((row.unsqueeze(1) - row).abs() <= steps)
 
 
 @torch.no_grad()
@@ -112,20 +147,39 @@ def _cosines(features: Float[Tensor, "b f"]) -> Float[Tensor, "b b"]:
     return unit @ unit.T
 
 
-def _info_nce(similarity: Float[Tensor, "b b"], config: Dispersive) -> Float[Tensor, ""]:
-    count = similarity.shape[0]
+def _info_nce(
+    similarity: Float[Tensor, "b b"], config: Dispersive, near: Bool[Tensor, "b b"] | None
+) -> Float[Tensor, ""]:
+    out, count = _left_out(similarity, config.include_diagonal, near)
     logits = similarity / config.temperature
-    if config.include_diagonal:
-        return logits.flatten().logsumexp(0) - 2 * math.log(count)
-    logits = logits.masked_fill(_diagonal(similarity), -math.inf)
-    return logits.flatten().logsumexp(0) - math.log(count * (count - 1))
+    if out is None:
+        return logits.flatten().logsumexp(0) - 2 * math.log(similarity.shape[0])
+    if isinstance(count, int):
+        return logits.masked_fill(out, -math.inf).flatten().logsumexp(0) - math.log(count)
+    # Not infinity: a batch of neighbours alone has no pair, and must have a gradient, which is zero.
+    total = logits.masked_fill(out, _NOTHING).flatten().logsumexp(0) - count.clamp(min=1).log()
+    return torch.where(count > 0, total, 0.0)
 
 
-def _mean_over_pairs(values: Float[Tensor, "b b"], include_diagonal: bool) -> Float[Tensor, ""]:
-    if include_diagonal:
+def _mean_over_pairs(
+    values: Float[Tensor, "b b"], include_diagonal: bool, near: Bool[Tensor, "b b"] | None
+) -> Float[Tensor, ""]:
+    out, count = _left_out(values, include_diagonal, near)
+    if out is None:
         return values.mean()
-    count = values.shape[0]
-    return values.masked_fill(_diagonal(values), 0).sum() / (count * (count - 1))
+    total = values.masked_fill(out, 0).sum()
+    return total / (count if isinstance(count, int) else count.clamp(min=1))
+
+
+def _left_out(
+    square: Float[Tensor, "b b"], include_diagonal: bool, near: Bool[Tensor, "b b"] | None
+) -> tuple[Tensor | None, int | Tensor]:
+    """Which pairs take no part, None where all do, and how many are left."""
+    rows = square.shape[0]
+    if near is None:
+        return (None, rows * rows) if include_diagonal else (_diagonal(square), rows * (rows - 1))
+    out = near & ~_diagonal(square) if include_diagonal else near
+    return out, (~out).sum()
 
 
 def _covariance(features: Float[Tensor, "b f"], config: Dispersive) -> Float[Tensor, ""]:

@@ -278,7 +278,8 @@ def window_sampler(
 ) -> WindowSampler:
     """Batches of windows as the experiment's agent wants them."""
     agent, sizes = experiment.agent, (experiment.agent.history, experiment.agent.chunk, experiment.batch_size)
-    return WindowSampler(dataset, *sizes, experiment.device, previous=agent.previous, streams=streams, crops=crops)
+    asked = {"previous": agent.previous, "placed": getattr(agent, "placed", False)}  # older plug-ins say no more
+    return WindowSampler(dataset, *sizes, experiment.device, **asked, streams=streams, crops=crops)
 
 
 def transition_sampler(

@@ -91,6 +91,29 @@ def test_features_are_pushed_apart_camera_by_camera_before_proprioception():
     torch.testing.assert_close(other["dispersive"], metrics["dispersive"])
 
 
+@pytest.mark.parametrize("kind", ["dm1", "flow_bc"])
+def test_the_trunk_is_pushed_apart_at_zero_noise_where_that_is_asked_for(kind):
+    dispersive = Dispersive(weight=0.5, place="trunk", exclude_steps=2)
+    config = dataclasses.replace(CLONING[kind], encoder=SEES, chunk=2, execute=2, noises=2, dispersive=dispersive)
+    agent = config.build(contract(chunk=2), normalizer(), steps=9, seed=0, compile=False)
+    given = batch(chunk=2)
+    given |= {keys.ROW: torch.tensor([0, 2, 5, 7, 8, 20]), keys.FIRST: torch.tensor([0, 0, 5, 5, 5, 20])}
+    arguments = agent.arguments(given, torch.Generator().manual_seed(0))
+    near = torch.eye(6, dtype=torch.bool)
+    for i, j in ((0, 1), (2, 3), (3, 4)):
+        near[i, j] = near[j, i] = True
+    assert torch.equal(arguments[3]["near"], near)
+    cond = agent.actor.encoder(arguments[0]).cond
+    times = [torch.zeros(6), torch.ones(6)] if kind == "dm1" else [torch.zeros(6)]
+    hidden = agent.actor.net(torch.zeros(6, 2, 2), *times, cond).features["trunk"]
+    loss, metrics = agent.loss(*arguments)
+    torch.testing.assert_close(metrics["dispersive"], dispersive_loss(hidden, dispersive, near).detach())
+    off = dataclasses.replace(config, dispersive=Dispersive(weight=0.0)).build(
+        contract(chunk=2), normalizer(), steps=9, seed=0, compile=False
+    )
+    torch.testing.assert_close(off.loss(*arguments)[0] + 0.5 * metrics["dispersive"], loss)
+
+
 def test_acting_takes_whole_pictures_and_is_the_same_every_time():
     policy = agent_of("regression").policy()
     obs = observed(2)

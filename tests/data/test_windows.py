@@ -133,3 +133,10 @@ def test_the_actions_before_a_window_end_at_the_episode():
     known = [[False] * 3, [False, True, True], [False] * 3, [True] * 3]
     assert batch["known"].tolist() == known
     assert "previous" not in WindowSampler(dataset, 1, 3, 1).at(torch.tensor([0]))
+
+
+def test_windows_say_where_they_start_if_that_is_asked_for():
+    dataset = numbered([5, 4])
+    batch = WindowSampler(dataset, 2, 3, 1, placed=True).at(torch.tensor([0, 4, 5, 8]))
+    assert batch["row"].tolist() == [0, 4, 5, 8] and batch["first"].tolist() == [0, 0, 5, 5]
+    assert "row" not in WindowSampler(dataset, 2, 3, 1).at(torch.tensor([0]))

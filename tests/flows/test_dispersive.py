@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, spread, squared_distances
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.flows.dispersive import Dispersive, dispersive_loss, neighbours, spread, squared_distances
 
 X1 = torch.tensor([[0, 0], [3, 4]], dtype=torch.float64)
 X2 = torch.tensor([[1, 0], [0, 1], [-1, 0], [0, -1]], dtype=torch.float64)
@@ -129,3 +130,46 @@ def test_spread_tells_collapse_from_a_sphere():
     assert float(line["feature_rank"]) == pytest.approx(1)
     assert float(spread(X3)["feature_distance"]) == pytest.approx(0, abs=1e-12)
     assert all(torch.isfinite(value) for value in spread(X3[:1]).values())
+
+
+def test_neighbours_are_close_rows_of_one_episode():
+    row, first = torch.tensor([3, 5, 8, 9]), torch.tensor([0, 0, 8, 8])
+    expected = torch.eye(4, dtype=torch.bool)
+    expected[0, 1] = expected[1, 0] = expected[2, 3] = expected[3, 2] = True
+    assert torch.equal(neighbours(row, first, 2), expected)
+    expected[0, 1] = expected[1, 0] = False
+    assert torch.equal(neighbours(row, first, 1), expected)
+    assert torch.equal(neighbours(row, row, 10**6), torch.eye(4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("kind", ["l2", "cosine", "hinge"])
+def test_neighbours_take_no_part_in_the_mean_over_pairs(kind):
+    features, config = rows(6, 3), Dispersive(kind, margin=9.0)
+    alone = torch.eye(6, dtype=torch.bool)
+    torch.testing.assert_close(dispersive_loss(features, config, alone), dispersive_loss(features, config))
+    near = alone.clone()
+    near[:3, :3] = near[3:, 3:] = True
+    unit = features / features.square().mean(1, keepdim=True).sqrt()
+    values = []
+    for i in range(3):
+        for j in range(3, 6):
+            distance = (unit[i] - unit[j]).square().mean()
+            cosine = unit[i] @ unit[j] / 3
+            hinge = (9 - distance).clamp(min=0).square()
+            values.append({"l2": (-distance / 0.5).exp(), "cosine": (cosine / 0.5).exp(), "hinge": hinge}[kind])
+    mean = torch.stack(values).mean()
+    expected = mean if kind == "hinge" else mean.log()
+    torch.testing.assert_close(dispersive_loss(features, config, near), expected)
+
+
+@pytest.mark.parametrize("kind", ["l2", "cosine", "hinge"])
+def test_a_batch_of_neighbours_alone_repels_nobody(kind):
+    features = rows(4, 3).requires_grad_()
+    value = dispersive_loss(features, Dispersive(kind), torch.ones(4, 4, dtype=torch.bool))
+    (gradient,) = torch.autograd.grad(value, features)
+    assert value == 0 and not gradient.any()
+
+
+def test_covariances_know_no_neighbours():
+    with pytest.raises(ConfigError, match="a regulariser of pairs"):
+        Dispersive("covariance", exclude_steps=8)
