@@ -2,6 +2,7 @@ import contextlib
 
 import pytest
 import torch
+from torch import nn
 
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.nets.flow_nets import MapNet, VelocityNet
@@ -12,6 +13,7 @@ from flowpolicy.nets.unet import UNet
 
 TRUNKS = {
     "mlp": MLP(width=24, depth=3),
+    "mlp with a bypass": MLP(width=24, depth=3, bypass=True),
     "mlp of one layer": MLP(width=24, depth=1),
     "unet": UNet(width=8, levels=2),
     "transformer": Transformer(width=16, depth=2, heads=2),
@@ -170,3 +172,11 @@ def test_parameter_counts_by_hand():
 def test_impossible_sizes_are_refused(build):
     with pytest.raises(ConfigError):
         build()
+
+
+def test_a_bypass_takes_all_noise_away_where_it_is_told_to():
+    net = MapNet(MLP(width=8, depth=2, bypass=True), action=3, chunk=5, cond=4).double()
+    nn.init.constant_(net.trunk.bypass.bias, -1.0)  # the outlet starts at zero
+    x, _, _, cond, _, _ = inputs()
+    start, end = torch.zeros(len(x), dtype=x.dtype), torch.ones(len(x), dtype=x.dtype)
+    assert not (x + net(x, start, end, cond).value).any()
