@@ -56,8 +56,8 @@ SEEING: dict[str, Any] = {
     "chunk": 8,
     "execute": 4,
 }
-# Without the bypass a fifth of the noise of hand rotations that hardly vary in the data stayed in chunks of one
-# evaluation, and 6 of 200 episodes of development failed (docs/pictures.md).
+# Without the bypass chunks of one evaluation kept some of their noise, and 6 of 200 episodes of development failed
+# instead of 1 (docs/pictures.md).
 DM1_SEES = DM1(
     **{**SEEING, "net": MLP(width=256, depth=3, bypass=True)},
     noises=4,

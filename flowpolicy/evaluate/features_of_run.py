@@ -134,7 +134,7 @@ def _chosen(dataset: Dataset, rows: int, seed: int) -> Int[NDArray[np.int64], " 
         raise DataError(
             f"{dataset.path}: features of {rows:,} rows; it has {most:,} that are not the last of their episode",
             expected=f"{FEWEST} or more, and no more than there are",
-            fix=f"--rows {most}" if most >= FEWEST else "name a larger file",
+            fix=f"--rows {max(FEWEST, min(rows, most))}" if most >= FEWEST else "name a larger file",
         )
     if len(dataset.lengths) < 2:
         raise DataError(
