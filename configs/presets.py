@@ -72,7 +72,7 @@ LIFT_SEES = Experiment(
     batch_size=64,
     checkpoint_every=500,
 )
-CAN_SEES = replace(LIFT_SEES, env="can", steps=8_000)
+CAN_SEES = replace(LIFT_SEES, env="can", steps=12_000)
 # Chunks of 0.8 s, replaced after 0.4 s. Demonstrations go on from a board in several ways.
 PUSHT = Experiment(
     agent=DM1(net=MLP(width=256, depth=3), chunk=8, execute=4, optimizer=FAST, flow=dm1_flow(share_endpoint=0.3)),
