@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +136,7 @@ class Stepper:
     def apply(self, rows: int) -> Metrics:
         """The step down the gradients that the parameters have; arguments and result of :meth:`step`."""
         metrics: Metrics = {}
-        numbers = self.numbers() if self._numbers is None else self._numbers.unbind()
+        numbers: Sequence[Any] = self.numbers() if self._numbers is None else self._numbers.unbind()
         for (name, (options, parameters)), rate in zip(self.groups.items(), numbers, strict=False):
             prefix = f"{name}_" if name else ""
             if options.clip:

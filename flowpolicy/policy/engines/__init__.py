@@ -158,12 +158,13 @@ class _Loader:
 
         from flowpolicy.policy.engines import compiled, cuda_graph, eager
 
-        build = {
+        builders: dict[str, Callable[..., Program]] = {
             "eager": eager.build,
             "compile": compiled.build,
             "cuda_graph": cuda_graph.build,
             "compiled_graph": functools.partial(cuda_graph.build, compile=True),
-        }[name]
+        }
+        build = builders[name]
         torch.set_num_threads(self.threads)
         nfe, device = policy.contract.nfe if self.nfe is None else self.nfe, torch.device(self.device)
         return _warm(name, policy.shapes, nfe, {batch: build(policy, nfe, batch, device) for batch in self.batches})
