@@ -132,7 +132,7 @@ def describe(path: Path | str) -> Description:
             robot=spec.robot,
             tool=spec.tool,
             action=spec.action,
-            observations={name: (each.shape, *spans[name]) for name, each in spec.observation.items()},
+            observations={name: (each.shape, *spans[name]) for name, each in spec.observation.items() if name in spans},
             action_range=spans[""],
             rewards=tuple(sorted(rewards)),
             success=succeeded / len(lengths) if states_success(recording.env_args) else None,
@@ -142,7 +142,7 @@ def describe(path: Path | str) -> Description:
             provenance=recording.provenance,
             unread={name: why for name, why in recording.unread.items() if name not in pictures},
             remarks=recording.remarks,
-            pictures=pictures,
+            pictures=pictures | spec.images,
             instructions=getattr(recording, "instructions", ()),
         )
 

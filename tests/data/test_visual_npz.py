@@ -9,6 +9,7 @@ import torch
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
 from flowpolicy.data.dataset import DataConfig, load_dataset
+from flowpolicy.data.dataset_checks import describe
 from flowpolicy.data.ogbench import PIXELS, pixels_json, pixels_spec, write_npz
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.envs.ogbench_env import OGBenchConfig
@@ -78,6 +79,12 @@ def test_wrong_pictures_are_one_clear_sentence(changes, options, said, tmp_path)
     visual(tmp_path / "visual.npz", **changes)
     with pytest.raises(DataError, match=said):
         read(tmp_path / "visual.npz", **options)
+
+
+def test_a_visual_file_is_described(tmp_path):
+    visual(tmp_path / "visual.npz")
+    found = describe(tmp_path / "visual.npz")
+    assert found.pictures == {PIXELS: pixels_spec((64, 64, 3))} and not found.observations
 
 
 def test_a_file_of_states_has_no_cameras(tmp_path):
