@@ -62,6 +62,8 @@ def check_pictures(path: Path, redraw: Redraw | None = None) -> list[Finding]:
             return _check_folder(path, images)
     except DataError as error:
         return [Finding("error", "pictures", error.what, error.fix)]
+    if not images:
+        return []
     seen = {key: _Seen() for key in images}
     with open_hdf5(path) as file:
         names = [name for name, node in file["data"].items() if isinstance(node, h5py.Group)] if images else []

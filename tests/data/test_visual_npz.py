@@ -8,9 +8,10 @@ import torch
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
-from flowpolicy.data.dataset import DataConfig, load_dataset
-from flowpolicy.data.dataset_checks import describe
+from flowpolicy.data.dataset import DataConfig, load_dataset, load_unchecked
+from flowpolicy.data.dataset_checks import describe, diagnose, failed
 from flowpolicy.data.ogbench import PIXELS, pixels_json, pixels_spec, write_npz
+from flowpolicy.data.picture_checks import check_pictures
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.envs.ogbench_env import OGBenchConfig
 
@@ -85,6 +86,8 @@ def test_a_visual_file_is_described(tmp_path):
     visual(tmp_path / "visual.npz")
     found = describe(tmp_path / "visual.npz")
     assert found.pictures == {PIXELS: pixels_spec((64, 64, 3))} and not found.observations
+    dataset = load_unchecked(DataConfig(path=str(tmp_path / "visual.npz")))
+    assert not failed(diagnose(dataset)) and check_pictures(tmp_path / "visual.npz") == []
 
 
 def test_a_file_of_states_has_no_cameras(tmp_path):
