@@ -302,7 +302,7 @@ def download(name: Annotated[str, tyro.conf.Positional], /, sha256: str = "", fo
 
     Args:
         name: e.g. door-human-v1, antmaze-umaze-v2, cube-single-play-v0, minari:D4RL/door/human-v2, or
-            hf://datasets/USER/NAME@REVISION, a folder of the Hugging Face hub.
+            hf://datasets/USER/NAME@REVISION of the Hugging Face hub.
         sha256: expected hash of the file, needed where flowpolicy has none pinned.
         folder: where to put it; default ~/.cache/flowpolicy/datasets. Minari has its own.
 
