@@ -19,6 +19,7 @@ Reward shift: AntMaze -1 (so -1 per step until the goal, 0 there), all others no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import warnings
@@ -27,10 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError, DataError, nearest
 from flowpolicy.core.seed import derive
 from flowpolicy.core.spec import NO_SUCCESS, ActionSpec, ObservationSpec, Spec
-from flowpolicy.data.d4rl import STATE
+from flowpolicy.data.d4rl import STATE, row_states
 from flowpolicy.envs.adroit import import_gymnasium_robotics
 from flowpolicy.envs.rendering import opengl
 from flowpolicy.envs.vector import Outcome, ProcessVecEnv, SerialVecEnv
@@ -38,6 +40,7 @@ from flowpolicy.envs.vector import Outcome, ProcessVecEnv, SerialVecEnv
 if TYPE_CHECKING:
     from flowpolicy.data.dataset import Dataset  # brings torch, a second of every worker's start
 
+_PIECE = 20  # steps that are replayed from one stored state
 _REACHED = 0.5  # distance to the goal, m (Gymnasium's own criterion is 0.45)
 
 # Rows as in D4RL: # wall, g goal, r start; without r every free cell is a start.
@@ -167,12 +170,34 @@ class D4RLConfig:
         return 100.0 * (episode_return - low) / (high - low)
 
     def replay(self, dataset: Dataset, episodes: int) -> list[bool]:
-        """Refused: the files' simulator is another one, in which the same actions lead elsewhere."""
-        raise DataError(
-            f"{dataset.path} cannot be replayed in {self.spec().env_id}",
-            expected="a file recorded in the same simulator, such as those of robosuite and Adroit",
-            fix="check the file without --env",
-        )
+        """Whether the first episodes earn the return that the file says, to 1 %.
+
+        They are replayed from the simulator states of the file, twenty steps at a time: over a whole episode the
+        rounding of one state ends elsewhere.
+
+        Raises:
+            DataError: the file holds no states, or those of another model; or the environment is no locomotion, whose
+                state alone says how it goes on.
+
+        """
+        if self.spec().defines_success:
+            raise DataError(
+                f"{dataset.path} cannot be replayed in {self.spec().env_id}",
+                expected="a file of locomotion, robosuite or Adroit",
+                fix="what the file says is compared all the same",
+            )
+        states = row_states(dataset.path)
+        env = D4RLEnv(self)
+        with contextlib.closing(env):
+            sizes = {name: getattr(env.sim_env.data, name).shape for name in ("qpos", "qvel")}
+            for name, shape in sizes.items():
+                if name not in states or states[name].shape[1:] != shape:
+                    found = states[name].shape[1:] if name in states else "nothing"
+                    raise DataError(
+                        f"{dataset.path}: infos/{name} holds {found} per step, so it cannot be replayed",
+                        expected=f"{shape}, the state of {self.spec().env_id}",
+                    )
+            return [env.earns(dataset, states, row) for row in range(min(episodes, len(dataset.names)))]
 
 
 class D4RLEnv:
@@ -215,6 +240,19 @@ class D4RLEnv:
             success = self._done == 4
         truncated = self._steps >= self.horizon
         return Outcome(self._observe(state), float(reward), bool(terminated), truncated, success)
+
+    def earns(self, dataset: Dataset, states: dict[str, np.ndarray], row: int) -> bool:
+        """Whether episode ``row`` of a file earns its return, to 1 %, replayed from its states in short pieces."""
+        first, steps = int(dataset.starts[row]), int(dataset.lengths[row])
+        rows = range(first, first + steps)
+        actions, earned = dataset.steps[keys.ACTION][first : first + steps].numpy(), 0.0
+        self.reset_from(0)
+        for number, action in zip(rows, actions, strict=True):
+            if (number - first) % _PIECE == 0:
+                self.sim_env.set_state(*(states[name][number].astype(np.float64) for name in ("qpos", "qvel")))
+            earned += float(self.sim_env.step(np.clip(action.astype(np.float64), -1.0, 1.0))[1])
+        stored = float(dataset.steps[keys.REWARD][first : first + steps].double().sum())
+        return abs(earned - stored) <= 0.01 * max(1.0, abs(stored))
 
     def render(self) -> np.ndarray:
         """(height, width, 3) uint8 picture."""

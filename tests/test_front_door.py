@@ -45,7 +45,10 @@ def test_every_name_is_there_and_has_one_meaning_in_whatever_order_rooms_are_imp
 
 def test_a_preset_is_found_by_its_name():
     assert fp.presets["dm1-lift"].env == "lift" and "dm1-lift" in fp.presets and len(fp.presets) == len([*fp.presets])
-    assert fp.presets.find("DM1", "can") == ["dm1-can", "dm1-can-image"]
+    found = fp.presets.find("DM1", "can")
+    assert found[:2] == ["dm1-can", "dm1-can-image"] and set(found[2:]) == {
+        f"dm1-can-{kind}{sight}" for kind in ("ph", "mh") for sight in ("", "-image")
+    }
     assert "dm1-door" in repr(fp.presets)
     with pytest.raises(ConfigError, match="did you mean 'dm1-lift'"):
         fp.presets["dm1-lfit"]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # brings simulators' adapters
     from flowpolicy.envs.pusht import PushTConfig
     from flowpolicy.envs.rendered_data import StoredStates
     from flowpolicy.envs.robosuite import RobosuiteConfig
+    from flowpolicy.train.run import Run
 
 Renderer = Literal["fast", "exact", "collision"]
 
@@ -34,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
         "make": ("generate data with a scripted demonstrator", make),
         "render": ("add pictures to a file of simulator states", render),
         "observe": ("compute the observations of a file of simulator states", observe),
-        "rollouts": ("record a run's own episodes, failures among them", rollouts),
+        "rollouts": ("record episodes of a run, a function or a network, failures among them", rollouts),
         "download": ("download a published file, or one of Minari's data sets", download),
         "label": ("add the rewards of every task to an OGBench file", label),
         "info": ("describe a file", info),
@@ -249,36 +250,97 @@ def _render(
 
 
 def rollouts(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[tuple[Path, ...], tyro.conf.Positional],
     /,
     out: Path,
+    env: str = "",
     episodes: Count = 200,
+    steps: Count | None = None,
     seed: Seed = 0,
     noise_scale: tuple[NonNegative, NonNegative] = (1.0, 1.0),
+    action_noise: NonNegative = 0.0,
+    written_as: Annotated[Literal["", "d4rl", "ogbench", "robomimic", "minari"], tyro.conf.arg(name="format")] = "",
     workers: Workers | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Record episodes of a run, with simulator states, as RoboMimic HDF5: to train a critic on, or to make groups.
+    """Record episodes of a run, of a function or of a network's numbers, failures among them, with simulator states.
+
+    `flowpolicy data rollouts hopper-sac.npz hopper-trpo.npz --env hopper --steps 200000 --out hopper.hdf5` records half
+    of the steps with either network. The file appears whole, or not at all.
 
     Args:
-        run: run folder (its newest checkpoint) or checkpoint folder, of lift, can or toy.
-        out: file to write; filter keys successful, failed, train and valid.
+        run: who acts, in turn: run folders (their newest checkpoint) or checkpoint folders; networks as npz of numbers
+            (w0, b0, w1, ..., read without pickle); or module:function of (observation, generator). A function's module
+            is imported and so its code runs: name only what you would run yourself.
+        out: file to write; RoboMimic's gets filter keys successful and failed.
+        env: where to act, e.g. hopper, door, lift; that of the run unless given.
         episodes: number of episodes, from initial states that no evaluation has.
+        steps: number of steps instead of episodes; the last episode of each behaviour is cut off.
         seed: same seed, same file content, whatever the number of workers.
-        noise_scale: lowest and highest scale of the policy's initial noise; episodes take five even steps in turn.
+        noise_scale: lowest and highest scale of the behaviour's own noise (the policy's initial noise, the network's
+            Gaussian); episodes take five even steps in turn.
+        action_noise: deviation of Gaussian noise that is added to every action of any behaviour.
+        written_as: d4rl with infos/qpos and qvel, ogbench, robomimic or minari; as data of the environment are shared
+            unless given.
         workers: processes; one per core unless given.
-        overwrite: replace an existing file at --out, unless the run was trained on it.
+        overwrite: replace an existing file at --out, unless a run was trained on it.
 
     """
     require_free(out, overwrite)
+    from flowpolicy.envs import find_env, normalized_score
+    from flowpolicy.envs.behaviour_recording import BehaviourRequest, format_of, record_behaviours, recordable
+    from flowpolicy.envs.behaviours import BehaviourSource
+    from flowpolicy.train.run import Run
+
+    sources = tuple(map(BehaviourSource, run))
+    if not sources:
+        raise ConfigError("data rollouts: nobody is named who acts", expected="a run, an npz, or module:function")
+    runs = [Run.load(source.path) for source in sources if source.kind == "run"]
+    for source, acting in zip((s for s in sources if s.kind == "run"), runs, strict=True):
+        if out.resolve() == Path(acting.experiment.data.path).resolve():
+            raise ConfigError(f"{out} is the file that {source.path} was trained on", fix="choose another --out")
+    if not env and not runs:
+        raise ConfigError(f"{run[0]} does not say where it acts", fix="--env NAME, e.g. --env hopper")
+    name = env or runs[0].contract.spec.env_id
+    simple = len(run) == 1 and runs and steps is None and not action_noise and not env and not written_as
+    if simple and name in ("robosuite/Lift", "robosuite/PickPlaceCan", "flowpolicy/Toy"):
+        _own_rollouts(runs[0], run[0], out, episodes, seed=seed, noise_scale=noise_scale, workers=workers)
+        return
+    config = recordable(find_env(name), name)
+    spec = config.spec()
+    asked = BehaviourRequest(sources, episodes, steps or 0, seed, noise_scale, action_noise)
+    for source in sources:
+        if source.kind != "run":
+            for scale in noise_scale:
+                source.load(spec, scale)  # refused before workers start
+    facts = {"behaviours": [source.facts() for source in sources], "seed": seed, "noise_scale": noise_scale}
+    facts |= {"env": spec.env_id, "env_version": spec.env_version, "action_noise": action_noise}
+    with progress_bar(f"rollouts {name}", steps or episodes) as move:
+        done = record_behaviours(
+            config, asked, out, written_as or format_of(config), provenance=facts, workers=workers, progress=move
+        )
+    mean = sum(one[0] for one in done) / len(done)
+    told = f"{sum(one[1] for one in done)} succeeded, " if spec.defines_success else ""
+    score = normalized_score(spec.env_id)
+    told += f"mean return {mean:.1f}" + (f", normalised {score(mean):.1f}" if score else "")
+    sys.stdout.write(f"wrote {out}: {len(done)} episodes, {sum(one[2] for one in done):,} steps, {told}\n")
+
+
+def _own_rollouts(
+    acting: Run,
+    run: Path,
+    out: Path,
+    episodes: int,
+    *,
+    seed: int,
+    noise_scale: tuple[float, float],
+    workers: int | None,
+) -> None:
+    """Episodes of a run in an environment that can be restored, with the filter keys that groups are made from."""
     from flowpolicy.envs import find_env
     from flowpolicy.envs.labelling import require_restorable
     from flowpolicy.envs.policy_rollouts import record_rollouts
-    from flowpolicy.train.run import Run
 
-    acting = Run.load(run)
-    if out.resolve() == Path(acting.experiment.data.path).resolve():
-        raise ConfigError(f"{out} is the file that {run} was trained on", fix="choose another --out")
     name, folder = acting.contract.spec.env_id, acting.checkpoint
     config = require_restorable(find_env(name), name, fix="record a run of one of these")
     facts = {"policy": str(folder), "policy_sha256": acting.identity.sha256, "seed": seed, "noise_scale": noise_scale}

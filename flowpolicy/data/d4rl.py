@@ -158,6 +158,24 @@ def initial_states(path: Path) -> dict[str, NDArray[Any]]:
         return {name: read_array(infos, name, path)[starts] for name in rows}
 
 
+def row_states(path: Path) -> dict[str, NDArray[Any]]:
+    """Simulator state before every action, for replay: ``qpos`` and ``qvel`` -> (N, n), as far as they are there.
+
+    Raises:
+        DataError: the file holds no ``infos``, or their lengths do not fit.
+
+    """
+    with open_hdf5(path) as file:
+        _, ends, _ = _split(file, path)
+        infos = file.get("infos")
+        if not isinstance(infos, h5py.Group) or not len(infos):
+            raise DataError(f"{path}: infos is missing, so episodes cannot be replayed")
+        found = {name: read_array(infos, name, path) for name in ("qpos", "qvel") if name in infos}
+        for name, value in found.items():
+            require_steps(value.shape, int(ends[-1]), 2, f"infos/{name}", path)
+        return found
+
+
 def _split(file: h5py.File, path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """First rows (E,), rows after the last (E,) and terminal flags (N,)."""
     terminals = require_flags(read_array(file, "terminals", path), "terminals", path)
