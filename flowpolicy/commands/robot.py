@@ -265,13 +265,13 @@ def record(
 
     """
     from flowpolicy.real_robot.session.play import play
-    from flowpolicy.real_robot.session.teach import Lesson, next_lesson, teach
+    from flowpolicy.real_robot.session.teach import TaughtLesson, next_lesson, teach
 
     sheet = next_lesson(out, device.teach, task, instruction, reset, start, horizon, success)
     if device.teach == "scripted":
         played = play(setup, task, out, episodes, seed, None, patience, tell=_tell_operator, action=action)
     else:
-        lesson = Lesson(sheet, device, operator, action)
+        lesson = TaughtLesson(sheet, device, operator, action)
         played = teach(setup, lesson, out, episodes, seed, patience, tell=_tell_operator)
     sys.stdout.write("\n".join([*played.lines, f"demonstrations {out / 'demos.hdf5'}"]) + "\n")
     return 0 if all(outcome.success for outcome in played.outcomes) else 1

@@ -53,7 +53,7 @@ TEACHING_HELP = "y success  n failure  d discard  space pause  r recover  q rest
 
 
 @dataclasses.dataclass(frozen=True)
-class Lesson:
+class TaughtLesson:
     """What is taught, by whom and with what."""
 
     sheet: TaskSheet
@@ -124,7 +124,7 @@ class Teaching:
     def __init__(
         self,
         running: RunningSession,
-        lesson: Lesson,
+        lesson: TaughtLesson,
         task: Task,
         keys: Keys,
         watch: Callable[[Records], None],
@@ -232,7 +232,7 @@ class Teaching:
 
 def teach(
     setup: Setup,
-    lesson: Lesson,
+    lesson: TaughtLesson,
     out: Path,
     episodes: int,
     seed: int,

@@ -21,7 +21,7 @@ from flowpolicy.real_robot.session import accelerated
 from flowpolicy.real_robot.session.launch import Setup
 from flowpolicy.real_robot.session.play import recording_meta
 from flowpolicy.real_robot.session.replay_episode import replay_episode
-from flowpolicy.real_robot.session.teach import Lesson, next_lesson, teach
+from flowpolicy.real_robot.session.teach import TaughtLesson, next_lesson, teach
 from flowpolicy.real_robot.session.teaching_process import loop_options
 from flowpolicy.real_robot.teaching import gamepad, spacemouse
 from flowpolicy.real_robot.teaching.devices import DeviceConfig
@@ -59,7 +59,7 @@ def in_the_hand_of_a_person(device, task, speed=0.15):
 
 
 def demonstrations(device, episodes, out):
-    lesson = Lesson(next_lesson(out, device, "lift", "", "", "", None, ""), DeviceConfig(teach=device))
+    lesson = TaughtLesson(next_lesson(out, device, "lift", "", "", "", None, ""), DeviceConfig(teach=device))
     began = time.process_time()
     with in_the_hand_of_a_person(device, "lift"):
         played = teach(SETUP, lesson, out, episodes, 0, 5.0)
