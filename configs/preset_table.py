@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 from flowpolicy.configs.benchmark_presets import benchmarks, group_title, near_names
 from flowpolicy.configs.presets import OGBENCH, PRESETS
@@ -102,17 +101,27 @@ def _holds(text: str, words: tuple[str, ...]) -> bool:
 
 
 def _told(names: list[str]) -> str:
-    """Lines about the presets of a group: one each, or agents and data sets where every pair of them is there."""
-    split = {name: _split(name) for name in names}
-    first, second = ({pair[place]: None for pair in split.values()} for place in (0, 1))
-    if len(names) > _LINES and {f"{a}-{b}" for a, b in itertools.product(first, second)} == set(names):
-        return f"{_wrapped('AGENT', first)}\n{_wrapped('DATASET', second)}\n  as AGENT-DATASET, e.g. {names[0]}"
-    width = max(map(len, names))
+    """Lines about the presets of a group: by agent and data set where many data sets have the same agents."""
+    agents: dict[str, list[str]] = {}
+    for name in names:
+        agent, data = _split(name)
+        agents.setdefault(data, []).append(agent)
+    blocks: dict[tuple[str, ...], list[str]] = {}
+    for data, found in agents.items():
+        blocks.setdefault(tuple(found), []).append(data)
+    parts, single = [], []
+    for found, data_sets in blocks.items():
+        if len(found) * len(data_sets) > _LINES:
+            told = f"{_wrapped('AGENT', found)}\n{_wrapped('DATASET', data_sets)}"
+            parts.append(f"{told}\n  as AGENT-DATASET, e.g. {found[0]}-{data_sets[0]}")
+        else:
+            single += [name for name in names if _split(name)[1] in data_sets]
+    width = max(map(len, single), default=0)
     described = {
         name: PRESETS[name][0] if name in PRESETS else benchmarks()[name].description.partition(" (")[0]
-        for name in names
+        for name in single
     }
-    return "\n".join(f"  {name:<{width}}  {text}" for name, text in described.items())
+    return "\n".join([*parts, *(f"  {name:<{width}}  {text}" for name, text in described.items())])
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -123,7 +132,7 @@ def _split(name: str) -> tuple[str, str]:
     return name.removesuffix(f"-{task}"), task
 
 
-def _wrapped(head: str, words: Mapping[str, None]) -> str:
+def _wrapped(head: str, words: Sequence[str]) -> str:
     """Words after a head, tasks of one data set as a range."""
     short: dict[str, None] = {}
     for word in words:
