@@ -107,8 +107,8 @@ def _told(names: list[str]) -> str:
         agent, data = _split(name)
         agents.setdefault(data, []).append(agent)
     blocks: dict[tuple[str, ...], list[str]] = {}
-    for data, found in agents.items():
-        blocks.setdefault(tuple(found), []).append(data)
+    for data, theirs in agents.items():
+        blocks.setdefault(tuple(theirs), []).append(data)
     parts, single = [], []
     for found, data_sets in blocks.items():
         if len(found) * len(data_sets) > _LINES:

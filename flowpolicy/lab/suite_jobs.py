@@ -111,7 +111,7 @@ def require_data(suite: Suite, task: str, folder: Path) -> None:
         raise ConfigError(
             f"{file} is missing",
             expected=f"the published file {known.file}, or one like it",
-            fix=f"{fetched}put it there",
+            fix=f"{fetched}put it there; flowpolicy data rollouts records one of your own",
         )
     if not episodes:
         raise ConfigError(f"{file} is missing", fix=f"put D4RL's {task} file there; it cannot be generated")
