@@ -307,8 +307,8 @@ class LeRobotFolder:
             if kind == "data_path":
                 self.remarks.append(f"states no {kind}: {usual} is taken")
             return usual
-        if not isinstance(stated, str) or len(stated) > 1000:
-            raise self.error(f"{INFO}: {kind} is no text", expected=usual)
+        if not isinstance(stated, str) or len(stated) > 1000 or not Path(stated.replace("\0", "?")).name:
+            raise self.error(f"{INFO}: {kind} names no file", expected=usual)
         try:
             parts = list(string.Formatter().parse(stated))
         except ValueError as error:

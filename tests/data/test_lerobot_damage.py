@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from flowpolicy.core.errors import FlowPolicyError
+from flowpolicy.core.errors import DataError, FlowPolicyError
 from flowpolicy.data.dataset import DataConfig, open_recording
-from tests.data.lerobot_folder import write_folder
+from tests.data.lerobot_folder import edit_json, write_folder
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("av")
@@ -121,6 +121,17 @@ def _outside(path: str, root: Path) -> bool:
         and os.sep in path
         and not (path.endswith((".py", ".pyc", ".so")))
     )
+
+
+@pytest.mark.parametrize("template", ["", ".", "./", "a/.."])
+def test_a_template_that_names_no_file_is_refused(tmp_path, template):
+    folder = write_folder(tmp_path / "set", cameras=())
+    edit_json(folder / "meta/info.json", lambda info: info.update(data_path=template))
+    with (
+        pytest.raises(DataError, match=r"data_path (names no file|leads out)"),
+        open_recording(DataConfig(str(folder))),
+    ):
+        pass
 
 
 def test_damaged_meta_files_are_read_or_refused_in_words(tmp_path):
