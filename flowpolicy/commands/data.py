@@ -273,7 +273,7 @@ def rollouts(
             (w0, b0, w1, ..., read without pickle); or module:function of (observation, generator). A function's module
             is imported and so its code runs: name only what you would run yourself.
         out: file to write; RoboMimic's gets filter keys successful and failed.
-        env: where to act, e.g. hopper, door, lift; that of the run unless given.
+        env: where to act, e.g. hopper, door, lift; unless given the one that a policy was trained for.
         episodes: number of episodes, from initial states that no evaluation has.
         steps: number of steps instead of episodes; the last episode of each behaviour is cut off.
         seed: same seed, same file content, whatever the number of workers.

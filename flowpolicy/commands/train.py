@@ -45,8 +45,8 @@ class TrainCommand(Experiment):
     """Train so many runs together, in every update: with the seeds --seed, --seed + 1, ... They go to OUT-seedS, each a
     run like any other."""
     sweep: tuple[str, ...] = ()
-    """Train runs together that differ in numbers of the agent: PATH=VALUE,VALUE,... as agent.alpha=1,10,100. A '*' in
-    the path stands for anything: agent.*optimizer.lr=1e-4,3e-4. Of several every combination, each with every seed;
+    """Train runs together that differ in numbers of the agent: NAME=VALUE,VALUE,... as agent.alpha=1,10,100. A '*' in
+    the name stands for anything: agent.*optimizer.lr=1e-4,3e-4. Of several every combination, each with every seed;
     they go to OUT-NAME-VALUE-seedS."""
     verify_resume: bool = False
     """First prove on this machine that a killed and resumed run equals an uninterrupted one, bit for bit."""

@@ -43,7 +43,7 @@ class Experiment:
     agent: AgentConfig
     """Algorithm and its options."""
     env: str
-    """Environment that the policy is meant for; its spec enters the contract. 'recorded' is that of the file, for data
+    """Environment that the policy is meant for; its spec enters the contract. 'recorded' is that of the data, for those
     of a machine that nothing simulates."""
     base: str = ""
     """Run that is post-trained; it decides environment, network and scaling. Presets gdro-* only."""

@@ -78,6 +78,7 @@ def options(command: str) -> dict[str, Option]:
         every = (options(f"train {words}") for words in (*PRESETS, *laboratory))
         taken = {flag: one for one_parser in every for flag, one in one_parser.items()}
         values = [*(f"--flow.{axis}" for axis in AXES), *(f"--{field}" for field in train.VARIANTS)]
+        taken["--list"] = Option("WORD", "words of presets")  # answered before an option of any preset is parsed
         return taken | dict.fromkeys(values, Option("VALUE", "value of an axis, or kind of a network"))
     if command == "online":
         return {"RUN": Option("PATH", "run folder"), **options("train fql-toy")}

@@ -67,6 +67,7 @@ TOLD = {
     "agents/groups/": ("groups make", "train"),
     "envs/labelling.py": ("groups make",),
     "envs/rendered_data.py": ("data render", "data make", "data observe"),
+    "envs/behaviours.py": ("data rollouts",),
     "envs/": ("doctor", "train"),
     "real_robot/session/check.py": ("train",),
     "real_robot/": ("robot *",),
