@@ -16,7 +16,7 @@ import numpy as np
 
 from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.real_robot.arm.models.franka import FR3
-from flowpolicy.real_robot.bridge.states import State
+from flowpolicy.real_robot.bridge.states import STREAMING, State
 from flowpolicy.real_robot.session import accelerated
 from flowpolicy.real_robot.session.launch import Setup
 from flowpolicy.real_robot.session.play import recording_meta
@@ -105,25 +105,23 @@ class fresh:
 
 
 def rudeness(messages):
-    """Random messages, a third from each kind of device: worst peaks, and how often the arm ran."""
-    worst, running, sent = np.zeros(3), 0, 0
-    for kind in ("spacemouse", "gamepad", "leader"):
+    """Random messages, a third from each kind of device: worst commanded peaks, and ticks in which the arm ran."""
+    worst, running, sent, kinds = np.zeros(3), 0, 0, ("spacemouse", "gamepad", "leader")
+    for place, kind in enumerate(kinds):
         rng = np.random.default_rng(1)
         with fresh() as (folder, patch):
             sim = Taught(folder, patch, kind).begin()
-            while sent < messages * (("spacemouse", "gamepad", "leader").index(kind) + 1) / 3:
-                rude(sim, rng, every=5)
+            while sent < messages * (place + 1) / len(kinds):
+                rude(sim, rng, every=5, bad=0.02)
                 sent += 20
-                if len(sim.ticks) > 5000:
-                    worst = np.maximum(worst, peaks(np.array([tick["q_cmd"] for tick in sim.ticks])))
-                    running += sum(int(tick["state"]) == State.RUNNING for tick in sim.ticks)
-                    sim.ticks = sim.ticks[-4:]
                 if sim.state in (State.IDLE, State.STOPPING):
                     sim.run(0.5).command("start")
                     sim.session.command("begin", 1, [0.0] * 3)
                     sim.run(2 * DT)
-            worst = np.maximum(worst, peaks(np.array([tick["q_cmd"] for tick in sim.ticks])))
-            running += sum(int(tick["state"]) == State.RUNNING for tick in sim.ticks)
+                if len(sim.ticks) > 5000 or sent >= messages * (place + 1) / len(kinds):
+                    worst = np.maximum(worst, commanded_peaks(sim.ticks))
+                    running += sum(int(tick["state"]) == State.RUNNING for tick in sim.ticks)
+                    sim.ticks = sim.ticks[-4:]
     limits = (max(FR3.velocity), max(FR3.acceleration), max(FR3.jerk))
     beyond = [bool(peak > 1.001 * limit + 1e-6) for peak, limit in zip(worst, limits, strict=True)]
     return {
@@ -132,6 +130,16 @@ def rudeness(messages):
         "peaks": [round(float(one), 3) for one in worst],
         "violations": sum(beyond),
     }
+
+
+def commanded_peaks(ticks):
+    """Largest speed, acceleration and jerk while the impedance loop was on."""
+    streaming = np.array([State(int(tick["state"])) in STREAMING for tick in ticks])
+    path = np.array([tick["q_cmd"] for tick in ticks])
+    edges = np.nonzero(np.diff(streaming))[0] + 1
+    parts = [part for part, on in zip(np.split(path, edges), np.split(streaming, edges), strict=True) if on[0]]
+    found = [peaks(part) for part in parts if len(part) > 4]
+    return np.max(found, axis=0) if found else np.zeros(3)
 
 
 def guiding(out):

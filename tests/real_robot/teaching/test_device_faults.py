@@ -178,10 +178,11 @@ def test_whatever_a_device_says_the_envelope_holds(tmp_path, monkeypatch, kind):
     assert (sim.column("state") == State.RUNNING).any()
 
 
-def rude(sim, rng, every=1):
+def rude(sim, rng, every=1, bad=0.17):
     """Twenty random messages, good ones and bad ones; 12 ms pass after each, or after several."""
+    held = bool(rng.random() < 0.8)
     for place in range(20):
-        what, held = rng.integers(12), bool(rng.random() < 0.8)
+        what = int(rng.integers(2)) if rng.random() < bad else 2
         if sim.kind == "spacemouse":
             if what == 0:
                 sim.fake.waiting.append(rng.bytes(int(rng.integers(1, 16))))
@@ -206,7 +207,7 @@ def rude(sim, rng, every=1):
                 sim.fake.say(sim.inverse(sim.goal), held, grip=float(rng.normal()))
         if place % every == 0:
             sim.run(3 * DT)
-    sim.fake.gone = bool(sim.kind != "leader" and rng.random() < 0.03)
+    sim.fake.gone = bool(sim.kind != "leader" and rng.random() < 0.18 * bad)
 
 
 def test_settings_out_of_range_are_refused():
