@@ -67,11 +67,11 @@ def value(config, path):
 def test_every_run_of_a_sweep_is_the_run_of_its_value(agent, word, path, last, toy, tmp_path, monkeypatch):
     """Weights, moments, metrics, record and policy, from the words of the command line."""
     base = experiment(agent, data=toy)
-    monkeypatch.setitem(presets.PRESETS, agent, ("small", base))
+    monkeypatch.setitem(presets.PRESETS, f"{agent}-small", ("", base))
     monkeypatch.setattr(curves, "draw_curves", lambda *arguments: None)  # a second each
     monkeypatch.chdir(tmp_path)
     with unchecked():
-        command.run([agent, "--out", "run", "--sweep", word])
+        command.run([f"{agent}-small", "--out", "run", "--sweep", word])
         label, text = path.rpartition(".")[2].replace("_", "-"), word.rpartition(",")[2]
         made = Run.load(tmp_path / f"run-{label}-{text}-seed0")
         single = members(base, [f"{word.partition('=')[0]}={text}"])[0].experiment
