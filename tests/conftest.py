@@ -17,6 +17,15 @@ from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 
 torch.set_num_threads(1)
 
+DEVICES = (
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+    ),
+)
+"""For what must hold on a GPU as it does here; none of it has met one yet."""
+
 
 @pytest.fixture
 def spec() -> Spec:

@@ -55,6 +55,7 @@ def parse_only(monkeypatch):
     monkeypatch.setattr("flowpolicy.commands.arguments.tyro", types.SimpleNamespace(cli=parse))
     for name in ("commands.train.train", "train.training.train", "commands.train.report"):
         monkeypatch.setattr(f"flowpolicy.{name}", lambda *args, **kwargs: None)
+    monkeypatch.setattr("flowpolicy.train.together.train_together", lambda *args, **kwargs: [])
     monkeypatch.setattr("flowpolicy.train.verify.verify_resume", lambda *args, **kwargs: None)
     # `online` reads its options from the run that it continues.
     stored = types.SimpleNamespace(experiment=PRESETS["fql-cube-single"][1], checkpoint=Path(), data=lambda: None)

@@ -158,7 +158,7 @@ def find_start(
     """
     experiment = take_over(experiment)
     # An unknown one is told before a file is read.
-    config = find_env(experiment.env) if experiment.env != RECORDED else None
+    config = find_env(experiment.env) if env is None and experiment.env != RECORDED else None
     experiment = dataclasses.replace(experiment, data=_data(experiment, run))
     dataset = load_dataset(experiment.data)
     if env is None and isinstance(config, ArmTaskConfig):

@@ -41,7 +41,7 @@ def test_demonstrations_with_pictures_in_one_go_and_again_from_kept_states(tmp_p
         (["make", "can", "--cameras", "sideview"], "PickPlaceCan has no camera 'sideview'"),
         (["make", "lift", "--cameras", "agentview", "agentview"], "every camera once"),
         (["render", "x.hdf5", "--size", "1", "2", "3"], "--size 1 2 3"),
-        (["render", "x.hdf5", "--size", "5000"], "pictures of 5000 x 5000"),
+        (["make", "lift", "--cameras", "agentview", "--size", "5000"], "pictures of 5000 x 5000"),
         (["render", "x.hdf5"], "x.hdf5 is not a file"),
     ],
 )

@@ -17,6 +17,7 @@ from flowpolicy.serve.engines import load_engines
 from flowpolicy.serve.model import Model
 from flowpolicy.serve.protocol import ActRequest
 from flowpolicy.train import Trainer
+from tests.conftest import DEVICES
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,8 @@ def runs(tmp_path_factory):
     return home
 
 
-def chunk(run, name, rows=2):
-    engines, checkpoint = load_engines(run, (), 1, name, (1, 2))
+def chunk(run, name, rows=2, device="cpu"):
+    engines, checkpoint = load_engines(run, (), 1, name, (1, 2), device=device)
     assert checkpoint == "step_00000003"
     model = Model.prepare(engines, checkpoint, (1, 2), rounds=2)
     contract = model.any_engine.contract
@@ -51,6 +52,12 @@ def chunk(run, name, rows=2):
         ActRequest(id=number, obs=obs, budget_ms=1e3, seed=number, noise=None, prefix=None) for number in range(rows)
     ]
     return model.act(contract.nfe, requests)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_default_engine_of_a_device_serves_what_the_policy_does(runs, device):
+    served = chunk(runs / "plain", "auto", device=device)
+    np.testing.assert_allclose(served, chunk(runs / "plain", "eager"), atol=1e-4)
 
 
 def test_the_numpy_engine_serves_what_the_policy_does(runs):

@@ -21,6 +21,7 @@ from flowpolicy.nets.plain import Plain
 from flowpolicy.train import Experiment, Trainer
 from flowpolicy.train.online_source import FIRST_INDEX, OnlineConfig
 from flowpolicy.train.verify import compare
+from tests.conftest import DEVICES
 
 SMALL = {"net": Plain(width=16, depth=2), "critic": CriticConfig(width=16, depth=2)}
 
@@ -79,8 +80,9 @@ def test_it_starts_with_everything_of_the_base_and_leaves_it_alone(offline, slot
 
 
 @pytest.mark.parametrize("agent", [FQL(**SMALL), QC(**SMALL, chunk=5, execute=5, candidates=2, target_candidates=2)])
-def test_resume_equals_the_uninterrupted_run_bit_for_bit(agent, offline, slot, tmp_path):
-    offline = dataclasses.replace(offline, agent=agent)
+@pytest.mark.parametrize("device", DEVICES)
+def test_resume_equals_the_uninterrupted_run_bit_for_bit(agent, device, offline, slot, tmp_path):
+    offline = dataclasses.replace(offline, agent=agent, device=device)
     train(offline, tmp_path / "base")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(online(offline, tmp_path / "base"), whole, slot)
