@@ -21,7 +21,6 @@ from flowpolicy.core.streams import Crop, Streams
 from flowpolicy.data.dataset import DataConfig, Dataset, dataset_sha256, with_thumbnails
 from flowpolicy.data.dataset_checks import doubtful_start
 from flowpolicy.data.drawn_ahead import DrawnAhead
-from flowpolicy.data.lerobot_meta import is_lerobot
 from flowpolicy.data.normalize import NormalizerConfig
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
@@ -310,7 +309,7 @@ def require_same_data(found: str, stored: Contract, path: str) -> None:
 def require_unchanged(data: DataConfig, stored: Contract) -> None:
     """:func:`require_same_data` before a file is read; a missing one is an error that says how to name its place."""
     path = Path(data.path)
-    if not (path.is_file() or is_lerobot(path)):
+    if not path.exists():
         raise DataError(
             f"the training file {path} is not there",
             expected=f"the file with the SHA-256 {stored.dataset_sha256[:12]}...",

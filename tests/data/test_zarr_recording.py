@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
+import flowpolicy as fp
 from flowpolicy.core.errors import DataError
 from flowpolicy.data.conversion import survey, write_all
 from flowpolicy.data.dataset import DataConfig, load_dataset
@@ -143,3 +144,16 @@ def test_pictures_that_are_none_are_refused(tmp_path, monkeypatch):
     write(path, columns={**COLUMNS, "img": COLUMNS["img"] / 255})
     with pytest.raises(DataError, match="no whole numbers from 0 to 255 in row 0"):
         load(path, cameras=("img",))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_knows_its_folder_again_and_another_one(folder, tmp_path):
+    small = {"chunk": 2, "execute": 2}
+    experiment = fp.presets["debug"].with_(data=str(folder), env="recorded", steps=1, agent=small, tensorboard=False)
+    run = fp.train(experiment, tmp_path / "run", progress=False)
+    assert len(run.dataset().lengths) == len(ENDS)
+    write(tmp_path / "other.zarr", columns={**COLUMNS, "action": -COLUMNS["action"]})
+    with pytest.raises(DataError, match="SHA-256"):
+        run.data(tmp_path / "other.zarr")
+    with pytest.raises(DataError, match="is not there"):
+        run.data(tmp_path / "nowhere.zarr")
