@@ -171,6 +171,12 @@ def _label(number: int, events: NDArray[Any], *, taught: bool) -> str:
     return said[-1] if said else "unlabelled" if taught else "failure"
 
 
+def next_number(folder: Path) -> int:
+    """Number of the next episode of a folder; journals that could not be salvaged and dropped episodes keep theirs."""
+    found = [*folder.glob("*episode_*"), *(folder / DROPPED).glob("episode_*")]
+    return 1 + max((int(path.stem.rpartition("_")[2]) for path in found), default=0)
+
+
 def read_labels(path: Path) -> dict[str, str]:
     """What is stored with an episode of a person; of others, whether it succeeded."""
     with open_hdf5(path) as file:

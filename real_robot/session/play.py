@@ -27,7 +27,7 @@ from flowpolicy.real_robot.drivers.driver_protocols import ArmStoppedError
 from flowpolicy.real_robot.session.camera_check import require_cameras, swapped_warnings, with_cameras
 from flowpolicy.real_robot.session.camera_process import image_path, open_watches, stated_camera
 from flowpolicy.real_robot.session.check import check_contract, speed_warnings, unstated_warnings
-from flowpolicy.real_robot.session.episodes import INDEX, read_env_args, require_same_robot, told_gaps
+from flowpolicy.real_robot.session.episodes import INDEX, next_number, read_env_args, require_same_robot, told_gaps
 from flowpolicy.real_robot.session.launch import RunningSession, Setup, start_session
 from flowpolicy.real_robot.session.operate import EpisodeOutcome, Operator, play_episode, wait_for_recovery
 from flowpolicy.real_robot.session.operator_keys import reading_keys
@@ -95,11 +95,10 @@ def check_policy(policy: PolicyAt, setup: Setup) -> tuple[list[str], list[str]]:
     warnings = unstated_warnings(contract, robot)
     if is_address(policy.run):  # a server does not tell how it scales actions
         return lines, warnings
-    folder = resolve(Path(policy.run))
-    stored = read_tensors(folder / "normalizer.safetensors")
-    # The policy's scaled actions are clamped to [-1, 1], so this is all that it can ask for.
     if (contract.spec.action.convention, contract.spec.action.frame) != ("delta", "joints"):
         return lines, warnings  # how fast joints become, only the arm's posture tells
+    stored = read_tensors(resolve(Path(policy.run)) / "normalizer.safetensors")
+    # The policy's scaled actions are clamped to [-1, 1], so this is all that it can ask for.
     names = ("offset", "scale", "limit")
     middle, scale, limit = (stored[f"action_scaling.{name}"].double().numpy()[:-1] for name in names)
     largest = (np.abs(middle) + np.minimum(limit, 1.0) / scale) * contract.spec.action.rate_hz
@@ -166,16 +165,13 @@ def play(
             running.start("policy_process", {**policy.options(seed), "others": [one.options(seed) for one in others]})
             _wait_for_policy(running)
         operator = Operator(running)
-        pictures = {f"{name}{SUFFIX}": image for name, image in seen.items()}
-        watches = open_watches(running.session.folder, pictures, noisy_cameras(setup.cameras))
-        view = ConsoleView(running.session, watches.values())
+        view = session_view(running, seen)
 
         def watch(tick: Any) -> None:
             view.watch(tick)
             keys.poll(tick)
 
-        # Journals that could not be salvaged keep their number too.
-        first = 1 + max((int(p.stem.rpartition("_")[2]) for p in out.glob("*episode_*")), default=0)
+        first = next_number(out)
         for number in range(first, first + episodes) if trials is None else itertools.count(first):
             rng = numpy_generator(seed, "robot", task_name, number)
             if trials is not None:
@@ -302,6 +298,13 @@ def start_cameras(running: RunningSession) -> dict[str, ImageSpec]:
         _wait_for(running, path.exists, f"the camera '{one.name}' took no picture within 60 s")
         found[one.name] = stated_camera(running.session.folder, one.name)
     return found
+
+
+def session_view(running: RunningSession, seen: dict[str, ImageSpec]) -> ConsoleView:
+    """What the operator sees of a session whose cameras run; ``seen`` are their pictures by camera."""
+    pictures = {f"{name}{SUFFIX}": image for name, image in seen.items()}
+    watches = open_watches(running.session.folder, pictures, noisy_cameras(running.setup.cameras))
+    return ConsoleView(running.session, watches.values())
 
 
 def wait_for_recorder(running: RunningSession) -> None:

@@ -142,7 +142,7 @@ class PolicyLoop:
                 self._note(doubt)
             return now + self.dt
         self._troubled.update(False, now)
-        # A copy: the ring's record belongs to the watch, and a history keeps what it is given.
+        # A history keeps what it is given: every record of a watch is a copy of its own.
         pictures = {key: watch.record["rgb"] for key, watch in self._cameras.items() if watch.record is not None}
         self.acting.episode.see(current | pictures)
         if self._steps % self._execute == 0:

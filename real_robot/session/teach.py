@@ -16,7 +16,7 @@ from flowpolicy.real_robot.bridge.ring_records import FRAMES, OUTCOMES, frame_ty
 from flowpolicy.real_robot.bridge.shared_ring import Records, Ring
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.driver_protocols import ArmStoppedError
-from flowpolicy.real_robot.session.episodes import DROPPED, INDEX, read_env_args, require_same_robot
+from flowpolicy.real_robot.session.episodes import INDEX, next_number, read_env_args, require_same_robot
 from flowpolicy.real_robot.session.launch import RunningSession, Setup, start_session
 from flowpolicy.real_robot.session.observations import observe
 from flowpolicy.real_robot.session.operate import EpisodeOutcome, prepare_episode, wait_for_recovery
@@ -27,10 +27,10 @@ from flowpolicy.real_robot.session.play import (
     require_something_to_do,
     session_lines,
     session_task,
+    session_view,
     start_cameras,
     wait_for_recorder,
 )
-from flowpolicy.real_robot.session.session_console import ConsoleView
 from flowpolicy.real_robot.session.teaching_process import loop_options
 from flowpolicy.real_robot.tasks.task_sheet import (
     BUILT_IN,
@@ -263,7 +263,8 @@ def teach(
     with start_session(setup, device.teach) as running, reading_keys(running.session, TEACHING_HELP) as keys:
         keep_sheet(out, sheet)
         task: Task = session_task(kind, running) if kind == sheet.name else TaughtTask(sheet.name)
-        meta = recording_meta(config, env_args, start_cameras(running), setup)
+        seen = start_cameras(running)
+        meta = recording_meta(config, env_args, seen, setup)
         if (out / INDEX).exists():  # refused before anything moves
             require_same_robot(out / INDEX, read_env_args(out / INDEX), meta["env_args"], "this session's")
         if detector is not None:
@@ -272,7 +273,7 @@ def teach(
         running.start("recorder_process", {"folder": str(out.absolute()), "meta": meta})
         wait_for_recorder(running)
         running.start("teaching_process", loop_options(device), name=device.teach)
-        view = ConsoleView(running.session)
+        view = session_view(running, seen)
         teaching = Teaching(running, lesson, task, keys, view.watch, tell)
         if device.teach == "keyboard":
             tell(HELP)
@@ -292,12 +293,6 @@ def teach(
             tell(f"episode {number}: {outcome.reason} after {outcome.seconds:.1f} s ({kept}/{episodes})")
         ticks = view.ticks
     return Played(outcomes, session_lines(setup, out, outcomes, ticks))
-
-
-def next_number(out: Path) -> int:
-    """Number of the next episode of a folder; journals and dropped episodes keep theirs."""
-    found = [*out.glob("*episode_*"), *(out / DROPPED).glob("episode_*")]
-    return 1 + max((int(path.stem.rpartition("_")[2]) for path in found), default=0)
 
 
 def _asking(detector: Detector, running: RunningSession, cameras: dict[str, Any]) -> Callable[[Records], bool]:

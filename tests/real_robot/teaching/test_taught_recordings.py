@@ -12,8 +12,8 @@ from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.hand_guide import WALL, HandGuide
 from flowpolicy.real_robot.session.demos import drop_demos, list_demos, relabel_demos
+from flowpolicy.real_robot.session.episodes import next_number
 from flowpolicy.real_robot.session.recorder import Recorder
-from flowpolicy.real_robot.session.teach import next_number
 from flowpolicy.real_robot.tasks.task_sheet import TaskSheet, keep_sheet, save_pose, sheet_in, start_pose
 from flowpolicy.real_robot.teaching.leader import LeaderArm, LeaderCalibration, LeaderServer, read_packet
 
