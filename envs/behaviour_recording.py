@@ -126,15 +126,15 @@ class BehaviourRecorder:
     def __init__(self, config: RecordableConfig, source: BehaviourSource, number: int, asked: BehaviourRequest) -> None:
         self._env: Any = _single(config)
         self._spec, self._number, self._asked = config.spec(), number, asked
-        scales = dict.fromkeys(np.linspace(*asked.noise_scale, LEVELS).tolist())
-        self._behaviours = {scale: source.load(self._spec, scale) for scale in scales}
+        self._scales = np.linspace(*asked.noise_scale, LEVELS).tolist()
+        self._behaviours = {scale: source.load(self._spec, scale) for scale in dict.fromkeys(self._scales)}
         self._whole = isinstance(self._env, (RobosuiteEnv, ToyEnv))
 
     def record(self, index: int) -> BehaviourEpisode:
         """Episode ``index``, until success where the task ends there, or the horizon."""
         asked, spec = self._asked, self._spec
-        scale = list(np.linspace(*asked.noise_scale, LEVELS).tolist())[index % LEVELS]
-        behaviour, stream = self._behaviours[scale], ("behaviour", spec.env_id, self._number, index)
+        behaviour = self._behaviours[self._scales[index % LEVELS]]
+        stream = ("behaviour", spec.env_id, self._number, index)
         behaviour.begin(derive(asked.seed, *stream))
         jitter = numpy_generator(asked.seed, *stream, "action noise")
         obs = self._env.reset(_FIRST * (1 + asked.seed) + _EPISODES * self._number + index)

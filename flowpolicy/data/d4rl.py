@@ -21,6 +21,7 @@ from flowpolicy.core.errors import DataError, nearest
 from flowpolicy.core.spec import ActionSpec, ObservationSpec, Spec
 from flowpolicy.data.hdf5 import (
     EpisodeColumns,
+    arrays_below,
     find_array,
     open_hdf5,
     read_array,
@@ -117,7 +118,7 @@ class D4RLRecording:
     def left_out(self) -> tuple[str, ...]:
         """What the file holds beside its episodes."""
         known = {"observations", "actions", "rewards", "terminals", "timeouts", *self._infos, *self._beginnings}
-        return tuple(place for place in _all_arrays(self.file) if place not in known and place != _NEXT)
+        return tuple(place for place in arrays_below(self.file) if place not in known and place != _NEXT)
 
     def key(self, index: int, column: str, name: str = "") -> str:
         """Name of a column in the file."""
@@ -145,9 +146,7 @@ def initial_states(path: Path) -> dict[str, NDArray[Any]]:
     """
     with open_hdf5(path) as file:
         starts, ends, _ = _split(file, path)
-        infos = file.get("infos")
-        if not isinstance(infos, h5py.Group) or not len(infos):
-            raise DataError(f"{path}: infos is missing, so episodes cannot be replayed")
+        infos = _infos(file, path)
         stored = infos.get("initial_state")
         if isinstance(stored, h5py.Group):
             found = {name: read_array(stored, name, path) for name in stored}
@@ -167,13 +166,18 @@ def row_states(path: Path) -> dict[str, NDArray[Any]]:
     """
     with open_hdf5(path) as file:
         _, ends, _ = _split(file, path)
-        infos = file.get("infos")
-        if not isinstance(infos, h5py.Group) or not len(infos):
-            raise DataError(f"{path}: infos is missing, so episodes cannot be replayed")
+        infos = _infos(file, path)
         found = {name: read_array(infos, name, path) for name in ("qpos", "qvel") if name in infos}
         for name, value in found.items():
             require_steps(value.shape, int(ends[-1]), 2, f"infos/{name}", path)
         return found
+
+
+def _infos(file: h5py.File, path: Path) -> h5py.Group:
+    infos = file.get("infos")
+    if not isinstance(infos, h5py.Group) or not len(infos):
+        raise DataError(f"{path}: infos is missing, so episodes cannot be replayed")
+    return infos
 
 
 def _split(file: h5py.File, path: Path) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -201,22 +205,11 @@ def _assumptions(file: h5py.File, terminals: NDArray[Any]) -> tuple[str, ...]:
     return ("has no timeouts: episodes are split at terminals only",)
 
 
-def _all_arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
-    found: dict[str, h5py.Dataset] = {}
-
-    def note(place: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset):
-            found[place] = node
-
-    file.visititems(note)
-    return found
-
-
 def _below_infos(file: h5py.File) -> dict[str, h5py.Dataset]:
     """Arrays of numbers below ``infos`` by their path."""
     return {
         place: node
-        for place, node in _all_arrays(file).items()
+        for place, node in arrays_below(file).items()
         if place.startswith(INFOS) and node.shape and node.dtype.kind in "fiub"
     }
 

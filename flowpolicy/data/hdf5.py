@@ -252,6 +252,18 @@ def find_array(group: h5py.Group, name: str, path: Path) -> h5py.Dataset:
     return node
 
 
+def arrays_below(group: h5py.Group) -> dict[str, h5py.Dataset]:
+    """Every array below a group by its path; links to elsewhere are not followed."""
+    found: dict[str, h5py.Dataset] = {}
+
+    def note(place: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset):
+            found[place] = node
+
+    group.visititems(note)
+    return found
+
+
 def read_attribute(node: h5py.Group, name: str, path: Path, default: Any = None) -> Any:
     """The text or the numbers of an attribute; ``default`` where there is none.
 

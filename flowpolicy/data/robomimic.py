@@ -28,6 +28,7 @@ from flowpolicy.core.spec import UNSTATED, ObservationSpec, Spec
 from flowpolicy.data.controllers import action_of, robot_of
 from flowpolicy.data.hdf5 import (
     EpisodeColumns,
+    arrays_below,
     choose_keys,
     json_attribute,
     open_hdf5,
@@ -169,7 +170,7 @@ class RobomimicRecording:
             model_xml=None if model is None else str(model),
             text=str(read_attribute(demo, INSTRUCTION, self.path, "")),
             filters=tuple(key for key, chosen in self._masks.items() if name in chosen),
-            aside={place: node for place, node in _arrays(demo).items() if place not in known},
+            aside={place: node for place, node in arrays_below(demo).items() if place not in known},
             notes={
                 key: read_attribute(demo, key, self.path)
                 for key in demo.attrs
@@ -264,18 +265,6 @@ class RobomimicRecording:
         if not np.array_equal(stated, node.shape[0]):
             raise DataError(f"{self.path}: {key} has {node.shape[0]} rows, but num_samples says {stated}")
         return int(node.shape[0])
-
-
-def _arrays(demo: h5py.Group) -> dict[str, h5py.Dataset]:
-    """Every array below a group by its path; links to elsewhere are not followed."""
-    found: dict[str, h5py.Dataset] = {}
-
-    def note(place: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset):
-            found[place] = node
-
-    demo.visititems(note)
-    return found
 
 
 def _read_masks(file: h5py.File, path: Path) -> dict[str, list[str]]:
