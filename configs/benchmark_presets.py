@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from flowpolicy.core.config import nested
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.data.catalogue import PUBLISHED
 
@@ -206,12 +207,10 @@ def _row(said: Mapping[str, Any], data: BenchmarkFile) -> dict[str, Any]:
     """The row of a file, or of its environment, as nested options."""
     rows = said.get("rows", {})
     row = rows.get(data.file, rows.get(data.base_env))
-    nested: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for column, value in zip(said.get("columns", ()) if row else (), row or (), strict=True):
-        for part in reversed(column.split(".")):
-            value = {part: value}
-        nested = _merged(nested, value)
-    return nested
+        options = _merged(options, nested(column.split("."), value))
+    return options
 
 
 def _merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:

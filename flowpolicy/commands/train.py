@@ -15,7 +15,7 @@ from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.commands.flow_flags import axes_help, settled, split_flow_flags, with_flow
 from flowpolicy.configs.benchmark_presets import benchmark_files, benchmarks, known_file
 from flowpolicy.configs.preset_table import find_preset, listing
-from flowpolicy.core.config import changed
+from flowpolicy.core.config import changed, nested
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.ranges import Count
 from flowpolicy.flows.axes.flow_spec import FlowSpec
@@ -106,8 +106,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 _USAGE = "usage: flowpolicy train PRESET [-h] [OPTIONS]\n       flowpolicy train --list [WORD ...]\n\n"
-_LIST = "'flowpolicy train --list antmaze fql' lists those that hold all words; an agent alone, with --data.path of a "
-_LIST += (
+_LIST = (
+    "'flowpolicy train --list antmaze fql' lists those that hold all words; an agent alone, with --data.path of a "
     "published file's\nname, takes the preset of that file: flowpolicy train fql --data.path antmaze-large-play-v2.hdf5"
 )
 
@@ -210,10 +210,7 @@ def compile_words(argv: Sequence[str]) -> list[str]:
 def _picked(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
     """The fields of an experiment with another value at a path of names."""
     owner, *inner = path
-    change: Any = value
-    for name in reversed(inner):
-        change = {name: change}
-    return {**values, owner: changed(values[owner], change)}
+    return {**values, owner: changed(values[owner], nested(inner, value))}
 
 
 def report(run: Run) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowpolicy.core.errors import ConfigError, FlowPolicyError, nearest
@@ -37,6 +37,14 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
         inner = isinstance(value, Mapping) and dataclasses.is_dataclass(now)
         values[name] = changed(now, value) if inner else value
     return dataclasses.replace(config, **values)
+
+
+def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The changes, for :func:`changed`, that set the field at a path of names, such as ``("net", "width")``."""
+    change = value
+    for name in reversed(path):
+        change = {name: change}
+    return dict(change)
 
 
 def encode(value: Any, kinds: Kinds) -> Any:

@@ -6,10 +6,10 @@ import dataclasses
 import fnmatch
 import itertools
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from flowpolicy.core.config import changed
+from flowpolicy.core.config import changed, nested
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.train.experiment import Experiment
 
@@ -27,7 +27,7 @@ def members(experiment: Experiment, words: Sequence[str], seeds: int = 1) -> lis
 
     Args:
         experiment: what all of them have in common.
-        words: ``PATH=VALUE,VALUE,...``, such as ``agent.alpha=1,10,100``. A ``*`` in the path stands for anything, and
+        words: ``NAME=VALUE,VALUE,...``, such as ``agent.alpha=1,10,100``. A ``*`` in the name stands for anything, and
             all numbers that it finds get the same value: ``agent.*optimizer.lr=1e-4,3e-4``.
         seeds: so many from the experiment's own on.
 
@@ -43,7 +43,7 @@ def members(experiment: Experiment, words: Sequence[str], seeds: int = 1) -> lis
         member, label = experiment, ""
         for axis, (word, value) in zip(axes, values, strict=True):
             for path in axis.paths:
-                member = changed(member, _nested(path, value))
+                member = changed(member, nested(path.split("."), value))
             label += f"-{axis.name}-{word}"
         for seed in range(experiment.seed, experiment.seed + seeds):
             found.append(Member(f"{label}-seed{seed}", dataclasses.replace(member, seed=seed)))
@@ -61,7 +61,7 @@ def _axis(experiment: Experiment, word: str) -> _Axis:
     path = path.removeprefix("--").replace("-", "_")
     texts = [text.strip() for text in listed.split(",") if text.strip()]
     if not equals or not texts:
-        raise ConfigError(f"--sweep {word}", expected="PATH=VALUE,VALUE,..., such as agent.alpha=1,10,100")
+        raise ConfigError(f"--sweep {word}", expected="NAME=VALUE,VALUE,..., such as agent.alpha=1,10,100")
     numbers = dict(_numbers(experiment.agent, "agent."))
     paths = [name for name in numbers if fnmatch.fnmatchcase(name, path)]
     if not paths:
@@ -87,9 +87,3 @@ def _numbers(config: Any, prefix: str) -> Iterator[tuple[str, float]]:
             yield f"{prefix}{field.name}", float(value)
         elif dataclasses.is_dataclass(value):
             yield from _numbers(value, f"{prefix}{field.name}.")
-
-
-def _nested(path: str, value: float) -> Mapping[str, Any]:
-    """Changes of one number, for :func:`flowpolicy.core.config.changed`."""
-    first, _, rest = path.partition(".")
-    return {first: _nested(rest, value) if rest else value}
