@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError, DataError
-from flowpolicy.core.files import flush, naming_full_disk, require_free, write_json
+from flowpolicy.core.files import replacing_folder, require_free, write_json
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.spec import UNSTATED, spec_json
 from flowpolicy.data.dataset import Dataset
@@ -97,22 +96,8 @@ def write_lerobot(
     if dataset.frames:
         require_av()
     _require_room(dataset, folder)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        with naming_full_disk(folder, "nothing of it was kept"):
-            _Writing(dataset, partial, options, fps).write(provenance)
-        for path in partial.rglob("*"):
-            flush(path)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
-            folder.rename(old)
-            partial.rename(folder)
-            shutil.rmtree(old)
-        else:
-            partial.rename(folder)
-        flush(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with replacing_folder(folder) as partial:
+        _Writing(dataset, partial, options, fps).write(provenance)
 
 
 def require_replaceable(folder: Path, overwrite: bool) -> None:
@@ -165,7 +150,7 @@ class _Writing:
                 for name in self.cameras
             }
             shown = sum(math.prod(store.shape) for store in self.dataset.frames.values()) > 64 << 20
-            move = stack.enter_context(progress_bar(f"write {self.root.name[1:]}", len(lengths), shown=shown))
+            move = stack.enter_context(progress_bar("write episodes", len(lengths), shown=shown))
             for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
                 columns = self._columns(number, start, length)
                 place = rows.add(self._table(columns))
