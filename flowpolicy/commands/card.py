@@ -52,11 +52,11 @@ def card(
 
     """
     from flowpolicy.core import checkpoint
-    from flowpolicy.evaluate.evaluation import acted, loaded
+    from flowpolicy.evaluate.evaluation import loaded
     from flowpolicy.evaluate.plan import make_plan
     from flowpolicy.evaluate.policy_card import NFES, supported
     from flowpolicy.evaluate.policy_card import card as draw
-    from flowpolicy.evaluate.records import card_name, make_way
+    from flowpolicy.evaluate.records import acted, card_name, make_way
 
     with loaded(run, device) as (policy, env, folder):
         plan = make_plan(env.spec.env_id, episodes, seed)
@@ -68,7 +68,7 @@ def card(
                 done += 1
                 move(done, "")
 
-            about = acted(folder, policy, typed())
+            about = acted(folder, policy.contract, typed(), policy.parameters_count)
             home, name = checkpoint.run_of(folder), card_name(about["step"], about["checkpoint_sha256"], plan)
             place = home / "card"
             if checkpoint.newest(home) in ("", folder.name):

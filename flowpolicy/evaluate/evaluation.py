@@ -7,20 +7,19 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from flowpolicy.core.checkpoint import MANIFEST, resolve, run_of
+from flowpolicy.core.checkpoint import resolve, run_of
 from flowpolicy.core.errors import ConfigError, DataWarning
-from flowpolicy.core.files import read_json, require_free
+from flowpolicy.core.files import require_free
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.envs import find_env, normalized_score
 from flowpolicy.envs.camera_renderer import RENDERERS
 from flowpolicy.envs.robosuite import RobosuiteConfig
 from flowpolicy.evaluate.plan import EvaluationPlan, load_plan, make_plan
-from flowpolicy.evaluate.records import identity, record_name, record_path, repeats
+from flowpolicy.evaluate.records import acted, identity, record_name, record_path, repeats
 from flowpolicy.evaluate.report import Evaluation, make_evaluation, save_evaluation
 from flowpolicy.evaluate.rollout import Episode, rollout
 from flowpolicy.evaluate.video import require_imageio, save_videos
@@ -101,7 +100,7 @@ def evaluate(
         todo,
         outcomes,
         run=str(run),
-        **acted(folder, policy, command),
+        **acted(folder, policy.contract, command, policy.parameters_count),
         simulation=simulation,
         noise_scale=noise_scale,
         mismatch=mismatch,
@@ -117,25 +116,6 @@ def evaluate(
         rate = policy.contract.spec.action.rate_hz or 20.0
         save_videos(home / "videos", name, outcomes[:video], rate, evaluation.success_defined)
     return evaluation
-
-
-def acted(folder: Path, policy: Policy, command: str) -> dict[str, Any]:
-    """What a record says of the checkpoint that acted and of the command, as :func:`make_evaluation` takes it."""
-    state, contract = read_json(folder / "state.json"), policy.contract
-    origin = ("dataset_id", "dataset_filter", "base", "base_sha256", "groups", "groups_sha256", "groups_source")
-    return {
-        "step": state["step"],
-        "checkpoint_sha256": identity(folder).sha256,
-        "weights_sha256": read_json(folder / MANIFEST)["ema.safetensors"],
-        "command": command,
-        "training": {
-            "experiment": read_json(folder / "config.json")["experiment"],
-            "dataset_sha256": contract.dataset_sha256,
-            **{name: value for name in origin if (value := getattr(contract, name))},
-            "seconds": state["train_seconds"],
-            "parameters": policy.parameters_count,
-        },
-    }
 
 
 _OTHER = "evaluate where the policy was trained for, or train for this environment"

@@ -13,10 +13,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import EvaluationError, FlowPolicyError
 from flowpolicy.core.files import read_json, write_json
+from flowpolicy.core.spec import Contract
 from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.evaluate.report import Evaluation, load_evaluation
 
@@ -38,6 +40,33 @@ class Identity:
 def identity(folder: Path) -> Identity:
     """The identity of a checkpoint folder."""
     return Identity(read_json(folder / "state.json")["step"], checkpoint.fingerprint(folder))
+
+
+def acted(folder: Path, contract: Contract, command: str, parameters: int | None = None) -> dict[str, Any]:
+    """What a record says of the checkpoint that acted and of the command, as ``make_evaluation`` takes it.
+
+    Args:
+        folder: of the checkpoint.
+        contract: of the policy.
+        command: command line that asked.
+        parameters: of the policy's networks, if they were counted.
+
+    """
+    state = read_json(folder / "state.json")
+    origin = ("dataset_id", "dataset_filter", "base", "base_sha256", "groups", "groups_sha256", "groups_source")
+    return {
+        "step": state["step"],
+        "checkpoint_sha256": identity(folder).sha256,
+        "weights_sha256": read_json(folder / checkpoint.MANIFEST)["ema.safetensors"],
+        "command": command,
+        "training": {
+            "experiment": read_json(folder / "config.json")["experiment"],
+            "dataset_sha256": contract.dataset_sha256,
+            **{name: value for name in origin if (value := getattr(contract, name))},
+            "seconds": state["train_seconds"],
+            **({} if parameters is None else {"parameters": parameters}),
+        },
+    }
 
 
 def record_name(evaluation: Evaluation) -> str:

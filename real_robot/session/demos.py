@@ -21,6 +21,7 @@ from flowpolicy.real_robot.session.episodes import (
     DROPPED,
     INDEX,
     LABELS,
+    filter_key,
     read_env_args,
     read_labels,
     told_gaps,
@@ -111,8 +112,7 @@ def _relabel(file: h5py.File, label: str) -> None:
         meta = json.loads(demo.attrs.get("ep_meta", "{}"))
         demo.attrs["ep_meta"] = json.dumps(meta | {"label": label})
     del file["mask"]
-    key = {"success": "successful", "failure": "failed"}.get(label, "unlabelled")
-    file.create_dataset(f"mask/{key}", data=np.array(names, dtype="S"), track_times=False)
+    file.create_dataset(f"mask/{filter_key(label)}", data=np.array(names, dtype="S"), track_times=False)
 
 
 def show_demo(folder: Path, number: int, out: Path | None = None) -> Path:

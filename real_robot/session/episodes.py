@@ -119,7 +119,7 @@ def finish_episode(folder: Path, number: int) -> Path:
             said = {**meta["labels"], "label": label} if "labels" in meta else {}
             notes = {"ep_meta": json.dumps(said, sort_keys=True)} if said else {}
             part = dataclasses.replace(part, extra={**part.extra, **beside}, notes=notes)
-            writer.add(part, [_KEYS.get(label, "unlabelled")])
+            writer.add(part, [filter_key(label)])
     shutil.rmtree(home)
     return path
 
@@ -160,8 +160,9 @@ def write_index(folder: Path) -> Path:
     return path
 
 
-_KEYS = {"success": "successful", "failure": "failed"}
-"""Filter keys by label."""
+def filter_key(label: str) -> str:
+    """Under which filter key episodes of a label are found."""
+    return {"success": "successful", "failure": "failed"}.get(label, "unlabelled")
 
 
 def _label(number: int, events: NDArray[Any], *, taught: bool) -> str:

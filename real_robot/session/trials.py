@@ -12,18 +12,16 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from flowpolicy.core.checkpoint import MANIFEST, resolve
+from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError, MissingExtraError
-from flowpolicy.core.files import read_json
 from flowpolicy.core.seed import derive, numpy_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.hdf5 import open_hdf5
 from flowpolicy.evaluate.plan import EPISODES_PER_SEED, EvaluationPlan
-from flowpolicy.evaluate.records import identity
+from flowpolicy.evaluate.records import acted
 from flowpolicy.evaluate.report import Evaluation, make_evaluation, save_evaluation
 from flowpolicy.evaluate.rollout import Episode
 from flowpolicy.evaluate.video import save_video
@@ -128,23 +126,9 @@ def record_of(trials: Trials, policy: int, run: str, simulation: str, command: s
 
     """
     contract = trials.contracts[policy]
-    made: dict[str, Any] = {}
-    if "://" not in run:
-        folder = resolve(Path(run))
-        state = read_json(folder / "state.json")
-        made = {
-            "step": state["step"],
-            "checkpoint_sha256": identity(folder).sha256,
-            "weights_sha256": read_json(folder / MANIFEST)["ema.safetensors"],
-            "training": {
-                "experiment": read_json(folder / "config.json")["experiment"],
-                "dataset_sha256": contract.dataset_sha256,
-                "dataset_id": contract.dataset_id,
-                "seconds": state["train_seconds"],
-            },
-        }
+    made = {"command": command} if "://" in run else acted(resolve(Path(run)), contract, command)
     episodes = [one for _, one in trials.episodes(policy)]
-    return make_evaluation(trials.plan(policy), episodes, run=run, command=command, simulation=simulation, **made)
+    return make_evaluation(trials.plan(policy), episodes, run=run, simulation=simulation, **made)
 
 
 def keep_records(
