@@ -83,9 +83,15 @@ class ArmTaskConfig:
             return spec
         return dataclasses.replace(spec, action=nearest_action(stated, find_arm(self.arm)))
 
-    def env_args(self) -> dict[str, Any]:
-        """``env_args`` of a recording; type 2 (gym) only because the format has no word for a robot."""
+    def env_args(self, spoken: ActionSpec | None = None) -> dict[str, Any]:
+        """``env_args`` of a recording; type 2 (gym) only because the format has no word for a robot.
+
+        Args:
+            spoken: how its actions are written, where a policy's contract says so; as ``action`` says unless given.
+
+        """
         spec = self.spec()
+        action = spec.action if spoken is None else spoken
         return {
             "env_name": spec.env_id,
             "env_version": spec.env_version,
@@ -94,7 +100,7 @@ class ArmTaskConfig:
             "observation_units": {key: one.units for key, one in spec.observation.items()},
             "robot": spec.robot,
             "tool": spec.tool,
-            "action_spec": {k: v for k, v in dataclasses.asdict(spec.action).items() if k != "size"},
+            "action_spec": {k: v for k, v in dataclasses.asdict(action).items() if k != "size"},
         }
 
     def make(self, num_envs: int) -> Any:

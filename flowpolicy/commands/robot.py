@@ -237,6 +237,7 @@ def record(
     instruction: str = "",
     reset: str = "",
     start: str = "",
+    scatter: NonNegative | None = None,
     horizon: Positive | None = None,
     success: str = "",
     operator: str = "",
@@ -259,6 +260,8 @@ def record(
         instruction: what is to be done, in a sentence; stored with the episodes.
         reset: what the person is told to do before each episode.
         start: name of the pose that episodes begin at (`flowpolicy robot pose save NAME`); home unless given.
+        scatter: how far from there each joint may be at the beginning, rad, drawn anew for every episode; 0, and 0.15
+            for built-in tasks, unless given. The arm goes there by itself: look whether something is near.
         horizon: seconds of motion after which an episode is over; 30, and 12 for built-in tasks, unless given.
         success: MODULE:FUNCTION that says from an observation whether the task is done; by a key unless given.
         operator: who teaches; stored with the episodes if given.
@@ -267,7 +270,7 @@ def record(
     from flowpolicy.real_robot.session.play import play
     from flowpolicy.real_robot.session.teach import TaughtLesson, next_lesson, teach
 
-    sheet = next_lesson(out, device.teach, task, instruction, reset, start, horizon, success)
+    sheet = next_lesson(out, device.teach, task, instruction, reset, start, horizon, success, scatter)
     if device.teach == "scripted":
         played = play(setup, task, out, episodes, seed, None, patience, tell=_tell_operator, action=action)
     else:

@@ -13,7 +13,7 @@ from flowpolicy.real_robot.bridge.supervisor import BridgeConfig
 from flowpolicy.real_robot.drivers.driver_protocols import ArmDriver, GripperDriver
 from flowpolicy.real_robot.drivers.fake import FakeArm, FakeGripper
 from flowpolicy.real_robot.drivers.priority import claim_priority
-from flowpolicy.real_robot.session.launch import Setup, orphaned, read_options
+from flowpolicy.real_robot.session.launch import Setup, orphaned, read_options, run_process
 
 
 def drivers(setup: Setup) -> tuple[ArmDriver, Callable[[], GripperDriver]]:
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_process(main)

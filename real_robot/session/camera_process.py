@@ -24,7 +24,7 @@ from flowpolicy.real_robot.cameras.camera_watch import CameraWatch
 from flowpolicy.real_robot.cameras.cameras import open_camera
 from flowpolicy.real_robot.drivers.driver_protocols import Camera
 from flowpolicy.real_robot.drivers.priority import step_back
-from flowpolicy.real_robot.session.launch import orphaned, read_options
+from flowpolicy.real_robot.session.launch import orphaned, read_options, run_process
 
 _POLL = 0.004
 
@@ -171,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_process(main)

@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 
 from flowpolicy.core.errors import DataError
 from flowpolicy.core.files import unchanged_sha256
+from flowpolicy.data.controllers import action_of
 from flowpolicy.data.hdf5 import json_attribute, open_hdf5, require_group, written_whole
 from flowpolicy.data.robomimic import EPISODES_SHA256
 from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
-from flowpolicy.real_robot.arm.action_conventions import ActionConvention, action_named, convention_of
+from flowpolicy.real_robot.arm.action_conventions import ActionConvention, convention_of, nearest_action
 from flowpolicy.real_robot.arm.arm_model import ArmModel
 from flowpolicy.real_robot.arm.envelope_limits import policy_limits
 from flowpolicy.real_robot.arm.models import find_arm
@@ -234,10 +235,10 @@ def _arm(meta: dict[str, Any]) -> ArmModel:
 
 
 def _convention(meta: dict[str, Any]) -> ActionConvention:
-    """In which convention the actions of a recording are written."""
+    """In which convention the actions of a recording are written: what its ``env_args`` come nearest to."""
     arm = _arm(meta)
     limits = policy_limits(arm, table=0.0, tool=float(meta["tool"]))
-    return convention_of(action_named(meta.get("action", "joint-delta"), arm), limits)
+    return convention_of(nearest_action(action_of(meta["env_args"], 0), arm), limits)
 
 
 def _journals(meta: dict[str, Any]) -> dict[str, np.dtype[Any]]:

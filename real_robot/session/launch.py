@@ -10,11 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.errors import ConfigError, FlowPolicyError, from_system
 from flowpolicy.real_robot.arm.arm_model import ArmModel
 from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits, policy_limits
 from flowpolicy.real_robot.arm.models import find_arm
@@ -27,6 +27,8 @@ from flowpolicy.real_robot.drivers.driver_protocols import Clock, RobotError
 
 _END_S, _RECORDER_S = 5.0, 30.0
 """A process that was told to end has this long; the recorder may have an episode to finish."""
+_REFUSED, _ERROR = 2, "error: "
+"""Exit code, and beginning of the last line, of a process that says by itself why it ended."""
 Driver = Literal["fake", "scene", "franky"]
 
 
@@ -125,11 +127,12 @@ class RunningSession:
     def keep_alive(self, name: str) -> str:
         """Start a process of :meth:`start` again if it has died, and say so; empty if it lives.
 
-        What decides may be lost without harm: the arm holds. Whatever else has died raises :class:`RobotError`.
+        What decides may be lost without harm: the arm holds. Whatever else has died raises :class:`RobotError`, and so
+        does a process that says why it cannot go on.
         """
         process = self._processes.get(name)
         told = ""
-        if process is not None and process.poll() is not None:
+        if process is not None and process.poll() not in (None, _REFUSED):
             told = f"{name}: its process has ended with code {process.returncode}; it is started again"
             del self._processes[name]
             self.start(*self._starts[name], name)
@@ -141,6 +144,8 @@ class RunningSession:
         for module, process in self._processes.items():
             if process.poll() is not None:
                 log = (self.session.folder / f"{module}.log").read_text(encoding="utf-8", errors="replace")
+                if process.returncode == _REFUSED and (told := log.rpartition(_ERROR)[2].strip()):
+                    raise RobotError(told)
                 raise RobotError(
                     f"{module} has ended with code {process.returncode}\n{log[-2000:]}{self.last_events()}"
                 )
@@ -286,6 +291,18 @@ def _claim(name: str) -> None:
             shutil.rmtree(folder)  # of a process that was killed
     finally:
         shutil.rmtree(mine, ignore_errors=True)
+
+
+def run_process(main: Callable[[], None]) -> None:
+    """Run the ``main`` of a session's process; what a user can mend ends it with a sentence for its owner to show."""
+    try:
+        main()
+    except Exception as error:
+        told = error if isinstance(error, FlowPolicyError) else from_system(error)
+        if told is None:
+            raise
+        sys.stderr.write(f"{_ERROR}{told}\n")
+        sys.exit(_REFUSED)
 
 
 def orphaned() -> bool:

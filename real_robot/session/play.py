@@ -16,7 +16,7 @@ from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError, ContractError
 from flowpolicy.core.files import read_tensors
 from flowpolicy.core.seed import numpy_generator
-from flowpolicy.core.spec import Contract, ImageSpec, image_json, load_contract
+from flowpolicy.core.spec import ActionSpec, Contract, ImageSpec, image_json, load_contract
 from flowpolicy.data.hdf5_frames import SUFFIX
 from flowpolicy.envs import find_env
 from flowpolicy.envs.arm_tasks import ArmTaskConfig
@@ -140,7 +140,7 @@ def play(
         policy: what decides.
         patience: seconds to wait for the bridge to recover.
         tell: told how each episode ended.
-        action: how the actions of the recordings are written.
+        action: how the actions of the operator's recordings are written; a policy's are written in its own words.
         trials: which start and whose turn each episode is, and who says whether it succeeded; ``episodes`` then do not
             count.
         others: policies that take turns with ``policy`` in the trials.
@@ -148,6 +148,7 @@ def play(
     """
     config = ArmTaskConfig(task_name, arm=setup.arm, tool=setup.tool_length, action=action)  # type: ignore[arg-type]
     spec = config.spec()
+    contracts = trials.contracts if trials else [policy.contract()] if policy else []
     outcomes: list[EpisodeOutcome] = []
     require_something_to_do(task_name, setup)
     out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,7 @@ def play(
         if policy is not None and seen:
             for warning in check_cameras(policy.contract(), seen, running):
                 tell(f"warning: {warning}")
-        meta = recording_meta(config, config.env_args(), seen, setup)
+        meta = recording_meta(config, config.env_args(_spoken(config, contracts)), seen, setup)
         if (out / INDEX).exists():  # refused before anything moves
             require_same_robot(out / INDEX, read_env_args(out / INDEX), meta["env_args"], "this session's")
         running.start("recorder_process", {"folder": str(out.absolute()), "meta": meta})
@@ -213,6 +214,12 @@ def _accepted(running: RunningSession) -> int:
     return 0 if tick is None else int(tick["chunks"])
 
 
+def _spoken(config: ArmTaskConfig, contracts: Sequence[Contract]) -> ActionSpec:
+    """How the actions of a recording are written: as its policies speak, or as the task says where they differ."""
+    said = [config.speaking(contract.spec.action).action for contract in contracts]
+    return said[0] if said and said.count(said[0]) == len(said) else config.spec().action
+
+
 def recording_meta(
     config: ArmTaskConfig, env_args: dict[str, Any], seen: dict[str, ImageSpec], setup: Setup
 ) -> dict[str, Any]:
@@ -225,14 +232,12 @@ def recording_meta(
         setup: the robot.
 
     """
-    spec = config.spec()
     return {
         "env_args": env_args | ({"images": _images(seen)} if seen else {}),
-        "keys": list(spec.observation),
+        "keys": list(config.spec().observation),
         "arm": setup.arm,
-        "action": config.action,
         "tool": setup.tool_length,
-        "rate_hz": spec.action.rate_hz,
+        "rate_hz": env_args["action_spec"]["rate_hz"],
         "cameras": {name: [image.height, image.width] for name, image in seen.items()},
     }
 

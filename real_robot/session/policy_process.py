@@ -36,7 +36,7 @@ from flowpolicy.real_robot.bridge.watchdogs import Since
 from flowpolicy.real_robot.cameras.camera_setup import noisy_cameras
 from flowpolicy.real_robot.drivers.driver_protocols import ActionChunk
 from flowpolicy.real_robot.session.camera_process import open_watches
-from flowpolicy.real_robot.session.launch import Setup, orphaned, read_options
+from flowpolicy.real_robot.session.launch import Setup, orphaned, read_options, run_process
 from flowpolicy.real_robot.session.observations import observe
 from flowpolicy.real_robot.session.turns import read_turn
 
@@ -267,4 +267,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_process(main)

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from flowpolicy.real_robot.bridge.ring_records import SessionRings
-from flowpolicy.real_robot.session.launch import orphaned, read_options
+from flowpolicy.real_robot.session.launch import orphaned, read_options, run_process
 from flowpolicy.real_robot.session.recorder import Recorder
 
 
@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_process(main)

@@ -42,7 +42,7 @@ from flowpolicy.real_robot.tasks.task_sheet import (
     sheet_in,
     start_pose,
 )
-from flowpolicy.real_robot.tasks.tasks import Task
+from flowpolicy.real_robot.tasks.tasks import Task, scattered
 from flowpolicy.real_robot.teaching.devices import Device, DeviceConfig
 from flowpolicy.real_robot.teaching.keyboard import HELP
 
@@ -82,6 +82,7 @@ def next_lesson(
     start: str,
     horizon: float | None,
     success: str,
+    scatter: float | None = None,
 ) -> TaskSheet:
     """The sheet of a session: what was asked for, over what the folder says, over the built-in task.
 
@@ -97,11 +98,14 @@ def next_lesson(
                 expected=" or ".join(BUILT_IN),
                 fix="teach it yourself: --teach spacemouse, gamepad, keyboard, guide or leader",
             )
-        if said := [flag for flag, value in given.items() if value] + (["horizon"] if horizon else []):
+        numbers = {"horizon": horizon, "scatter": scatter}
+        if said := [flag for flag, value in given.items() if value] + [f for f, n in numbers.items() if n is not None]:
             raise ConfigError(f"--{said[0]} without a person", fix="leave it out, or teach yourself with --teach")
     changed: dict[str, Any] = {key: value for key, value in given.items() if value}
     if horizon is not None:
         changed["horizon_s"] = horizon
+    if scatter is not None:
+        changed["scatter"] = scatter
     base = BUILT_IN.get(task, TaskSheet(task))
     if task in BUILT_IN and "success" in changed:
         raise ConfigError(f"--success with the task '{task}', which judges itself", fix="leave it out")
@@ -175,7 +179,8 @@ class Teaching:
 
         """
         running, session = self.running, self.running.session
-        session.command("aim", 0, start_pose(running.setup.arm, self.lesson.sheet.start))
+        sheet, setup = self.lesson.sheet, running.setup
+        session.command("aim", 0, scattered(start_pose(setup.arm, sheet.start), sheet.scatter, rng, setup.limits))
         self.paused = self.leads
         about = prepare_episode(running, self.task, rng, "guide" if self.leads else "start")
         session.command("begin", number, about)

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from flowpolicy.real_robot.bridge.ring_records import SessionRings
-from flowpolicy.real_robot.session.launch import Setup, orphaned, read_options
+from flowpolicy.real_robot.session.launch import Setup, orphaned, read_options, run_process
 from flowpolicy.real_robot.teaching.devices import DeviceConfig, make_device
 from flowpolicy.real_robot.teaching.teach_loop import TeachLoop
 
@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_process(main)

@@ -18,7 +18,7 @@ from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import read_object, write_json
 from flowpolicy.real_robot.arm.models import find_arm
 from flowpolicy.real_robot.bridge.shared_ring import Records
-from flowpolicy.real_robot.tasks.tasks import Demonstration, WaypointPath
+from flowpolicy.real_robot.tasks.tasks import SCATTER, Demonstration, WaypointPath
 
 Detector = Callable[[Mapping[str, NDArray[Any]]], bool]
 """Says from an observation (the robot's, by their names, and NAME_image of every camera) whether the task is done."""
@@ -39,6 +39,8 @@ class TaskSheet:
     """What the person does before each episode."""
     start: str = ""
     """Name of the saved pose that episodes begin at; the arm's home unless given."""
+    scatter: float = 0.0
+    """How far from it each joint may be at the beginning, rad: drawn anew for every episode, within the workspace."""
     horizon_s: float = 30.0
     """Seconds of motion after which an episode is over."""
     success: str = ""
@@ -49,14 +51,22 @@ class TaskSheet:
             raise ConfigError(f"--task {self.name!r}", expected="a name of letters, digits, '.', '_' and '-'")
         if not 1.0 <= self.horizon_s <= 600.0:
             raise ConfigError(f"--horizon {self.horizon_s:g}", expected="1 to 600 s")
+        if not 0.0 <= self.scatter <= 0.3:
+            raise ConfigError(f"--scatter {self.scatter:g}", expected="0 to 0.3 rad")
         for flag, text in (("instruction", self.instruction), ("reset", self.reset)):
             if len(text) > 400 or not text.isprintable():
                 raise ConfigError(f"--{flag} of {len(text)} characters", expected="one line of at most 400")
 
 
 BUILT_IN = {
-    "reach": TaskSheet("reach", "move the tool to the goal and stay there", horizon_s=12.0),
-    "lift": TaskSheet("lift", "lift the cube off the table", "the cube is put on the table by itself", horizon_s=12.0),
+    "reach": TaskSheet("reach", "move the tool to the goal and stay there", scatter=SCATTER, horizon_s=12.0),
+    "lift": TaskSheet(
+        "lift",
+        "lift the cube off the table",
+        "the cube is put on the table by itself",
+        scatter=SCATTER,
+        horizon_s=12.0,
+    ),
 }
 """Tasks that set themselves up, and find out themselves whether they are done."""
 
@@ -132,8 +142,11 @@ def start_pose(arm: str, name: str) -> NDArray[np.float64]:
         raise ConfigError(
             f"no pose '{name}' of the arm '{arm}'", expected=known, fix=f"flowpolicy robot pose save {name}"
         )
-    q = np.array(read_object(path).get("q", ()), dtype=np.float64)
     low, high = np.array(model.limits.q_min), np.array(model.limits.q_max)
+    try:
+        q = np.array(read_object(path).get("q", ()), dtype=np.float64)
+    except (TypeError, ValueError):  # words, or lists of several lengths
+        q = np.zeros(0)
     if q.shape != low.shape or not ((q > low) & (q < high)).all():
         raise ConfigError(f"{path} holds no pose of the arm '{arm}'", fix=f"flowpolicy robot pose save {name}")
     return q
@@ -158,8 +171,10 @@ def find_detector(spec: str) -> Detector:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"--success {spec}: {error}", expected="a module that can be imported from here") from error
+    except Exception as error:  # a module of the person's own raises whatever it will
+        raise ConfigError(
+            f"--success {spec}: {type(error).__name__}: {error}", expected="a module that can be imported from here"
+        ) from error
     if not callable(found):
         raise ConfigError(
             f"--success {spec} is no function", expected="one that takes an observation and says yes or no"

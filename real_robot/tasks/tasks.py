@@ -14,8 +14,12 @@ from flowpolicy.real_robot.tasks.lift_servo import LiftServo, ServoConfig
 
 Array = NDArray[np.float64]
 
+SCATTER = 0.15
+"""How far from home each joint may be where a demonstration of a built-in task begins, rad."""
 _INSIDE = 0.02
 """Distance that the way aside keeps from the walls of the workspace, m."""
+_DRAWS = 200
+"""Of a place aside, before the arm stays where it is."""
 
 
 class Waypoint(NamedTuple):
@@ -191,14 +195,23 @@ def aside(tick: Records, rng: np.random.Generator, limits: EnvelopeLimits) -> Wa
     Demonstrations that all ran the same way would teach no way back to it. Recorded, the way aside would teach to
     stray.
     """
-    low, high = np.array(limits.box_low) + _INSIDE, np.array(limits.box_high) - _INSIDE
-    while True:  # home lies well inside: every second draw or so does too
-        q = tick["q_cmd"] + rng.uniform(-0.15, 0.15, limits.arm.joints)
-        tool = limits.arm.chain.forward(q, limits.tool).position
-        if ((tool > low) & (tool < high)).all():
-            break
-    opening = limits.arm.hand.width
+    q, opening = scattered(tick["q_cmd"], SCATTER, rng, limits), limits.arm.hand.width
     return WaypointPath(tick["q_cmd"], opening, [Waypoint(q, opening, 0.9)])
+
+
+def scattered(q: Array, scatter: float, rng: np.random.Generator, limits: EnvelopeLimits) -> Array:
+    """(n,) joint positions within ``scatter`` rad of ``q``, the tool inside the workspace; ``q`` where none is found.
+
+    From one start every demonstration of a place is one line, and where the arm is tells a policy where it is going:
+    it learns to go on instead of to look.
+    """
+    low, high = np.array(limits.box_low) + _INSIDE, np.array(limits.box_high) - _INSIDE
+    for _ in range(_DRAWS if scatter else 0):  # home lies well inside: every second draw or so does too
+        drawn = np.clip(q + rng.uniform(-scatter, scatter, limits.arm.joints), limits.q_low, limits.q_high)
+        tool = limits.arm.chain.forward(drawn, limits.tool).position
+        if ((tool > low) & (tool < high)).all():
+            return np.asarray(drawn)
+    return q
 
 
 def solve(position: Array, limits: EnvelopeLimits) -> Array:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.errors import ConfigError, MissingExtraError
 from flowpolicy.real_robot.arm.differential_ik import DifferentialIk
 from flowpolicy.real_robot.arm.envelope_limits import EnvelopeLimits
 from flowpolicy.real_robot.bridge.ring_records import DEVICE, SessionRings, pack_chunk
@@ -130,6 +130,8 @@ class TeachLoop:
         except DeviceError as error:
             self._open, self._try_at = False, now + _AGAIN
             self.watch.distrust(error.what)
+        except MissingExtraError:  # no waiting brings a package
+            raise
         except Exception as error:  # whatever a binding raises about its device ends the trust, and not the session
             self._open, self._try_at = False, now + _AGAIN
             self.watch.distrust(f"{type(error).__name__}: {error}")

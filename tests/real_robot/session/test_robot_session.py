@@ -194,6 +194,7 @@ def test_mistakes_exit_with_2_and_a_hint(tmp_path, monkeypatch):
         (["home", "--session", "../elsewhere"], "letters, digits"),
         (["run", "run", "--patience", "nan"], "at least 0"),
         (["run", "ws://127.0.0.1:1", "--engine", "onnx"], "has chosen its engine"),
+        (["record", "--out", "y", "--cameras", "front=replay:absent.hdf5"], "error: absent.hdf5 is not a file"),
     ):
         done = here("robot", *words, cwd=tmp_path)
         assert done.returncode == 2, done.stderr

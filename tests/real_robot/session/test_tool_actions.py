@@ -1,18 +1,29 @@
 """Policies that speak of the tool, on the twin's scene in simulated time: written, checked, executed."""
 
 import dataclasses
+import json
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from flowpolicy.core.errors import ContractError
+from flowpolicy.agents.cloning.dm1 import DM1
+from flowpolicy.commands import robot
+from flowpolicy.core.errors import ContractError, DataError
 from flowpolicy.core.spec import Contract, read_spec, spec_json
 from flowpolicy.data.controllers import action_of
+from flowpolicy.data.normalize import Normalizer
 from flowpolicy.envs.arm_tasks import ArmTaskConfig
+from flowpolicy.policy.actor import PolicyConfig
+from flowpolicy.policy.policy import Policy
+from flowpolicy.policy.samplers import Direct
+from flowpolicy.real_robot.arm.action_conventions import action_named
+from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.session import play as playing
 from flowpolicy.real_robot.session import policy_process
 from flowpolicy.real_robot.session.launch import Setup
+from flowpolicy.real_robot.session.operate import play_episode
 
 from ..arm.test_action_conventions import OSC
 
@@ -99,3 +110,50 @@ def test_the_cube_is_lifted_in_robosuites_steps(shm, monkeypatch):
         assert np.abs(actions).max() <= 1.0
         assert set(np.unique(actions[:, 6])) == {-1.0, 1.0}
         assert demo["obs/object"][-1, 2] > demo["obs/object"][0, 2] + 0.08
+
+
+def run_of(folder, action, step):
+    """A run whose policy asks for the same ``step`` in every row."""
+    spec = dataclasses.replace(LIFT, action=action)
+    shapes = {key: one.shape[0] for key, one in spec.observation.items()}
+    scaling = Normalizer(shapes, action.size)
+    scaling.action_scaling.offset[:] = torch.tensor(step)
+    config = PolicyConfig(DM1().net, DM1().encoder, Direct())  # a new network says 0: the middle of its range
+    Policy(config, dataclasses.replace(CONTRACT, spec=spec), scaling).save(folder)
+    return str(folder)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize(
+    ("action", "step"),
+    [
+        (LIFT.action, [0.0, 0.05, -0.1, 0.0, 0.0, 0.02, -1.0]),
+        (action_named("pose-delta", FR3), [0.0, 0.001, -0.002, 0.0, 0.0, 0.01, 0.08]),
+    ],
+    ids=["osc", "pose-delta"],
+)
+def test_robot_run_plays_and_records_a_policy_in_its_own_words(tmp_path, monkeypatch, capsys, action, step):
+    pytest.importorskip("mujoco")
+    monkeypatch.setenv("FLOWPOLICY_SHM", str(tmp_path / "shm"))
+    monkeypatch.setattr(
+        playing, "play_episode", lambda *all_of, **more: play_episode(*all_of, **{**more, "horizon_s": 2.0})
+    )
+    run, out = run_of(tmp_path / "run", action, step), tmp_path / "out"
+    words = ["--driver", "scene", "--engine", "eager", "--out", str(out)]
+    assert robot.run(["run", run, *words]) == 0
+    assert "success 0/1" in capsys.readouterr().out
+    with h5py.File(out / "demos.hdf5") as file:
+        stated = action_of(json.loads(file["data"].attrs["env_args"]), len(step))
+        demo = file["data/demo_0"]
+        assert stated == action
+        # Once the arm goes at that pace, it is what was asked for that is written.
+        np.testing.assert_allclose(np.median(demo["actions"][10:], axis=0), step, atol=0.05 * max(map(abs, step[:6])))
+        way = np.diff(demo["obs/robot0_eef_pos"][10:], axis=0).mean(0)
+        assert way[2] < -1e-3 and abs(way[1] / way[2] + 0.5) < 0.1
+    # Another convention's numbers would mean other things in one folder; another frame moves nothing at all.
+    wrong = run_of(tmp_path / "wrong", dataclasses.replace(action, frame="world"), step)
+    with pytest.raises(ContractError, match=f"action.frame: 'world' against '{action.frame}'"):
+        robot.run(["run", wrong, *words])
+    joints = run_of(tmp_path / "joints", action_named("joint-delta", FR3), [0.0] * 7 + [0.08])
+    with pytest.raises(DataError, match="was not recorded with the same robot"):
+        robot.run(["run", joints, *words])

@@ -1,5 +1,6 @@
 """What is kept of teaching: rows without pauses, labels, the task's sheet, a leader's stream, a hand's walls."""
 
+import dataclasses
 import json
 
 import h5py
@@ -14,7 +15,8 @@ from flowpolicy.real_robot.bridge.hand_guide import WALL, HandGuide
 from flowpolicy.real_robot.session.demos import drop_demos, list_demos, relabel_demos
 from flowpolicy.real_robot.session.episodes import next_number
 from flowpolicy.real_robot.session.recorder import Recorder
-from flowpolicy.real_robot.tasks.task_sheet import TaskSheet, keep_sheet, save_pose, sheet_in, start_pose
+from flowpolicy.real_robot.tasks.task_sheet import BUILT_IN, TaskSheet, keep_sheet, save_pose, sheet_in, start_pose
+from flowpolicy.real_robot.tasks.tasks import scattered
 from flowpolicy.real_robot.teaching.leader import LeaderArm, LeaderCalibration, LeaderServer, read_packet
 
 from ..simulated import DT, HOME, LIMITS
@@ -91,6 +93,22 @@ def test_a_sheet_is_remembered_and_a_pose_is_of_its_arm(tmp_path, monkeypatch):
     for wrong in ("", "../x", "a b"):
         with pytest.raises(ConfigError):
             TaskSheet(wrong)
+
+
+def test_scattered_starts_lie_around_the_pose_and_within_the_workspace():
+    rng, limits = np.random.default_rng(0), dataclasses.replace(LIMITS, box_low=(0.25, -0.05, 0.4))
+    drawn = np.stack([scattered(HOME, 0.1, rng, limits) for _ in range(100)])
+    assert np.abs(drawn - HOME).max() <= 0.1
+    assert np.abs(drawn - HOME).mean() > 0.04
+    tools = FR3.chain.forward(drawn, limits.tool).position
+    assert (tools > limits.box_low).all()
+    np.testing.assert_array_equal(scattered(HOME, 0.0, rng, limits), HOME)
+    # Outside of the workspace there is nothing to draw: the pose itself, which the person has chosen.
+    nowhere = dataclasses.replace(LIMITS, box_low=(0.9, 0.0, 0.9), box_high=(0.95, 0.1, 0.95))
+    np.testing.assert_array_equal(scattered(HOME, 0.1, rng, nowhere), HOME)
+    assert (BUILT_IN["lift"].scatter, TaskSheet("cup").scatter) == (0.15, 0.0)
+    with pytest.raises(ConfigError, match="--scatter"):
+        TaskSheet("cup", scatter=0.5)
 
 
 def test_a_leader_is_let_in_by_its_token_and_calibrated_by_two_poses():
