@@ -47,6 +47,7 @@ LIFT = Experiment(agent=DM1_ARM, env="lift", data=DataConfig(obs_keys=ARM_KEYS),
 # What `make demo` trains. Nothing was chosen on the demo's planned states.
 LIFT_FAST = replace(LIFT, agent=replace(DM1_ARM, net=MLP(width=256)), steps=1_000, checkpoint_every=1_000)
 CAN = replace(LIFT, env="can", steps=15_000)
+SQUARE = replace(LIFT, env="square", steps=15_000)
 # Pictures: proprioception and two cameras, and not where the object is. Four draws of noise for every picture that is
 # encoded; no dispersive loss until a figure speaks for it (docs/pictures.md).
 SEEING: dict[str, Any] = {
@@ -160,6 +161,9 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
     "dm1-can": ("DM1 on robosuite PickPlaceCan", CAN),
     "flow-bc-can": ("Flow BC on robosuite PickPlaceCan", replace(CAN, agent=FLOW_BC_ARM)),
     "regression-can": ("Regression control on robosuite PickPlaceCan", replace(CAN, agent=REGRESSION_ARM)),
+    "dm1-square": ("DM1 on robosuite NutAssemblySquare", SQUARE),
+    "flow-bc-square": ("Flow BC on robosuite NutAssemblySquare", replace(SQUARE, agent=FLOW_BC_ARM)),
+    "regression-square": ("Regression control on robosuite NutAssemblySquare", replace(SQUARE, agent=REGRESSION_ARM)),
     "dm1-lift-image": ("DM1 on robosuite Lift from two cameras, without the object's pose", LIFT_SEES),
     "flow-bc-lift-image": (
         "Flow BC on robosuite Lift from two cameras, ten evaluations per chunk",

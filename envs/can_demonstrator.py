@@ -25,6 +25,8 @@ class CanDemonstrator(PickDemonstrator):
         self._spot = _WITHIN_REACH + rng.uniform(-0.012, 0.012, size=2)
         self._height = rng.uniform(1.02, 1.08)
         self._turn = float(np.clip(rng.normal(scale=0.3), -0.7, 0.7))
+        if style.free_choice:
+            self._turn = float(rng.choice([-0.6, 0.6]) + rng.normal(scale=0.05))
 
     def look(self, obs: dict[str, np.ndarray]) -> PickScene:
         """The scene: ``object`` holds the can's relative pose (7) and then its pose (7)."""
@@ -52,5 +54,5 @@ class CanDemonstrator(PickDemonstrator):
         raised = np.clip((scene.hand[2] - 0.94) / 0.06, 0.0, 1.0) if distance > 0.1 else 1.0
         far = np.clip((distance - 0.02) / 0.08, 0.0, 1.0)
         height = _SET_DOWN - 0.015 + (self._height - _SET_DOWN) * far
-        goal = np.array([*(scene.hand[:2] + raised * across), height])
+        goal = np.array([*(scene.hand[:2] + raised * self.detour(across)), height])
         return self.towards(scene, goal, CLOSE)

@@ -18,15 +18,16 @@ from flowpolicy.core.errors import ConfigError, SimulatorError, nearest
 from flowpolicy.core.seed import derive, numpy_generator
 from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 from flowpolicy.envs.can_demonstrator import CanDemonstrator
-from flowpolicy.envs.pick_demonstrator import LEVELS, LiftDemonstrator, PickDemonstrator, draw_style
+from flowpolicy.envs.pick_demonstrator import LEVELS, OPERATORS, LiftDemonstrator, PickDemonstrator, draw_style
 from flowpolicy.envs.pusht import PushTConfig
 from flowpolicy.envs.pusht_demonstrator import PushTRecorder
 from flowpolicy.envs.recording import EpisodeRecorder, KeptEpisode, make_episode, validation_episodes
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
+from flowpolicy.envs.square_demonstrator import SquareDemonstrator
 from flowpolicy.envs.toy import ToyConfig, ToyRecorder
 from flowpolicy.envs.worker import in_order
 
-Quality = Literal["expert", "mixed"]
+Quality = Literal["expert", "mixed", "multimodal"]
 
 _ATTEMPTS = 50  # a demonstrator that fails this often is broken
 _SETTLED = 4  # an episode ends when success has held for this many steps
@@ -69,7 +70,7 @@ class RobosuiteRecorder:
         raise SimulatorError(f"the demonstrator of {self._task} failed {_ATTEMPTS} times in a row (episode {index})")
 
     def _run(self, obs: dict[str, np.ndarray], level: str, rng: np.random.Generator) -> tuple[RecordedEpisode, bool]:
-        style = draw_style(LEVELS[level], self._demonstrator.usual_steps, rng)
+        style = draw_style((LEVELS | OPERATORS)[level], self._demonstrator.usual_steps, rng)
         demonstrator = self._demonstrator(style, rng)
         rows: list[tuple[Any, ...]] = []
         held = 0
@@ -85,17 +86,20 @@ class RobosuiteRecorder:
 class _Task:
     create: Callable[[], EpisodeRecorder]
     env_args: Callable[[], Mapping[str, Any]]
+    operators: bool = False
+    """Whether its demonstrator takes the habits of an operator."""
     in_process: bool = False
     """Whether a whole file takes less time than starting a worker."""
 
 
 def _robosuite(config: RobosuiteConfig, demonstrator: type[PickDemonstrator]) -> _Task:
-    return _Task(functools.partial(RobosuiteRecorder, config, demonstrator), config.env_args)
+    return _Task(functools.partial(RobosuiteRecorder, config, demonstrator), config.env_args, operators=True)
 
 
 TASKS = {
     "lift": _robosuite(RobosuiteConfig("Lift"), LiftDemonstrator),
     "can": _robosuite(RobosuiteConfig("PickPlaceCan"), CanDemonstrator),
+    "square": _robosuite(RobosuiteConfig("NutAssemblySquare", horizon=400), SquareDemonstrator),
     "pusht": _Task(functools.partial(PushTRecorder, PushTConfig()), PushTConfig().env_args),
     "toy": _Task(functools.partial(ToyRecorder, ToyConfig()), ToyConfig().env_args, in_process=True),
 }
@@ -111,18 +115,21 @@ def make_demonstrations(
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Summary:
-    """Write a RoboMimic file with ``episodes`` demonstrations of ``task`` ("lift", "can", "pusht" or "toy").
+    """Write a RoboMimic file with ``episodes`` demonstrations of ``task`` ("lift", "can", "square", "pusht" or "toy").
 
     ``expert`` keeps successful episodes only. ``mixed`` has equal shares of three quality levels with the
     filter keys ``better``, ``okay`` and ``worse``, and keeps failed episodes, filter key ``failed`` (the
-    others: ``successful``). Both have ``train`` and ``valid`` (a tenth of the episodes).
+    others: ``successful``). ``multimodal`` has successful episodes of four operators with habits of their own
+    (:data:`~flowpolicy.envs.pick_demonstrator.OPERATORS`, filter keys of the same names): the same scene is solved by
+    either of two grasps, from either side, by a detour to either side, with pauses. All have ``train`` and ``valid``
+    (a tenth of the episodes).
 
     Args:
         task: one of :data:`TASKS`.
         out: the file; appears whole or not at all.
         episodes: number of episodes.
         seed: seed of everything.
-        quality: ``expert`` or ``mixed``.
+        quality: ``expert``, ``mixed`` or, of robosuite's tasks, ``multimodal``.
         workers: processes; default one per core.
         progress: called with the number of finished episodes.
 
@@ -131,9 +138,11 @@ def make_demonstrations(
         raise ConfigError(f"there is no demonstrator for '{task}'", expected=nearest(task, TASKS))
     if quality not in get_args(Quality):
         raise ConfigError(f"unknown quality '{quality}'", expected=nearest(quality, get_args(Quality)))
+    if quality == "multimodal" and not TASKS[task].operators:
+        raise ConfigError(f"{task} has no multimodal demonstrations", expected="lift, can or square")
     if episodes < 1:
         raise ConfigError(f"{episodes} episodes were asked for", expected="at least 1")
-    levels = ["better"] if quality == "expert" else list(LEVELS)
+    levels = {"expert": ["better"], "mixed": list(LEVELS), "multimodal": list(OPERATORS)}[quality]
     calls = [(seed, i, levels[i % len(levels)], quality == "mixed") for i in range(episodes)]
     workers = 0 if TASKS[task].in_process else workers
     valid = validation_episodes(episodes, seed, "demonstration", task)
@@ -141,8 +150,10 @@ def make_demonstrations(
     with RobomimicWriter(out, TASKS[task].env_args()) as writer:
         for index, recording in enumerate(in_order(TASKS[task].create, "record", calls, workers, progress)):
             filters = ["valid" if index in valid else "train"]
+            if quality != "expert":
+                filters += [calls[index][2]]
             if quality == "mixed":
-                filters += [calls[index][2], "successful" if recording.success else "failed"]
+                filters += ["successful" if recording.success else "failed"]
             writer.add(recording.episode, filters)
             steps += len(recording.episode.actions)
             attempts += recording.attempts

@@ -43,6 +43,12 @@ class Style:
     """(first step, steps, (7,) action that is added): pushes, and slips of the gripper."""
     patience: int
     """Steps after which the episode is given up."""
+    pauses: tuple[tuple[int, int], ...] = ()
+    """(first step, steps) in which the hand rests."""
+    bend: float = 0.0
+    """Detour to the left of the way on which the object is carried, as a part of that way; negative: to the right."""
+    free_choice: bool = False
+    """Whether every grasp within reach is as likely as the nearest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +69,14 @@ class Level:
     """Probability that the gripper opens by mistake."""
     patience: tuple[float, float]
     """Steps before giving up, as multiples of the usual length of an episode."""
+    headings: tuple[float, ...] = ()
+    """Sides that the approach comes from, radians in the world frame; any, where none is named."""
+    bends: tuple[float, ...] = (0.0,)
+    """Detours when carrying, one of which is drawn."""
+    pauses: float = 0.0
+    """Mean number of pauses."""
+    free_choice: bool = False
+    """Whether every grasp within reach is as likely as the nearest."""
 
 
 LEVELS = {
@@ -72,10 +86,22 @@ LEVELS = {
 }
 """Quality levels of ``mixed`` demonstrations; ``expert`` ones are all ``better``."""
 
+_LEFT, _RIGHT = np.pi / 2, -np.pi / 2
+_HABITS = dataclasses.replace(LEVELS["better"], slope=1.2, pushes=0.7, slips=0.1, free_choice=True)
+OPERATORS = {
+    "hasty": dataclasses.replace(_HABITS, headings=(_LEFT, _RIGHT), bends=(-0.5, 0.5)),
+    "leftward": dataclasses.replace(_HABITS, speed=(0.6, 0.8), headings=(_LEFT,), bends=(0.6,), pauses=0.5),
+    "rightward": dataclasses.replace(_HABITS, speed=(0.6, 0.8), headings=(_RIGHT,), bends=(-0.6,), pauses=0.5),
+    "hesitant": dataclasses.replace(_HABITS, speed=(0.5, 0.7), bends=(-0.4, 0.0, 0.4), pauses=2.0, noise=(0.05, 0.12)),
+}
+"""People of ``multimodal`` demonstrations: each has habits of its own, and two do the opposite of each other."""
+
 
 def draw_style(level: Level, usual_steps: int, rng: np.random.Generator) -> Style:
     """A style of a quality level for a task that usually takes ``usual_steps``."""
     heading, slope = rng.uniform(0, 2 * np.pi), level.slope * rng.uniform()
+    if level.headings:
+        heading, slope = rng.choice(level.headings) + rng.normal(scale=0.2), max(slope, 0.5 * level.slope)
     pushes = []
     for _ in range(rng.poisson(level.pushes)):
         push = np.concatenate([rng.normal(size=3), 0.3 * rng.normal(size=3), [0.0]])
@@ -84,7 +110,7 @@ def draw_style(level: Level, usual_steps: int, rng: np.random.Generator) -> Styl
     if rng.uniform() < level.slips:
         slip = np.array([0.0] * 6 + [2 * OPEN])
         pushes.append((int(rng.integers(usual_steps // 2, usual_steps)), int(rng.integers(3, 6)), slip))
-    return Style(
+    style = Style(
         speed=rng.uniform(*level.speed),
         gain=rng.uniform(1.6, 2.2),
         hover=rng.uniform(*level.hover),
@@ -94,7 +120,13 @@ def draw_style(level: Level, usual_steps: int, rng: np.random.Generator) -> Styl
         noise=rng.uniform(*level.noise),
         pushes=tuple(pushes),
         patience=int(usual_steps * rng.uniform(*level.patience)),
+        free_choice=level.free_choice,
     )
+    # Drawn last, so that levels without such habits draw what they always drew.
+    if level.pauses:
+        begun = rng.integers(usual_steps, size=rng.poisson(level.pauses))
+        style = dataclasses.replace(style, pauses=tuple((int(step), int(rng.integers(4, 13))) for step in begun))
+    return dataclasses.replace(style, bend=float(rng.choice(level.bends))) if any(level.bends) else style
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +177,7 @@ class PickDemonstrator:
         scene = self.look(obs)
         self._yaw = self.choose_yaw(scene)
         action = self.decide(scene)
+        action[:6] *= not any(first <= self._step < first + steps for first, steps in self.style.pauses)
         action[:6] += self.style.noise * self._rng.normal(size=6)
         for first, steps, push in self.style.pushes:
             if first <= self._step < first + steps:
@@ -168,9 +201,10 @@ class PickDemonstrator:
         """The intended yaw: small turns are likelier at first, afterwards the grasp nearest to the last choice."""
         yaws = self.grasp_yaws(scene)
         if self._step > 0:
-            return float(yaws[np.argmin(np.abs(_wrap(yaws - self._yaw)))])
-        turns = np.abs(_wrap(yaws - scene.yaw))
+            return float(yaws[np.argmin(np.abs(wrap(yaws - self._yaw)))])
+        turns = np.abs(wrap(yaws - scene.yaw))
         likely = np.exp(-(turns - turns.min()) / np.radians(12)) * (turns < max(np.radians(70), turns.min() + 1e-6))
+        likely = (likely > 0).astype(float) if self.style.free_choice else likely
         return float(self._rng.choice(yaws, p=likely / likely.sum()))
 
     def decide(self, scene: PickScene) -> np.ndarray:
@@ -181,7 +215,7 @@ class PickDemonstrator:
         above = scene.hand[2] - goal[2]
         aside = self.style.side * np.clip(above - 0.03, 0.0, 0.12)
         error = float(np.linalg.norm(goal[:2] + aside - scene.hand[:2]))
-        turn = abs(_wrap(self._yaw - scene.yaw))
+        turn = abs(wrap(self._yaw - scene.yaw))
         reach = self.style.clumsiness * self.tolerance
         misfit = error + 0.04 * max(float(turn) - 0.05, 0.0)
         clearance = (self.top + self.style.hover) * np.clip((misfit - 0.8 * reach) / 0.02, 0.0, 1.0)
@@ -195,6 +229,11 @@ class PickDemonstrator:
         """Whether the object is between closed fingers."""
         reach = scene.thing - scene.hand
         return bool(scene.opening < self.grasped_opening and np.linalg.norm(reach[:2]) < 0.025 and abs(reach[2]) < 0.03)
+
+    def detour(self, across: np.ndarray) -> np.ndarray:
+        """The way (2,) that leads to the end of ``across`` (2,), m, by the bend of the style; straight at its end."""
+        left = np.array([-across[1], across[0]])
+        return across + self.style.bend * left * np.clip((np.linalg.norm(across) - 0.05) / 0.1, 0.0, 1.0)
 
     def towards(self, scene: PickScene, goal: np.ndarray, grip: float, speed: float = 1.0) -> np.ndarray:
         """Action (7,) that moves the hand to ``goal`` (3,), upright and at the intended yaw."""
@@ -217,7 +256,7 @@ class LiftDemonstrator(PickDemonstrator):
 
     def grasp_yaws(self, scene: PickScene) -> np.ndarray:
         """The four yaws that align the fingers with faces of the cube."""
-        return _heading(scene.thing_rotation) + np.arange(4) * np.pi / 2
+        return heading(scene.thing_rotation) + np.arange(4) * np.pi / 2
 
     def carry(self, scene: PickScene) -> np.ndarray:
         """Straight up."""
@@ -236,13 +275,13 @@ def read_scene(obs: dict[str, np.ndarray], position: np.ndarray, quaternion: np.
     )
 
 
-def _heading(rotation: Rotation) -> float:
+def heading(rotation: Rotation) -> float:
     """Yaw of an object's x axis."""
     x, y = rotation.apply([1.0, 0.0, 0.0])[:2]
     return float(np.arctan2(y, x))
 
 
-def _wrap(angle: np.ndarray | float) -> np.ndarray:
+def wrap(angle: np.ndarray | float) -> np.ndarray:
     """Angle in [-pi, pi)."""
     return (np.asarray(angle) + np.pi) % (2 * np.pi) - np.pi
 

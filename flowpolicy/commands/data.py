@@ -55,27 +55,27 @@ def make(
     out: Path,
     episodes: Count = 200,
     seed: Seed = 0,
-    quality: Literal["expert", "mixed"] = "expert",
+    quality: Literal["expert", "mixed", "multimodal"] = "expert",
     workers: Workers | None = None,
     overwrite: bool = False,
     cameras: tuple[str, ...] = (),
     size: tuple[Count, ...] = (),
     renderer: Renderer = "fast",
 ) -> None:
-    """Generate data: RoboMimic HDF5 for lift, can, pusht and toy, D4RL HDF5 for maze2d, OGBench npz for the others.
+    """Generate data: RoboMimic HDF5 for robosuite's tasks, pusht and toy, D4RL HDF5 for maze2d, OGBench npz otherwise.
 
     Args:
-        task: lift, can, pusht, toy, maze2d-umaze, -medium or -large; or of OGBench pointmaze-medium, cube-single,
-            scene, puzzle-3x3 and their larger kin.
+        task: lift, can, square, pusht, toy, maze2d-umaze, -medium or -large; or of OGBench pointmaze-medium,
+            cube-single, scene, puzzle-3x3 and their larger kin.
         out: file to write; .npz for OGBench, which gets FILE-val.npz with a tenth as many episodes beside it.
         episodes: number of (training) episodes in the file.
         seed: same seed, same file content, whatever the number of workers.
-        quality: lift, can, pusht and toy: expert keeps successes only; mixed adds three levels and labelled failures as
-            filter keys. The others have one quality.
+        quality: expert keeps successes only; mixed adds three levels and labelled failures as filter keys; multimodal,
+            of lift, can and square, has successes of four operators whose ways differ. Mazes and OGBench have one.
         workers: processes; one per core unless given.
         overwrite: replace an existing file at --out.
-        cameras: lift and can, and 'top' of pusht: cameras whose pictures the file gets too, as `flowpolicy data render`
-            adds them.
+        cameras: lift, can and square, and 'top' of pusht: cameras whose pictures the file gets too, as
+            `flowpolicy data render` adds them.
         size: height and width of a picture, pixels; one number for both; 84, of pusht 96, unless given.
         renderer: how pictures are drawn, as in `flowpolicy data render`.
 
@@ -214,7 +214,7 @@ def _cameras(
         of = "pusht" if read_source(of).env_args["env_name"] == ENV_ID else "lift"
     config = ENVS.get(of)
     if not isinstance(config, RobosuiteConfig | PushTConfig):
-        raise ConfigError(f"--cameras with {of}, of which no pictures are drawn", expected="lift, can or pusht")
+        raise ConfigError(f"--cameras with {of}, of which no pictures are drawn", expected="lift, can, square or pusht")
     height, *rest = size or (96 if isinstance(config, PushTConfig) else 84,)
     return config.with_cameras(cameras, height, rest[0] if rest else height, renderer)
 

@@ -12,6 +12,7 @@ from flowpolicy.core.errors import ConfigError, SimulatorError
 from flowpolicy.data.dataset import DataConfig, load_dataset
 from flowpolicy.envs import ENVS
 from flowpolicy.envs.demonstrators import TASKS, make_demonstrations
+from flowpolicy.envs.pick_demonstrator import OPERATORS, LiftDemonstrator, draw_style
 from flowpolicy.envs.robosuite import RobosuiteEnv
 from flowpolicy.envs.toy import expert_action
 
@@ -90,6 +91,59 @@ def test_can_demonstration_ends_in_its_bin(can_file):
     assert 0.1 < can[0] < 0.295
     assert 0.28 < can[1] < 0.525
     assert 0.8 < can[2] < 0.9
+
+
+@pytest.mark.sim
+def test_square_demonstration_ends_with_the_nut_around_its_peg(tmp_path):
+    made = make_demonstrations("square", tmp_path / "square.hdf5", episodes=1, seed=1, workers=1)
+    dataset = load_dataset(DataConfig(path=str(tmp_path / "square.hdf5")))
+    nut = dataset.steps["obs", "object"][-1, 7:10].numpy()
+    assert made.successes == 1
+    assert dataset.spec.differences(ENVS["square"].spec()) == []
+    assert np.abs(nut[:2] - [0.23, 0.10]).max() < 0.007  # the hole is 0.045 m wide, the peg 0.032
+    assert nut[2] < 0.87
+    assert ENVS["square"].replay(dataset, 1) == [True]
+
+
+def test_operators_take_either_grasp_from_their_side_and_rest():
+    # A cube turned by 45 degrees below a hand at yaw 0: two of its four grasps are equally near, the others far.
+    half = np.pi / 8
+    obs = {
+        "robot0_eef_pos": np.array([0.0, 0.0, 0.98]),
+        "robot0_eef_quat": np.array([1.0, 0.0, 0.0, 0.0]),
+        "robot0_gripper_qpos": np.array([0.04, -0.04]),
+        "object": np.array([0.0, 0.0, 0.82, 0.0, 0.0, np.sin(half), np.cos(half), 0.0, 0.0, 0.0]),
+    }
+    turned, sides = [], {}
+    for seed in range(20):
+        for name in ("leftward", "rightward"):
+            rng = np.random.default_rng(seed)
+            style = dataclasses.replace(draw_style(OPERATORS[name], 40, rng), noise=0.0, pushes=(), pauses=((1, 2),))
+            demonstrator = LiftDemonstrator(style, rng)
+            moves = np.stack([demonstrator.act(obs) for _ in range(4)])
+            turned.append(moves[0, 5] > 0)
+            sides.setdefault(name, set()).add(float(np.sign(moves[0, 1])))
+            np.testing.assert_array_equal(moves[[1, 2], :6], 0.0)
+            assert np.abs(moves[3, :6]).max() > 0.1
+    assert 8 <= sum(turned) <= 32
+    assert sides == {"leftward": {1.0}, "rightward": {-1.0}}
+
+
+def test_a_detour_ends_where_the_straight_way_does():
+    rng = np.random.default_rng(0)
+    style = dataclasses.replace(draw_style(OPERATORS["leftward"], 40, rng), bend=0.6)
+    detour = LiftDemonstrator(style, rng).detour
+    np.testing.assert_allclose(detour(np.array([0.3, 0.0])), [0.3, 0.18])
+    np.testing.assert_allclose(detour(np.array([0.0, 0.04])), [0.0, 0.04])
+
+
+@pytest.mark.sim
+def test_multimodal_files_name_their_operators(tmp_path):
+    make_demonstrations("lift", tmp_path / "lift", episodes=4, quality="multimodal", workers=1)
+    with h5py.File(tmp_path / "lift") as file:
+        assert {key: len(file["mask"][key]) for key in OPERATORS} == dict.fromkeys(OPERATORS, 1)
+    with pytest.raises(ConfigError, match="toy has no multimodal"):
+        make_demonstrations("toy", tmp_path / "x", episodes=4, quality="multimodal")
 
 
 def test_a_worker_that_dies_while_recording_leaves_what_was_there(failing, tmp_path, monkeypatch):
