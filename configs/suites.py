@@ -23,8 +23,8 @@ class Suite:
     description: str
     arms: dict[str, Arm]
     tasks: dict[str, int]
-    """Task -> episodes of its training file, which ``flowpolicy data make`` generates with seed 0; 0 for a published
-    file that the user puts there."""
+    """Task -> episodes of its training file, which ``flowpolicy data make`` generates with seed 0, with the cameras of
+    the presets; 0 for a published file that the user puts there."""
     flags: tuple[str, ...] = ()
     """Flags of ``flowpolicy train`` for every arm: the common budget."""
     common: bool = True
@@ -68,6 +68,12 @@ OFFLINE_RL_ARMS = {
     "fisher-proxy-2": _fisher(*_PROXY),
     "fisher-proxy-11": _fisher(*_PROXY, multi_step=True),
 }
+
+
+def _dispersed(place: str) -> tuple[str, ...]:
+    named = {"weight": "0.5", "place": place, "exclude-steps": "8"}
+    return tuple(word for name, value in named.items() for word in (f"--agent.dispersive.{name}", value))
+
 
 RL = ("iql", "ifql", "rebrac", "fql", "qc", "qc-fql", "mean-flow-q", "fisher", "fisher-released")
 CLONING = ("regression", "flow-bc", "dm1")
@@ -158,6 +164,18 @@ SUITES = {
             *("--steps", "50000", "--batch-size", "64", "--agent.net.width", "256", "--agent.net.depth", "3"),
             *("--agent.critic.width", "256", "--agent.critic.depth", "3"),
         ),
+    ),
+    # Neighbours within 8 steps need nearly the same chunk: they do not repel each other.
+    "dispersion": Suite(
+        "DM1's regulariser where demonstrations are few: Lift from two cameras, 20 of them, 1,000 updates",
+        arms={
+            "off": Arm("dm1", ("--agent.dispersive.weight", "0")),
+            "features": Arm("dm1", _dispersed("features")),
+            "trunk": Arm("dm1", _dispersed("trunk")),
+        },
+        tasks={"lift-image": 20},
+        flags=("--steps", "1000", "--checkpoint-every", "1000", "--threads", "1"),
+        reference="off",
     ),
     "debug": Suite(
         "FQL on toy data, for tests: seconds",

@@ -110,10 +110,10 @@ def obstacle(agent: Any, source: Any) -> str:
         return f"{type(agent).__name__} takes its updates in a way of its own"
     if agent.waits:
         return agent.waits
+    if getattr(source, "reads", False):
+        return "pictures are read from their files by the processor"
     if not isinstance(source, WindowSampler):
         return f"batches of a {type(source).__name__} are more than draws from a file"
-    if source.reads:
-        return "pictures are read from their files by the processor"
     if source.device.type != source.place.type:
         return "the data do not fit on the GPU"
     return ""

@@ -24,6 +24,7 @@ from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ImageSpec, ObservationSpec, Spec
 from flowpolicy.core.streams import Layout
 from flowpolicy.data.dataset import Dataset
+from flowpolicy.data.drawn_ahead import DrawnAhead
 from flowpolicy.data.frame_conversion import QUALITY
 from flowpolicy.data.frames import PLACE, FrameStore, JpegFrames, RawFrames, encode_jpeg
 from flowpolicy.data.normalize import Normalizer
@@ -49,14 +50,16 @@ def bench_data(
     Returns:
         ``entries``: for every name the kind of batch, its size, median and quartiles over the rounds of ``sample_ms``
         and ``update_ms`` (of one) and of ``share``, sampling over the sum of both; and the settings. On a CPU this is
-        processor time, which leaves out who else computes; on a GPU it is time on the wall.
+        processor time, which leaves out who else computes; on a GPU it is time on the wall. Batches with pictures are
+        drawn where they are asked for, and then once more as a training draws them, a batch ahead in a thread:
+        ``own_ms`` is the processor time of the thread that takes the updates, ``own_share`` what it is of an update.
 
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         work = {name: _assembled(experiment, rows) for name, experiment in experiments.items()}
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
+        seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in work}
         for _ in range(rounds + 1):
             for name, (source, agent) in work.items():
                 seconds[name].append(_round(source, agent, calls, experiments[name].device))
@@ -78,7 +81,7 @@ def bench_data(
 def data_table(result: dict[str, Any]) -> Table:
     """The result of :func:`bench_data` for the console."""
     table = Table(title=f"random data of {result['rows']:,} rows, threads {result['threads']}")
-    for column in ("", "batch", "sampling", "update", "share of sampling", "quartiles"):
+    for column in ("", "batch", "sampling", "update", "share of sampling", "quartiles", "read ahead"):
         table.add_column(column, justify="left" if not column else "right")
     for name, entry in result["entries"].items():
         share = {key: 100 * value for key, value in entry["share"].items()}
@@ -89,6 +92,7 @@ def data_table(result: dict[str, Any]) -> Table:
             f"{entry['update_ms']['median']:.2f} ms",
             f"{share['median']:.2f} %",
             f"{share['low']:.2f} - {share['high']:.2f}",
+            f"{100 * entry['own_share']['median']:.2f} %" if "own_share" in entry else "",
         )
     return table
 
@@ -114,26 +118,41 @@ def _assembled(experiment: Experiment, rows: int) -> tuple[BatchSource, Agent]:
     return make_sampler(experiment, data, getattr(agent, "streams", None), getattr(agent, "crops", None)), agent
 
 
-def _round(source: BatchSource, agent: Agent, calls: int, device: str) -> tuple[float, float]:
-    """Seconds of ``calls`` draws and of as many updates."""
+def _round(source: BatchSource, agent: Agent, calls: int, device: str) -> tuple[float, ...]:
+    """Seconds of ``calls`` draws and of as many updates; and of the draws' own thread where another one reads."""
+    ahead = source if isinstance(source, DrawnAhead) and source.reads else None
+    draw = ahead.sampler.draw if ahead else source.draw
     batches, noise = (torch_generator(0, "bench", name, device=device) for name in ("batches", "noise"))
     drawn = updated = 0.0
     for _ in range(calls):
         start = _now(device)
-        batch = source.draw(batches)
+        batch = draw(batches)
         middle = _now(device)
         agent.update(batch, noise)
         drawn, updated = drawn + middle - start, updated + _now(device) - middle
-    return drawn, updated
+    if ahead is None:
+        return drawn, updated
+    own = 0.0
+    for _ in range(calls):
+        start = time.thread_time()
+        batch = ahead.draw(batches)
+        own += time.thread_time() - start
+        agent.update(batch, noise)
+    return drawn, updated, own
 
 
 def _figures(seconds: np.ndarray) -> dict[str, dict[str, float]]:
-    """Figures of (rounds, 2) seconds of one draw and of one update."""
-    drawn, updated = seconds.T
-    return {
+    """Figures of (rounds, 2 or 3) seconds of one draw, of one update, and of one draw in its own thread."""
+    drawn, updated, *more = seconds.T
+    figures = {
         "sample_ms": spread(1e3 * drawn),
         "update_ms": spread(1e3 * updated),
         "share": spread(drawn / (drawn + updated)),
+    }
+    return figures | {
+        name: values
+        for own in more
+        for name, values in (("own_ms", spread(1e3 * own)), ("own_share", spread(own / (own + updated))))
     }
 
 

@@ -52,7 +52,7 @@ def run_suite(
 
     Args:
         name: suite of `flowpolicy.configs.suites`: d4rl-locomotion, d4rl-adroit, ogbench-manipulation,
-            ogbench-navigation, robomimic-lowdim, robomimic-image, offline-rl, door-human.
+            ogbench-navigation, robomimic-lowdim, robomimic-image, offline-rl, door-human, dispersion.
         data: folder of training files, named as they were published, .npz or .hdf5; what can be generated and is
             missing is generated.
         out: run folders go to OUT/TASK/ARM-seedS, with a log file beside each.

@@ -110,7 +110,12 @@ class WindowSampler(BatchSource):
             are asked for.
 
         """
-        return self.at(self._index(rows or self.batch_size, generator), self._crop_stream(generator))
+        return self.drawn(generator, rows)()
+
+    def drawn(self, generator: torch.Generator, rows: int = 0) -> Callable[[], Columns]:
+        """Choose a batch as :meth:`draw` does, and return what gathers it, in any thread, without the generator."""
+        index, crops = self._index(rows or self.batch_size, generator), self._crop_stream(generator)
+        return lambda: self.at(index, crops)
 
     def _index(self, count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
         """Rows at which windows start."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowpolicy.configs.benchmark_presets import benchmark_files, published_agents
+from flowpolicy.configs.preset_table import find_preset
 from flowpolicy.configs.suites import SUITES, Arm, Suite
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ConfigError, nearest
@@ -97,7 +98,7 @@ def data_file(task: str, folder: Path) -> Path:
     if task in benchmark_files():
         known = benchmark_files()[task]
         return folder / f"{known.file}{'.npz' if known.table == 'ogbench' else '.hdf5'}"
-    return folder / f"{task}.{'hdf5' if task.endswith('-human') or task == 'toy' else 'npz'}"
+    return folder / f"{task}.{'hdf5' if task.endswith(('-human', '-image')) or task == 'toy' else 'npz'}"
 
 
 def require_data(suite: Suite, task: str, folder: Path) -> None:
@@ -116,7 +117,10 @@ def require_data(suite: Suite, task: str, folder: Path) -> None:
     if not episodes:
         raise ConfigError(f"{file} is missing", fix=f"put D4RL's {task} file there; it cannot be generated")
     folder.mkdir(parents=True, exist_ok=True)
-    words = ("data", "make", task, "--episodes", str(episodes), "--seed", "0", "--out", str(file))
+    seen = find_preset(f"{next(iter(suite.arms.values())).preset}-{task}")[1].data.cameras
+    drawn = ("--cameras", *seen) if seen else ()
+    made = task.removesuffix("-image")
+    words = ("data", "make", made, "--episodes", str(episodes), "--seed", "0", *drawn, "--out", str(file))
     subprocess.run([sys.executable, "-m", "flowpolicy", *words], check=True)
 
 

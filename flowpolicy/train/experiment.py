@@ -268,8 +268,8 @@ def make_sampler(experiment: Experiment, dataset: Dataset, streams: Reading = No
 
 
 def _ahead(sampler: WindowSampler, dataset: Dataset) -> BatchSource:
-    """Several batches at once on a CPU, but for pictures, whose block would be large; a GPU captures single draws."""
-    return DrawnAhead(sampler) if sampler.device.type == "cpu" and not dataset.frames else sampler
+    """Before they are asked for; but batches of states on a GPU, which captures single draws."""
+    return DrawnAhead(sampler) if sampler.device.type == "cpu" or dataset.frames else sampler
 
 
 def window_sampler(

@@ -1,4 +1,5 @@
 import json
+import subprocess
 
 import pytest
 
@@ -13,6 +14,7 @@ from flowpolicy.lab.suite_jobs import (
     find_suite,
     plan_jobs,
     published_scores,
+    require_data,
     with_added,
 )
 
@@ -99,6 +101,18 @@ def test_a_suite_whose_file_cannot_be_generated_says_where_to_put_it(tmp_path):
     with pytest.raises(ConfigError, match=r"door-human\.hdf5 is missing") as error:
         run_suite("door-human", data=tmp_path / "data", out=tmp_path / "runs")
     assert "put D4RL's door-human file there" in str(error.value)
+
+
+def test_the_file_of_a_suite_with_pictures_is_made_with_the_cameras_of_its_presets(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(subprocess, "run", lambda words, check: made.append(" ".join(words[3:])))
+    require_data(SUITES["dispersion"], "lift-image", tmp_path)
+    require_data(SUITES["offline-rl"], "cube-single", tmp_path)
+    cameras = "--cameras agentview robot0_eye_in_hand"
+    assert made == [
+        f"data make lift --episodes 20 --seed 0 {cameras} --out {tmp_path}/lift-image.hdf5",
+        f"data make cube-single --episodes 300 --seed 0 --out {tmp_path}/cube-single.npz",
+    ]
 
 
 def test_an_unknown_suite_exits_with_2(capsys):
