@@ -167,14 +167,14 @@ SUITES = {
     ),
     # Neighbours within 8 steps need nearly the same chunk: they do not repel each other.
     "dispersion": Suite(
-        "DM1's regulariser where demonstrations are few: Lift from two cameras, 20 of them, 1,000 updates",
+        "DM1's regulariser where demonstrations are few: Lift from two cameras, 20 of them, 600 updates",
         arms={
             "off": Arm("dm1", ("--agent.dispersive.weight", "0")),
             "features": Arm("dm1", _dispersed("features")),
             "trunk": Arm("dm1", _dispersed("trunk")),
         },
         tasks={"lift-image": 20},
-        flags=("--steps", "1000", "--checkpoint-every", "1000", "--threads", "1"),
+        flags=("--steps", "600", "--checkpoint-every", "600", "--threads", "1", "--compile", "off"),
         reference="off",
     ),
     "debug": Suite(

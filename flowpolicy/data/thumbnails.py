@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from flowpolicy.core.spec import ImageSpec
 
 Array = NDArray[np.float64]
 
@@ -59,3 +62,30 @@ def likeness(one: Array, other: Array) -> float:
     a, b = one - one.mean(), other - other.mean()
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float((a * b).sum() / size) if size > 1e-9 else 0.0
+
+
+def swapped_cameras(stated: Mapping[str, ImageSpec], seen: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Warnings where pictures look like those of another camera, or of none, of what a policy was trained on.
+
+    Args:
+        stated: what a contract says of its cameras, by name of the camera.
+        seen: (h, w, 3) a picture of each, as it is now, or several, (k, h, w, 3).
+
+    """
+    known = {name: read_thumbnail(image.thumbnail) for name, image in stated.items() if image.thumbnail}
+    now = {name: thumbnail(rgb) for name, rgb in seen.items()}
+    lines = []
+    for name in known.keys() & now.keys():
+        alike = {other: likeness(known[other], now[name]) for other in known}
+        best = max(alike, key=lambda other: alike[other])
+        if best != name and alike[best] > alike[name] + 0.2:
+            lines.append(
+                f"the camera '{name}' shows what '{best}' showed in training (likeness {alike[best]:.2f}, with its own "
+                f"{alike[name]:.2f}): are they swapped?"
+            )
+        elif alike[name] < 0.2:
+            lines.append(
+                f"the camera '{name}' shows something else than in training (likeness {alike[name]:.2f} of 1): was it "
+                "moved, or is the scene another one?"
+            )
+    return sorted(lines)

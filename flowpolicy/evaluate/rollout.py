@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from flowpolicy.core.errors import ActionError, ContractError, EvaluationError
+from flowpolicy.core.errors import ActionError, ContractError, DataWarning, EvaluationError
 from flowpolicy.core.protocols import Observation, VecEnv
+from flowpolicy.core.spec import ImageSpec
+from flowpolicy.data.thumbnails import swapped_cameras
 from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.policy.engines.engine import Engine
 from flowpolicy.policy.session import ActingPolicy, Execution, Session
@@ -108,7 +111,7 @@ def rollout(
     finished: dict[int, Episode] = {}
     waiting = iter(range(len(plan.indices)))
     active: dict[int, _Running] = {}
-    _fill(active, range(env.num_envs), waiting, env, task)
+    _warn_of_views(policy.contract.spec.images, _fill(active, range(env.num_envs), waiting, env, task))
     while active:
         ended = _advance(active, env)
         for slot in ended:
@@ -128,12 +131,22 @@ class _Task(NamedTuple):
     record: frozenset[int]
 
 
-def _fill(active: dict[int, _Running], free: Iterable[int], waiting: Iterator[int], env: VecEnv, task: _Task) -> None:
-    """Start the next episodes of the plan in the ``free`` slots."""
+def _warn_of_views(images: Mapping[str, ImageSpec], shown: Sequence[Observation]) -> None:
+    """Warn where the first pictures look like those of another camera in training, or of none."""
+    names = {key: image.camera or key for key, image in images.items()}
+    seen = {names[key]: np.stack([obs[key] for obs in shown]) for key in images if shown}
+    for line in swapped_cameras({names[key]: image for key, image in images.items()}, seen):
+        warnings.warn(line, DataWarning, stacklevel=3)
+
+
+def _fill(
+    active: dict[int, _Running], free: Iterable[int], waiting: Iterator[int], env: VecEnv, task: _Task
+) -> list[Observation]:
+    """Start the next episodes of the plan in the ``free`` slots; what they begin with, name -> (*shape)."""
     # zip asks the slots first: when they run out, no position of the plan is lost.
     starting = list(zip(free, waiting, strict=False))
     if not starting:
-        return
+        return []
     slots = [slot for slot, _ in starting]
     obs = env.reset([task.plan.indices[position] for _, position in starting], slots)
     active |= {slot: _Running(task, position) for slot, position in starting}
@@ -143,6 +156,7 @@ def _fill(active: dict[int, _Running], free: Iterable[int], waiting: Iterator[in
         running.observe(obs, row, pictures[slot])
         if running.recorded:
             running.frames.append(env.render(slot))
+    return [{key: value[row] for key, value in obs.items()} | pictures[slot] for row, slot in enumerate(slots)]
 
 
 def _advance(active: dict[int, _Running], env: VecEnv) -> list[int]:

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.core.spec import ImageSpec
-from flowpolicy.data.thumbnails import likeness, read_thumbnail, thumbnail
 from flowpolicy.real_robot.bridge.ring_records import told
 from flowpolicy.real_robot.bridge.shared_ring import Records, Ring
 
@@ -128,30 +126,3 @@ def _moved(before: Array | None, q: Array | None) -> float:
 def _is_dark(rgb: NDArray[Any], limits: CameraLimits) -> bool:
     some = rgb[::4, ::4].astype(np.float32).mean(-1)
     return bool(some.mean() < limits.dark_mean and np.percentile(some, 99) < limits.dark_top)
-
-
-def swapped_cameras(stated: dict[str, ImageSpec], seen: dict[str, NDArray[Any]]) -> list[str]:
-    """Warnings where pictures look like those of another camera, or of none, of what a policy was trained on.
-
-    Args:
-        stated: what a contract says of its cameras, by name of the camera.
-        seen: (h, w, 3) a picture of each, as it is now.
-
-    """
-    known = {name: read_thumbnail(image.thumbnail) for name, image in stated.items() if image.thumbnail}
-    now = {name: thumbnail(rgb) for name, rgb in seen.items()}
-    lines = []
-    for name in known.keys() & now.keys():
-        alike = {other: likeness(known[other], now[name]) for other in known}
-        best = max(alike, key=lambda other: alike[other])
-        if best != name and alike[best] > alike[name] + 0.2:
-            lines.append(
-                f"the camera '{name}' shows what '{best}' showed in training (likeness {alike[best]:.2f}, with its own "
-                f"{alike[name]:.2f}): are they swapped?"
-            )
-        elif alike[name] < 0.2:
-            lines.append(
-                f"the camera '{name}' shows something else than in training (likeness {alike[name]:.2f} of 1): was it "
-                "moved, or is the scene another one?"
-            )
-    return sorted(lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 from flowpolicy.core.errors import ContractError
 from flowpolicy.core.spec import Contract, ImageSpec, Spec
 from flowpolicy.data.hdf5_frames import SUFFIX
-from flowpolicy.real_robot.cameras.camera_watch import swapped_cameras
+from flowpolicy.data.thumbnails import swapped_cameras
 from flowpolicy.real_robot.session.camera_process import open_ring
 
 

@@ -1,12 +1,14 @@
 """A policy acts on pictures that were drawn otherwise than in training only where that is allowed, and it is told."""
 
 import dataclasses
+import warnings
 
 import pytest
 
 from flowpolicy.commands.evaluate import _cost
-from flowpolicy.core.errors import ContractError
+from flowpolicy.core.errors import ContractError, DataWarning
 from flowpolicy.core.spec import ImageSpec, RenderSpec
+from flowpolicy.data.thumbnails import thumbnail, write_thumbnail
 from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.evaluate.records import as_trained, record_name, record_path
 from flowpolicy.evaluate.report import load_evaluation, make_evaluation, save_evaluation
@@ -29,6 +31,27 @@ def test_other_pictures_are_refused_unless_they_are_allowed():
     with pytest.raises(ContractError, match=LINE):
         rollout(policy, env, plan)
     assert len(rollout(policy, env, plan, allow_render_mismatch=True)) == 3
+
+
+def test_a_camera_that_shows_something_else_than_in_training_is_told():
+    env = SeeingChaosEnv(2)
+    env.reset([1, 2], [0, 1])
+    seen = thumbnail(env.look([0, 1])["eye_image"])
+    plan = EvaluationPlan("fake/Chaos", (1, 2, 3), (4, 5, 6))
+
+    def play(grey):
+        image = dataclasses.replace(SEEN.observation["eye_image"], thumbnail=write_thumbnail(grey))
+        rollout(
+            NetworkPolicy(spec=dataclasses.replace(SEEN, observation={**SEEN.observation, "eye_image": image})),
+            env,
+            plan,
+        )
+
+    with pytest.warns(DataWarning, match="'eye_image' shows something else than in training"):
+        play(255 - seen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        play(seen)
 
 
 def test_what_other_pictures_cost_is_told_against_the_record_on_those_of_training(tmp_path, monkeypatch):

@@ -7,14 +7,13 @@ import pytest
 
 from flowpolicy.core.errors import ContractError
 from flowpolicy.core.spec import Contract, ImageSpec
-from flowpolicy.data.thumbnails import likeness, read_thumbnail, thumbnail, write_thumbnail
+from flowpolicy.data.thumbnails import likeness, read_thumbnail, swapped_cameras, thumbnail, write_thumbnail
 from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.policy.session import Session
 from flowpolicy.real_robot.arm.action_conventions import JointRows
 from flowpolicy.real_robot.bridge.ring_records import unpack_chunk
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.cameras.camera_setup import parse_camera
-from flowpolicy.real_robot.cameras.camera_watch import swapped_cameras
 from flowpolicy.real_robot.drivers.driver_protocols import CameraFacts, Frame
 from flowpolicy.real_robot.session.camera_check import require_cameras, with_cameras
 from flowpolicy.real_robot.session.camera_process import CameraWriter, stated_camera
