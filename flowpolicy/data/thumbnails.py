@@ -78,7 +78,7 @@ def swapped_cameras(stated: Mapping[str, ImageSpec], seen: Mapping[str, NDArray[
     for name in known.keys() & now.keys():
         alike = {other: likeness(known[other], now[name]) for other in known}
         best = max(alike, key=lambda other: alike[other])
-        if best != name and alike[best] > alike[name] + 0.2:
+        if best != name and alike[best] > max(alike[name], 0.0) + 0.2:
             lines.append(
                 f"the camera '{name}' shows what '{best}' showed in training (likeness {alike[best]:.2f}, with its own "
                 f"{alike[name]:.2f}): are they swapped?"

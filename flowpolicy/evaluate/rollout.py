@@ -133,9 +133,8 @@ class _Task(NamedTuple):
 
 def _warn_of_views(images: Mapping[str, ImageSpec], shown: Sequence[Observation]) -> None:
     """Warn where the first pictures look like those of another camera in training, or of none."""
-    names = {key: image.camera or key for key, image in images.items()}
-    seen = {names[key]: np.stack([obs[key] for obs in shown]) for key in images if shown}
-    for line in swapped_cameras({names[key]: image for key, image in images.items()}, seen):
+    seen = {key: np.stack([obs[key] for obs in shown]) for key in images if shown}
+    for line in swapped_cameras(images, seen):
         warnings.warn(line, DataWarning, stacklevel=3)
 
 
