@@ -282,7 +282,7 @@ def _protocol(records: Records, task: str) -> list[str]:
     same, budgets = _budget(runs[0]), {(e.step, e.training["experiment"]["batch_size"]) for e in runs}
     spent = f"{same['updates']:,} updates of {same['rows per update']} rows, " if len(budgets) == 1 else ""
     lines = [f"{len(runs[0].episodes)} episodes a run (plan {same['plan']}), {spent}data {same['data']}"]
-    used = {name: sorted({e.versions.get(name, "absent") for e in runs}) for name in SIMULATORS}
+    used = {name: sorted({e.versions[name] for e in runs if name in e.versions}) for name in SIMULATORS}
     if differing := [f"{name} {', '.join(versions)}" for name, versions in used.items() if len(versions) > 1]:
         lines.append(f"not the same simulator in all runs: {'; '.join(differing)}")
     return lines

@@ -86,9 +86,10 @@ def unlike(a: Evaluation, b: Evaluation) -> list[str]:
     found = []
     if a.noise_scale != b.noise_scale:
         found.append(f"Not the same protocol: initial noise times {a.noise_scale:g} and {b.noise_scale:g}.")
-    libraries = [name for name in SIMULATORS if a.versions.get(name) != b.versions.get(name)]
-    if libraries:
-        named = (f"{name} {a.versions.get(name, 'absent')} and {b.versions.get(name, 'absent')}" for name in libraries)
+    # The environment ran in both: what was absent in one did not simulate it.
+    both = [name for name in SIMULATORS if name in a.versions and name in b.versions]
+    if libraries := [name for name in both if a.versions[name] != b.versions[name]]:
+        named = (f"{name} {a.versions[name]} and {b.versions[name]}" for name in libraries)
         found.append(f"Not the same simulator: {', '.join(named)}.")
     steps = [evaluation.simulation or "robosuite's own step" for evaluation in (a, b)]  # as older records do not say
     if steps[0] != steps[1]:
