@@ -1,4 +1,4 @@
-"""``flowpolicy bench update|latency|data|rollout|serve|device|startup|seams``."""
+"""``flowpolicy bench update|latency|data|rollout|serve|device|startup|seams|bridge``."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def run(argv: Sequence[str]) -> int:
         "device": ("everything about one device, best a GPU, within a budget of seconds", device),
         "startup": ("processor time from nothing to the end of a command, over importing torch", startup),
         "seams": ("what reaches a robot arm where chunks disagree, per chunk mode", seams),
+        "bridge": ("how late the ticks of a robot's bridge are, with cameras and without", bridge),
     }
     name, rest = pick(argv, table, "bench", "measurement")
     keep_freed_memory()  # as training does
@@ -419,6 +420,33 @@ def seams(
     from flowpolicy.bench.seams import bench_seams, seams_table
 
     _show(bench_seams(disagreement=disagreement, latency=latency, seconds=seconds), seams_table, json)
+
+
+def bridge(
+    seconds: Annotated[float, Range(2, 600)] = 10.0,
+    rounds: Few = 2,
+    size: Width = 84,
+    engine: str = "auto",
+    json: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Lateness of the bridge's 250 ticks a second: two cameras, a policy that sees and a recorder, or cameras off.
+
+    Sessions of processes in real time, in turn, on the arm in NumPy; what else the machine does is in the figures.
+
+    Args:
+        seconds: of a running arm in each session.
+        rounds: sessions of each kind.
+        size: pixels a side of the cameras' pictures.
+        engine: what computes the policy's decisions: onnx, eager, ...; auto measures those that are ready in seconds.
+        json: where to write the figures.
+        overwrite: replace an existing file at --json.
+
+    """
+    _require_free(json, overwrite)
+    from flowpolicy.bench.bridge_lateness import bench_bridge, bridge_table
+
+    _show(bench_bridge(seconds=seconds, rounds=rounds, size=size, engine=engine), bridge_table, json)
 
 
 def _checkpoint(run: Path) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def play(
         wait_for_recorder(running)
         if policy is not None:
             running.start("policy_process", {**policy.options(seed), "others": [one.options(seed) for one in others]})
-            _wait_for_policy(running)
+            wait_for_policy(running)
         operator = Operator(running)
         view = session_view(running, seen)
 
@@ -317,12 +317,14 @@ def wait_for_recorder(running: RunningSession) -> None:
     _wait_for(running, lambda: running.session.recorder.count > 0, "the recorder did not start within 30 s")
 
 
-def _wait_for_policy(running: RunningSession) -> None:
-    _wait_for(running, lambda: running.session.chunks.count > 0, "the policy did not start within 60 s")
+def wait_for_policy(running: RunningSession, seconds: float = 60.0) -> None:
+    """Wait until the policy looks at the arm."""
+    told = f"the policy did not start within {seconds:g} s"
+    _wait_for(running, lambda: running.session.chunks.count > 0, told, seconds)
 
 
-def _wait_for(running: RunningSession, ready: Any, complaint: str) -> None:
-    deadline = running.clock.now() + 60.0
+def _wait_for(running: RunningSession, ready: Any, complaint: str, seconds: float = 60.0) -> None:
+    deadline = running.clock.now() + seconds
     while not ready():
         running.require_alive()
         if running.clock.now() > deadline:

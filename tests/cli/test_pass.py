@@ -173,6 +173,7 @@ ROWS = (
     out("bench startup", "--json", "bench startup --json PATH", **JSON),
     out("bench device", "--json", "bench device --device cpu --small --only facts --json PATH", **JSON),
     out("bench seams", "--json", "bench seams --json PATH", **JSON),
+    out("bench bridge", "--json", "bench bridge --json PATH", **JSON),
 )
 NO_PATHS = {
     ("train", "--data.filter-key"),

@@ -3,6 +3,7 @@
 Everything in simulated time on the twin's scene, by a simulated person through fake devices.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -58,11 +59,12 @@ def in_the_hand_of_a_person(device, task, speed=0.15):
     return mock.patch.object(accelerated.AcceleratedSession, "start", start)
 
 
-def demonstrations(device, episodes, out):
+def demonstrations(device, episodes, out, cameras=()):
+    """So many more lifts in ``out``, shown through a device."""
     lesson = TaughtLesson(next_lesson(out, device, "lift", "", "", "", None, ""), DeviceConfig(teach=device))
     began = time.process_time()
     with in_the_hand_of_a_person(device, "lift"):
-        played = teach(SETUP, lesson, out, episodes, 0, 5.0)
+        played = teach(dataclasses.replace(SETUP, cameras=tuple(cameras)), lesson, out, episodes, 0, 5.0)
     with h5py.File(out / "demos.hdf5") as file:
         rows = [len(file["data"][name]["actions"]) for name in file["data"]]
     return {
