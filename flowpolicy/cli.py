@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare", "paired comparison of two evaluated runs"),
     "serve": ("serve", "serve a run to robots: deadlines, batching, reload"),
     "features": ("features", "how far what a policy sees is from collapse, per camera and of the trunk"),
+    "report": ("report", "one HTML file about runs, suites or trials: results, videos, traces, curves"),
     "card": ("card", "success against network evaluations against latency, table and picture"),
     "suite": ("suite", "run | table: several arms on several tasks under one budget, with IQM and intervals"),
     "export": ("export", "write a run's policy for ONNX Runtime, AOTInductor or NumPy"),

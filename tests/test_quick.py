@@ -8,7 +8,7 @@ import pytest
 TESTS = Path(__file__).parent
 WANTED = {
     *("core", "flows", "nets", "data", "policy", "engine", "cloning", "offline", "students", "groups", "toy", "train"),
-    *("exact resume", "evaluate", "serve", "robot", "safety", "laboratory", "command line", "house"),
+    *("exact resume", "evaluate", "report", "serve", "robot", "safety", "laboratory", "command line", "house"),
 }
 ELSEWHERE = {"bench", "configs", "fuzz"}
 """Rooms that an inner loop does without: speed, presets at their full size, random damage."""

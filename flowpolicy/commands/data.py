@@ -1,4 +1,4 @@
-"""``flowpolicy data make TASK``, ``render FILE``, ``rollouts RUN``, ``download NAME``, ``label FILE`` and others."""
+"""``flowpolicy data make TASK``, ``render FILE``, ``rollouts RUN``, ``info FILE``, ``view FILE`` and others."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from flowpolicy.commands import data_episodes
-from flowpolicy.commands.arguments import call, pick
+from flowpolicy.commands.arguments import call, pick, typed
 from flowpolicy.commands.console import console
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import read_json, require_free, write_json
 from flowpolicy.core.progress import Move, download_bar, progress_bar
-from flowpolicy.core.ranges import Count, NonNegative, Seed, Workers
+from flowpolicy.core.ranges import Count, Natural, NonNegative, Seed, Workers
 
 if TYPE_CHECKING:  # brings simulators' adapters
     from flowpolicy.envs.pusht import PushTConfig
@@ -39,6 +39,7 @@ def run(argv: Sequence[str]) -> int:
         "download": ("download a published file, or one of Minari's data sets", download),
         "label": ("add the rewards of every task to an OGBench file", label),
         "info": ("describe a file", info),
+        "view": ("write a page that shows a file: episodes, films, traces, findings", view),
         "convert": ("write a dataset in another format", data_episodes.convert),
         "merge": ("put several datasets into one", data_episodes.merge),
         "split": ("share the episodes of a dataset out among several", data_episodes.split),
@@ -442,6 +443,36 @@ def info(
         sys.stdout.write(f"picture {pictures}\n")
     if spread:
         print_rows("spread", _spread(file), console())
+
+
+def view(
+    file: Annotated[Path, tyro.conf.Positional],
+    /,
+    out: Path = Path("view.html"),
+    films: Natural = 12,
+    videos_mb: NonNegative = 32.0,
+    overwrite: bool = False,
+) -> None:
+    """Write one HTML file that shows a dataset and opens offline in any browser.
+
+    Its episodes with traces, films of some of them, distributions, and what the doctor finds, with a jump to the step.
+
+    Args:
+        file: a dataset in any format that `flowpolicy data info` reads.
+        out: file to write.
+        films: episodes that can be played, where there are pictures: the first, those that the doctor flags, and others
+            evenly spread.
+        videos_mb: megabytes of films that the file holds at most; what is left out is told.
+        overwrite: replace an existing file at --out.
+
+    """
+    require_free(out, overwrite)
+    from flowpolicy.report.dataset_pages import write_dataset_view
+
+    written = write_dataset_view(file, out, films=films, videos_mb=videos_mb, command=typed())
+    for line in written.left_out:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"view {out} ({written.size / 1e6:.1f} MB), to open in a browser\n")
 
 
 def _spread(file: Path) -> list[tuple[str, str]]:

@@ -37,6 +37,7 @@ _UNIT, _FIRST = 1e-3, 1000  # deviation of a length from 1; rows that rule most 
 # A dimension with fewer values (an open/close gripper) is a switch, and switches may jump.
 _SWITCH_VALUES = 8
 _LISTED = 5
+_PLACES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,8 @@ class Finding:
     """What was found and what it means."""
     advice: str = ""
     """What to do about it."""
+    places: tuple[tuple[str, int], ...] = ()
+    """Episode and step of what was found, the first hundred, where it can be pointed at."""
 
 
 def describe(path: Path | str) -> Description:
@@ -199,10 +202,11 @@ def _check_statements(dataset: Dataset) -> Finding:
 
 
 def _check_finite(dataset: Dataset) -> Finding:
-    places = []
+    places, rows = [], []
     for name, column in _columns(dataset).items():
-        rows = (~torch.isfinite(column)).any(dim=1).nonzero().flatten()
-        places += [f"{name} at {_place(dataset, int(row))}" for row in rows]
+        broken = (~torch.isfinite(column)).any(dim=1).nonzero().flatten()
+        places += [f"{name} at {_place(dataset, int(row))}" for row in broken]
+        rows += broken[:_PLACES].tolist()
     if not places:
         return Finding("ok", "finite", "every value is finite")
     return Finding(
@@ -210,6 +214,7 @@ def _check_finite(dataset: Dataset) -> Finding:
         "finite",
         f"NaN or infinity in {len(places)} places: {_list(places)}; one such value destroys a network",
         "remove or repair these episodes; training refuses the file until then",
+        _places(dataset, sorted(set(rows))),
     )
 
 
@@ -258,6 +263,7 @@ def _check_lengths(dataset: Dataset) -> Finding:
         f"unusually short or long ({len(outliers)}) against a median of {int(dataset.lengths.median())} "
         f"steps: {_list(named)}",
         "look at them: aborted recordings and pauses teach the policy to stop",
+        tuple((dataset.names[i], 0) for i in outliers[:_PLACES]),
     )
 
 
@@ -285,11 +291,12 @@ def _check_duplicates(dataset: Dataset) -> Finding:
             digest.update(column[start : start + steps].numpy().tobytes())
         first = seen.setdefault(digest.digest(), name)
         if first != name:
-            pairs.append(f"{name} = {first}")
+            pairs.append((name, first))
     if not pairs:
         return Finding("ok", "duplicates", "no episode occurs twice")
-    message = f"repeats of another episode ({len(pairs)}): {_list(pairs)}; they count twice and leak into validation"
-    return Finding("warning", "duplicates", message, "remove them")
+    named = _list([f"{name} = {first}" for name, first in pairs])
+    message = f"repeats of another episode ({len(pairs)}): {named}; they count twice and leak into validation"
+    return Finding("warning", "duplicates", message, "remove them", tuple((name, 0) for name, _ in pairs[:_PLACES]))
 
 
 def _check_jumps(dataset: Dataset) -> Finding:
@@ -309,6 +316,7 @@ def _check_jumps(dataset: Dataset) -> Finding:
         "action jumps",
         f"{jumps} of {len(inside)} steps jump by more than {_JUMP_Z:g} robust deviations, the largest to {worst}",
         "look for dropped frames, lost tracking or episodes that were joined; filter if they are none of the task",
+        _places(dataset, (inside[z.argsort(descending=True)[:jumps]] + 1).tolist()),
     )
 
 
@@ -335,19 +343,21 @@ def _check_gaps(dataset: Dataset) -> Finding:
         f"{_place(dataset, int(steps[longest]) - rows + 1)}; samples were missing there, and rows that fill in teach "
         "to stand still, then to jump",
         "cut the episode there, or leave it out; recordings of `flowpolicy robot` are cut",
+        _places(dataset, (steps[found] - still[found] + 1).tolist()),
     )
 
 
 def _check_quaternions(dataset: Dataset) -> Finding:
     """Four neighbouring numbers of length one whose sign changes from row to row: one rotation with two values."""
     within = dataset.steps[keys.EPISODE].diff() == 0
-    flips = []
+    flips, places = [], []
     for name, column in dataset.steps[keys.OBS].items():
         for dim in range(column.shape[1] - 3):
             part = column[:, dim : dim + 4]
             if not (_unit(part[:_FIRST]) and _unit(part)):
                 continue
             rows = (((part[1:] * part[:-1]).sum(1) < -0.5) & within).nonzero().flatten().tolist()
+            places += [row + 1 for row in rows]
             if rows:
                 flips.append(f"{name}[{dim}:{dim + 4}] {len(rows)} times, first at {_place(dataset, rows[0] + 1)}")
     if not flips:
@@ -358,6 +368,7 @@ def _check_quaternions(dataset: Dataset) -> Finding:
         f"a quaternion changes its sign from one row to the next: {_list(flips)}; one rotation then has two values, "
         "and a network learns the mean of both",
         "keep the sign that is nearest to the row before, in the file and where the policy runs",
+        _places(dataset, places),
     )
 
 
@@ -445,6 +456,14 @@ def _robust_z(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 def _place(dataset: Dataset, row: int) -> str:
     episode = int(dataset.steps[keys.EPISODE][row])
     return f"{dataset.names[episode]} step {row - int(dataset.starts[episode])}"
+
+
+def _places(dataset: Dataset, rows: list[int]) -> tuple[tuple[str, int], ...]:
+    """Episode and step of the first rows."""
+    episodes = [int(dataset.steps[keys.EPISODE][row]) for row in rows[:_PLACES]]
+    return tuple(
+        (dataset.names[e], row - int(dataset.starts[e])) for e, row in zip(episodes, rows[:_PLACES], strict=True)
+    )
 
 
 def _list(items: list[str]) -> str:

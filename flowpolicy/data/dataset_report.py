@@ -17,7 +17,7 @@ _LISTED = 8
 
 def print_description(description: Description, console: Console) -> None:
     """Print the facts about a file as a table."""
-    print_rows(str(description.path), _rows(description), console)
+    print_rows(str(description.path), description_rows(description), console)
 
 
 def print_rows(title: str, rows: Sequence[tuple[str, str]], console: Console) -> None:
@@ -41,7 +41,8 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
     console.print(table)
 
 
-def _rows(description: Description) -> list[tuple[str, str]]:
+def description_rows(description: Description) -> list[tuple[str, str]]:
+    """The facts about a file, name and value, in the order in which they are shown."""
     shortest, median, longest = description.lengths
     rate = description.action.rate_hz
     rows = [

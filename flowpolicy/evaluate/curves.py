@@ -39,7 +39,7 @@ def draw_curves(metrics_csv: Path, png: Path, unit: str = "gradient step") -> No
     curves = read_curves(metrics_csv)
     step = curves.pop("step")
     times = [name for name in TIMES if name in curves]
-    panels = [name for name in sorted(curves, key=_order) if name not in TIMES and np.isfinite(curves[name]).any()]
+    panels = [name for name in sorted(curves, key=panel_order) if name not in TIMES and np.isfinite(curves[name]).any()]
     count = len(panels) + bool(times)
     if count == 0:
         raise EvaluationError(f"{metrics_csv} holds no metric to draw", expected="a column beside 'step'")
@@ -97,7 +97,7 @@ def _numeric(rows: list[list[str]], column: int) -> bool:
     return True
 
 
-def _order(name: str) -> tuple[int, str]:
+def panel_order(name: str) -> tuple[int, str]:
     """Losses first, then the optimiser, then the rest."""
     ranks = (name == "loss", "loss" in name, name == "lr", "grad" in name)
     return (ranks.index(True) if any(ranks) else len(ranks), name)

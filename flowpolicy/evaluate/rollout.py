@@ -14,6 +14,7 @@ from flowpolicy.core.protocols import Observation, VecEnv
 from flowpolicy.core.spec import ImageSpec
 from flowpolicy.data.thumbnails import swapped_cameras
 from flowpolicy.evaluate.plan import EvaluationPlan
+from flowpolicy.evaluate.traces import Trace
 from flowpolicy.policy.engines.engine import Engine
 from flowpolicy.policy.session import ActingPolicy, Execution, Session
 
@@ -45,6 +46,8 @@ class Episode:
     """Decisions on an observation too old for the chunk or, in real time, for the trained prefix."""
     frames: tuple[np.ndarray, ...] = ()
     """(height, width, 3) uint8 pictures of the initial state and of every step, if recorded."""
+    trace: Trace | None = None
+    """Actions, states and decisions of every step, if recorded."""
 
     @property
     def success(self) -> bool:
@@ -80,7 +83,7 @@ def rollout(
         plan: initial states and policy seeds.
         nfe: network evaluations per chunk; the contract's number, or the engine's, unless given.
         progress: called with every episode as it ends.
-        record: positions in the plan whose frames are kept.
+        record: positions in the plan whose frames and traces are kept.
         noise_scale: factor of the policy's initial noise: 1 acts by the law that was learned, 0 by its middle.
         device: where the policy lives; what its parameters say unless given.
         execution: what to do about delayed observations (:mod:`flowpolicy.envs.delay`).
@@ -194,10 +197,16 @@ class _Running:
         self.position, self.nfe, self.recorded = position, task.session.nfe, position in task.record
         self.index, self.policy_seed = task.plan.indices[position], task.plan.policy_seeds[position]
         self.acting = task.session.begin(self.policy_seed)
+        streams = task.session.contract.spec.observation
         self.images = task.session.contract.spec.images.keys()
+        self.states = {key: each.shape for key, each in streams.items() if each.kind == "state" and not each.words}
         self.success_step: int | None = None
         self.return_, self.length = 0.0, 0
         self.frames: list[np.ndarray] = []
+        self.seen: Observation = {}
+        self.rows: list[tuple[Observation, np.ndarray, float]] = []
+        """State, action and reward of every step, if recorded."""
+        self.decisions: list[int] = []
 
     def lacks(self, obs: Observation) -> bool:
         """Whether a decision will see pictures that ``obs`` does not hold."""
@@ -205,10 +214,14 @@ class _Running:
 
     def observe(self, obs: Observation, row: int, pictures: Observation, age: int = 0) -> None:
         """Show an observation, taken ``age`` actions ago."""
-        self.acting.see({key: value[row] for key, value in obs.items()} | pictures, age)
+        seen = {key: value[row] for key, value in obs.items()} | pictures
+        self.acting.see(seen, age)
+        if self.recorded:
+            self.seen = {key: np.array(seen[key]) for key in self.states if key in seen}
 
     def act(self) -> np.ndarray:
         """(a,) the next action."""
+        decided = len(self.acting.decision_seconds)
         try:
             action = self.acting.act()
         except ActionError as error:
@@ -219,6 +232,9 @@ class _Running:
                 f"{self._where()}: the policy used {self.nfe + excess} network evaluations for a chunk",
                 expected=f"{self.nfe}, as asked for",
             )
+        if self.recorded:
+            self.decisions += [self.length] * (len(self.acting.decision_seconds) > decided)
+            self.rows.append((self.seen, action.copy(), 0.0))
         return action
 
     def take(self, reward: float, success: bool) -> None:
@@ -227,6 +243,8 @@ class _Running:
         if not np.isfinite(reward):
             raise EvaluationError(f"{self._where()}: the reward is {reward}", expected="a finite number")
         self.return_ += reward
+        if self.recorded:
+            self.rows[-1] = (*self.rows[-1][:2], reward)
         if success and self.success_step is None:
             self.success_step = self.length
 
@@ -243,7 +261,16 @@ class _Running:
             decision_seconds=tuple(self.acting.decision_seconds),
             stale=self.acting.stale,
             frames=tuple(self.frames),
+            trace=self._trace() if self.recorded else None,
         )
+
+    def _trace(self) -> Trace:
+        missing = {key: np.full(shape, np.nan) for key, shape in self.states.items()}
+        columns = {
+            key: np.stack([np.ravel(seen.get(key, missing[key])) for seen, _, _ in self.rows]) for key in self.states
+        }
+        actions, rewards = (np.array([row[part] for row in self.rows], dtype=np.float64) for part in (1, 2))
+        return Trace(actions, columns, rewards, tuple(self.decisions))
 
     def _where(self) -> str:
         return f"episode {self.position} (initial state {self.index}), step {self.length}"

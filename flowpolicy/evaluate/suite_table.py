@@ -75,7 +75,7 @@ def load_records(folder: Path, tasks: Iterable[str], arms: Iterable[str], *, com
 def _require_seeds(evaluations: Mapping[Path, Evaluation]) -> None:
     """Refuse the records of an arm on a task unless each is of the seed in its name and they are alike in the rest."""
     first, *_ = evaluations
-    options = {path: dict(_flat(e.training["experiment"])) for path, e in evaluations.items()}
+    options = {path: dict(flat_options(e.training["experiment"])) for path, e in evaluations.items()}
     for path, chosen in options.items():
         if str(chosen.get("seed", named := path.stem.rpartition("-seed")[2])) != named:
             raise EvaluationError(
@@ -96,11 +96,11 @@ _ASIDE = ("compile", "threads", "device", "tensorboard", "wandb", "log_every", "
 """Options of an experiment that decide nothing about the policy."""
 
 
-def _flat(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+def flat_options(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Names with dots -> values of nested options."""
     for name, inner in value.items():
         if isinstance(inner, Mapping):
-            yield from _flat(inner, f"{prefix}{name}.")
+            yield from flat_options(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", inner
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +13,7 @@ import numpy as np
 from flowpolicy.core.errors import EvaluationError, MissingExtraError
 from flowpolicy.core.files import replacing
 from flowpolicy.evaluate.rollout import Episode
+from flowpolicy.evaluate.traces import save_trace
 
 BORDER = 4
 """Width of the coloured border, pixels."""
@@ -23,13 +26,25 @@ PLAYING, SUCCEEDED, FAILED = (120, 120, 120), (0, 158, 115), (213, 94, 0)
 def save_videos(
     folder: Path, evaluation: str, episodes: Sequence[Episode], fps: float, success_defined: bool = True
 ) -> list[Path]:
-    """Write the first episodes of an evaluation, in place of whatever videos the same evaluation had before."""
+    """Write the first episodes of an evaluation, in place of whatever videos the same evaluation had before.
+
+    Beside each video stands the trace of its episode, if there is one.
+    """
     written = [save_video(folder, i, episode, fps, evaluation, success_defined) for i, episode in enumerate(episodes)]
-    own = tuple(f"-{evaluation}{outcome}.mp4" for outcome in ("", "_success", "_failure"))
-    for path in set(folder.glob("episode_*.mp4")) - set(written):
-        if path.name.endswith(own):
-            path.unlink()
+    traced = {path.with_suffix(".json"): one.trace for path, one in zip(written, episodes, strict=True) if one.trace}
+    for path, trace in traced.items():
+        save_trace(path, dataclasses.replace(trace, rate_hz=fps))
+    every = {*films_of(folder, evaluation).values(), *films_of(folder, evaluation, ".json").values()}
+    for path in every - {*written, *traced}:
+        path.unlink()
     return written
+
+
+def films_of(folder: Path, evaluation: str, suffix: str = ".mp4") -> dict[int, Path]:
+    """The videos of one evaluation in a folder, or with ``.json`` the traces beside them, by position in the plan."""
+    name = re.compile(rf"episode_(\d+)-{re.escape(evaluation)}(?:_success|_failure)?{re.escape(suffix)}")
+    found = {path: name.fullmatch(path.name) for path in sorted(folder.glob(f"episode_*{suffix}"))}
+    return {int(match[1]): path for path, match in found.items() if match}
 
 
 def save_video(
@@ -52,11 +67,22 @@ def save_video(
     """
     if not episode.frames:
         raise EvaluationError(f"episode {position} has no frames", fix="name it in rollout(record=...)")
-    ffmpeg = require_imageio()
+    require_imageio()
     name = f"episode_{position:04d}-{evaluation}" if evaluation else f"episode_{position:04d}"
     outcome = f"_{'success' if episode.success else 'failure'}" if success_defined else ""
     path = folder / f"{name}{outcome}.mp4"
-    frames = [decorate(episode, step, success_defined) for step in range(len(episode.frames))]
+    write_film(path, [decorate(episode, step, success_defined) for step in range(len(episode.frames))], fps)
+    return path
+
+
+def write_film(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
+    """Write frames, each (height, width, 3) uint8 with even sides, as MP4, atomically.
+
+    Raises:
+        MissingExtraError: the extra 'video' is not installed.
+
+    """
+    ffmpeg = require_imageio()
     height, width = frames[0].shape[:2]
     with replacing(path) as temporary:
         writer = ffmpeg.write_frames(
@@ -72,7 +98,6 @@ def save_video(
         for frame in frames:
             writer.send(frame)
         writer.close()
-    return path
 
 
 def require_imageio() -> ModuleType:

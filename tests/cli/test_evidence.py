@@ -160,6 +160,7 @@ def test_videos_belong_to_their_evaluation(toy_run):
     pytest.importorskip("imageio_ffmpeg")
     for words in (("--video", 2), ("--seed", 1, "--video", 2), ("--video", 1)):
         assert run("eval", toy_run, "--episodes", 2, *words) == 0
-    names = [path.name for path in (toy_run / "videos").iterdir()]
+    names, traces = ([path.name for path in (toy_run / "videos").glob(f"*.{kind}")] for kind in ("mp4", "json"))
+    assert {name.removesuffix(".json") for name in traces} == {name.removesuffix(".mp4") for name in names}
     counts = [sum(name.removesuffix(".json") in video for video in names) for name in records(toy_run)]
     assert sorted(counts) == [1, 2] and len(names) == 3  # the second time one video, in place of its two

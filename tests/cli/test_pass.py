@@ -81,6 +81,8 @@ ROWS = (
     out("data label", "--out", "data label @/cube.npz --env cube-single --out PATH", right=(), skip=NEW),
     Row("data info", "FILE", "data info PATH"),
     out("data info", "--pictures", f"data info {DATA} --pictures PATH", right=(), skip=NEW),
+    Row("data view", "FILE", "data view PATH --out @new"),
+    out("data view", "--out", f"data view {DATA} --out PATH", right=("missing", "unicode"), skip=("folder",)),
     Row("data convert", "FILE", "data convert PATH @new --format robomimic"),
     out("data convert", "OUT", f"data convert {DATA} PATH --format robomimic", right=("missing", "unicode")),
     Row("data merge", "FILES", f"data merge {DATA} PATH --out @new"),
@@ -119,6 +121,8 @@ ROWS = (
     Row("features", "--data.path", f"features {RUN} --data.path PATH"),
     out("features", "--json", f"features {RUN} --json PATH", right=(), skip=NEW),
     out("features", "--figure", f"features {RUN} --figure PATH", right=(), skip=NEW),
+    Row("report", "RUNS", "report PATH --out @new"),
+    out("report", "--out", f"report {RUN} --out PATH", right=("missing", "unicode")),
     Row("card", "RUN", "card PATH --episodes 1"),
     Row("suite run", "--data", f"{SUITE} --data PATH --out @new"),
     out(

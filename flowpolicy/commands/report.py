@@ -1,0 +1,53 @@
+"""``flowpolicy report RUN... --out report.html``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from flowpolicy.commands.arguments import call, typed
+from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.files import require_free
+from flowpolicy.core.ranges import NonNegative
+
+
+def run(argv: Sequence[str]) -> int:
+    """Write a page about runs."""
+    return call(report, argv, "report")
+
+
+def report(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    /,
+    out: Path = Path("report.html"),
+    videos_mb: NonNegative = 64.0,
+    overwrite: bool = False,
+) -> None:
+    """Write one HTML file about runs, which opens offline in any browser: results, videos, traces, curves, contracts.
+
+    Args:
+        runs: run folders, evaluation files, folders of trials at an arm, or the folder of a suite.
+        out: file to write.
+        videos_mb: megabytes of videos that the file holds at most; what is left out is told.
+        overwrite: replace an existing file at --out.
+
+    """
+    require_free(out, overwrite)
+    if not runs:
+        raise ConfigError("report: no run is named", expected="one or more run folders, evaluation files or suites")
+    write_and_tell(runs, out, videos_mb)
+
+
+def write_and_tell(runs: Sequence[Path], out: Path, videos_mb: float = 64.0, suite: str = "") -> None:
+    """Write the report, and print where it lies and what is not in it."""
+    from flowpolicy.lab.suite_report import suites_among
+    from flowpolicy.report.run_pages import write_report
+
+    written = write_report(runs, out, videos_mb=videos_mb, command=typed(), suites=suites_among(runs, suite))
+    for line in written.left_out:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"report {out} ({written.size / 1e6:.1f} MB), to open in a browser\n")

@@ -1,0 +1,1 @@
+"""Pages that people open: one HTML file that holds everything, of runs and records, or of a dataset."""
