@@ -16,8 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from flowpolicy import __version__
 from flowpolicy.core.files import replacing
+from flowpolicy.core.spec import library_versions
 from flowpolicy.evaluate.report import git_commit
 from flowpolicy.report.blocks import Section
 
@@ -75,7 +75,7 @@ def write_page(
         "sections": [section.to_json() for section in sections if section.blocks],
         "made": {
             "command": command,
-            "version": __version__,
+            "version": library_versions().get("flowpolicy", ""),
             "commit": git_commit(),
             "when": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         },
