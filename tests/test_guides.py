@@ -156,6 +156,17 @@ def test_the_table_of_offline_rl_is_that_of_the_records():
     }
 
 
+def test_the_table_of_dispersion_is_that_of_the_records():
+    (rows,) = (rows for headings, rows in tables(PAGES["docs/pictures.md"]) if "regulariser" in headings)
+    for arm, row in zip(("off", "features", "trunk"), rows, strict=True):
+        for seed in (int(title[5:]) for title in row if title.startswith("seed ")):
+            found = load_evaluation(ROOT / f"docs/records/dispersion/lift-image/{arm}-seed{seed}.json")
+            chosen = found.training["experiment"]["agent"]["dispersive"]
+            assert row[f"seed {seed}"] == percent(found.success) and found.step == 600
+            assert found.training["experiment"]["seed"] == seed and found.plan == make_plan(found.plan.env_id, 50, 0)
+            assert (chosen["weight"], chosen["place"]) == ((0.0, "features") if arm == "off" else (0.5, arm))
+
+
 @pytest.mark.parametrize("folder", ["gdro-toy", "gdro-can"])
 def test_the_tables_of_post_training_are_those_of_the_records(folder):
     records = ROOT / "docs" / "records" / folder
