@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("fit", "fit a solver of few evaluations to a trained policy"),
     "distill": ("distill", "train a student of few evaluations on the flow of a trained policy"),
     "cite": ("cite", "publications that a run stands on"),
-    "bench": ("bench", "update | latency | data | rollout | serve | device | seams: speed as ratios in one run"),
+    "bench": ("bench", "update | latency | data | rows | rollout | serve | device | seams: speed as ratios in one run"),
 }
 """Command -> (module of :mod:`flowpolicy.commands` with a ``run(argv)``, one line of help)."""
 

@@ -1,4 +1,4 @@
-"""``flowpolicy bench update|latency|data|rollout|serve|device|startup|seams|bridge``."""
+"""``flowpolicy bench update|latency|data|rows|rollout|serve|device|startup|seams|bridge``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
         "update": ("gradient step of MeanFlow over flow matching and over the bare matrix products", update),
         "latency": ("one-step latency over the bare matrix-vector products of the same weights", latency),
         "data": ("share of an update spent on sampling its batch", data),
+        "rows": ("what a row costs in files of more and more rows: load, memory, batches", rows),
         "serve": ("answers in time of a policy server, from a few robots to several times what it bears", serve),
         "rollout": ("environment steps per second over those of the bare simulator", rollout),
         "render": ("processor time of a picture of robosuite's Lift by how it is drawn", render),
@@ -236,6 +237,29 @@ def data(
 
 _FED = ("flow-bc-cube-single", "dm1-franka-reach", "fql-cube-single", "iql-cube-single", "qc-fql-cube-single")
 """Presets with networks of 3 x 256: windows of one action and of a chunk, transitions of one step and of several."""
+
+
+def rows(
+    sizes: tuple[Count, ...] = (100_000, 1_000_000, 10_000_000),
+    rounds: Count = 30,
+    json: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Load, memory and time per row of a batch, for D4RL files of more and more rows, in memory and memory-mapped.
+
+    The files are made in the temporary folder and removed: 120 bytes a row, and as much again for mapped columns.
+
+    Args:
+        sizes: rows of the files.
+        rounds: alternated rounds of 32 batches of 256.
+        json: where to write the figures.
+        overwrite: replace an existing file at --json.
+
+    """
+    _require_free(json, overwrite)
+    from flowpolicy.bench.rows import bench_rows, rows_table
+
+    _show(bench_rows(sizes, rounds=rounds), rows_table, json)
 
 
 def rollout(

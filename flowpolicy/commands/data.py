@@ -364,18 +364,25 @@ def download(name: Annotated[str, tyro.conf.Positional], /, sha256: str = "", fo
     """Download a published dataset by name, unless it is there already, and print its path.
 
     Args:
-        name: e.g. door-human-v1, antmaze-umaze-v2, cube-single-play-v0, minari:D4RL/door/human-v2, or
-            hf://datasets/USER/NAME@REVISION of the Hugging Face hub.
+        name: e.g. door-human-v1, antmaze-umaze-v2, cube-single-play-v0, minari:D4RL/door/human-v2,
+            hf://datasets/USER/NAME@REVISION of the Hugging Face hub, or one object or a folder of them in a store:
+            s3://BUCKET/NAME, gs://BUCKET/NAME, https://HOST/NAME (extra 'remote').
         sha256: expected hash of the file, needed where flowpolicy has none pinned.
         folder: where to put it; default ~/.cache/flowpolicy/datasets. Minari has its own.
 
     """
+    from flowpolicy.core.object_store import find_address
     from flowpolicy.data import hub
     from flowpolicy.data.catalogue import find_published
     from flowpolicy.data.download import fetch
     from flowpolicy.data.minari import PREFIX, fetch_minari
+    from flowpolicy.data.remote_data import fetch_data
 
-    if name.startswith(hub.PREFIX):
+    address = find_address(name)
+    if address is not None:
+        with download_bar(f"download {address.url}") as progress:
+            path = fetch_data(address, folder, expected_sha256=sha256, progress=progress)
+    elif name.startswith(hub.PREFIX):
         if sha256:
             raise ConfigError("--sha256 is of one file", fix=f"leave it out: {hub.LOCK} beside the data has all hashes")
         with download_bar(f"download {name}") as progress:

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import tyro
@@ -18,6 +17,7 @@ from flowpolicy.configs.preset_table import find_preset, listing
 from flowpolicy.core.config import changed, nested
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.ranges import Count
+from flowpolicy.core.remote_run import address_of
 from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.nets.backbones import BACKBONES
 from flowpolicy.nets.vision import ENCODERS
@@ -40,7 +40,8 @@ class TrainCommand(Experiment):
     """An experiment and where it goes."""
 
     out: str = ""
-    """Run folder; runs/PRESET-seedS unless given."""
+    """Run folder; runs/PRESET-seedS unless given. s3://BUCKET/NAME and gs://BUCKET/NAME (extra 'remote') store every
+    checkpoint there, whole or not at all; the run works in a folder of the cache that is named and kept."""
     seeds: Count = 1
     """Train so many runs together, in every update: with the seeds --seed, --seed + 1, ... They go to OUT-seedS, each a
     run like any other."""
@@ -96,12 +97,11 @@ def run(argv: Sequence[str]) -> int:
         from flowpolicy.train.together import train_together
 
         sweep = members(command.experiment, command.sweep, command.seeds)
-        folders = [Path(f"{command.out or f'runs/{preset}'}{member.label}") for member in sweep]
+        folders = [f"{command.out or f'runs/{preset}'}{member.label}" for member in sweep]
         for made in train_together([member.experiment for member in sweep], folders):
             report(made)
         return 0
-    folder = Path(command.out or f"runs/{preset}-seed{command.seed}")
-    report(train(command.experiment, folder))
+    report(train(command.experiment, command.out or f"runs/{preset}-seed{command.seed}"))
     return 0
 
 
@@ -216,6 +216,8 @@ def _picked(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str
 def report(run: Run) -> None:
     """Say where a finished run and its pictures lie."""
     lines = [f"checkpoint {run.checkpoint}"]
+    if stored := address_of(run.path):
+        lines.append(f"stored     {stored.url}")
     for name, picture in (("curves", "curves.png"), ("episodes", "online.png"), ("corrected", "corrected.png")):
         if (run.path / picture).exists():
             lines.append(f"{name:<10} {run.path / picture}")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flowpolicy.core.errors import CheckpointError
 from flowpolicy.core.files import flush, read_object, sha256, write_json, write_text
+from flowpolicy.core.run_places import local_run
 
 FOLDER = "checkpoints"
 LATEST = "LATEST"
@@ -73,10 +74,14 @@ def _rename(temporary: Path, final: Path) -> None:
 def resolve(path: Path) -> Path:
     """The checkpoint folder meant by ``path``: itself, or the newest one of a run; verified.
 
+    A run may also lie elsewhere: see :func:`flowpolicy.core.run_places.local_run`.
+
     Raises:
         CheckpointError: nothing there, or a file is missing or altered.
+        StoreError: the store that it names cannot be reached.
 
     """
+    path = local_run(path)
     if (path / MANIFEST).exists() or (path / "contract.json").exists():
         folder = path
     elif (path / FOLDER / LATEST).exists():

@@ -85,6 +85,26 @@ class ServingError(FlowPolicyError):
         self.code = code
 
 
+class StoreError(FlowPolicyError):
+    """An object store cannot be reached, refused a request, or holds something else than was said.
+
+    Args:
+        what: what happened.
+        expected: what would have been right.
+        fix: what to do about it.
+        lasting: whether the same request would be refused again.
+
+    """
+
+    def __init__(self, what: str, *, expected: str = "", fix: str = "", lasting: bool = False) -> None:
+        super().__init__(what, expected=expected, fix=fix)
+        self.lasting = lasting
+
+
+class StoreWarning(UserWarning):
+    """Something about an object store that its user should know and that stops nothing."""
+
+
 class MissingExtraError(FlowPolicyError):
     """An optional package is needed and not installed."""
 

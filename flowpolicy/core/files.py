@@ -29,6 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Until the rename whatever stood at ``path`` stays untouched, so a full disk or ``kill -9`` loses nothing.
     """
+    _require_here(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -48,6 +49,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     A folder that stands at ``path`` is removed in between: whoever is killed at that moment finds the old one or the
     new one beside it, under a hidden name.
     """
+    _require_here(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     old = temporary.with_suffix(".old")
@@ -88,6 +90,7 @@ def require_writable(folder: Path) -> None:
         OSError: the operating system refuses.
 
     """
+    _require_here(folder)
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         raise FlowPolicyError(f"{there} is a file", expected="a folder", fix="name another place, or move the file")
@@ -96,6 +99,14 @@ def require_writable(folder: Path) -> None:
             pass
     except OSError as error:  # of the folder, not of the file that was tried in it
         raise OSError(error.errno, error.strerror, str(there)) from error
+
+
+def _require_here(path: Path) -> None:
+    """Refuse a place in an object store, of which ``pathlib`` would make a folder named 's3:'."""
+    if path.parts[:1] and path.parts[0].endswith(":"):
+        from flowpolicy.core.object_store import refuse_address
+
+        refuse_address(path)
 
 
 def require_program(program: str, flag: str) -> None:
@@ -138,6 +149,7 @@ def held_alone(folder: Path, purpose: str, *, wait: bool = False) -> Iterator[No
         FlowPolicyError: another process holds the folder.
 
     """
+    _require_here(folder)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
     try:

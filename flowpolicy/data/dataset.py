@@ -39,6 +39,7 @@ from flowpolicy.data.hdf5 import EpisodeColumns, Recording, open_hdf5
 from flowpolicy.data.lerobot_recording import ActionConvention, LeRobotRecording, is_lerobot
 from flowpolicy.data.minari import MAIN_FILE, MinariRecording, is_minari
 from flowpolicy.data.ogbench import OGBenchRecording, is_npz, open_npz
+from flowpolicy.data.remote_data import data_place
 from flowpolicy.data.robomimic import RobomimicRecording
 from flowpolicy.data.thumbnails import thumbnail, write_thumbnail
 from flowpolicy.data.zarr_recording import ZarrRecording, is_zarr
@@ -53,7 +54,7 @@ class DataConfig:
 
     path: str = ""
     """Dataset: RoboMimic, D4RL or Minari HDF5, OGBench npz, a LeRobot folder, or diffusion_policy's zarr; told apart by
-    content."""
+    content. s3://, gs://, https:// and hf://datasets/USER/NAME@REVISION are fetched into the cache folder."""
     filter_key: str = ""
     """RoboMimic filter key that selects episodes, e.g. 'better'; in OGBench files the task whose rewards are read,
     e.g. 'task3'; in LeRobot folders a split, or numbers of episodes, e.g. '0:100' or '3,7,20:30'. Empty means all, and
@@ -186,9 +187,9 @@ def load_unchecked(config: DataConfig) -> Dataset:
 @contextmanager
 def open_recording(config: DataConfig) -> Iterator[Recording]:
     """Open a file with the reader of its format, found by content."""
-    path = Path(config.path)
     if not config.path:
         raise DataError("no dataset file was named", fix="pass --data.path FILE")
+    path = data_place(config.path)
     if is_lerobot(path):
         yield LeRobotRecording(path, config.filter_key, config.obs_keys, config.cameras, config.action_convention)
         return
@@ -233,6 +234,7 @@ def open_recording(config: DataConfig) -> Iterator[Recording]:
 
 
 def _load(config: DataConfig, check: bool) -> Dataset:
+    config = _fetched(config)  # once, so that a file that is changed meanwhile is not two
     return _load_again(config, check) or _load_anew(config, check)
 
 
@@ -315,8 +317,14 @@ def _load_anew(config: DataConfig, check: bool) -> Dataset:
         )
 
 
+def _fetched(config: DataConfig) -> DataConfig:
+    """The configuration with a path of this machine."""
+    return dataclasses.replace(config, path=str(data_place(config.path))) if config.path else config
+
+
 def dataset_sha256(config: DataConfig) -> str:
     """Hash of what a dataset is read from: a file, or the files of a folder that the configuration asks for."""
+    config = _fetched(config)
     path = Path(config.path)
     if path.is_file():
         return unchanged_sha256(path, anew=config.verify)

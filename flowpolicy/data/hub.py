@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flowpolicy.core.errors import ConfigError, DataError, FlowPolicyError, MissingExtraError
-from flowpolicy.core.files import flush, held_alone, naming_full_disk, read_object, sha256, write_json
+from flowpolicy.core.files import flush, held_alone, naming_full_disk, read_object, sha256, unchanged_sha256, write_json
 from flowpolicy.data.catalogue import Published
 from flowpolicy.data.download import Progress, cache_folder, download_part
 
@@ -88,7 +88,7 @@ def _require_unchanged(place: Path, repo: str) -> None:
         raise DataError(f"{place / LOCK} is of {said.get('dataset')}", expected=repo, fix="move the folder away")
     for name, pinned in files.items():
         file = place / _require_inside(name)
-        if not file.is_file() or not isinstance(pinned, dict) or sha256(file) != pinned.get("sha256"):
+        if not file.is_file() or not isinstance(pinned, dict) or unchanged_sha256(file) != pinned.get("sha256"):
             what = "has another content than" if file.is_file() else "is missing, and stands in"
             raise DataError(f"{file} {what} {LOCK}", fix=f"move {place} away and download again")
 

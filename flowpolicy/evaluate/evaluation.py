@@ -13,8 +13,10 @@ import torch
 from flowpolicy.core.checkpoint import resolve, run_of
 from flowpolicy.core.errors import ConfigError, DataWarning
 from flowpolicy.core.files import require_free
+from flowpolicy.core.object_store import shown
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import VecEnv
+from flowpolicy.core.remote_run import push_beside
 from flowpolicy.envs import find_env, normalized_score
 from flowpolicy.envs.camera_renderer import RENDERERS
 from flowpolicy.envs.robosuite import RobosuiteConfig
@@ -99,7 +101,7 @@ def evaluate(
     evaluation = make_evaluation(
         todo,
         outcomes,
-        run=str(run),
+        run=shown(run),
         **acted(folder, policy.contract, command, policy.parameters_count),
         simulation=simulation,
         noise_scale=noise_scale,
@@ -112,6 +114,7 @@ def evaluate(
     for place in (record_path(home, evaluation), also):
         if place is not None:
             save_evaluation(place, evaluation)
+    push_beside(home, record_path(home, evaluation))
     if video:
         rate = policy.contract.spec.action.rate_hz or 20.0
         save_videos(home / "videos", name, outcomes[:video], rate, evaluation.success_defined)
@@ -169,7 +172,7 @@ def counting(
 ) -> Iterator[Callable[[Episode], None]]:
     """Progress of a rollout: episodes done, and successes or the mean return so far."""
     done, successes, returns = 0, 0, 0.0
-    with progress_bar(f"eval {run}", len(plan.indices), shown=shown) as move:
+    with progress_bar(f"eval {shown(run)}", len(plan.indices), shown=shown) as move:
 
         def progress(episode: Episode) -> None:
             nonlocal done, successes, returns

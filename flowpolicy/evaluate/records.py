@@ -18,6 +18,7 @@ from typing import Any
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import EvaluationError, FlowPolicyError
 from flowpolicy.core.files import read_json, write_json
+from flowpolicy.core.run_places import local_run
 from flowpolicy.core.spec import Contract
 from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.evaluate.report import Evaluation, load_evaluation
@@ -141,7 +142,7 @@ def current_records(run: Path) -> list[Evaluation]:
     """
     if run.is_file():
         return [load_evaluation(run)]
-    meant = _meant(run)
+    meant = _meant(local_run(run))
     found = stored_records(run if meant is None else checkpoint.run_of(meant))
     if not found:
         raise EvaluationError(f"{run} has no evaluations", fix=f"flowpolicy eval {run}")

@@ -22,6 +22,7 @@ from flowpolicy.data.dataset import DataConfig, Dataset, dataset_sha256, with_th
 from flowpolicy.data.dataset_checks import doubtful_start
 from flowpolicy.data.drawn_ahead import DrawnAhead
 from flowpolicy.data.normalize import NormalizerConfig
+from flowpolicy.data.remote_data import lies_elsewhere
 from flowpolicy.data.transitions import TransitionSampler
 from flowpolicy.data.windows import WindowSampler
 from flowpolicy.train.compiling import Compile
@@ -161,7 +162,7 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
         chunk=agent.chunk,
         execute=agent.execute,
         nfe=agent.nfe,
-        dataset_id=dataset.path.name,
+        dataset_id=experiment.data.path if lies_elsewhere(experiment.data.path) else dataset.path.name,
         dataset_sha256=dataset.sha256,
         dataset_filter=dataset.filter_key,
         versions=library_versions(),
@@ -309,10 +310,10 @@ def require_same_data(found: str, stored: Contract, path: str) -> None:
 def require_unchanged(data: DataConfig, stored: Contract) -> None:
     """:func:`require_same_data` before a file is read; a missing one is an error that says how to name its place."""
     path = Path(data.path)
-    if not path.exists():
+    if not lies_elsewhere(data.path) and not path.exists():
         raise DataError(
             f"the training file {path} is not there",
             expected=f"the file with the SHA-256 {stored.dataset_sha256[:12]}...",
             fix="put it back, or say where it lies now: --data.path FILE (flowpolicy groups make: --data FILE)",
         )
-    require_same_data(dataset_sha256(data), stored, str(path))
+    require_same_data(dataset_sha256(data), stored, data.path)

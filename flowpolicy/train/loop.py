@@ -20,6 +20,7 @@ from flowpolicy.core.devices import Precision, find_device, multiplying, settle
 from flowpolicy.core.errors import ConfigError, DataWarning, TrainingError
 from flowpolicy.core.files import read_json, write_json, write_tensors, write_text
 from flowpolicy.core.protocols import Agent, BatchSource, Metrics, VecEnv
+from flowpolicy.core.run_upload import Published
 from flowpolicy.core.seed import derive, torch_generator
 from flowpolicy.core.spec import Spec, load_contract, save_contract
 from flowpolicy.train.compiling import decided, operators
@@ -66,6 +67,7 @@ class Trainer:
         resume: continue from the newest checkpoint of ``run``.
         slot: one environment to step in, where ``experiment.online`` asks for steps.
         beside: another training on the same data with the same scaling, whose dataset and batches serve both.
+        published: told of every checkpoint folder that was published.
 
     """
 
@@ -78,10 +80,11 @@ class Trainer:
         resume: bool = False,
         slot: VecEnv | None = None,
         beside: Trainer | None = None,
+        published: Published = lambda folder: None,
     ) -> None:
         find_device(experiment.device)
         torch.set_num_threads(experiment.threads)
-        self.run = run
+        self.run, self.published = run, published
         newest = checkpoint.resolve(run) if resume else None
         if not resume and run.exists() and any(run.glob(f"{checkpoint.FOLDER}/step_*")):
             raise ConfigError(
@@ -228,7 +231,9 @@ class Trainer:
             save_contract(folder / "contract.json", self.contract)
             write_text(folder / "card.md", self._card())
 
-        return checkpoint.publish(self.run, self.step, write, self.experiment.keep_checkpoints)
+        made = checkpoint.publish(self.run, self.step, write, self.experiment.keep_checkpoints)
+        self.published(made)
+        return made
 
     def _restore(self, folder: Path) -> None:
         state = read_json(folder / "state.json")

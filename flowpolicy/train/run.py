@@ -15,9 +15,12 @@ from flowpolicy.core import checkpoint, keys
 from flowpolicy.core.config import decode
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.files import read_json, read_object
+from flowpolicy.core.object_store import shown
+from flowpolicy.core.remote_run import take_over
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract, load_contract
 from flowpolicy.data.dataset import DataConfig, Dataset, load_dataset
+from flowpolicy.data.remote_data import lies_elsewhere
 from flowpolicy.data.windows import WindowSampler
 from flowpolicy.evaluate.records import Identity, identity, stored_records
 from flowpolicy.evaluate.report import Evaluation
@@ -44,7 +47,7 @@ class Run:
         """The run in a folder.
 
         Args:
-            path: run folder (its newest checkpoint) or checkpoint folder.
+            path: run folder (its newest checkpoint), checkpoint folder, or a run in a store: s3://BUCKET/NAME.
 
         Raises:
             CheckpointError: no checkpoint is there, or a file of it is missing or altered.
@@ -147,7 +150,11 @@ class Run:
         """
         data = self.experiment.data
         if path is not None:
-            data = dataclasses.replace(data, path=os.fspath(path))
+            data = dataclasses.replace(data, path=shown(path))
+        elif not lies_elsewhere(data.path) and not Path(data.path).exists():
+            # What was made in the folder of the run moves with it.
+            own = self.path / Path(data.path).name
+            data = dataclasses.replace(data, path=str(own.absolute())) if own.is_file() else data
         require_unchanged(data, self.contract)
         return data
 
@@ -189,4 +196,4 @@ class Run:
             )
         place = self.experiment.device if device is None else device
         experiment = dataclasses.replace(self.experiment, data=self.data(data), device=place)
-        return go_on(experiment, self.path, progress=progress)
+        return go_on(experiment, take_over(self.path), progress=progress)

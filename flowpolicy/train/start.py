@@ -19,6 +19,7 @@ from flowpolicy.core.protocols import Agent, BatchSource, VecEnv
 from flowpolicy.core.spec import Contract, Spec
 from flowpolicy.data.dataset import DataConfig, Dataset, load_dataset
 from flowpolicy.data.normalize import Normalizer
+from flowpolicy.data.remote_data import lies_elsewhere
 from flowpolicy.data.replay import MixedReplay
 from flowpolicy.data.windows import require_whole_chunks
 from flowpolicy.envs import RECORDED, find_env
@@ -63,7 +64,7 @@ class Start:
         mine = self.experiment
         if self.alone:
             raise ConfigError(self.alone, fix="train them one after the other")
-        data = dataclasses.replace(experiment.data, path=str(Path(experiment.data.path or mine.data.path).absolute()))
+        data = dataclasses.replace(experiment.data, path=_absolute(experiment.data.path or mine.data.path))
         same = dataclasses.replace(experiment, seed=mine.seed, agent=mine.agent, data=data)
         if same != mine:
             raise ConfigError(
@@ -186,21 +187,25 @@ def find_start(
 
 def _data(experiment: Experiment, run: Path) -> DataConfig:
     """Where the data lie; for the toy, demonstrations are made on the spot."""
-    path = Path(experiment.data.path)
-    if not experiment.data.path:
+    path = experiment.data.path
+    if not path:
         if experiment.env != "toy":
             raise ConfigError(
                 "no training file is given",
                 expected="--data.path FILE",
                 fix=f"make one with: flowpolicy data make {experiment.env} --episodes 200 --out FILE",
             )
-        path = run / "toy.hdf5"
+        path = str(run / "toy.hdf5")
         if not checkpoint.newest(run):  # what an earlier attempt left there may be of another seed
             from flowpolicy.envs.demonstrators import make_demonstrations
 
-            make_demonstrations("toy", path, episodes=50, seed=experiment.seed, quality="expert", workers=1)
-    # Absolute, so that the run can be resumed from another working directory.
-    return dataclasses.replace(experiment.data, path=str(path.absolute()))
+            make_demonstrations("toy", Path(path), episodes=50, seed=experiment.seed, quality="expert", workers=1)
+    return dataclasses.replace(experiment.data, path=_absolute(path))
+
+
+def _absolute(path: str) -> str:
+    """A path by which the run can be resumed from another working directory; an address as it is."""
+    return path if lies_elsewhere(path) else str(Path(path).absolute())
 
 
 def read_weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:

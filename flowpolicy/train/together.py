@@ -19,6 +19,8 @@ from flowpolicy.core.files import held_alone
 from flowpolicy.core.memory import keep_freed_memory
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import Metrics
+from flowpolicy.core.remote_run import begin, take_over
+from flowpolicy.core.run_upload import uploading
 from flowpolicy.train.compiling import operators
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.loop import Keep, Trainer
@@ -61,22 +63,27 @@ def train_together(
             expected="a folder of its own for each",
         )
     keep_freed_memory()
+    if not resume:
+        places = [begin(folder) for folder in folders]
     with contextlib.ExitStack() as stack:
         for place in places:
             stack.enter_context(held_alone(place, f"flowpolicy {'resume' if resume else 'train'}"))
         trainers: list[Trainer] = []
-        for experiment, place in zip(experiments, places, strict=True):
+        keep = experiments[0].keep_checkpoints
+        published = [stack.enter_context(uploading(place, keep)) for place in places]
+        for experiment, place, told in zip(experiments, places, published, strict=True):
             # From how many updates on the compilation of a company pays on a CPU, nobody has measured.
             waits = experiment.compile == "auto" and not experiment.device.startswith("cuda")
             choice = dataclasses.replace(experiment, compile="off") if waits else experiment
-            trainers.append(Trainer(choice, place, resume=resume, beside=trainers[0] if trainers else None))
+            first = trainers[0] if trainers else None
+            trainers.append(Trainer(choice, place, resume=resume, beside=first, published=told))
         try:
             _train(trainers, stack, progress)
         except KeyboardInterrupt:
             if not all(newest(place) for place in places):
                 raise
-            told = f"go on with: flowpolicy resume {shlex.join(map(str, places))}"
-            raise KeyboardInterrupt(told) from None
+            how = f"go on with: flowpolicy resume {shlex.join(map(str, places))}"
+            raise KeyboardInterrupt(how) from None
     from flowpolicy.evaluate.curves import draw_curves
 
     for place in places:
@@ -92,11 +99,11 @@ def resume_together(
     progress: bool = True,
 ) -> list[Run]:
     """Go on with runs that were trained together; arguments of :meth:`Run.resume`, errors of :func:`train_together`."""
-    experiments = []
-    for run in map(Run.load, runs):
+    experiments, loaded = [], [Run.load(run) for run in runs]
+    for run in loaded:
         place = run.experiment.device if device is None else device
         experiments.append(dataclasses.replace(run.experiment, data=run.data(data), device=place))
-    return train_together(experiments, runs, resume=True, progress=progress)
+    return train_together(experiments, [take_over(run.path) for run in loaded], resume=True, progress=progress)
 
 
 def _train(trainers: list[Trainer], stack: contextlib.ExitStack, progress: bool) -> None:

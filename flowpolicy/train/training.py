@@ -16,6 +16,8 @@ from flowpolicy.core.files import held_alone
 from flowpolicy.core.memory import keep_freed_memory
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import VecEnv
+from flowpolicy.core.remote_run import begin
+from flowpolicy.core.run_upload import Published, uploading
 from flowpolicy.envs import find_env
 from flowpolicy.train.compiling import told
 from flowpolicy.train.experiment import Experiment
@@ -29,7 +31,8 @@ def train(experiment: Experiment, out: str | os.PathLike[str] | None = None, *, 
 
     Args:
         experiment: what is trained, such as ``flowpolicy.presets["dm1-lift"].with_(data="lift.hdf5")``.
-        out: run folder; ``runs/AGENT-ENV-seedS`` unless given.
+        out: run folder; ``runs/AGENT-ENV-seedS`` unless given. ``s3://BUCKET/NAME`` or ``gs://`` trains in a folder of
+            the cache, and stores every checkpoint there.
         progress: show a bar.
 
     Returns:
@@ -40,9 +43,10 @@ def train(experiment: Experiment, out: str | os.PathLike[str] | None = None, *, 
         ContractError: file and environment disagree.
         DataError: the file cannot be trained on.
         TrainingError: a loss or a weight is not finite.
+        StoreError: checkpoints could not be stored; they are kept here.
 
     """
-    return _train(experiment, Path(out) if out is not None else default_folder(experiment), progress)
+    return _train(experiment, begin(out) if out is not None else default_folder(experiment), progress)
 
 
 def go_on(experiment: Experiment, folder: Path, *, progress: bool = True) -> Run:
@@ -58,16 +62,19 @@ def default_folder(experiment: Experiment) -> Path:
 
 def _train(experiment: Experiment, folder: Path, progress: bool, *, resume: bool = False) -> Run:
     keep_freed_memory()
-    with held_alone(folder, f"flowpolicy {'resume' if resume else 'train'}"):
-        _train_alone(experiment, folder, progress, resume)
+    with (
+        held_alone(folder, f"flowpolicy {'resume' if resume else 'train'}"),
+        uploading(folder, experiment.keep_checkpoints) as published,
+    ):
+        _train_alone(experiment, folder, progress, resume, published)
     return Run.load(folder)
 
 
-def _train_alone(experiment: Experiment, folder: Path, progress: bool, resume: bool) -> None:
+def _train_alone(experiment: Experiment, folder: Path, progress: bool, resume: bool, published: Published) -> None:
     if progress and not resume:
         sys.stderr.write(f"{told(experiment)}\n")
     with _slot(experiment) as slot:
-        trainer = Trainer(experiment, folder, resume=resume, slot=slot)
+        trainer = Trainer(experiment, folder, resume=resume, slot=slot, published=published)
         with _shown(trainer, folder, progress) as report:
             _trained(trainer, report)
     from flowpolicy.evaluate.curves import draw_curves  # matplotlib: a second that a run need not begin with

@@ -173,6 +173,7 @@ ROWS = (
     Row("bench serve", "RUN", "bench serve PATH --seconds 1"),
     Row("bench serve", "--before", f"bench serve {RUN} --seconds 1 --before PATH"),
     out("bench serve", "--json", f"bench serve {RUN} --json PATH", **JSON),
+    out("bench rows", "--json", "bench rows --json PATH", **JSON),
     out("bench rollout", "--json", "bench rollout --json PATH", **JSON),
     out("bench startup", "--json", "bench startup --json PATH", **JSON),
     out("bench device", "--json", "bench device --device cpu --small --only facts --json PATH", **JSON),
