@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import multiprocessing
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,67 +38,82 @@ _BATCH = 256
 _CALLS = 32
 
 
-def bench_rows(rows: Sequence[int], *, rounds: int = 30, limits_mb: Sequence[int] = (1 << 20, 0)) -> dict[str, Any]:
-    """Load D4RL files of HalfCheetah's sizes, and draw from all of them in turn.
+def bench_rows(
+    rows: Sequence[int], *, rounds: int = 30, load: bool = False, limits_mb: Sequence[int] = (1 << 20, 0)
+) -> dict[str, Any]:
+    """Draw from data of HalfCheetah's sizes and of more and more rows in turn, and load files of them.
 
     Args:
-        rows: of the files, which are made for this and removed.
+        rows: of the data.
         rounds: alternated rounds of 32 batches of 256.
-        limits_mb: of memory, see :class:`~flowpolicy.data.dataset.DataConfig`; 0 maps every file.
+        load: also make D4RL files of so many rows, load them, and draw from them.
+        limits_mb: of memory for these, see :class:`~flowpolicy.data.dataset.DataConfig`; 0 maps every file.
 
     Returns:
-        ``entries``: for every number of rows and limit the loads in a process of their own, one that has seen nothing
-        of the file and one after it, and for every kind of batch median and quartiles of ``sample_us`` (processor
-        microseconds per row) and of ``ratio``, to the file of the fewest rows in the same round.
+        ``entries``: for every number of rows and way to hold them ('random' data without a file, and with ``load``
+        'memory' and 'mapped'), and for every kind of batch median and quartiles of ``sample_us`` (processor
+        microseconds per row) and of ``ratio``, to the fewest rows in the same round. With ``load`` also the loads in a
+        process of their own, 'cold', which has seen nothing of the file, and 'warm' after it.
 
     """
-    before = torch.get_num_threads()
+    before, rows = torch.get_num_threads(), sorted(rows)
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory(prefix="flowpolicy-rows-") as scratch:
-            files = {count: write_rows(Path(scratch) / f"{count}.hdf5", count) for count in sorted(rows)}
-            small = random_dataset({"state": ObservationSpec((_OBS,))}, _ACTION, 2000)
-            for sampler in row_samplers(small, Normalizer.fit(small, NormalizerConfig())).values():
-                sampler.draw(torch_generator(0, "bench", "rows"))  # what is built once for any data
-            entries = []
-            for limit in limits_mb:
-                cache = {"XDG_CACHE_HOME": f"{scratch}/cache-{limit}"}
-                loads = {count: _apart(file, limit, cache) for count, file in files.items()}
-                drawn = _drawn(files, limit, cache, rounds)
-                entries += [
-                    {
-                        "rows": count,
-                        "memory_limit_mb": limit,
-                        "file_mb": file.stat().st_size / 1e6,
-                        **loads[count],
-                        **drawn[count],
-                    }
-                    for count, file in files.items()
-                ]
+        data = {count: random_dataset({"state": ObservationSpec((_OBS,))}, _ACTION, count) for count in rows}
+        drawn = _drawn(data, rounds)
+        entries = [{"rows": count, "held": "random", **drawn[count]} for count in rows]
+        del data
+        if load:
+            with tempfile.TemporaryDirectory(prefix="flowpolicy-rows-") as scratch:
+                files = {count: write_rows(Path(scratch) / f"{count}.hdf5", count) for count in rows}
+                for limit in limits_mb:
+                    entries += _of_files(files, limit, f"{scratch}/cache-{limit}", rounds)
     finally:
         torch.set_num_threads(before)
     return {"rounds": rounds, "calls": _CALLS, "batch_size": _BATCH, "entries": entries}
 
 
+def _of_files(files: dict[int, Path], limit: int, cache: str, rounds: int) -> list[dict[str, Any]]:
+    """Entries of files that are loaded with one limit of memory."""
+    loads = {count: _apart(file, limit, cache) for count, file in files.items()}
+    with _cache_in(cache), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = {count: load_dataset(DataConfig(path=str(file), memory_limit_mb=limit)) for count, file in files.items()}
+    drawn = _drawn(data, rounds)
+    return [
+        {"rows": count, "held": "memory" if limit else "mapped", "file_mb": file.stat().st_size / 1e6}
+        | loads[count]
+        | drawn[count]
+        for count, file in files.items()
+    ]
+
+
+@contextlib.contextmanager
+def _cache_in(folder: str) -> Iterator[None]:
+    kept = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = folder
+    try:
+        yield
+    finally:
+        os.environ.pop("XDG_CACHE_HOME")
+        if kept is not None:
+            os.environ["XDG_CACHE_HOME"] = kept
+
+
 def rows_table(result: dict[str, Any]) -> Table:
     """The result of :func:`bench_rows` for the console."""
-    table = Table(title=f"D4RL files, batches of {result['batch_size']}, processor time")
-    for column in ("rows", "columns", "cold", "warm", "own MiB", "mapped MiB", "transitions, us a row", "windows"):
+    table = Table(title=f"batches of {result['batch_size']}, processor time")
+    for column in ("rows", "held", "cold", "warm", "own MiB", "mapped MiB", "transitions, us a row", "windows"):
         table.add_column(column, justify="right")
     for entry in result["entries"]:
-        cold, warm = entry["cold"], entry["warm"]
-        table.add_row(
-            f"{entry['rows']:,}",
-            "mapped" if cold["memory_mapped"] else "in memory",
-            f"{cold['first_batch_s']:.2f} s",
-            f"{warm['first_batch_s']:.2f} s",
-            f"{cold['own_mib']:.0f}",
-            f"{cold['mapped_mib']:.0f}",
-            *(
-                f"{entry[kind]['sample_us']['median']:.3f} (x {entry[kind]['ratio']['median']:.2f})"
-                for kind in ("transitions", "windows")
-            ),
-        )
+        loads = ("", "", "", "")
+        if "cold" in entry:
+            cold, warm = entry["cold"], entry["warm"]
+            first = (f"{cold['first_batch_s']:.2f} s", f"{warm['first_batch_s']:.2f} s")
+            loads = (*first, f"{cold['own_mib']:.0f}", f"{cold['mapped_mib']:.0f}")
+        kinds = (entry["transitions"], entry["windows"])
+        batches = (f"{each['sample_us']['median']:.3f} (x {each['ratio']['median']:.2f})" for each in kinds)
+        table.add_row(f"{entry['rows']:,}", entry["held"], *loads, *batches)
     return table
 
 
@@ -126,7 +143,7 @@ def row_samplers(dataset: Dataset, scaling: Normalizer) -> dict[str, BatchSource
     return found
 
 
-def _apart(file: Path, limit: int, cache: dict[str, str]) -> dict[str, Any]:
+def _apart(file: Path, limit: int, cache: str) -> dict[str, Any]:
     """Two loads in a process of their own, forked, so that what is imported for any data is neither time nor memory."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
@@ -141,10 +158,10 @@ def _apart(file: Path, limit: int, cache: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def _load_twice(file: Path, limit: int, cache: dict[str, str], answer: Connection) -> None:
-    os.environ |= cache
+def _load_twice(file: Path, limit: int, cache: str, answer: Connection) -> None:
     warnings.simplefilter("ignore")
-    answer.send({when: _load(file, limit) for when in ("cold", "warm")})
+    with _cache_in(cache):
+        answer.send({when: _load(file, limit) for when in ("cold", "warm")})
 
 
 def _load(file: Path, limit: int) -> dict[str, float | bool]:
@@ -173,33 +190,19 @@ def _resident() -> dict[str, float]:
     }
 
 
-def _drawn(files: dict[int, Path], limit: int, cache: dict[str, str], rounds: int) -> dict[int, dict[str, Any]]:
-    """Seconds of draws from every file in turn, in one process."""
-    kept = os.environ.get("XDG_CACHE_HOME")
-    os.environ |= cache
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            data = {
-                count: load_dataset(DataConfig(path=str(file), memory_limit_mb=limit)) for count, file in files.items()
-            }
-            samplers = {
-                count: row_samplers(each, Normalizer.fit(each, NormalizerConfig())) for count, each in data.items()
-            }
-    finally:
-        os.environ.pop("XDG_CACHE_HOME")
-        if kept is not None:
-            os.environ["XDG_CACHE_HOME"] = kept
-    few, drawn = min(files), {count: dict[str, Any]() for count in files}
+def _drawn(data: dict[int, Dataset], rounds: int) -> dict[int, dict[str, Any]]:
+    """Seconds of draws from every dataset in turn, in one process."""
+    samplers = {count: row_samplers(each, Normalizer.fit(each, NormalizerConfig())) for count, each in data.items()}
+    few, drawn = min(data), {count: dict[str, Any]() for count in data}
     for kind in ("transitions", "windows"):
-        streams = {count: torch_generator(0, "bench", "rows", kind) for count in files}
+        streams = {count: torch_generator(0, "bench", "rows", kind) for count in data}
 
         def draw(count: int, kind: str = kind, streams: dict[int, torch.Generator] = streams) -> None:
             samplers[count][kind].draw(streams[count])
 
-        work = {str(count): lambda count=count: draw(count) for count in files}
+        work = {str(count): functools.partial(draw, count) for count in data}
         seconds = alternate(work, rounds + 1, _CALLS, clock=time.process_time)
-        for count in files:
+        for count in data:
             each = seconds[str(count)][1:]
             drawn[count][kind] = {
                 "sample_us": spread(1e6 * each / _BATCH),

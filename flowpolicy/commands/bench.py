@@ -242,16 +242,17 @@ _FED = ("flow-bc-cube-single", "dm1-franka-reach", "fql-cube-single", "iql-cube-
 def rows(
     sizes: tuple[Count, ...] = (100_000, 1_000_000, 10_000_000),
     rounds: Count = 30,
+    load: bool = False,
     json: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Load, memory and time per row of a batch, for D4RL files of more and more rows, in memory and memory-mapped.
-
-    The files are made in the temporary folder and removed: 120 bytes a row, and as much again for mapped columns.
+    """Time per row of a batch for data of more and more rows; with --load also time and memory to the first batch.
 
     Args:
-        sizes: rows of the files.
+        sizes: rows of the data.
         rounds: alternated rounds of 32 batches of 256.
+        load: make D4RL files of so many rows, load each in memory and memory-mapped, and draw from them. They lie in
+            the temporary folder and are removed: 98 bytes a row, and 109 for mapped columns.
         json: where to write the figures.
         overwrite: replace an existing file at --json.
 
@@ -259,7 +260,7 @@ def rows(
     _require_free(json, overwrite)
     from flowpolicy.bench.rows import bench_rows, rows_table
 
-    _show(bench_rows(sizes, rounds=rounds), rows_table, json)
+    _show(bench_rows(sizes, rounds=rounds, load=load), rows_table, json)
 
 
 def rollout(

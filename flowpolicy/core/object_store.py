@@ -94,7 +94,7 @@ def find_address(place: str | os.PathLike[str]) -> Address | None:
     return Address(scheme, path)
 
 
-def shown(place: str | os.PathLike[str]) -> str:
+def place_name(place: str | os.PathLike[str]) -> str:
     """A path or the place in a store that it means, for logs and records."""
     address = find_address(place)
     return address.url if address else os.fspath(place)

@@ -60,11 +60,12 @@ from flowpolicy.core.object_store import (
 
 MARK = "remote.json"
 """File of a run folder that says which run of a store it is: url, number of the writer, and whether we are that."""
+SNAPSHOT = ".upload-"
+"""Begins the names of folders in it that hold what is on its way."""
 _WRITERS = "writers"
 _BESIDE = "run"
 """Folder of a stored checkpoint with what lies beside checkpoints in a run folder and is needed to go on."""
 _POINTER = re.compile(r"(\d{8})-(step_\d{8,})-([0-9a-f]{12})\.json")
-_TRIES = 3
 
 
 def begin(place: str | os.PathLike[str]) -> Path:
@@ -189,9 +190,11 @@ def pull(address: Address) -> Path:
         StoreError: the store cannot be reached.
 
     """
-    for _ in range(_TRIES):
-        passed: list[str] = []
-        for name in reversed(_pointers(address)):
+    there: list[str] | None = None
+    passed: list[str] = []
+    while (now := _pointers(address)) != there:  # else what was passed over is damaged, and not pruned meanwhile
+        there, passed = now, []
+        for name in reversed(there):
             try:
                 folder = _fetched(address, name)
             except IncompleteError as error:
@@ -200,8 +203,6 @@ def pull(address: Address) -> Path:
             for line in passed:
                 warnings.warn(f"{address.url}: passed over {line}", StoreWarning, stacklevel=2)
             return folder
-        if not passed:
-            break
     listed = "; ".join(passed)
     raise CheckpointError(
         f"{address.url} holds no {'whole ' if listed else ''}checkpoint{': ' if listed else ''}{listed}",
@@ -298,7 +299,7 @@ def _beside(home: Path) -> list[str]:
 @contextlib.contextmanager
 def snapshot_of(home: Path, folder: Path) -> Iterator[Path]:
     """The files of a checkpoint and what lies beside it as they are now, whatever becomes of them meanwhile."""
-    place = home / f".upload-{folder.name}-{uuid.uuid4().hex[:8]}"
+    place = home / f"{SNAPSHOT}{folder.name}-{uuid.uuid4().hex[:8]}"
     try:
         shutil.copytree(folder, place, copy_function=os.link)
         for name in _beside(home):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import threading
 import warnings
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from flowpolicy.core.errors import FlowPolicyError, StoreError, StoreWarning
 from flowpolicy.core.remote_run import (
+    SNAPSHOT,
     TakenOverError,
     address_of,
     missing_there,
@@ -47,6 +49,8 @@ def uploading(home: Path, keep: int, *, patience: int = 6, pause: float = 1.0) -
         yield lambda folder: None
         return
     sys.stderr.write(f"the run works in {home}, and what it publishes goes to {address.url}\n")
+    for leftover in home.glob(f"{SNAPSHOT}*"):  # of a process that was killed
+        shutil.rmtree(leftover)
     uploads = _Uploads(home, keep, pause)
     if left := missing_there(home):
         uploads.offer(left)

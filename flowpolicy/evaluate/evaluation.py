@@ -13,7 +13,7 @@ import torch
 from flowpolicy.core.checkpoint import resolve, run_of
 from flowpolicy.core.errors import ConfigError, DataWarning
 from flowpolicy.core.files import require_free
-from flowpolicy.core.object_store import shown
+from flowpolicy.core.object_store import place_name
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.core.remote_run import push_beside
@@ -101,7 +101,7 @@ def evaluate(
     evaluation = make_evaluation(
         todo,
         outcomes,
-        run=shown(run),
+        run=place_name(run),
         **acted(folder, policy.contract, command, policy.parameters_count),
         simulation=simulation,
         noise_scale=noise_scale,
@@ -172,7 +172,7 @@ def counting(
 ) -> Iterator[Callable[[Episode], None]]:
     """Progress of a rollout: episodes done, and successes or the mean return so far."""
     done, successes, returns = 0, 0, 0.0
-    with progress_bar(f"eval {shown(run)}", len(plan.indices), shown=shown) as move:
+    with progress_bar(f"eval {place_name(run)}", len(plan.indices), shown=shown) as move:
 
         def progress(episode: Episode) -> None:
             nonlocal done, successes, returns

@@ -15,7 +15,7 @@ from flowpolicy.core import checkpoint, keys
 from flowpolicy.core.config import decode
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.files import read_json, read_object
-from flowpolicy.core.object_store import shown
+from flowpolicy.core.object_store import place_name
 from flowpolicy.core.remote_run import take_over
 from flowpolicy.core.seed import torch_generator
 from flowpolicy.core.spec import Contract, load_contract
@@ -150,7 +150,7 @@ class Run:
         """
         data = self.experiment.data
         if path is not None:
-            data = dataclasses.replace(data, path=shown(path))
+            data = dataclasses.replace(data, path=place_name(path))
         elif not lies_elsewhere(data.path) and not Path(data.path).exists():
             # What was made in the folder of the run moves with it.
             own = self.path / Path(data.path).name

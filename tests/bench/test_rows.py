@@ -3,15 +3,11 @@
 from flowpolicy.bench.rows import bench_rows, rows_table
 
 
-def test_every_size_is_loaded_and_drawn_from_in_memory_and_mapped():
-    found = bench_rows([4000, 2000], rounds=1)
-    assert [(each["rows"], each["memory_limit_mb"] > 0) for each in found["entries"]] == [
-        (2000, True),
-        (4000, True),
-        (2000, False),
-        (4000, False),
-    ]
-    for each in found["entries"]:
-        assert each["cold"]["memory_mapped"] == each["warm"]["memory_mapped"] == (each["memory_limit_mb"] == 0)
+def test_every_size_is_loaded_and_drawn_from_however_it_is_held():
+    found = bench_rows([4000, 2000], rounds=1, load=True)
+    held = ["random", "random", "memory", "memory", "mapped", "mapped"]
+    assert [(each["rows"], each["held"]) for each in found["entries"]] == list(zip([2000, 4000] * 3, held, strict=True))
+    for each in found["entries"][2:]:
+        assert each["cold"]["memory_mapped"] == each["warm"]["memory_mapped"] == (each["held"] == "mapped")
         assert {"sample_us", "ratio"} == each["windows"].keys() == each["transitions"].keys()
-    assert rows_table(found).row_count == 4
+    assert rows_table(found).row_count == 6

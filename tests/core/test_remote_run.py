@@ -9,7 +9,7 @@ import torch
 
 from flowpolicy.core import checkpoint, files, run_upload
 from flowpolicy.core.errors import CheckpointError, ConfigError, FlowPolicyError, StoreError, StoreWarning
-from flowpolicy.core.object_store import find_address, shown
+from flowpolicy.core.object_store import find_address, place_name
 from flowpolicy.core.remote_run import TakenOverError, begin, publish_remote, pull, snapshot_of, take_over
 from flowpolicy.core.run_upload import uploading
 from tests.object_store_server import bucket, store, wire  # noqa: F401
@@ -235,7 +235,7 @@ def test_a_name_that_cannot_be_one_is_refused(name):
 
 
 def test_what_pathlib_makes_of_a_name_is_read():
-    assert shown(files.Path("s3://bucket/runs/x")) == "s3://bucket/runs/x"
+    assert place_name(files.Path("s3://bucket/runs/x")) == "s3://bucket/runs/x"
     assert find_address("runs/x") is None and find_address("C:/x") is None
     with pytest.raises(ConfigError, match="written to a folder of this machine"):
         files.require_writable(files.Path("s3://bucket/x"))
