@@ -383,7 +383,7 @@ def _named(pointer: str) -> tuple[str, str]:
 def _download(stored: Address, sizes: dict[str, tuple[int, str]], home: Path, final: Path) -> None:
     there = _require_stored(stored, {name: {"bytes": size} for name, (size, _) in sizes.items()})
     require_room(home, sum(size for size, _ in sizes.values()), stored.url)
-    with held_alone(home / ".fetch", f"fetching {stored.url}", wait=True), replacing_folder(final) as folder:
+    with held_alone(home / ".fetch", f"the download of {stored.url}", wait=True), replacing_folder(final) as folder:
         for name, (_, digest) in sizes.items():
             inside = name.removeprefix(f"{_BESIDE}/")
             part = home / ".fetch" / f"{digest}.part"

@@ -105,7 +105,7 @@ def _fetch(
     address: Address, objects: dict[str, StoredObject], place: Path, progress: Progress | None, pause: float
 ) -> None:
     partial, total = place.with_name(f".{place.name}.partial"), sum(each.size for each in objects.values())
-    with held_alone(partial, f"flowpolicy fetching {address.url}", wait=True):
+    with held_alone(partial, f"the download of {address.url}", wait=True):
         if place.exists():  # by another process meanwhile
             shutil.rmtree(partial, ignore_errors=True)
             return

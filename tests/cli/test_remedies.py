@@ -56,6 +56,7 @@ TOLD = {
     "flowpolicy/data/download.py": ("data download",),
     "flowpolicy/data/lerobot_writer.py": ("data convert",),
     "flowpolicy/data/hub.py": ("data download", "train"),
+    "flowpolicy/data/remote_data.py": ("data download",),
     "flowpolicy/data/zarr_recording.py": ("train",),
     "flowpolicy/data/episode_writers.py": ("data convert",),
     "flowpolicy/data/conversion.py": ("data convert",),
