@@ -38,6 +38,8 @@ _STEP = 0.002
 """What the policy asks of the first joint in every row, rad: an arm that moves slowly."""
 _PATIENCE = 600.0
 """Seconds that a policy may take to start beside whatever else is measured."""
+_SPARE = 240.0
+"""Seconds of pictures beyond those measured, while a policy starts: a replay that has ended is a camera that lags."""
 _WRITTEN = 2.0
 """Seconds after the end of an episode, in which its file is written."""
 
@@ -60,7 +62,7 @@ def bench_bridge(*, seconds: float = 10.0, rounds: int = 2, size: int = 84, engi
     """
     found: dict[str, list[dict[str, Any]]] = {"cameras off": [], "two cameras": []}
     with tempfile.TemporaryDirectory() as home:
-        pictures = record_noise(Path(home) / "pictures.hdf5", seconds + 60.0, size)
+        pictures = record_noise(Path(home) / "pictures.hdf5", seconds + _SPARE, size)
         for number in range(rounds):
             for kind, cameras in (("cameras off", ()), ("two cameras", _CAMERAS)):
                 setup = Setup(
