@@ -92,7 +92,7 @@ class Benchmark:
         from flowpolicy.train.kinds import KINDS
 
         agent: Any = KINDS[self._table["agents"][self.agent]["kind"]]
-        start = Experiment(agent=agent(), env=self.data.env)
+        start = Experiment(agent=agent(), env=self.data.env, dataset=self.data.name)
         made: Experiment = changed(start, _with_classes(self.values))
         return made
 
@@ -148,6 +148,39 @@ def known_file(path: str | PurePath) -> str:
         found = f"{task}-{kind}" + ("-image" if stem.startswith("image") else "")
         return found if found in benchmark_files() else ""
     return ""
+
+
+def require_file_of(experiment: Experiment, preset: str = "") -> None:
+    """Refuse a training file whose name says that it is other data than the options are for, or of another environment.
+
+    Args:
+        experiment: what is to be trained.
+        preset: name of the preset that it was made of, for the error.
+
+    Raises:
+        ConfigError: naming the preset that is for the file.
+
+    """
+    known = known_file(experiment.data.path) if experiment.data.path else ""
+    if not known:
+        return
+    told = f"the preset {preset} is" if preset else "the experiment is"
+    wanted = benchmark_files().get(experiment.dataset)
+    if wanted is not None and wanted.file.removesuffix("-image") != known:
+        right = f"{benchmarks()[preset].agent}-{known}" if preset in benchmarks() else f"AGENT-{known}"
+        raise ConfigError(
+            f"{told} for {wanted.file}, and {experiment.data.path} is named as {known}",
+            fix=f"flowpolicy train {right}, or give the file another name if it is {wanted.file} all the same",
+        )
+    from flowpolicy.envs import find_env
+
+    meant, asked = (find_env(name).spec() for name in (benchmark_files()[known].env, experiment.env))
+    if meant.env_id.partition("-singletask")[0] != asked.env_id.partition("-singletask")[0]:
+        raise ConfigError(
+            f"{experiment.data.path} is named as {known}, whose environment is {benchmark_files()[known].env}, and "
+            f"{told} for {experiment.env}",
+            fix=f"choose a preset of this file (flowpolicy train --list {known}), or give the file another name",
+        )
 
 
 def published(data: str, agent: str) -> tuple[float, str] | None:

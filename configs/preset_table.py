@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from flowpolicy.configs.benchmark_presets import benchmarks, group_title, near_names
+from flowpolicy.configs.benchmark_presets import benchmarks, group_title, known_file, near_names
 from flowpolicy.configs.presets import OGBENCH, PRESETS
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.train.experiment import Experiment
@@ -61,6 +61,29 @@ def find_preset(name: str) -> tuple[str, Experiment]:
         )
     benchmark = benchmarks()[name]
     return benchmark.description, benchmark.experiment()
+
+
+def preset_of(word: str, path: str) -> str:
+    """The preset that a word means: its name, or an agent whose preset the name of the training file completes.
+
+    Args:
+        word: as ``dm1-lift`` or ``fql``.
+        path: of the training file; empty if there is none.
+
+    Raises:
+        ConfigError: the word is an agent, and the file's name is no published one.
+
+    """
+    if word not in {one.agent for one in benchmarks().values()}:
+        return word
+    known = known_file(path) if path else ""
+    if not known:
+        raise ConfigError(
+            f"'{word}' names an agent, and {path or 'no --data.path'} no published file",
+            expected=f"a preset, such as {word}-hopper-medium-v2, or a file of a published name",
+            fix=f"flowpolicy train --list {word}",
+        )
+    return f"{word}-{known}"
 
 
 def listing(*words: str) -> str:

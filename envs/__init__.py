@@ -9,15 +9,16 @@ from collections.abc import Callable, Mapping
 
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.spec import UNSTATED, ImageSpec
-from flowpolicy.envs.adroit import AdroitConfig
+from flowpolicy.envs.adroit import AdroitConfig, AdroitEnv
 from flowpolicy.envs.arm_tasks import ARM_TASKS, ArmTaskConfig
 from flowpolicy.envs.d4rl_env import SUITE as D4RL_SUITE
-from flowpolicy.envs.d4rl_env import D4RLConfig
+from flowpolicy.envs.d4rl_env import D4RLConfig, D4RLEnv
 from flowpolicy.envs.ogbench_env import SUITE as OGBENCH_SUITE
-from flowpolicy.envs.ogbench_env import OGBenchConfig
-from flowpolicy.envs.pusht import PushTConfig
-from flowpolicy.envs.robosuite import TRANSPORT_KEYS, RobosuiteConfig
-from flowpolicy.envs.toy import ToyConfig
+from flowpolicy.envs.ogbench_env import OGBenchConfig, OGBenchEnv
+from flowpolicy.envs.pusht import PushTConfig, PushTEnv
+from flowpolicy.envs.robosuite import TRANSPORT_KEYS, RobosuiteConfig, RobosuiteEnv
+from flowpolicy.envs.toy import ToyConfig, ToyEnv
+from flowpolicy.envs.vector import SingleEnv
 
 SuiteConfig = RobosuiteConfig | AdroitConfig | D4RLConfig | OGBenchConfig | PushTConfig | ToyConfig | ArmTaskConfig
 
@@ -74,6 +75,23 @@ def find_env(name: str, images: Mapping[str, ImageSpec] | None = None) -> SuiteC
             expected="a task of robosuite, e.g. lift, or pusht, for pictures",
         )
     return found.seeing(missing)
+
+
+def single_env(config: SuiteConfig) -> SingleEnv:
+    """One copy of an environment, in this process."""
+    if isinstance(config, RobosuiteConfig):
+        return RobosuiteEnv.create(config)
+    if isinstance(config, AdroitConfig):
+        return AdroitEnv(config.horizon, config.task)
+    if isinstance(config, D4RLConfig):
+        return D4RLEnv(config)
+    if isinstance(config, OGBenchConfig):
+        return OGBenchEnv(config)
+    if isinstance(config, PushTConfig):
+        return PushTEnv(config)
+    if isinstance(config, ToyConfig):
+        return ToyEnv(config.horizon)
+    return config.make(1)  # an arm, which says where it moves
 
 
 def defines_success(env_id: str) -> bool:

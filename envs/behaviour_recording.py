@@ -20,10 +20,11 @@ from flowpolicy.core.errors import ActionError, ConfigError
 from flowpolicy.core.seed import derive, numpy_generator
 from flowpolicy.data.episode_writers import WRITERS, FileHeader
 from flowpolicy.data.stored_episode import INFOS, StoredEpisode
+from flowpolicy.envs import single_env
 from flowpolicy.envs.adroit import AdroitConfig, AdroitEnv
 from flowpolicy.envs.behaviours import BehaviourSource
-from flowpolicy.envs.d4rl_env import D4RLConfig, D4RLEnv
-from flowpolicy.envs.ogbench_env import OGBenchConfig, OGBenchEnv
+from flowpolicy.envs.d4rl_env import D4RLConfig
+from flowpolicy.envs.ogbench_env import OGBenchConfig
 from flowpolicy.envs.policy_rollouts import LEVELS
 from flowpolicy.envs.robosuite import RobosuiteConfig, RobosuiteEnv
 from flowpolicy.envs.toy import ToyConfig, ToyEnv
@@ -124,7 +125,7 @@ class BehaviourRecorder:
     """
 
     def __init__(self, config: RecordableConfig, source: BehaviourSource, number: int, asked: BehaviourRequest) -> None:
-        self._env: Any = _single(config)
+        self._env: Any = single_env(config)
         self._spec, self._number, self._asked = config.spec(), number, asked
         self._scales = np.linspace(*asked.noise_scale, LEVELS).tolist()
         self._behaviours = {scale: source.load(self._spec, scale) for scale in dict.fromkeys(self._scales)}
@@ -237,17 +238,6 @@ def _recorded(
             yield episode
         stream.close()  # type: ignore[attr-defined]  # ends the workers, which are ahead
         total += done
-
-
-def _single(config: RecordableConfig) -> Any:
-    """One copy of an environment, in this process."""
-    if isinstance(config, RobosuiteConfig):
-        return RobosuiteEnv.create(config)
-    if isinstance(config, AdroitConfig):
-        return AdroitEnv(config.horizon, config.task)
-    if isinstance(config, D4RLConfig):
-        return D4RLEnv(config)
-    return OGBenchEnv(config) if isinstance(config, OGBenchConfig) else ToyEnv(config.horizon)
 
 
 def _physics(env: Any) -> dict[str, NDArray[Any]]:

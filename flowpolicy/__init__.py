@@ -1,12 +1,12 @@
 """Offline RL and robot learning with flow-matching policies.
 
-From a data file to a success rate::
+From a data file to a success rate, and to actions::
 
     import flowpolicy as fp
 
-    experiment = fp.presets["dm1-lift"].with_(data="lift.hdf5")
-    run = fp.train(experiment)
+    run = fp.train("dm1-lift", data="lift.hdf5")
     print(fp.evaluate(run, episodes=50))
+    env, session = fp.make_env(run), fp.Session(fp.load_policy(run))
 
 Names are looked up when they are used, so that importing the package costs nothing.
 """
@@ -15,21 +15,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flowpolicy.configs.named_training import train as train
     from flowpolicy.configs.preset_table import presets as presets
+    from flowpolicy.core.errors import FlowPolicyError as FlowPolicyError
+    from flowpolicy.data.dataset import DataConfig as DataConfig
     from flowpolicy.data.dataset import load_dataset as load_dataset
+    from flowpolicy.envs.gymnasium_env import make_env as make_env
     from flowpolicy.evaluate.evaluation import evaluate as evaluate
     from flowpolicy.policy.engines import load_engine as load_engine
     from flowpolicy.policy.policy import Policy as Policy
+    from flowpolicy.policy.policy import load_policy as load_policy
     from flowpolicy.policy.session import Session as Session
     from flowpolicy.train.experiment import Experiment as Experiment
     from flowpolicy.train.kinds import register_config as register_config
     from flowpolicy.train.run import Run as Run
-    from flowpolicy.train.training import train as train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DataConfig",
     "Experiment",
+    "FlowPolicyError",
     "Policy",
     "Run",
     "Session",
@@ -37,18 +43,24 @@ __all__ = [
     "evaluate",
     "load_dataset",
     "load_engine",
+    "load_policy",
+    "make_env",
     "presets",
     "register_config",
     "train",
 ]
 
 _HOMES = {
+    "DataConfig": "data.dataset",
     "Experiment": "train.experiment",
+    "FlowPolicyError": "core.errors",
     "Policy": "policy.policy",
     "Run": "train.run",
     "Session": "policy.session",
     "load_dataset": "data.dataset",
     "load_engine": "policy.engines",
+    "load_policy": "policy.policy",
+    "make_env": "envs.gymnasium_env",
     "presets": "configs.preset_table",
     "register_config": "train.kinds",
 }

@@ -12,8 +12,8 @@ import tyro
 
 from flowpolicy.agents.cloning.flow import Flow
 from flowpolicy.commands.flow_flags import axes_help, settled, split_flow_flags, with_flow
-from flowpolicy.configs.benchmark_presets import benchmark_files, benchmarks, known_file
-from flowpolicy.configs.preset_table import find_preset, listing
+from flowpolicy.configs.benchmark_presets import require_file_of
+from flowpolicy.configs.preset_table import find_preset, listing, preset_of
 from flowpolicy.core.config import changed, nested
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.ranges import Count
@@ -76,10 +76,10 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(f"flowpolicy train: no preset given\n{_USAGE}{listing()}\n{_LIST}")
         sys.stdout.write(f"{_USAGE}{listing()}\n{_LIST}\n")
         return 0
-    preset, rest = _preset_of(argv[0], argv[1:]), argv[1:]
+    preset, rest = preset_of(argv[0], _data_path(argv[1:])), argv[1:]
     description, base = find_preset(preset)
     command = parse(base, rest, f"train {preset}", description)
-    _require_file_of(preset, command)
+    require_file_of(command, preset)
     if command.online.base:
         raise ConfigError("--online.base is set by another command", fix="flowpolicy online RUN")
     together = command.seeds > 1 or bool(command.sweep)
@@ -112,43 +112,11 @@ _LIST = (
 )
 
 
-def _preset_of(word: str, rest: Sequence[str]) -> str:
-    """The preset that a word means: its name, or an agent whose preset the name of the training file completes."""
-    agents = {one.agent for one in benchmarks().values()}
-    if word not in agents:
-        return word
-    told = [value for flag, value in itertools.pairwise(rest) if flag == "--data.path"]
-    told += [flag.partition("=")[2] for flag in rest if flag.startswith("--data.path=")]
-    known = known_file(told[-1]) if told else ""
-    if not known:
-        raise ConfigError(
-            f"'{word}' names an agent, and {told[-1] if told else 'no --data.path'} no published file",
-            expected=f"a preset, such as {word}-hopper-medium-v2, or a file of a published name",
-            fix=f"flowpolicy train --list {word}",
-        )
-    return f"{word}-{known}"
-
-
-def _require_file_of(preset: str, command: Experiment) -> None:
-    """Refuse a file whose name says that it is other data than the preset is for, or of another environment."""
-    known = known_file(command.data.path) if command.data.path else ""
-    if not known:
-        return
-    if preset in benchmarks() and (wanted := benchmarks()[preset].data).file.removesuffix("-image") != known:
-        fit = f"{benchmarks()[preset].agent}-{known}"
-        raise ConfigError(
-            f"the preset {preset} is for {wanted.file}, and {command.data.path} is named as {known}",
-            fix=f"flowpolicy train {fit}, or give the file another name if it is {wanted.file} all the same",
-        )
-    from flowpolicy.envs import find_env
-
-    meant, asked = (find_env(name).spec() for name in (benchmark_files()[known].env, command.env))
-    if meant.env_id.partition("-singletask")[0] != asked.env_id.partition("-singletask")[0]:
-        raise ConfigError(
-            f"{command.data.path} is named as {known}, whose environment is {benchmark_files()[known].env}, and "
-            f"the preset {preset} is for {command.env}",
-            fix="choose a preset of this file (flowpolicy train --list " + known + "), or give the file another name",
-        )
+def _data_path(argv: Sequence[str]) -> str:
+    """The training file that the flags name; empty where they name none."""
+    told = [value for flag, value in itertools.pairwise(argv) if flag == "--data.path"]
+    told += [flag.partition("=")[2] for flag in argv if flag.startswith("--data.path=")]
+    return told[-1] if told else ""
 
 
 def parse(base: Experiment, argv: Sequence[str], name: str, description: str) -> TrainCommand:

@@ -1,4 +1,9 @@
-"""Packages that can be called: ``flowpolicy.train(experiment)`` beside ``flowpolicy.train.Trainer``."""
+"""Packages that can be called: ``flowpolicy.train(experiment)`` beside ``flowpolicy.train.Trainer``.
+
+Importing any part of a package binds the package's name in its parent: ``import flowpolicy.train.kinds`` would put the
+package in the place of a function ``flowpolicy.train``. So that both spellings mean what they say, in whatever order,
+the package itself is called. Type checkers and editors see the function (``flowpolicy/__init__.py``).
+"""
 
 from __future__ import annotations
 

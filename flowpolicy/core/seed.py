@@ -17,6 +17,15 @@ if TYPE_CHECKING:  # servers and robots draw noise without torch
     import torch
 
 
+EPISODES_PER_SEED = 1_000_000
+"""Width of the block of initial-state indices that one seed of an evaluation plan owns."""
+
+
+def first_planned(seed: int) -> int:
+    """Index of the first initial state of a seed's plan; the others follow."""
+    return seed * EPISODES_PER_SEED
+
+
 def derive(seed: int, *names: str | int) -> int:
     """A 63-bit seed for the stream ``names`` under ``seed``; stable across machines and versions."""
     text = "/".join([str(seed), *map(str, names)])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowpolicy.core import keys
 from flowpolicy.core.columns import Columns
+from flowpolicy.core.config import changed
 from flowpolicy.core.errors import ConfigError, DataError, DataWarning
 from flowpolicy.core.files import cache_root, remembered_sha256, unchanged_sha256
 from flowpolicy.core.ranges import Finite, Natural, Positive
@@ -126,6 +127,8 @@ class Dataset:
     """What contradicts itself in the file, or had to be assumed to read it."""
     memory_mapped: bool = False
     """Whether the columns live in files rather than in memory."""
+    config: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """With which options it was read."""
 
     @property
     def starts(self) -> Int64[Tensor, " episodes"]:
@@ -152,23 +155,28 @@ def with_thumbnails(dataset: Dataset) -> dict[str, ImageSpec]:
     }
 
 
-def load_dataset(config: DataConfig | str | os.PathLike[str]) -> Dataset:
+def load_dataset(config: DataConfig | str | os.PathLike[str], **options: Any) -> Dataset:
     """Read a dataset file, given as its path or with options; every value is checked to be finite.
+
+    Args:
+        config: path of the file, or all options.
+        options: fields of :class:`DataConfig`, such as ``filter_key="better"``.
 
     Warns (:class:`~flowpolicy.core.errors.DataWarning`) of what contradicts itself in the file, and of observations
     that are not read although no ``obs_keys`` were chosen.
 
     Raises:
+        ConfigError: there is no such option.
         DataError: naming file, key and remedy, when the file is missing, foreign, truncated or inconsistent,
             holds NaN or infinity, or does not have the filter or observation keys asked for.
 
     """
-    if not isinstance(config, DataConfig):
-        config = DataConfig(path=os.fspath(config))
-    dataset = _load(config, check=True)
+    given = config if isinstance(config, DataConfig) else DataConfig(path=os.fspath(config))
+    chosen: DataConfig = changed(given, options)
+    dataset = _load(chosen, check=True)
     for remark in dataset.remarks:
         warnings.warn(f"{dataset.path} {remark}", DataWarning, stacklevel=2)
-    if dataset.unread and not (config.obs_keys or config.cameras):
+    if dataset.unread and not (chosen.obs_keys or chosen.cameras):
         listed = "; ".join(f"{name} ({why})" for name, why in dataset.unread.items())
         warnings.warn(
             f"{dataset.path}: observations that are not read: {listed}; "
@@ -264,6 +272,7 @@ def _load_again(config: DataConfig, check: bool) -> Dataset | None:
         instructions=tuple(about["instructions"]),
         remarks=tuple(about["remarks"]),
         memory_mapped=True,
+        config=config,
     )
 
 
@@ -314,6 +323,7 @@ def _load_anew(config: DataConfig, check: bool) -> Dataset:
             instructions=getattr(recording, "instructions", ()),
             remarks=(*recording.remarks, *lossy),
             memory_mapped=large,
+            config=config,
         )
 
 

@@ -14,11 +14,9 @@ from typing import Any
 
 from flowpolicy.core.errors import EvaluationError
 from flowpolicy.core.files import read_json, write_json
-from flowpolicy.core.seed import derive
+from flowpolicy.core.seed import EPISODES_PER_SEED, derive, first_planned
 
 SCHEMA = 1
-EPISODES_PER_SEED = 1_000_000
-"""Width of the block of initial-state indices that one seed owns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +67,7 @@ def make_plan(env_id: str, episodes: int, seed: int) -> EvaluationPlan:
         raise EvaluationError(f"a plan of {episodes} episodes", expected=f"1 to {EPISODES_PER_SEED}")
     if seed < 0:
         raise EvaluationError(f"the seed of a plan is {seed}", expected="0 or more")
-    indices = tuple(seed * EPISODES_PER_SEED + i for i in range(episodes))
+    indices = tuple(first_planned(seed) + i for i in range(episodes))
     return EvaluationPlan(env_id, indices, tuple(derive(seed, "evaluate", i) for i in range(episodes)))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -56,6 +57,16 @@ def without_gradients(method: _M) -> _M:
     return cast(_M, run)
 
 
+_SEEDS = range(2**63)
+
+
+def _repeated(value: Any, times: int) -> Any:
+    """(*shape) as one row whose history is full of it, (1, o, *shape)."""
+    if isinstance(value, Tensor):
+        return value.expand(1, times, *value.shape)
+    return np.broadcast_to(value, (1, times, *value.shape))
+
+
 class Policy(nn.Module):
     """A trained policy. Pure: everything random comes from the generator that ``act`` is given.
 
@@ -81,35 +92,64 @@ class Policy(nn.Module):
     def act(
         self,
         obs: Mapping[str, Array],
-        generator: torch.Generator,
+        generator: torch.Generator | None = None,
         nfe: int | None = None,
         committed: Committed | None = None,
         previous: Previous | None = None,
+        *,
+        seed: int | None = None,
     ) -> Array:
-        """One action chunk per row, (b, h, a), in environment units.
+        """One action chunk per row, (b, h, a), in environment units; of a single observation its chunk alone, (h, a).
 
         Args:
             obs: name -> (b, o, *shape), as the environment gives them, oldest first; other keys are ignored. Tensors
-                give a tensor, and NumPy arrays an array.
+                give a tensor, and NumPy arrays an array. A single observation, name -> (*shape), is taken as the first
+                of an episode: as if nothing else had been seen before.
             generator: source of the initial noise.
             nfe: network evaluations, over all candidates; the contract's number unless given.
             committed: actions that are executed while the policy computes; the chunk begins with them, exactly.
             previous: what was done before, for policies that continue it; None in the first decision of an episode.
+            seed: of the noise, instead of a generator: equal seeds give equal chunks.
 
         Raises:
             ConfigError: the observations are not what the contract says or not finite, the sampler cannot act in
                 ``nfe`` evaluations, or the policy was not trained for so many committed actions.
 
         """
-        if not isinstance(generator, torch.Generator):
-            raise ConfigError(
-                f"the generator is of type {type(generator).__name__}",
-                expected="a torch.Generator, such as torch.Generator().manual_seed(0)",
-            )
+        generator = self._source(generator, seed)
+        if self._is_single(obs):
+            history = {key: shape[0] for key, shape in self._histories.items()}
+            rows: Any = {key: _repeated(obs[key], times) for key, times in history.items()}
+            chunk: Any = self.act(rows, generator, nfe, committed, previous)
+            return cast(Array, chunk[0])
         seen = self.observed(obs)
         noise = self.noise(len(seen[self.actor.keys[0]]), generator)
         nfe = self.contract.nfe if nfe is None else nfe
         return self._like(obs, self._act(seen, noise, nfe, committed, generator, previous))
+
+    def _source(self, generator: torch.Generator | None, seed: int | None) -> torch.Generator:
+        """Where the noise comes from: a generator, or one that is made of a seed."""
+        if seed is None:
+            if not isinstance(generator, torch.Generator):
+                raise ConfigError(
+                    f"the generator is of type {type(generator).__name__}",
+                    expected="seed=0, or a torch.Generator, such as torch.Generator().manual_seed(0)",
+                )
+            return generator
+        if generator is not None:
+            raise ConfigError("a generator and a seed", expected="one of them: the seed makes a generator")
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed not in _SEEDS:
+            raise ConfigError(f"seed={seed!r}", expected="a whole number from 0 on")
+        device = self.normalizer.action_scaling.offset.device
+        return torch.Generator(device=device).manual_seed(int(seed))
+
+    def _is_single(self, obs: Any) -> bool:
+        """Whether these are arrays of one moment, without rows and history."""
+        if not isinstance(obs, Mapping):
+            return False
+        return all(
+            len(getattr(obs.get(key), "shape", shape)) == len(shape) - 1 for key, shape in self._histories.items()
+        )
 
     def noise(self, rows: int, generator: torch.Generator) -> Float[Tensor, "bk h a"]:
         """Noise of the sampler's law for so many observations, k chunks each, on the generator's device."""
@@ -376,3 +416,24 @@ class Policy(nn.Module):
                 fix="fit it again: flowpolicy fit RUN --nfe N",
             )
         return policy.to(device).eval().requires_grad_(False)
+
+
+def load_policy(run: str | os.PathLike[str], *, averaged: bool = True, device: torch.device | str = "cpu") -> Policy:
+    """The policy of a run, to be asked for chunks; a :class:`flowpolicy.Session` of it acts step by step.
+
+    ::
+
+        policy = fp.load_policy("runs/lift")
+        chunk = policy.act(obs, seed=0)  # name -> (*shape) in, (h, a) out, NumPy
+
+    Args:
+        run: a run, its folder (the newest checkpoint) or a checkpoint folder.
+        averaged: the averaged (EMA) weights; False takes the raw ones.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: a file is missing, altered or of another version.
+        ConfigError: this machine has no such device.
+
+    """
+    return Policy.load(os.fspath(run), averaged=averaged, device=device)

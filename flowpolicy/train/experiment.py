@@ -86,6 +86,9 @@ class Experiment:
     """Write TensorBoard events beside metrics.csv."""
     wandb: str = ""
     """Weights & Biases project; empty writes nothing."""
+    dataset: str = dataclasses.field(default="", metadata={"written": "unless default"})
+    """Published data set that these options are for, e.g. 'hopper-medium-v2', as presets of such names say: a training
+    file that is named as another one is refused. Empty for any."""
 
     def with_(self, **changes: Any) -> Self:
         """A copy with other values.

@@ -17,10 +17,10 @@ import numpy as np
 
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError, MissingExtraError
-from flowpolicy.core.seed import derive, numpy_generator
+from flowpolicy.core.seed import derive, first_planned, numpy_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.hdf5 import open_hdf5
-from flowpolicy.evaluate.plan import EPISODES_PER_SEED, EvaluationPlan
+from flowpolicy.evaluate.plan import EvaluationPlan
 from flowpolicy.evaluate.records import acted
 from flowpolicy.evaluate.report import Evaluation, make_evaluation, save_evaluation
 from flowpolicy.evaluate.rollout import Episode
@@ -111,7 +111,7 @@ class Trials:
         return EvaluationPlan(env_id, tuple(one.index for one in played), tuple(one.policy_seed for one in played))
 
     def _place(self, index: int) -> int:
-        return self.seed * EPISODES_PER_SEED + index
+        return first_planned(self.seed) + index
 
 
 def record_of(trials: Trials, policy: int, run: str, simulation: str, command: str = "") -> Evaluation:
