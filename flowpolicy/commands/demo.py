@@ -12,6 +12,7 @@ from flowpolicy.commands.arguments import call, typed
 from flowpolicy.commands.compare import compare as compare_runs
 from flowpolicy.commands.console import console
 from flowpolicy.commands.data import make
+from flowpolicy.commands.report import end_with_report
 from flowpolicy.core.errors import SimulatorError
 from flowpolicy.core.ranges import Count, Natural
 
@@ -59,6 +60,7 @@ def demo(
         _compare(out, data, demonstrations, episodes, video, device)
     else:
         _fast(out, data, episodes, video, device)
+    end_with_report([out / name for name in methods], out / "report.html")
     sys.stdout.write(f"the demo took {(time.perf_counter() - begun) / 60:.1f} min\n")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from flowpolicy.commands.arguments import call, typed
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.core.errors import ConfigError, FlowPolicyError
 from flowpolicy.core.files import require_free
 from flowpolicy.core.ranges import NonNegative
 
@@ -40,6 +40,14 @@ def report(
     if not runs:
         raise ConfigError("report: no run is named", expected="one or more run folders, evaluation files or suites")
     write_and_tell(runs, out, videos_mb)
+
+
+def end_with_report(runs: Sequence[Path], out: Path, suite: str = "") -> None:
+    """The report with which another command ends: what keeps it from being written is a warning, and no error."""
+    try:
+        write_and_tell(runs, out, suite=suite)
+    except (FlowPolicyError, OSError) as error:
+        sys.stderr.write(f"warning: no report was written: {error}\n")
 
 
 def write_and_tell(runs: Sequence[Path], out: Path, videos_mb: float = 64.0, suite: str = "") -> None:

@@ -11,6 +11,7 @@ import tyro
 
 from flowpolicy.commands.arguments import call, pick
 from flowpolicy.commands.console import console
+from flowpolicy.commands.report import end_with_report, write_and_tell
 from flowpolicy.configs.suites import SUITES, Suite
 from flowpolicy.core.errors import ConfigError, TrainingError, nearest
 from flowpolicy.core.files import held_alone
@@ -95,6 +96,7 @@ def run_suite(
             require_data(suite, task, data)
         failed = run_jobs(todo, jobs, f"suite {name}", batch_seeds=batch_seeds)
     _print_table(name, suite, home)
+    end_with_report([out, *([] if records is None else [records])], out / "report.html", name)
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(todo)} runs failed: {', '.join(f'{j.task}/{j.arm}-seed{j.seed}' for j in failed)}",
@@ -109,6 +111,7 @@ def table(
     reference: str = "",
     picture: Path | None = None,
     written_as: Annotated[Literal["text", "markdown", "latex", "csv"], tyro.conf.arg(name="format")] = "text",
+    report: Path | None = None,
 ) -> None:
     """Scores per task with intervals, IQM and probability of improvement, beside what others have published.
 
@@ -118,11 +121,14 @@ def table(
         reference: arm that every other is compared with; the suite's unless given.
         picture: PNG to draw.
         written_as: what to print: text for the terminal, markdown, latex (booktabs), or csv, a row per arm and task.
+        report: HTML file to write, with the table and every run, as `flowpolicy report` writes it.
 
     """
     from flowpolicy.lab.suite_jobs import find_suite, with_added
 
     _print_table(name, with_added(find_suite(name), records), records, reference, picture, written_as)
+    if report is not None:
+        write_and_tell([records], report, suite=name)
 
 
 def _print_table(

@@ -20,7 +20,7 @@ def suites_among(paths: Sequence[Path], name: str = "") -> list[SuiteTables]:
         name: of the suite; the one whose arms and tasks the records have unless given.
 
     """
-    folders = [folder for path in paths if (folder := suite_records(path))]
+    folders = dict.fromkeys(folder.resolve() for path in paths if (folder := suite_records(path)))
     return [_tables(folder, name or _suite_of(folder)) for folder in folders]
 
 

@@ -89,7 +89,7 @@ def facts(pairs: Mapping[str, str]) -> Block:
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class ChartLine:
     """One curve of a chart."""
 
     name: str
@@ -104,7 +104,7 @@ class Line:
 
 def chart(
     title: str,
-    lines: Sequence[Line],
+    lines: Sequence[ChartLine],
     *,
     explanation: str = "",
     x_label: str = "",

@@ -79,8 +79,6 @@ class Gathered:
     records: list[PlayedRecord]
     runs: dict[str, ReportedRun]
     """By label."""
-    left_out: list[str]
-    """What was found and is not shown, in sentences."""
 
 
 def gather(paths: Sequence[Path]) -> Gathered:
@@ -114,12 +112,22 @@ def gather(paths: Sequence[Path]) -> Gathered:
         _played(file, None if home is None else runs[home], names[file] if home is None else labels[home])
         for file, home in files.items()
     ]
-    return Gathered(
-        sorted(records, key=lambda one: not one.current), {labels[home]: run for home, run in runs.items()}, []
-    )
+    # The records of a suite are copies of those in its run folders, which know their videos.
+    first: dict[tuple[Any, ...], PlayedRecord] = {}
+    for record in records:
+        first.setdefault(_identity(record), record)
+    shown = sorted(first.values(), key=lambda one: not one.current)
+    return Gathered(shown, {labels[home]: run for home, run in runs.items()})
 
 
-_EXPECTED = "a run folder, an evaluation file, a folder of trials (robot run --json, --ask) or the folder of a suite"
+def _identity(record: PlayedRecord) -> tuple[Any, ...]:
+    e = record.evaluation
+    if not e.checkpoint_sha256:
+        return (record.path,)
+    return (e.checkpoint_sha256, e.plan.digest, e.nfe, e.noise_scale, e.mismatch, e.engine, e.commit, e.command)
+
+
+_EXPECTED = "a run folder, an evaluation file, a folder of trials of flowpolicy robot run, or the folder of a suite"
 
 
 def suite_records(path: Path) -> Path | None:

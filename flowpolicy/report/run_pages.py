@@ -23,7 +23,7 @@ from flowpolicy.evaluate.video import films_of
 from flowpolicy.report import metric_words
 from flowpolicy.report.blocks import (
     Block,
-    Line,
+    ChartLine,
     Section,
     chart,
     charts,
@@ -356,9 +356,9 @@ def _over_nfe(several: dict[str, dict[int, Evaluation]]) -> list[Block]:
         scored = [e.success or e.return_ for e in by_nfe.values()]
         factor = 100 if all(e.success for e in by_nfe.values()) else 1
         mean, low, high = (factor * np.array([getattr(s, part) for s in scored]) for part in ("mean", "low", "high"))
-        success.append(Line(label, nfes, mean, low, high))
+        success.append(ChartLine(label, nfes, mean, low, high))
         times = np.array([e.latency.p50_us / 1000 if e.latency else math.nan for e in by_nfe.values()])
-        latency.append(Line(label, nfes, times))
+        latency.append(ChartLine(label, nfes, times))
     rated = all(e.success for by_nfe in several.values() for e in by_nfe.values())
     axis: dict[str, Any] = {"x_label": "network evaluations per chunk", "log_x": True, "points": True}
     name, to = ("success, %", 100.0) if rated else ("return", None)
@@ -446,7 +446,7 @@ def _short(value: float | None) -> float | None:
 
 
 def _curves(found: Gathered) -> list[Block]:
-    by_metric: dict[str, list[Line]] = {}
+    by_metric: dict[str, list[ChartLine]] = {}
     logged, remarks = [(label, run.metrics) for label, run in found.runs.items() if run.metrics], []
     if len(logged) > MOST_CURVES:
         remarks.append(f"The curves of {len(logged) - MOST_CURVES} of {len(logged)} runs are left out.")
@@ -462,7 +462,7 @@ def _curves(found: Gathered) -> list[Block]:
             if kept.any():
                 drawn = smooth(values[kept]) if name != "lr" else values[kept]
                 faint = values[kept] if len(logged) <= 3 and name != "lr" else None
-                by_metric.setdefault(name, []).append(Line(label, step[kept], drawn, faint=faint))
+                by_metric.setdefault(name, []).append(ChartLine(label, step[kept], drawn, faint=faint))
     panels = [
         chart(
             metric_words.title(name),
@@ -476,7 +476,7 @@ def _curves(found: Gathered) -> list[Block]:
     return [*([charts(*panels)] if panels else []), *([notes(*remarks)] if remarks else [])]
 
 
-def _spreads(name: str, lines: Sequence[Line]) -> bool:
+def _spreads(name: str, lines: Sequence[ChartLine]) -> bool:
     values = np.concatenate([line.y for line in lines])
     scaled = "loss" in name or "norm" in name
     return scaled and bool(values.min() > 0) and bool(values.max() > LOG_SPREAD * values.min())

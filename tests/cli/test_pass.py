@@ -131,6 +131,7 @@ ROWS = (
     out("suite run", "--records", f"{SUITE} --data @/folder --out @new --records PATH", right=()),
     Row("suite table", "--records", "suite table offline-rl --records PATH"),
     out("suite table", "--picture", "suite table offline-rl --records @/folder --picture PATH", right=()),
+    out("suite table", "--report", "suite table offline-rl --records @/folder --report PATH", right=()),
     Row("export", "RUN", "export PATH --to numpy --out @new"),
     out("export", "--out", f"export {RUN} --to numpy --out PATH", skip=("missing",)),
     out("demo", "--out", "demo --demonstrations 1 --episodes 1 --out PATH", skip=NEW),

@@ -61,6 +61,8 @@ TOLD = {
     "flowpolicy/data/episode_writers.py": ("data convert",),
     "flowpolicy/data/conversion.py": ("data convert",),
     "flowpolicy/data/episode_edits.py": ("data edit", "data filter", "data split"),
+    "flowpolicy/report/dataset_pages.py": ("data view",),
+    "flowpolicy/report/": ("report",),
     "flowpolicy/core/devices.py": ("train",),
     "flowpolicy/core/errors.py": ("train", "serve"),
     "flowpolicy/core/files.py": ("data make", "train"),
