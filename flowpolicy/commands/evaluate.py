@@ -37,6 +37,7 @@ def evaluate(
     allow_render_mismatch: bool = False,
     device: str = "cpu",
     engine: str = "",
+    instruction: str = "",
 ) -> None:
     """Success and return of a run on an evaluation plan, with intervals.
 
@@ -57,6 +58,8 @@ def evaluate(
         device: where the policy acts: cpu or a CUDA device, such as cuda or cuda:1. Another device draws other noise.
         engine: what computes the decisions, such as numpy or onnx, which are far faster for small networks; PyTorch
             unless given. They draw other noise: compare runs that were played by the same.
+        instruction: what is to be done, for policies that were trained on several instructions; the only one unless
+            given.
 
     """
     from flowpolicy.core.checkpoint import resolve, run_of
@@ -79,6 +82,7 @@ def evaluate(
         command=typed(),
         device=device,
         engine=engine,
+        instruction=instruction,
     )
     console().print(evaluation_table(evaluation))
     home = run_of(resolve(run))

@@ -139,6 +139,7 @@ def deploy(
     blind: tuple[str, str] | None = None,
     films: bool = True,
     json: Path | None = None,
+    instruction: str = "",
 ) -> int:
     """Let a policy play episodes through the bridge, recorded like demonstrations.
 
@@ -160,6 +161,8 @@ def deploy(
             played by both.
         films: of an evaluation, films of the recorded pictures in OUT/videos.
         json: another file for the record of one policy.
+        instruction: what is to be done, for policies that were trained on several instructions; the only one unless
+            given.
 
     """
     from flowpolicy.real_robot.session.play import PolicyAt, check_policy, play, task_of
@@ -170,10 +173,13 @@ def deploy(
             expected="flowpolicy robot run RUN, or flowpolicy robot run --blind RUN_A RUN_B",
         )
     runs = blind or (run,)
-    policies = [PolicyAt(one, token_file, engine, device) for one in runs]
+    policies = [PolicyAt(one, token_file, engine, device, instruction) for one in runs]
     for one in policies:
         _, warnings = check_policy(one, setup)
         sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
+        if (told := one.told()) and not instruction:
+            sys.stderr.write(f"instruction '{told}', the only one that {one.run} knows\n")
+    told = policies[0].told()
     tasks = {task_of(one.contract()) for one in policies}
     if len(tasks) > 1:
         raise ConfigError(f"the two policies were trained for {' and '.join(sorted(tasks))}", expected="one task")
@@ -200,7 +206,7 @@ def deploy(
         keep_records(known, runs, folder, simulation, command)
 
     contracts = [one.contract() for one in policies]
-    trials = Trials(contracts, episodes, seed, ask_person if ask else None, keep)
+    trials = Trials(contracts, episodes, seed, ask_person if ask else None, keep, instruction=told)
     tell = _tell_less if blind else _tell_operator
     task, others = tasks.pop(), policies[1:]
     played = play(setup, task, folder, 0, seed, policies[0], patience, tell=tell, trials=trials, others=others)

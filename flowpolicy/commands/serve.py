@@ -36,6 +36,7 @@ def serve(
     threads: Threads = 1,
     token_file: Path | None = None,
     device: str = "cpu",
+    instruction: str = "",
 ) -> None:
     """Serve a policy to robots until SIGTERM or Ctrl-C; SIGHUP, or a newer checkpoint in RUN, reloads.
 
@@ -51,11 +52,13 @@ def serve(
         threads: threads of the engine.
         token_file: file whose content clients must show as their token; required unless --host is this machine.
         device: where the policy computes: cpu or a CUDA device, where 'auto' takes 'cuda_graph'.
+        instruction: what is done for robots that do not say, by a policy that was trained on several instructions; the
+            only one unless given.
 
     """
     from flowpolicy.serve.process import serve_until_stopped
 
-    load = _loader(run, nfes, engine, threads, config.max_batch, device)
+    load = _loader(run, nfes, engine, threads, config.max_batch, device, instruction)
     serve_until_stopped(run, load, config, _token(token_file))
 
 
@@ -73,7 +76,7 @@ def _token(path: Path | None) -> str:
 
 
 def _loader(
-    run: Path, nfes: tuple[int, ...], engine: str, threads: int, max_batch: int, device: str
+    run: Path, nfes: tuple[int, ...], engine: str, threads: int, max_batch: int, device: str, instruction: str
 ) -> Callable[[], Model]:
     """Loads the newest checkpoint and measures it."""
     batches = batch_sizes(max_batch)
@@ -83,7 +86,7 @@ def _loader(
         from flowpolicy.serve.model import Model
 
         engines, checkpoint = load_engines(run, nfes, threads, engine, batches, device)
-        return Model.prepare(engines, checkpoint, batches)  # type: ignore[arg-type]  # arguments by position alone
+        return Model.prepare(engines, checkpoint, batches, instruction=instruction)  # type: ignore[arg-type]
 
     return load
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +72,15 @@ class ObservationSpec:
                 f"{what}, channels '{self.channels}'",
                 expected="1, 3 or 4 channels 'first' (c, height, width) or 'last' (height, width, c)",
             )
+
+
+INSTRUCTION = "instruction"
+"""Name of the observation that says which of the instructions of a dataset a row follows."""
+
+
+def instruction_spec(texts: Sequence[str]) -> ObservationSpec:
+    """The observation of an instruction out of a closed set: one number each, 1 for the one that is given."""
+    return ObservationSpec((len(texts),), "which of the instructions is given, 0 or 1 each", words=tuple(texts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +208,14 @@ class Spec:
         """The streams of pictures, by key."""
         return {key: each for key, each in self.observation.items() if isinstance(each, ImageSpec)}
 
+    @property
+    def instructions(self) -> dict[str, tuple[str, ...]]:
+        """Texts of which one is given, by the observation that says which: whoever asks gives it, nothing measures it.
+
+        Empty for what takes no instruction; one entry otherwise.
+        """
+        return {key: each.words for key, each in self.observation.items() if each.words}
+
     def differences(self, other: Spec) -> list[str]:
         """Lines on which the two disagree; what either leaves unstated agrees with anything."""
         lines = []
@@ -259,7 +276,8 @@ class Contract:
     def require(self, other: Spec, what: str, fix: str, *, allow_render_mismatch: bool = False) -> list[str]:
         """Raise :class:`ContractError` unless ``other`` offers what the policy was trained for.
 
-        Extra observation keys of ``other`` are no disagreement: the policy does not read them.
+        Extra observation keys of ``other`` are no disagreement: the policy does not read them. Nor is an instruction
+        that it lacks: that is given (``spec.instructions``), and not observed.
 
         Args:
             other: what is offered.
@@ -272,7 +290,11 @@ class Contract:
 
         """
         wanted = {k: v for k, v in other.observation.items() if k in self.spec.observation}
-        lines = self.spec.differences(dataclasses.replace(other, observation=wanted))
+        given = self.spec.instructions.keys() - wanted.keys()
+        mine = {key: each for key, each in self.spec.observation.items() if key not in given}
+        lines = dataclasses.replace(self.spec, observation=mine).differences(
+            dataclasses.replace(other, observation=wanted)
+        )
         drawn = [line for line in lines if _is_of_drawing(line)]
         if len(lines) == len(drawn) and allow_render_mismatch:
             return drawn

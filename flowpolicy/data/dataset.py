@@ -62,7 +62,7 @@ class DataConfig:
     the default task."""
     obs_keys: tuple[str, ...] = ()
     """Observations to use, in this order; empty means every low-dimensional one. Pictures are read where they are
-    named, here or in ``cameras``."""
+    named, here or in ``cameras``. 'instruction' is made of the texts of the episodes (LeRobot, RoboMimic)."""
     cameras: tuple[str, ...] = ()
     """Cameras whose pictures are used too, e.g. 'agentview robot0_eye_in_hand'. RoboMimic files and LeRobot folders."""
     action_convention: ActionConvention = ""

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError, DataError, MissingExtraError
 from flowpolicy.core.files import naming_full_disk, read_json, replacing, replacing_folder, write_json
-from flowpolicy.core.spec import UNSTATED, Spec
+from flowpolicy.core.spec import INSTRUCTION, UNSTATED, Spec
 from flowpolicy.data.d4rl import STATE
 from flowpolicy.data.hdf5 import streamed_whole
 from flowpolicy.data.minari import MAIN_FILE, read_metadata
 from flowpolicy.data.ogbench import ColumnFiles
-from flowpolicy.data.robomimic import INSTRUCTION, TERMINALS, success_reward
+from flowpolicy.data.robomimic import TERMINALS, success_reward
 from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 from flowpolicy.data.stored_episode import DONES, INFOS, StoredEpisode
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, DataWarning
-from flowpolicy.core.spec import UNSTATED
+from flowpolicy.core.spec import INSTRUCTION, UNSTATED
 from flowpolicy.data.dataset import Dataset
 from flowpolicy.data.dataset_checks import Finding
 from flowpolicy.data.lerobot_meta import LeRobotFolder
 from flowpolicy.data.lerobot_pictures import LeRobotFrames, VideoFile, place_episodes
-from flowpolicy.data.lerobot_recording import INSTRUCTION, LeRobotRecording
+from flowpolicy.data.lerobot_recording import LeRobotRecording
 
 _SAMPLED = 24  # pictures that the statistics of a camera are compared with
 _ROWS = 50_000

@@ -24,7 +24,16 @@ from numpy.typing import NDArray
 from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import tree_sha256
-from flowpolicy.core.spec import UNSTATED, ActionSpec, ImageSpec, ObservationSpec, Spec, read_spec
+from flowpolicy.core.spec import (
+    INSTRUCTION,
+    UNSTATED,
+    ActionSpec,
+    ImageSpec,
+    ObservationSpec,
+    Spec,
+    instruction_spec,
+    read_spec,
+)
 from flowpolicy.data.hdf5 import EpisodeColumns, require_flags
 from flowpolicy.data.lerobot_meta import OWN, EpisodePlace, LeRobotFeature, LeRobotFolder, stream_name
 from flowpolicy.data.lerobot_meta import is_lerobot as is_lerobot
@@ -35,8 +44,6 @@ from flowpolicy.data.stored_episode import StoredEpisode, pictures_of_episode
 ActionConvention = Literal["", "joint-absolute", "joint-delta", "pose-absolute", "pose-delta"]
 """What an action is, where a file has no word for it."""
 
-INSTRUCTION = "instruction"
-"""Name of the observation that says which of the instructions of a folder a row follows."""
 _MOST_WORDS = 1000
 _DECODERS = {
     "h264": {"h264", "libx264", "h264_nvenc"},
@@ -436,11 +443,6 @@ class LeRobotRecording:
             self._told_times = True
 
     _told_times = False
-
-
-def instruction_spec(texts: Sequence[str]) -> ObservationSpec:
-    """The observation of an instruction out of a closed set: one number each, 1 for the one that is given."""
-    return ObservationSpec((len(texts),), "which of the instructions is given, 0 or 1 each", words=tuple(texts))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,11 +20,10 @@ from flowpolicy.core import keys
 from flowpolicy.core.errors import ConfigError, DataError
 from flowpolicy.core.files import replacing_folder, require_free, write_json
 from flowpolicy.core.progress import progress_bar
-from flowpolicy.core.spec import UNSTATED, spec_json
+from flowpolicy.core.spec import INSTRUCTION, UNSTATED, spec_json
 from flowpolicy.data.dataset import Dataset
 from flowpolicy.data.lerobot_meta import INFO, OWN, is_lerobot, require_pyarrow
 from flowpolicy.data.lerobot_pictures import require_av
-from flowpolicy.data.lerobot_recording import INSTRUCTION
 from flowpolicy.data.robomimic import success_reward
 
 VideoCodec = Literal["h264", "av1"]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError, nearest
 from flowpolicy.core.files import unchanged_sha256
-from flowpolicy.core.spec import UNSTATED, ObservationSpec, Spec
+from flowpolicy.core.spec import INSTRUCTION, UNSTATED, ObservationSpec, Spec, instruction_spec
 from flowpolicy.data.controllers import action_of, robot_of
 from flowpolicy.data.hdf5 import (
     EpisodeColumns,
@@ -47,8 +47,6 @@ EPISODES_SHA256 = "episodes_sha256"
 """Attribute of an index of episode files: JSON, name of the file beside it -> its hash."""
 TERMINALS = "terminals"
 """Array beside ``dones`` that says where a task ended, in converted files, whose rewards do not tell."""
-INSTRUCTION = "instruction"
-"""Attribute of an episode with the text of its task, in converted files."""
 _ROBOSUITE = 1  # robomimic.envs.env_base.EnvType.ROBOSUITE_TYPE
 
 
@@ -59,7 +57,8 @@ class RobomimicRecording:
         file: the open file.
         path: named in errors.
         filter_key: name in ``mask/``; empty selects every episode.
-        obs_keys: observations to read; empty selects every low-dimensional one. Pictures are read where they are named.
+        obs_keys: observations to read; empty selects every low-dimensional one. Pictures are read where they are named,
+            and so is 'instruction', which the texts of the episodes are made of.
         cameras: cameras whose pictures are read too, by their names or those of their observations.
 
     """
@@ -82,10 +81,15 @@ class RobomimicRecording:
         self.filters = {name: len(chosen) for name, chosen in self._masks.items()}
         self.names = self._select(filter_key)
         first = self._demo(self.names[0])
+        told = INSTRUCTION in obs_keys and INSTRUCTION not in first["obs"]
         pictures = [key for key in obs_keys if holds_pictures(first["obs"].get(key))]
         pictures += [key for key in find_cameras(first["obs"], cameras, path) if key not in pictures]
-        states = [key for key in obs_keys if key not in pictures]
-        self.obs_keys = [] if pictures and obs_keys and not states else choose_keys(first["obs"], states, path)
+        states = [key for key in obs_keys if key not in pictures and not (told and key == INSTRUCTION)]
+        alone = bool(pictures or told) and bool(obs_keys) and not states
+        self.obs_keys = [] if alone else choose_keys(first["obs"], states, path)
+        self._texts = [self._text(name) for name in self.names] if told else []
+        self.instructions = tuple(dict.fromkeys(self._texts))
+        """Texts of the episodes, each once; where they are read."""
         self.unread = {key: why for key, why in unread_keys(first["obs"]).items() if key not in pictures}
         self.lengths = tuple(self._steps(name) for name in self.names)
         self.remarks = tuple(self._contradictions())
@@ -98,7 +102,7 @@ class RobomimicRecording:
         self.frames = {key: Hdf5Frames(groups, key, self.names, path) for key in pictures}
         """Pictures that are read, by observation."""
         seen = {key: stated_image(key, source.size, self.env_args, path) for key, source in self.frames.items()}
-        named = {**shapes, **seen}
+        named = {**shapes, **seen, **({INSTRUCTION: instruction_spec(self.instructions)} if told else {})}
         self.spec = Spec(
             observation={key: named[key] for key in dict.fromkeys((*obs_keys, *named))},
             action=self._stated(action_of, int(first["actions"].shape[1])),
@@ -129,12 +133,26 @@ class RobomimicRecording:
             value = value[:, None] if value.ndim == 1 else value
             require_steps(value.shape, steps, 2, f"{where}/obs/{key}", self.path)
             obs[key] = value.astype(np.float32)
+        task = np.full(steps, self.instructions.index(self._texts[index])) if self._texts else None
+        if task is not None:
+            obs[INSTRUCTION] = np.eye(len(self.instructions), dtype=np.float32)[task]
         return EpisodeColumns(
             obs=obs,
             action=action.astype(np.float32),
             reward=reward.astype(np.float32),
             mask=1.0 - ended.astype(np.float32),
+            task=task,
         )
+
+    def _text(self, name: str) -> str:
+        """The instruction of an episode, which is to be used."""
+        if not (text := instruction_of(self._demo(name), self.path)):
+            raise DataError(
+                f"{self.path}: data/{name} has no instruction",
+                expected="a text in its attribute 'instruction', or 'lang' in its 'ep_meta'",
+                fix="leave 'instruction' out of --data.obs-keys, or the episode",
+            )
+        return text
 
     @property
     def cameras(self) -> list[str]:
@@ -168,7 +186,7 @@ class RobomimicRecording:
             success=bool((reward >= self.success_reward).any()) if states_success(self.env_args) else None,
             states=states,
             model_xml=None if model is None else str(model),
-            text=str(read_attribute(demo, INSTRUCTION, self.path, "")),
+            text=instruction_of(demo, self.path),
             filters=tuple(key for key, chosen in self._masks.items() if name in chosen),
             aside={place: node for place, node in arrays_below(demo).items() if place not in known},
             notes={
@@ -198,7 +216,8 @@ class RobomimicRecording:
 
     def key(self, index: int, column: str, name: str = "") -> str:
         """Path of a column of an episode in the file."""
-        parts = {keys.OBS: f"obs/{name}", keys.ACTION: "actions", keys.REWARD: "rewards"}
+        place = "instruction" if name == INSTRUCTION and self._texts else f"obs/{name}"
+        parts = {keys.OBS: place, keys.ACTION: "actions", keys.REWARD: "rewards"}
         return f"data/{self.names[index]}/{parts[column]}"
 
     def _select(self, filter_key: str) -> tuple[str, ...]:
@@ -324,6 +343,16 @@ def observation_units(env_args: dict[str, Any]) -> dict[str, str]:
         # Recordings of before say nothing, and their quaternions change sign where the tool points straight down.
         return {"robot0_eef_quat": "flange in the base frame, x y z w, w >= 0"}
     return {}
+
+
+def instruction_of(demo: h5py.Group, path: Path) -> str:
+    """The text of an episode's task: of converted files its attribute, else robosuite's word in ``ep_meta``."""
+    if said := str(read_attribute(demo, INSTRUCTION, path, "")):
+        return said
+    try:
+        return str(json_attribute(demo, "ep_meta", path).get("lang") or "")
+    except DataError:  # somebody else's word, which is kept as it is
+        return ""
 
 
 def states_success(env_args: dict[str, Any]) -> bool:

@@ -26,6 +26,7 @@ from flowpolicy.evaluate.report import Evaluation, make_evaluation, save_evaluat
 from flowpolicy.evaluate.rollout import Episode, rollout
 from flowpolicy.evaluate.video import require_imageio, save_videos
 from flowpolicy.policy import Policy, load_engine
+from flowpolicy.policy.inputs import require_followed
 
 
 def evaluate(
@@ -46,6 +47,7 @@ def evaluate(
     device: str = "cpu",
     engine: str = "",
     env: VecEnv | None = None,
+    instruction: str = "",
 ) -> Evaluation:
     """Success and return of a run on an evaluation plan, with intervals; every episode is kept in RUN/eval.
 
@@ -68,6 +70,8 @@ def evaluate(
         engine: what computes the decisions: a name that :func:`flowpolicy.load_engine` takes, such as 'numpy'; the
             policy itself, in PyTorch, unless given. Another engine rounds otherwise, and its noise is another.
         env: where to play, started already; it stays open. Started for this, one slot per core, unless given.
+        instruction: what is to be done, one of the texts of the contract, for policies that were trained on several;
+            the only one unless given.
 
     Returns:
         The evaluation; ``print`` shows its figures.
@@ -78,11 +82,12 @@ def evaluate(
         require_imageio()
     with loaded(run, device, renderer, allow_render_mismatch, env) as (policy, env, folder):
         mismatch = differing_pictures(policy, env, allow_render_mismatch)
+        instruction = require_followed(instruction, policy.contract.spec)
         if isinstance(plan, EvaluationPlan):
             todo = plan
         else:
             todo = load_plan(plan) if plan else make_plan(env.spec.env_id, episodes, seed)
-        way = (nfe or policy.contract.nfe, noise_scale, mismatch, engine)
+        way = (nfe or policy.contract.nfe, noise_scale, mismatch, engine, instruction)
         if also is not None and not repeats(also, identity(folder), todo, *way):
             require_free(also, overwrite)
         acting = load_engine(folder, engine, nfe=nfe, device=device) if engine else policy
@@ -96,6 +101,7 @@ def evaluate(
                 record=range(video),
                 noise_scale=noise_scale,
                 allow_render_mismatch=allow_render_mismatch,
+                instruction=instruction,
             )
         simulation = getattr(env, "simulation", "")
     evaluation = make_evaluation(
@@ -107,6 +113,7 @@ def evaluate(
         noise_scale=noise_scale,
         mismatch=mismatch,
         engine=engine,
+        instruction=instruction,
         success_defined=policy.contract.spec.defines_success,
         normalized_score=normalized_score(policy.contract.spec.env_id),
     )

@@ -76,6 +76,8 @@ def record_name(evaluation: Evaluation) -> str:
     parts += [f"nfe{evaluation.nfe}", *([f"noise{evaluation.noise_scale}"] if evaluation.noise_scale != 1 else [])]
     if evaluation.mismatch:
         parts.append(f"drawn{digest_of_lines(evaluation.mismatch)}")
+    if evaluation.instruction:
+        parts.append(f"told{digest_of_lines((evaluation.instruction,))}")
     parts += [evaluation.engine]
     return "-".join(part for part in parts if part)
 
@@ -121,6 +123,7 @@ def repeats(
     noise_scale: float,
     mismatch: tuple[str, ...] = (),
     engine: str = "",
+    instruction: str = "",
 ) -> bool:
     """Whether a file holds an earlier evaluation of the same checkpoint, on the same plan, in the same way."""
     if not path.is_file():
@@ -129,8 +132,9 @@ def repeats(
         earlier = load_evaluation(path)
     except FlowPolicyError:  # another kind of file
         return False
-    way = (earlier.nfe, earlier.noise_scale, earlier.mismatch, earlier.engine)
-    return (earlier.checkpoint_sha256, earlier.plan, *way) == (acting.sha256, plan, nfe, noise_scale, mismatch, engine)
+    way = (earlier.nfe, earlier.noise_scale, earlier.mismatch, earlier.engine, earlier.instruction)
+    asked = (nfe, noise_scale, mismatch, engine, instruction)
+    return (earlier.checkpoint_sha256, earlier.plan, *way) == (acting.sha256, plan, *asked)
 
 
 def current_records(run: Path) -> list[Evaluation]:

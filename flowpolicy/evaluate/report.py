@@ -67,6 +67,8 @@ class Evaluation:
     """In what the pictures differed from those of training, in lines; allowed by --allow-render-mismatch."""
     engine: str = ""
     """What computed the decisions; empty for the policy itself, in PyTorch."""
+    instruction: str = ""
+    """What the policy was told to do; empty for one that takes no instruction."""
     success_defined: bool = True
     """False where the environment defines no success: the return counts."""
     normalized: Interval | None = None
@@ -127,6 +129,7 @@ def make_evaluation(
     noise_scale: float = 1.0,
     mismatch: tuple[str, ...] = (),
     engine: str = "",
+    instruction: str = "",
     success_defined: bool = True,
     normalized_score: Callable[[float], float] | None = None,
 ) -> Evaluation:
@@ -145,6 +148,7 @@ def make_evaluation(
         noise_scale: factor of the policy's initial noise.
         mismatch: in what pictures differed from those of training.
         engine: what computed the decisions, if not the policy itself.
+        instruction: what the policy was told to do.
         success_defined: whether the environment defines success.
         normalized_score: return of an episode -> normalised score.
 
@@ -165,6 +169,7 @@ def make_evaluation(
         noise_scale=noise_scale,
         mismatch=mismatch,
         engine=engine,
+        instruction=instruction,
         success_defined=success_defined,
         normalized=bootstrap_mean([normalized_score(e.return_) for e in episodes]) if normalized_score else None,
     )
@@ -207,6 +212,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "noise_scale": evaluation.noise_scale,
         **({"mismatch": list(evaluation.mismatch)} if evaluation.mismatch else {}),
         **({"engine": evaluation.engine} if evaluation.engine else {}),
+        **({"instruction": evaluation.instruction} if evaluation.instruction else {}),
         "plan_digest": evaluation.plan.digest,
         "plan": evaluation.plan.to_json(),
         "episodes": [_episode_json(episode, evaluation.success_defined) for episode in evaluation.episodes],
@@ -273,7 +279,10 @@ def _decode(value: dict[str, Any], path: Path) -> Evaluation:
         success_defined=value["success"] is not None and defines_success(plan.env_id),
         noise_scale=value.get("noise_scale", 1.0),
         mismatch=tuple(value.get("mismatch", ())),
-        **{key: value.get(key, "") for key in ("checkpoint_sha256", "weights_sha256", "simulation", "engine")},
+        **{
+            key: value.get(key, "")
+            for key in ("checkpoint_sha256", "weights_sha256", "simulation", "engine", "instruction")
+        },
         normalized=value["normalized_score"] and Interval(**value["normalized_score"]),
         **{key: value[key] for key in ("run", "step", "command", "commit", "versions", "training")},
     )

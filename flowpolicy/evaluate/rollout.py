@@ -73,6 +73,7 @@ def rollout(
     execution: Execution = "naive",
     most_committed: int | None = None,
     allow_render_mismatch: bool = False,
+    instruction: str = "",
 ) -> list[Episode]:
     """Play every episode of ``plan`` and return the outcomes in plan order.
 
@@ -89,9 +90,11 @@ def rollout(
         execution: what to do about delayed observations (:mod:`flowpolicy.envs.delay`).
         most_committed: rows that may be committed in real time; as many as the policy can continue unless given.
         allow_render_mismatch: act on pictures that are drawn otherwise than in training.
+        instruction: what is to be done, for policies that were trained on several instructions.
 
     Raises:
         ContractError: the environment is not the one of the policy's contract or of the plan.
+        ConfigError: which of its instructions the policy is to follow is not said, or it knows no such one.
         EvaluationError: a non-finite action or reward, an action of the wrong shape, or a number of
             network evaluations per chunk other than the one asked for.
 
@@ -108,8 +111,15 @@ def rollout(
             fix="make a plan for this environment",
         )
     session = Session(
-        policy, nfe=nfe, noise_scale=noise_scale, execution=execution, most_committed=most_committed, device=device
+        policy,
+        nfe=nfe,
+        noise_scale=noise_scale,
+        execution=execution,
+        most_committed=most_committed,
+        device=device,
+        instruction=instruction,
     )
+    session.require_told(env.spec.observation)
     task = _Task(session, plan, frozenset(record))
     finished: dict[int, Episode] = {}
     waiting = iter(range(len(plan.indices)))

@@ -49,6 +49,8 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     table.add_row("network evaluations per chunk", str(evaluation.nfe))
     if evaluation.noise_scale != 1:
         table.add_row("scale of the initial noise", f"{evaluation.noise_scale:g}")
+    if evaluation.instruction:
+        table.add_row("instruction", evaluation.instruction)
     table.add_row("decision latency p50 / p99, us", microseconds(evaluation.latency))
     if evaluation.simulation:
         table.add_row("control step of the simulator", evaluation.simulation)
@@ -86,6 +88,9 @@ def unlike(a: Evaluation, b: Evaluation) -> list[str]:
     found = []
     if a.noise_scale != b.noise_scale:
         found.append(f"Not the same protocol: initial noise times {a.noise_scale:g} and {b.noise_scale:g}.")
+    if a.instruction != b.instruction:
+        told = [f"'{each}'" if each else "nothing" for each in (a.instruction, b.instruction)]
+        found.append(f"Not the same instruction: {told[0]} and {told[1]}.")
     # The environment ran in both: what was absent in one did not simulate it.
     both = [name for name in SIMULATORS if name in a.versions and name in b.versions]
     if libraries := [name for name in both if a.versions[name] != b.versions[name]]:

@@ -225,6 +225,9 @@ def difference(policy: Policy, program: Program, nfe: int, samples: int = SAMPLE
     unit, offset = action.scale.numpy(), action.offset.numpy()
     for _ in range(samples):
         for key, view, _shape in shapes.views(ours.obs):
+            if words := policy.contract.spec.observation[key].words:
+                view[...] = np.eye(len(words), dtype=np.float32)[random.integers(len(words))]
+                continue
             affine, width = scaling[key], int(np.prod(view.shape[2:]))
             drawn = 3.0 * random.standard_normal((*view.shape[:2], width)) / affine.scale.numpy()
             view[...] = (drawn + affine.offset.numpy()).reshape(view.shape)

@@ -5,16 +5,18 @@ No torch: engines and the robot's side do without it, and what is looked at arra
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowpolicy.core.errors import ActionError, ConfigError, nearest
+from flowpolicy.core.errors import ActionError, ConfigError
 from flowpolicy.core.ranges import Range
+from flowpolicy.core.spec import Spec
 
 _EVALUATIONS = Range(1, 2**14)  # as on the command line
 
@@ -66,28 +68,73 @@ def require_numbers(what: str, value: Any, shape: tuple[int, ...]) -> None:
         raise ConfigError(f"{what} is of {dtype}", expected="real numbers, such as float32")
 
 
-def told(instruction: str, observation: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
-    """What a policy sees of an instruction: observation -> one number for each text that it knows, 1 for this one.
+def followed(text: str, spec: Spec) -> str:
+    """The instruction that a policy follows: ``text``, or the only one that it knows.
 
     Args:
-        instruction: the text.
-        observation: of the policy's contract, name -> :class:`flowpolicy.core.spec.ObservationSpec`.
+        text: what is asked for; empty for nothing.
+        spec: of the policy's contract.
+
+    Returns:
+        One of its texts; empty for a policy that takes none, and where several could be meant.
 
     Raises:
         ConfigError: the policy was trained on no such text, or on none.
 
     """
-    known = {key: spec.words for key, spec in observation.items() if spec.words}
-    if not known:
-        raise ConfigError(f"the instruction '{instruction}' to a policy that takes none", fix="leave it out")
-    key, words = next(iter(known.items()))
-    if instruction not in words:
+    words = next(iter(spec.instructions.values()), ())
+    if not words and text:
+        raise ConfigError(f"the instruction '{text}' to a policy that takes none", fix="leave it out")
+    if text and text not in words:
         raise ConfigError(
-            f"the policy knows no instruction '{instruction}'",
-            expected=nearest(instruction, words),
+            f"the policy knows no instruction '{text}'",
+            expected=listed(words, text),
             fix="give one that it was trained on, letter by letter; it understands no others",
         )
-    return {key: np.eye(len(words), dtype=np.float32)[words.index(instruction)]}
+    return text or (words[0] if len(words) == 1 else "")
+
+
+def require_followed(text: str, spec: Spec) -> str:
+    """Like :func:`followed`, and raises ConfigError where several instructions could be meant, too."""
+    found = followed(text, spec)
+    for words in spec.instructions.values() if not found else ():
+        raise ConfigError(
+            f"the policy follows {len(words)} instructions, and none is given",
+            expected=listed(words),
+            fix="--instruction TEXT; in Python instruction='TEXT'",
+        )
+    return found
+
+
+def listed(words: Sequence[str], near: str = "") -> str:
+    """Instructions for an error, those most like ``near`` first: at most 20 of them, and how many more there are."""
+    first = difflib.get_close_matches(near, words, n=3, cutoff=0.3) if near else []
+    every = [*first, *(word for word in words if word not in first)]
+    more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
+    return "one of " + ", ".join(f"'{word}'" for word in every[:_SHOWN]) + more
+
+
+_SHOWN = 20
+
+
+def told(instruction: str, spec: Spec) -> dict[str, NDArray[np.float32]]:
+    """What a policy sees of an instruction: observation -> one number for each text that it knows, 1 for this one.
+
+    Args:
+        instruction: the text; the only one that the policy knows unless given.
+        spec: of the policy's contract.
+
+    Returns:
+        Nothing for a policy that takes no instruction, and where several could be meant.
+
+    Raises:
+        ConfigError: the policy was trained on no such text, or on none.
+
+    """
+    text = followed(instruction, spec)
+    return {
+        key: np.eye(len(words), dtype=np.float32)[words.index(text)] for key, words in spec.instructions.items() if text
+    }
 
 
 def require_told(key: str, value: Any) -> None:

@@ -20,7 +20,7 @@ from flowpolicy.core.spec import Contract
 from flowpolicy.policy.committed import Committed
 from flowpolicy.policy.engines.engine import Engine
 from flowpolicy.policy.history import ObservationHistory
-from flowpolicy.policy.inputs import require_chunks, require_nfe, told
+from flowpolicy.policy.inputs import followed, require_chunks, require_followed, require_nfe, told
 from flowpolicy.policy.previous import Previous
 from flowpolicy.policy.queue import ChunkQueue
 
@@ -117,6 +117,7 @@ class Session:
             unless given.
         device: where noise is drawn and observations are placed; that of the policy's parameters unless given.
         instruction: what is to be done, one of the texts of the contract; for policies that were trained on several.
+            The only text of one that knows a single one unless given.
 
     Raises:
         ConfigError: the policy cannot act so.
@@ -146,7 +147,10 @@ class Session:
         else:
             self.source = PolicySource(policy, nfe, noise_scale, device)
         self.contract: Contract = self.source.contract
-        self.told = told(instruction, self.contract.spec.observation) if instruction else {}
+        self.instruction = followed(instruction, self.contract.spec)
+        """The text that is followed; empty for a policy that takes none, and where observations say it."""
+        self.told = told(self.instruction, self.contract.spec)
+        self._untold = self.contract.spec.instructions.keys() - self.told.keys()
         self.nfe = int(getattr(policy, "nfe", self.contract.nfe) if nfe is None else nfe)
         self.execute = self.contract.execute if execute is None else execute
         self.execution = execution
@@ -188,6 +192,11 @@ class Session:
         """
         self.episode.see(obs, age)
         return self.episode.act()
+
+    def require_told(self, obs: Mapping[str, Any]) -> None:
+        """Raise ConfigError where neither the session nor ``obs`` says which of several instructions is meant."""
+        if self._untold and not self._untold <= obs.keys():
+            require_followed("", self.contract.spec)
 
     def begin(self, seed: int, plan: NDArray[Any] | None = None) -> LiveEpisode:
         """An episode beside all others: many can be under way, and none depends on another.
@@ -234,6 +243,7 @@ class LiveEpisode:
 
         Its pictures may be left out where :attr:`looks` is not true.
         """
+        self._session.require_told(obs)
         repeated = bool(len(self.history)) and age == self.age + 1
         self.age = age
         if not repeated:

@@ -139,30 +139,35 @@ class PolicyClient:
         *,
         prefix: np.ndarray | None = None,
         noise: np.ndarray | None = None,
+        instruction: str = "",
     ) -> Reply:
         """Ask for a chunk.
 
         Args:
-            obs: name -> (o, *shape), environment units, oldest first; exactly the keys of the contract. Pictures are
+            obs: name -> (o, *shape), environment units, oldest first; exactly the keys of the contract, of which an
+                instruction may be left out. Pictures are
                 uint8 as the camera gives them, or a list of o JPEG files (bytes), of the size that the contract says.
             budget_ms: time within which the chunk is of use.
             prefix: (n, a) actions that the robot executes meanwhile, n at most :attr:`prefix`; the chunk begins
                 with them.
             noise: (k, h, a), instead of noise seeded by this client's seed and the number of the request.
+            instruction: what is to be done, one of the texts of the contract, for a policy that was trained on several;
+                unless given what the server was told, and the only one that there is.
 
         Returns:
             A chunk that came within the budget.
 
         Raises:
             LateError: it did not. A chunk that comes later is dropped, never returned for another request.
-            ServingError: refused ('shape', 'nan', 'overloaded', ...), or 'lost': the connection is gone, make a
-                new client.
+            ServingError: refused ('shape', 'nan', 'instruction', 'overloaded', ...), or 'lost': the connection is
+                gone, make a new client.
 
         """
         number, start = self._next, self.clock()
         self._next += 1
         message = {"type": "act", "id": number, "budget_ms": budget_ms, "obs": _sent(obs), "seed": self.seed}
-        message |= {name: value for name, value in (("prefix", prefix), ("noise", noise)) if value is not None}
+        given = {"prefix": prefix, "noise": noise, "instruction": instruction or None}
+        message |= {name: value for name, value in given.items() if value is not None}
         if "sent_ms" in self.hello.get("optional", ()):  # the server then knows how long the request waited to be read
             message["sent_ms"] = 1e3 * start
         try:

@@ -12,8 +12,8 @@ import numpy as np
 
 from flowpolicy.core.errors import ActionError, ConfigError, ContractError, ServingError
 from flowpolicy.policy.committed import Committed
-from flowpolicy.policy.inputs import require_chunks
-from flowpolicy.serve.protocol import ActRequest, InputForm
+from flowpolicy.policy.inputs import followed, require_chunks
+from flowpolicy.serve.protocol import ActRequest, InputForm, Instructions
 from flowpolicy.serve.scheduler import LatencyTable, measure_latency
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class Model:
     """Name that every answer carries."""
     table: LatencyTable
     """What a batch costs."""
+    instruction: str = ""
+    """What is done where a request does not say, by a policy that takes instructions; the only one unless given."""
 
     @classmethod
     def prepare(
@@ -74,20 +76,25 @@ class Model:
         batches: Sequence[int],
         clock: Callable[[], float] = time.perf_counter,
         rounds: int = 40,
+        instruction: str = "",
     ) -> Model:
         """Warm up and measure.
 
         Raises:
-            ConfigError: no engine, or several for one number of evaluations.
+            ConfigError: no engine, or several for one number of evaluations, or an instruction that the policy does
+                not know.
 
         """
         by_nfe = {engine.nfe: engine for engine in engines}
         if not engines or len(by_nfe) != len(engines):
             raise ConfigError(f"engines for {[e.nfe for e in engines]} evaluations", expected="one for each number")
-        untimed = cls(by_nfe, checkpoint, LatencyTable({(nfe, rows): 1.0 for nfe in by_nfe for rows in batches}))
+        costs = LatencyTable({(nfe, rows): 1.0 for nfe in by_nfe for rows in batches})
+        untimed = cls(by_nfe, checkpoint, costs, followed(instruction, engines[0].contract.spec))
         form = untimed.form
         types = {key: np.uint8 if key in form.pictures else np.float32 for key in form.obs}
         obs: dict[str, np.ndarray] = {key: np.zeros(shape, types[key]) for key, shape in form.obs.items()}
+        for key in form.told.spec.instructions if form.told else ():
+            obs[key][:, 0] = 1
         zeros = [ActRequest(number, 1.0, obs, seed=0) for number in range(max(batches))]
         # With the drawing of noise and the stacking of rows: what a batch costs is all that the server does for it.
         calls = {nfe: functools.partial(_act, untimed, nfe, zeros) for nfe in by_nfe}
@@ -105,7 +112,8 @@ class Model:
         contract = engine.contract
         noise = (engine.candidates, contract.chunk, contract.spec.action.size)
         pictures = frozenset(key for key, each in contract.spec.observation.items() if each.kind == "image")
-        return InputForm(contract.histories, noise, prefix_of(engine), pictures)
+        told = Instructions(contract.spec, self.instruction) if contract.spec.instructions else None
+        return InputForm(contract.histories, noise, prefix_of(engine), pictures, told)
 
     def act(self, nfe: int, requests: Sequence[ActRequest]) -> np.ndarray:
         """Chunks (b, h, a) of several requests; each draws its noise from its own seed and number.

@@ -43,7 +43,7 @@ async def _serve(run: Path, load: Callable[[], Model], config: ServerConfig, tok
         sys.stdout.write(
             f"serving {run} ({server.model.checkpoint}, engine {server.model.any_engine.name}) "
             f"at ws://{config.host}:{port}\n"
-            f"latency, ms by evaluations and robots: {server.model.table.to_json()}\n"
+            f"latency, ms by evaluations and robots: {server.model.table.to_json()}\n{_told(server.model)}"
         )
         sys.stdout.flush()
         tasks = [asyncio.create_task(work) for work in (stop.wait(), server.died(), _reload(server, reload))]
@@ -54,6 +54,14 @@ async def _serve(run: Path, load: Callable[[], Model], config: ServerConfig, tok
             task.cancel()
     for task in done:
         task.result()
+
+
+def _told(model: Model) -> str:
+    """What a policy does that takes instructions, where a robot does not say: a line, or nothing."""
+    known = sum(map(len, model.any_engine.contract.spec.instructions.values()))
+    if model.instruction:
+        return f"instruction where a robot says none: '{model.instruction}'{', the only one' if known == 1 else ''}\n"
+    return f"each request says which of {known} instructions is meant\n" if known else ""
 
 
 async def _reload(server: PolicyServer, wanted: asyncio.Event) -> None:

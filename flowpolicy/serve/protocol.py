@@ -6,9 +6,10 @@ Every message is one MessagePack map with ``schema`` and ``type``. An array is a
 ========  ========  ==================================================================================
 from      type      other entries
 ========  ========  ==================================================================================
-server    hello     contract, checkpoint, engine, nfes, prefix, candidates, limits, optional [name]
-client    act       id, budget_ms, obs {name: array (o, *shape)}, seed; optional noise, prefix (n, a),
-                    sent_ms where hello names it among its optional entries
+server    hello     contract, checkpoint, engine, nfes, prefix, candidates, limits, optional [name], and
+                    instruction, which is followed where a request says none, of a policy that takes them
+client    act       id, budget_ms, obs {name: array (o, *shape)}, seed; optional noise, prefix (n, a), and
+                    sent_ms and instruction where hello names them among its optional entries
 server    chunk     id, chunk (h, a), nfe, checkpoint, queue_ms, compute_ms
 server    late      id, late_ms: no chunk, the budget had run out
 server    error     id (or nil), code, what, expected, fix
@@ -28,7 +29,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flowpolicy.core.errors import MissingExtraError, ServingError
+from flowpolicy.core.errors import ConfigError, MissingExtraError, ServingError
+from flowpolicy.core.spec import Spec
+from flowpolicy.policy.inputs import require_followed, require_told, told
 
 try:
     import msgpack
@@ -40,7 +43,7 @@ DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float32", "float6
 """Types that an array may have on the wire."""
 _FLOAT = DTYPES["float32"]
 _ENCODED = {np.dtype(name): (name, wire) for name, wire in DTYPES.items()}
-OPTIONAL = ("sent_ms",)
+OPTIONAL = ("sent_ms", "instruction")
 """Entries of a request that this version understands and an earlier one would refuse: hello names them."""
 MAX_DIMENSIONS = 6
 MAX_ENTRIES = 64
@@ -168,6 +171,33 @@ class InputForm:
     """Most committed actions."""
     pictures: frozenset[str] = frozenset()
     """Keys whose arrays are pictures, of uint8."""
+    told: Instructions | None = None
+    """Of a policy that takes an instruction."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Instructions:
+    """What a policy that takes instructions can be told in a request."""
+
+    spec: Spec
+    """Of its contract, whose ``instructions`` are the texts."""
+    usual: str = ""
+    """What it does when a request does not say; empty where every request must."""
+
+    def rows(self, text: str, history: int) -> dict[str, np.ndarray]:
+        """Observation -> (o, n) float32 of a text, the same at all moments that a decision sees.
+
+        Raises:
+            ServingError: code 'instruction': it is unknown, or there is none and several are known.
+
+        """
+        try:
+            given = told(require_followed(text or self.usual, self.spec), self.spec)
+        except ConfigError as error:
+            fix = error.fix if text else "say it in the request, client.act(..., instruction='TEXT'), or to all: "
+            fix += "" if text else "flowpolicy serve --instruction TEXT"
+            raise ServingError("instruction", error.what, expected=error.expected, fix=fix) from error
+        return {key: np.tile(row, (history, 1)) for key, row in given.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +252,8 @@ def asked(message: Mapping[str, Any]) -> Asked:
         raise ServingError("malformed", f"budget_ms is {budget!r}"[:100], expected=f"above 0, up to {MAX_BUDGET_MS:g}")
     if sent is not None and (type(sent) not in _REAL or not -MAX_ID < sent < MAX_ID):
         raise ServingError("malformed", f"sent_ms is {sent!r}"[:100], expected="milliseconds of the client's clock")
+    if type(text := message.get("instruction", "")) is not str:
+        raise ServingError("malformed", f"instruction is {text!r}"[:100], expected="a text")
     return Asked(message["id"], float(budget), sent, message)
 
 
@@ -234,7 +266,7 @@ def request_from(request: Asked, form: InputForm) -> ActRequest:
     """Decode and check the arrays of a request.
 
     Raises:
-        ServingError: 'shape' (keys, shapes, types) or 'nan' (not finite).
+        ServingError: 'shape' (keys, shapes, types), 'nan' (not finite) or 'instruction' (unknown, or not said).
 
     """
     message = request.message
@@ -251,7 +283,7 @@ def request_from(request: Asked, form: InputForm) -> ActRequest:
     noise = _optional(message, "noise")
     if noise is not None and noise.shape != form.noise:
         raise ServingError("shape", f"noise has the shape {noise.shape}", expected=str(form.noise))
-    obs = _observation(message["obs"], form)
+    obs = _observation(_with_instruction(message, form), form)
     return ActRequest(request.id, request.budget_ms, obs, message["seed"], noise, prefix)
 
 
@@ -275,7 +307,31 @@ def _observation(value: Any, form: InputForm) -> dict[str, np.ndarray]:
                 )
             array = _finite(array, f"observation {name}")
         obs[name] = array
+    if form.told is not None:
+        for name in form.told.spec.instructions:
+            try:
+                require_told(name, obs[name])
+            except ConfigError as error:
+                raise ServingError(
+                    "instruction", error.what, expected=error.expected, fix="send the text: 'instruction'"
+                ) from error
     return obs
+
+
+def _with_instruction(message: Mapping[str, Any], form: InputForm) -> Any:
+    """The observations of a message, with what its instruction makes of them where they do not say it themselves."""
+    obs, text = message["obs"], message.get("instruction", "")
+    if form.told is None and text:
+        raise ServingError("instruction", f"the instruction '{text}'"[:200] + " to a policy that takes none")
+    if form.told is None or not isinstance(obs, dict):
+        return obs
+    keys = form.told.spec.instructions.keys()
+    if keys <= obs.keys() and not text:
+        return obs
+    if both := keys & obs.keys():
+        raise ServingError("instruction", f"a text, and the observation {', '.join(both)}", expected="one of the two")
+    rows = form.told.rows(text, form.obs[next(iter(keys))][0])
+    return obs | {key: {"dtype": "float32", "shape": row.shape, "data": row.tobytes()} for key, row in rows.items()}
 
 
 def _plain(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -143,6 +143,7 @@ class PolicyServer:
             "latency_ms": model.table.to_json(),
             "limits": {"message_bytes": self.config.limit, "in_flight": 1},
             "optional": OPTIONAL,
+            **({"instruction": model.instruction} if model.instruction else {}),
         }
 
     def _gate(self, connection: ServerProtocol, request: Request) -> Response | None:

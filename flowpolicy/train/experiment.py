@@ -146,14 +146,16 @@ def make_contract(experiment: Experiment, dataset: Dataset, env: Spec) -> Contra
     # How pictures were drawn is the file's affair: an environment draws what a policy was trained on.
     pictures = with_thumbnails(dataset)
     keys = (*keys, *(key for key in pictures if key not in keys))
-    unknown = [key for key in keys if key not in env.observation and key not in pictures]
+    # An instruction is given, and no environment's to observe.
+    given = {key: dataset.spec.observation[key] for key in dataset.spec.instructions if key in keys}
+    unknown = [key for key in keys if key not in env.observation and key not in pictures and key not in given]
     if unknown:
         raise DataError(
             f"the environment '{experiment.env}' gives no observation {', '.join(unknown)}",
             expected=f"keys among {', '.join(env.observation)}",
             fix="--data.obs-keys KEY KEY ...",
         )
-    offered = env.observation | pictures
+    offered = env.observation | pictures | given
     spec = dataclasses.replace(env, observation={key: offered[key] for key in keys})
     # With which arm and tool the task is done, only the recording knows.
     missing = {field: getattr(dataset.spec, field) for field in ("robot", "tool") if getattr(env, field) == UNSTATED}

@@ -6,6 +6,7 @@ import numpy as np
 
 from flowpolicy.core.errors import ContractError
 from flowpolicy.core.spec import UNSTATED, Contract, Spec
+from flowpolicy.policy.inputs import listed
 from flowpolicy.real_robot.bridge.ring_records import ROWS
 from flowpolicy.real_robot.bridge.watchdogs import WatchdogLimits
 
@@ -42,8 +43,11 @@ def check_contract(contract: Contract, robot: Spec) -> list[str]:
             expected="at least one row more, to go on with while the policy decides",
             fix="train with a smaller --agent.execute or a larger --agent.chunk",
         )
+    seen = [key for key, each in contract.spec.observation.items() if not each.words]
+    told = [f"instructions  {listed(words)}" for words in contract.spec.instructions.values()]
     return [
-        f"observations  {', '.join(contract.spec.observation)}",
+        f"observations  {', '.join(seen)}",
+        *told,
         f"robot         {robot.robot}, {robot.tool}",
         f"action        {action.convention}, {action.frame}: {action.units}",
         f"rate          {action.rate_hz:g} Hz, a decision every {contract.execute * dt:g} s, {spare:g} s in hand",

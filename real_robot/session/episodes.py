@@ -87,7 +87,7 @@ def finish_episode(folder: Path, number: int) -> Path:
     """Turn the journals of an episode into its file, and remove them. What was lost of it, :func:`told_gaps` says.
 
     ``meta.json`` beside the journals says: ``env_args``, ``keys`` (observations), ``arm`` (its name), ``tool`` (m),
-    ``rate_hz`` and ``cameras`` (name -> height and width).
+    ``rate_hz`` and ``cameras`` (name -> height and width); where a policy was told what to do, ``instruction``.
 
     Raises:
         NothingRecordedError: the journals hold not one row.
@@ -117,7 +117,8 @@ def finish_episode(folder: Path, number: int) -> Path:
         for place, rows in enumerate(parts):
             part = _episode(rows, raw, success and place == len(parts) - 1, meta)
             beside = _beside(raw, meta) | {"gaps": gaps} if place == 0 else {}
-            said = {**meta["labels"], "label": label} if "labels" in meta else {}
+            told = {"lang": meta["instruction"]} if meta.get("instruction") else {}
+            said = {**meta["labels"], "label": label} if "labels" in meta else told
             notes = {"ep_meta": json.dumps(said, sort_keys=True)} if said else {}
             part = dataclasses.replace(part, extra={**part.extra, **beside}, notes=notes)
             writer.add(part, [filter_key(label)])

@@ -20,6 +20,7 @@ from flowpolicy.core.spec import ActionSpec, Contract, ImageSpec, image_json, lo
 from flowpolicy.data.hdf5_frames import SUFFIX
 from flowpolicy.envs import find_env
 from flowpolicy.envs.arm_tasks import ArmTaskConfig
+from flowpolicy.policy.inputs import require_followed
 from flowpolicy.real_robot.arm.action_conventions import convention_of
 from flowpolicy.real_robot.cameras.camera_setup import noisy_cameras, parse_cameras
 from flowpolicy.real_robot.cameras.cameras import recorded_levels
@@ -58,6 +59,8 @@ class PolicyAt:
     """What computes a run's decisions, see :func:`flowpolicy.policy.load_engine`; a server has chosen its own."""
     device: str = "cpu"
     """Where; a server has chosen its own."""
+    instruction: str = ""
+    """What is to be done, one of the texts of its contract; the only one unless given."""
 
     def __post_init__(self) -> None:
         for flag, value, usual in (("engine", self.engine, "auto"), ("device", self.device, "cpu")):
@@ -71,7 +74,17 @@ class PolicyAt:
         """What the policy process is told."""
         run = self.run if is_address(self.run) else str(Path(self.run).absolute())
         token_file = str(self.token_file.absolute()) if self.token_file else None
-        return {"run": run, "seed": seed, "token_file": token_file, "engine": self.engine, "device": self.device}
+        way = {"engine": self.engine, "device": self.device, "instruction": self.instruction}
+        return {"run": run, "seed": seed, "token_file": token_file, **way}
+
+    def told(self) -> str:
+        """What it is going to do; empty for a policy that takes no instruction.
+
+        Raises:
+            ConfigError: it knows no such instruction, or several and none is given.
+
+        """
+        return require_followed(self.instruction, self.contract().spec)
 
     def contract(self) -> Contract:
         """What it was trained for; a server is asked."""
@@ -158,6 +171,8 @@ def play(
             for warning in check_cameras(policy.contract(), seen, running):
                 tell(f"warning: {warning}")
         meta = recording_meta(config, config.env_args(_spoken(config, contracts)), seen, setup)
+        if policy is not None and (told := policy.told()):
+            meta["instruction"] = told
         if (out / INDEX).exists():  # refused before anything moves
             require_same_robot(out / INDEX, read_env_args(out / INDEX), meta["env_args"], "this session's")
         running.start("recorder_process", {"folder": str(out.absolute()), "meta": meta})

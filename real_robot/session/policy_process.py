@@ -107,7 +107,8 @@ class PolicyLoop:
         self.acting, self.session, self.tool, self.mode, self._now, self._note = acting, session, tool, mode, now, note
         self._convention = convention_of(contract.spec.action, policy_limits(session.arm, table=0.0, tool=tool))
         self.dt = 1.0 / contract.spec.action.rate_hz
-        self._keys = tuple(key for key, one in contract.spec.observation.items() if one.kind == "state")
+        stated = contract.spec.observation.items()
+        self._keys = tuple(key for key, one in stated if one.kind == "state" and not one.words)
         self._cameras = open_watches(session.folder, contract.spec.images, noisy)
         self._troubled = Since()
         self._execute = acting.execute
@@ -249,7 +250,7 @@ def make_loops(
     """
     numbers, noisy, loops = itertools.count(1), noisy_cameras(setup.cameras), []
     for one in (options, *options.get("others", ())):
-        acting = Session(load_source(one, note), seed=one["seed"])
+        acting = Session(load_source(one, note), seed=one["seed"], instruction=one.get("instruction", ""))
         loops.append(PolicyLoop(acting, session, setup.tool_length, setup.mode, now, note, noisy, numbers))
     return TakingTurns(loops, session)
 

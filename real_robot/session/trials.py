@@ -40,6 +40,7 @@ class Trials:
         seed: of the starts, the noise and the order.
         ask: answers 'y', 'n' or 'd' about an episode; None where the task's own criterion decides.
         change: called after every verdict with what is known, so that nothing is lost with the session.
+        instruction: what the policies were told to do, for the records.
 
     """
 
@@ -50,8 +51,10 @@ class Trials:
         seed: int,
         ask: Callable[[int], str] | None = None,
         change: Callable[[Trials], None] = lambda trials: None,
+        instruction: str = "",
     ) -> None:
         self.contracts, self.seed, self._ask, self._change = list(contracts), seed, ask, change
+        self.instruction = instruction
         rng = numpy_generator(seed, "trials", "order")
         pairs = [rng.permutation(len(self.contracts)).tolist() for _ in range(episodes)]
         self._left = [Trial(index, policy) for index, order in enumerate(pairs) for policy in order]
@@ -128,7 +131,8 @@ def record_of(trials: Trials, policy: int, run: str, simulation: str, command: s
     contract = trials.contracts[policy]
     made = {"command": command} if "://" in run else acted(resolve(Path(run)), contract, command)
     episodes = [one for _, one in trials.episodes(policy)]
-    return make_evaluation(trials.plan(policy), episodes, run=run, simulation=simulation, **made)
+    said = {**made, "instruction": trials.instruction}
+    return make_evaluation(trials.plan(policy), episodes, run=run, simulation=simulation, **said)
 
 
 def keep_records(

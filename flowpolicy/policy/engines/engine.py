@@ -91,13 +91,16 @@ class Shapes:
     """Law of the noise at the start."""
 
     def buffers(self, batch: int) -> Buffers:
-        """Zeros at this batch size."""
+        """Zeros at this batch size; of a policy that takes instructions the first one, for there is none of zeros."""
         contract = self.contract
         chunk = (contract.chunk, contract.spec.action.size)
         seen = (batch, contract.history, self.observation)
         start = -(-math.prod(seen) // 16) * 16  # both begin at a cache line where the first does
         packed = np.zeros(start + batch * self.candidates * math.prod(chunk), np.float32)
         obs, noise = packed[: math.prod(seen)].reshape(seen), packed[start:].reshape(-1, *chunk)
+        for key, view, _ in self.views(obs):
+            if contract.spec.observation[key].words:
+                view[..., 0] = 1
         out = np.zeros((batch, *chunk), np.float32)
         pictures = {
             key: np.zeros((batch, contract.history, *spec.shape), np.uint8)
@@ -136,6 +139,9 @@ def drawn(contract: Contract, rows: int, random: np.random.Generator) -> dict[st
     for key, shape in contract.histories.items():
         if contract.spec.observation[key].kind == "image":
             found[key] = random.integers(0, 256, (rows, *shape), np.uint8)
+        elif words := contract.spec.observation[key].words:
+            found[key] = np.zeros((rows, *shape), np.float32)
+            found[key][..., random.integers(len(words))] = 1
         else:
             found[key] = random.standard_normal((rows, *shape), np.float32)
     return found
