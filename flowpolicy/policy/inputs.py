@@ -101,7 +101,7 @@ def require_followed(text: str, spec: Spec) -> str:
         raise ConfigError(
             f"the policy follows {len(words)} instructions, and none is given",
             expected=listed(words),
-            fix="--instruction TEXT; in Python instruction='TEXT'",
+            fix="name one of them, letter by letter: the option 'instruction' of the command, instruction='TEXT' in Python",
         )
     return found
 

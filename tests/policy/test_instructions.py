@@ -64,7 +64,9 @@ def test_an_evaluation_follows_one_instruction_and_its_record_says_which(run, tm
     assert len(list((run / "eval").glob("*.json"))) == 2
     assert unlike(*found)[0] == "Not the same instruction: 'push the cube' and 'lift the cube'."
     out = tmp_path / "record.json"
-    assert not main(("eval", str(run), "--episodes", "2", "--instruction", WORDS[1], "--json", str(out)))
+    with pytest.raises(SystemExit) as ended:
+        main(("eval", str(run), "--episodes", "2", "--instruction", WORDS[1], "--json", str(out)))
+    assert ended.value.code == 0
     again = load_evaluation(out)
     assert (again.instruction, again.return_) == (WORDS[1], found[1].return_)
     assert "lift the cube" in capsys.readouterr().out
