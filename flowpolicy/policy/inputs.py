@@ -101,7 +101,7 @@ def require_followed(text: str, spec: Spec) -> str:
         raise ConfigError(
             f"the policy follows {len(words)} instructions, and none is given",
             expected=listed(words),
-            fix="name one of them, letter by letter: the option 'instruction' of the command, instruction='TEXT' in Python",
+            fix="name one of them: the option 'instruction' of the command; in Python instruction='TEXT'",
         )
     return found
 
