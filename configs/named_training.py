@@ -91,7 +91,7 @@ def _chosen(preset: DataConfig, data: Dataset | DataConfig | str | os.PathLike[s
     usual = DataConfig()
     names = [field.name for field in dataclasses.fields(DataConfig)]
     said = {name: value for name in names if (value := getattr(data.config, name)) != getattr(usual, name)}
-    config = dataclasses.replace(preset, **{**said, "path": str(data.path)})
+    config = dataclasses.replace(preset, **{**said, "path": data.config.path or str(data.path)})
     if dataset_sha256(config) != data.sha256:
         raise DataError(f"{data.path} has changed since it was loaded", fix="load it again: fp.load_dataset(...)")
     return config

@@ -141,7 +141,8 @@ def test_what_is_mistyped_or_does_not_belong_together_is_told(toy, tmp_path, mon
     ):
         with pytest.raises(fp.FlowPolicyError, match=told):
             call()
-    changed = dataclasses.replace(data, sha256="0" * 64, path=home / "toy.hdf5")
+    place = str(home / "toy.hdf5")
+    changed = dataclasses.replace(data, sha256="0" * 64, config=DataConfig(path=place))
     with pytest.raises(fp.FlowPolicyError, match="has changed since it was loaded"):
         fp.train("debug", data=changed)
     assert not (tmp_path / "runs").exists()

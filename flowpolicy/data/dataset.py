@@ -174,6 +174,7 @@ def load_dataset(config: DataConfig | str | os.PathLike[str], **options: Any) ->
     given = config if isinstance(config, DataConfig) else DataConfig(path=os.fspath(config))
     chosen: DataConfig = changed(given, options)
     dataset = _load(chosen, check=True)
+    dataset.config = chosen  # with the place that was named, not that of a copy on this machine
     for remark in dataset.remarks:
         warnings.warn(f"{dataset.path} {remark}", DataWarning, stacklevel=2)
     if dataset.unread and not (chosen.obs_keys or chosen.cameras):
