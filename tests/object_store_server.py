@@ -106,6 +106,7 @@ def bucket(wire, monkeypatch, tmp_path, request):
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", 240)  # the server's first answer loads half of botocore
     found = f"bucket-{abs(hash(request.node.nodeid)) % 10**12}"
     store().mkdir(found)
     return found
