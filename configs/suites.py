@@ -178,13 +178,16 @@ SUITES = {
         reference="off",
     ),
     "debug": Suite(
-        "FQL on toy data, for tests: seconds",
+        "FQL on toy data and on a maze (extra ogbench), for tests: seconds",
         arms={
             "fql": Arm("fql"),
             "fql-strong": Arm("fql", ("--agent.alpha", "10")),
         },
-        tasks={"toy": 20},
-        flags=("--steps", "20", "--batch-size", "16"),
+        tasks={"toy": 20, "pointmaze-medium": 5},
+        flags=(
+            *("--steps", "20", "--batch-size", "16", "--checkpoint-every", "5", "--agent.net.width", "64"),
+            *("--agent.net.depth", "2", "--agent.critic.width", "64", "--agent.critic.depth", "2"),
+        ),
         seeds=2,
         episodes=3,
     ),

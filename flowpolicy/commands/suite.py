@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -15,7 +15,10 @@ from flowpolicy.commands.report import end_with_report, write_and_tell
 from flowpolicy.configs.suites import SUITES, Suite
 from flowpolicy.core.errors import ConfigError, TrainingError, nearest
 from flowpolicy.core.files import held_alone
-from flowpolicy.core.ranges import Count, Seed, Threads
+from flowpolicy.core.ranges import Count, NonNegative, Positive, Seed, Threads
+
+if TYPE_CHECKING:
+    from flowpolicy.lab.suite_jobs import Place
 
 Name = Annotated[str, tyro.conf.Positional]
 Words = tuple[str, ...]
@@ -44,8 +47,13 @@ def run_suite(
     seeds: tuple[Seed, ...] = (),
     add: tuple[str, ...] = (),
     steps: Count | None = None,
-    jobs: Threads = 1,
+    jobs: Threads | None = None,
     batch_seeds: bool = False,
+    on: str = "local",
+    cpus_per_run: Positive = 1.0,
+    gpus_per_run: NonNegative = 0.0,
+    partition: str = "",
+    hours: Positive = 4.0,
     device: str = "cpu",
     precision: Literal["fp32", "tf32", "bf16"] = "fp32",
 ) -> None:
@@ -64,15 +72,23 @@ def run_suite(
         add: further arms, each NAME=PRESET FLAG ..., e.g. 'iql-greedy=iql --agent.alpha 10'. They stay with the
             records: later commands know them.
         steps: updates of every run; those of the suite or of the presets unless given.
-        jobs: runs side by side, one thread each.
+        jobs: runs side by side, one thread each; at most, elsewhere than on this machine. 1 here unless given; on Ray
+            and SLURM as many as there is room for.
         batch_seeds: train all seeds of an arm together, in one process (flowpolicy train --seeds).
+        on: where the runs are carried out: local, in processes of this machine; ray, the Ray cluster that this machine
+            belongs to, or a new one on it alone; ray://HOST:PORT, a cluster elsewhere; slurm, as an array of jobs.
+            docs/scale.md says what each needs.
+        cpus_per_run: cores that Ray or SLURM gives to a run.
+        gpus_per_run: GPUs that Ray or SLURM gives to a run, with --device cuda; on Ray several runs share one by a
+            fraction, such as 0.25.
+        partition: SLURM's partition; its default unless given.
+        hours: that SLURM gives to a run; then it goes back into the queue, and on from its newest checkpoint.
         device: where to train: cpu or a CUDA device. Policies are played on the CPU.
         precision: of matrix products in training.
 
     """
     from flowpolicy.lab.suite_jobs import (
         find_suite,
-        log_of,
         plan_jobs,
         require_budget,
         require_current,
@@ -82,6 +98,8 @@ def run_suite(
     )
 
     home = records or out / "records"
+    _require_gpus(device, gpus_per_run, on)
+    place = _place(on, out, cpus_per_run, gpus_per_run, partition, hours, jobs)
     suite = with_added(find_suite(name), home, add)
     more: Words = () if device == "cpu" else ("--device", device)
     more += () if precision == "fp32" else ("--precision", precision)
@@ -94,13 +112,39 @@ def run_suite(
             require_budget((job for job in every if job.record.exists()), steps)
         for task in dict.fromkeys(job.task for job in todo):
             require_data(suite, task, data)
-        failed = run_jobs(todo, jobs, f"suite {name}", batch_seeds=batch_seeds)
+        failed = run_jobs(todo, place, f"suite {name}", batch_seeds=batch_seeds)
     _print_table(name, suite, home)
     end_with_report([out, *([] if records is None else [records])], out / "report.html", name)
     if failed:
         raise TrainingError(
-            f"{len(failed)} of {len(todo)} runs failed: {', '.join(f'{j.task}/{j.arm}-seed{j.seed}' for j in failed)}",
-            fix=f"read {log_of(failed[0])}, then run the same command again: what is done is kept",
+            f"{len(failed)} of {len(todo)} runs failed: {', '.join(map(str, failed))}",
+            fix=f"read {failed[0].log}, then run the same command again: what is done is kept",
+        )
+
+
+def _place(on: str, out: Path, cpus: float, gpus: float, partition: str, hours: float, jobs: int | None) -> Place:
+    """What ``--on`` names."""
+    if on == "local":
+        from flowpolicy.lab.suite_jobs import Here
+
+        return Here(jobs or 1)
+    if on == "slurm":
+        from flowpolicy.lab.slurm_place import OnSlurm
+
+        return OnSlurm(out, partition, hours, cpus, gpus, jobs)
+    from flowpolicy.lab.ray_cluster import require_address
+    from flowpolicy.lab.ray_place import OnRay
+
+    return OnRay(require_address(on), out, cpus, gpus, jobs)
+
+
+def _require_gpus(device: str, gpus: float, on: str) -> None:
+    if device == "cpu" and gpus:
+        raise ConfigError(f"--gpus-per-run {gpus:g} for runs on the CPU", fix="add --device cuda, or leave it out")
+    if device != "cpu" and on != "local" and not gpus:
+        raise ConfigError(
+            f"--device {device} with no GPU for a run: Ray and SLURM hide those that nobody asked for",
+            fix="add --gpus-per-run 1, or a fraction on Ray",
         )
 
 

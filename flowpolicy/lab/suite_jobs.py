@@ -9,10 +9,11 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from flowpolicy.configs.benchmark_presets import benchmark_files, published_agents
 from flowpolicy.configs.preset_table import find_preset
@@ -23,6 +24,7 @@ from flowpolicy.core.files import read_object, write_json
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.evaluate.records import identity
 from flowpolicy.evaluate.report import load_evaluation
+from flowpolicy.lab.tied_process import run_tied
 
 Words = tuple[str, ...]
 
@@ -41,6 +43,77 @@ class SuiteJob:
     evaluate: Words
     together: Words
     """Words that train it with others of its arm and task, but for the seeds; folders are named like its own."""
+
+    def __str__(self) -> str:
+        return f"{self.task}/{self.arm}-seed{self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """The file that its commands write to."""
+        return self.run.with_suffix(".log")
+
+    @property
+    def data(self) -> str:
+        """Training file."""
+        return self.train[self.train.index("--data.path") + 1]
+
+    @property
+    def newest(self) -> str:
+        """Name of its newest checkpoint; empty where there is none."""
+        return checkpoint.newest(self.run)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, for another process or machine; :func:`job_from` is the inverse."""
+        return dataclasses.asdict(self) | {"run": str(self.run), "record": str(self.record)}
+
+    def elsewhere(self, places: Mapping[str, str]) -> SuiteJob:
+        """The same run with other paths: old -> new."""
+
+        def moved(words: Words) -> Words:
+            return tuple(places.get(word, word) for word in words)
+
+        together = self.together
+        if (run := places.get(str(self.run))) is not None:  # the company's folder lacks the seed, as --out of it does
+            together = (*together[:-1], str(Path(run).with_name(Path(together[-1]).name)))
+        return dataclasses.replace(
+            self,
+            run=Path(places.get(str(self.run), self.run)),
+            record=Path(places.get(str(self.record), self.record)),
+            train=moved(self.train),
+            evaluate=moved(self.evaluate),
+            together=moved(together),
+        )
+
+
+def job_from(value: Mapping[str, Any]) -> SuiteJob:
+    """A job of JSON values."""
+    words = {name: tuple(value[name]) for name in ("train", "evaluate", "together")}
+    return SuiteJob(**{**value, **words, "run": Path(value["run"]), "record": Path(value["record"])})
+
+
+Company = list[SuiteJob]
+"""Runs of one arm and task that are trained by one process: a single one, or several seeds."""
+Finished = Callable[[SuiteJob, bool], None]
+"""Called of every run when it has ended: whether it was trained and evaluated."""
+
+
+class Place(Protocol):
+    """Where the runs of a suite are carried out."""
+
+    def carry_out(self, companies: Sequence[Company], finished: Finished) -> None:
+        """Train and evaluate all of them; what was begun before goes on from its newest checkpoint."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """Processes of this machine."""
+
+    at_once: int = 1
+
+    def carry_out(self, companies: Sequence[Company], finished: Finished) -> None:
+        """Some side by side."""
+        with ThreadPoolExecutor(max_workers=self.at_once) as pool:
+            list(pool.map(lambda company: carry_out(company, finished), companies))
 
 
 def find_suite(name: str) -> Suite:
@@ -188,9 +261,9 @@ def require_current(done: Iterable[SuiteJob]) -> None:
             )
 
 
-def companies(jobs: Sequence[SuiteJob]) -> list[list[SuiteJob]]:
+def companies(jobs: Sequence[SuiteJob]) -> list[Company]:
     """Jobs that differ in their seed alone, such as can be trained together: seeds in a row, and all new or none."""
-    found: list[list[SuiteJob]] = []
+    found: list[Company] = []
     for job in sorted(jobs, key=lambda job: (job.task, job.arm, job.seed)):
         last = found[-1][-1] if found else None
         if last and (last.together, last.seed + 1, _started(last)) == (job.together, job.seed, _started(job)):
@@ -200,48 +273,41 @@ def companies(jobs: Sequence[SuiteJob]) -> list[list[SuiteJob]]:
     return found
 
 
-def run_jobs(todo: list[SuiteJob], jobs: int, title: str, *, batch_seeds: bool = False) -> list[SuiteJob]:
-    """Run the jobs, some side by side, with ``batch_seeds`` all seeds of an arm in one training; the failed ones."""
+def run_jobs(todo: list[SuiteJob], place: Place, title: str, *, batch_seeds: bool = False) -> list[SuiteJob]:
+    """Carry the jobs out at a place, with ``batch_seeds`` all seeds of an arm in one training; the failed ones."""
     failed: list[SuiteJob] = []
-    finished, lock = 0, threading.Lock()
-    with progress_bar(title, max(1, len(todo))) as move, ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+    ended, lock = 0, threading.Lock()
+    with progress_bar(title, max(1, len(todo))) as move:
 
-        def work(company: list[SuiteJob]) -> None:
-            nonlocal finished
-            trained = _run(_training(company), company[0])
-            for job in company:
-                good = trained and _run(job.evaluate, job)
-                with lock:
-                    finished += 1
-                    failed.extend([] if good else [job])
-                    move(finished, f"{job.task}/{job.arm}-seed{job.seed} {'done' if good else 'FAILED'}")
+        def finished(job: SuiteJob, good: bool) -> None:
+            nonlocal ended
+            with lock:
+                ended += 1
+                failed.extend([] if good else [job])
+                move(ended, f"{job} {'done' if good else 'FAILED'}")
 
-        list(pool.map(work, companies(todo) if batch_seeds else [[job] for job in todo]))
+        place.carry_out(companies(todo) if batch_seeds else [[job] for job in todo], finished)
     return failed
+
+
+def carry_out(company: Company, finished: Finished) -> None:
+    """Train the runs of a company, or go on with them, and evaluate each, in processes that write to the logs."""
+    first = company[0]
+    first.run.mkdir(parents=True, exist_ok=True)
+    trained = run_tied(_training(company), first.log)
+    for job in company:
+        finished(job, trained and run_tied(job.evaluate, job.log))
 
 
 def _started(job: SuiteJob) -> bool:
     return any(job.run.glob("checkpoints/step_*"))
 
 
-def _training(company: list[SuiteJob]) -> Words:
-    """Words that train, or go on with, jobs of a company."""
+def _training(company: Company) -> Words:
+    """Words that train, or go on with, jobs of a company; the file may lie elsewhere than when they were begun."""
     first = company[0]
     if _started(first):
-        return ("resume", *(str(job.run) for job in company))
+        return ("resume", *(str(job.run) for job in company), "--data.path", first.data)
     if len(company) == 1:
         return first.train
     return (*first.together, "--seed", str(first.seed), "--seeds", str(len(company)))
-
-
-def _run(words: Words, job: SuiteJob) -> bool:
-    """A command in a process of its own, which writes to the log of ``job``; True if it went well."""
-    job.run.mkdir(parents=True, exist_ok=True)
-    with log_of(job).open("a") as log:
-        command = [sys.executable, "-m", "flowpolicy", *words]
-        return not subprocess.run(command, stdout=log, stderr=log, check=False).returncode
-
-
-def log_of(job: SuiteJob) -> Path:
-    """The file that its commands write to."""
-    return job.run.with_suffix(".log")
