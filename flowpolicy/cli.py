@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "one HTML file about runs, suites or trials: results, videos, traces, curves"),
     "card": ("card", "success against network evaluations against latency, table and picture"),
     "suite": ("suite", "run | table: several arms on several tasks under one budget, with IQM and intervals"),
+    "sweep": ("preset_sweep", "search for options of PRESET on Ray, the worse trials stopped early"),
     "export": ("export", "write a run's policy for ONNX Runtime, AOTInductor or NumPy"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),
     "demo-image": ("demo_image", "demonstrations with pictures to films of what the policy saw: 'make demo-image'"),

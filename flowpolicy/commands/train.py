@@ -48,7 +48,8 @@ class TrainCommand(Experiment):
     sweep: tuple[str, ...] = ()
     """Train runs together that differ in numbers of the agent: NAME=VALUE,VALUE,... as agent.alpha=1,10,100. A '*' in
     the name stands for anything: agent.*optimizer.lr=1e-4,3e-4. Of several every combination, each with every seed;
-    they go to OUT-NAME-VALUE-seedS."""
+    they go to OUT-NAME-VALUE-seedS. One process on one device; flowpolicy sweep searches over many, any option, and
+    stops the worse early."""
     verify_resume: bool = False
     """First prove on this machine that a killed and resumed run equals an uninterrupted one, bit for bit."""
 

@@ -28,9 +28,12 @@ def ray_cluster(address: str) -> Iterator[Any]:
 
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    for name in ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS"):
-        os.environ.setdefault(name, "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    if not address and "RAY_ADDRESS" not in os.environ:
+        # Read when Ray is imported: a cluster of one machine listens on its loopback address. Ray names the variable
+        # after the systems where that is usual; a cluster that runs already has its own address all the same.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        for name in ("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "RAY_worker_register_timeout_seconds"):
+            os.environ.setdefault(name, "300")  # the machine may be busy
     try:
         import ray
     except ImportError as error:
@@ -60,7 +63,20 @@ def _init_near(ray: Any, quiet: dict[str, Any]) -> None:
     except ConnectionError:
         if "RAY_ADDRESS" in os.environ:
             raise
-        ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        _start(ray, quiet)
+
+
+def _start(ray: Any, quiet: dict[str, Any]) -> None:
+    """Start a cluster on this machine alone. Ray gives its processes 30 s, which is short on a busy one."""
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(include_dashboard=False, **quiet)
+        except Exception as error:
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or not tries_left:
+                raise
+        else:
+            return
 
 
 def require_address(on: str) -> str:

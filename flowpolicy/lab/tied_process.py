@@ -22,10 +22,8 @@ main()
 """A run that outlived its suite would go on writing to a folder that somebody else has gone on with meanwhile."""
 
 
-def run_tied(words: Sequence[str], log: Path) -> bool:
-    """Run a command to its end; True if it went well.
-
-    Killed on the way, even by SIGKILL, this process takes the command with it on Linux.
+def start_tied(words: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a command. Killed on the way, even by SIGKILL, this process takes it with it on Linux.
 
     Args:
         words: after ``flowpolicy``.
@@ -35,4 +33,14 @@ def run_tied(words: Sequence[str], log: Path) -> bool:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as stream:
         command = [sys.executable, "-c", _TIED, str(os.getpid()), *words]
-        return not subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+
+
+def run_tied(words: Sequence[str], log: Path) -> bool:
+    """:func:`start_tied` to its end; True if it went well."""
+    with start_tied(words, log) as process:
+        try:
+            return not process.wait()
+        except BaseException:
+            process.kill()
+            raise
