@@ -12,9 +12,8 @@ import tyro
 
 from flowpolicy.commands.arguments import call
 from flowpolicy.commands.console import console
-from flowpolicy.configs.preset_table import find_preset
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.ranges import Count, NonNegative, Positive, Seed, Threads
+from flowpolicy.core.ranges import Count, NonNegative, Positive, Range, Seed, Threads
 
 
 def run(argv: Sequence[str]) -> int:
@@ -30,7 +29,7 @@ def sweep(
     search: Literal["grid", "random", "optuna"] = "grid",
     trials: Threads = 16,
     steps: Count | None = None,
-    rungs: Annotated[int, tyro.conf.arg(metavar="INT")] = 3,
+    rungs: Annotated[int, Range(1, 6)] = 3,
     episodes: Count = 50,
     plan_seed: Seed = 7,
     seed: Seed = 0,
@@ -62,6 +61,7 @@ def sweep(
 
     """
     from flowpolicy.commands.train import parse
+    from flowpolicy.configs.preset_table import find_preset
     from flowpolicy.envs import find_env
     from flowpolicy.evaluate.sheets import as_rich
     from flowpolicy.lab.development_sweep import DevelopmentSweep, parse_axis, run_sweep, sweep_sheet, words_of
@@ -71,13 +71,13 @@ def sweep(
         raise ConfigError("no preset given", expected="one of flowpolicy train --list")
     if taken := [word for word in words if word.partition("=")[0] in ("--out", "--sweep", "--seeds", "--steps")]:
         raise ConfigError(f"{taken[0]} among the flags of the trials", fix="give --steps and --out to the sweep")
-    if not 1 <= rungs <= 6:
-        raise ConfigError(f"--rungs is {rungs}", expected="1 to 6")
     description, base = find_preset(words[0])
     axes = tuple(parse_axis(word) for word in over)
     common = parse(base, words[1:], f"train {words[0]}", description)
     if gpus_per_run and common.device == "cpu":
-        raise ConfigError(f"--gpus-per-run {gpus_per_run:g} for trials on the CPU", fix="'PRESET --device cuda'")
+        raise ConfigError(
+            f"--gpus-per-run {gpus_per_run:g} for trials on the CPU", fix="name a preset to train with --device cuda"
+        )
     env_id = find_env(common.env).spec().env_id
     planned = DevelopmentSweep(
         words, axes, search, trials, steps or common.steps, env_id, episodes, rungs, plan_seed=plan_seed, seed=seed

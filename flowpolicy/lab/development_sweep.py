@@ -205,7 +205,7 @@ def _tune(ray: Any, sweep: DevelopmentSweep, out: Path, cpus: float, gpus: float
     if sweep.search == "optuna":
         from ray.tune.search.optuna import OptunaSearch
 
-        algorithm = OptunaSearch(metric="score", mode="max", seed=sweep.seed)
+        algorithm = OptunaSearch(seed=sweep.seed)
     elif sweep.search == "random":
         from ray.tune.search import BasicVariantGenerator
 

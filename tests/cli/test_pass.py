@@ -129,6 +129,7 @@ ROWS = (
         "suite run", "--out", "suite run offline-rl --tasks door-human --arms fql --data @/folder --out PATH", right=()
     ),
     out("suite run", "--records", f"{SUITE} --data @/folder --out @new --records PATH", right=()),
+    out("sweep", "--out", "sweep fql-toy --over agent.alpha=1,2 --out PATH", right=(), skip=NEW),
     Row("suite table", "--records", "suite table offline-rl --records PATH"),
     out("suite table", "--picture", "suite table offline-rl --records @/folder --picture PATH", right=()),
     out("suite table", "--report", "suite table offline-rl --records @/folder --report PATH", right=()),
