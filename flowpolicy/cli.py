@@ -108,10 +108,15 @@ def _main(arguments: list[str]) -> None:
 
 def _dispatch(command: str, arguments: list[str]) -> int:
     from flowpolicy.core.errors import ConfigError, FlowPolicyError, from_system, nearest
+    from flowpolicy.core.torchrun import require_alone
 
     try:
         if command not in COMMANDS:
             raise ConfigError(f"unknown command '{command}'", expected=nearest(command, COMMANDS))
+        if command not in ("train", "resume"):
+            require_alone(
+                f"flowpolicy {command}", "each would do all of it", f"start it without torchrun: flowpolicy {command}"
+            )
         module = import_module(f"flowpolicy.commands.{COMMANDS[command][0]}")
         return int(module.run(arguments) or 0)
     except FlowPolicyError as error:

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from flowpolicy.agents.base.compiled_loss import CompiledLoss
+from flowpolicy.agents.base.compiled_loss import TOLERANCE, CompiledLoss
 from flowpolicy.agents.base.optimizer import Group, Stepper
-from flowpolicy.core import keys
-from flowpolicy.core.errors import CheckpointError
+from flowpolicy.core import keys, ranks
+from flowpolicy.core.errors import CheckpointError, TrainingError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.seed import first_weights
 from flowpolicy.core.spec import Contract
@@ -104,10 +105,42 @@ class TrainedAgent(nn.Module):
         Who takes the steps of many agents at once calls :meth:`arguments`, the loss and :meth:`advance` itself, so an
         agent that overrides this takes its steps alone.
         """
-        arguments, switches = self.arguments(batch, generator), self.switches()
+        arguments, switches, rows = self.arguments(batch, generator), self.switches(), len(batch[keys.ACTION])
+        group, proof = ranks.current(), None
+        if group:
+            proof = None if group.proven else self._alone(arguments, switches)
+            arguments = self.own(arguments, rows, group.rows)
         loss, metrics = self._loss(*arguments, **switches)
+        if group and proof:
+            _require_same(loss, metrics, *proof, type(self).__name__)
+            group.proven = True
         self.optimizer.descend(loss)
-        return self.advance(loss.detach(), metrics, len(batch[keys.ACTION]), **switches)
+        return self.advance(loss.detach(), metrics, rows, **switches)
+
+    @property
+    def indivisible(self) -> str:
+        """Why processes cannot share an update by rows; empty where they can."""
+        return ""
+
+    def own(self, arguments: tuple[Any, ...], rows: int, mine: slice) -> tuple[Any, ...]:
+        """The part of one of several processes in the arguments of the loss.
+
+        Args:
+            arguments: all tensors have a row of the batch first, or several; pictures may be those of the part already.
+            rows: of the batch.
+            mine: rows of the part.
+
+        """
+        found: tuple[Any, ...] = pytree.tree_map(
+            lambda value: value[mine] if isinstance(value, Tensor) and len(value) >= rows else value, arguments
+        )
+        return found
+
+    @torch.no_grad()
+    def _alone(self, arguments: tuple[Any, ...], switches: dict[str, bool]) -> tuple[Tensor, Metrics]:
+        """Loss and metrics of the whole batch as a process alone computes them."""
+        with ranks.apart():
+            return self.loss(*arguments, **switches)
 
     def advance(self, loss: Tensor, metrics: Metrics, rows: int, **switches: bool) -> Metrics:
         """The step down the gradients that the parameters have, and what follows it; the metrics to report."""
@@ -183,6 +216,20 @@ class TrainedAgent(nn.Module):
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optim"])
+
+
+def _require_same(loss: Tensor, metrics: Metrics, whole: Tensor, expected: Metrics, name: str) -> None:
+    """Raise TrainingError unless what processes compute together is what one computes alone."""
+    pairs = {"loss": (loss, whole)}
+    pairs |= {key: (value, expected[key]) for key, value in metrics.items() if key.endswith("loss")}
+    scale = max(float(alone.abs()) for _, alone in pairs.values())
+    for key, (shared, alone) in pairs.items():
+        if bool((shared.detach() - alone).abs() > TOLERANCE * scale):  # what is not finite is the trainer's business
+            raise TrainingError(
+                f"the {key} of {name} is {float(shared):.6g} by rows of several processes and {float(alone):.6g} whole",
+                expected="means and sums over rows by flowpolicy.core.ranks: ranks.mean(x) for x.mean()",
+                fix="train in one process, or write the loss so",
+            )
 
 
 def joined(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:

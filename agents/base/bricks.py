@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowpolicy.agents.base.value_learning import Transition
+from flowpolicy.core import ranks
 from flowpolicy.core.devices import exactly
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Share
@@ -79,11 +80,12 @@ def q_term(
     members = critic.config.members
     values = critic.all_values(obs, chunk)
     q = values[:members].mean(0) if aggregate == "mean" else values[:members].amin(0)
-    metrics = {"q_policy": q.mean().detach()}
+    mean, size = ranks.means(q, q.detach().abs()) if normalize else (ranks.mean(q), None)
+    metrics = {"q_policy": mean.detach()}
     if critic.config.held_out:
         metrics["q_policy_held_out"] = values[members:].mean().detach()
-    scale = 1 / q.detach().abs().mean().clamp(min=1e-6) if normalize else 1.0
-    return -scale * q.mean(), metrics
+    scale = 1.0 if size is None else 1 / size.clamp(min=1e-6)
+    return -scale * mean, metrics
 
 
 def map_loss(
@@ -108,7 +110,7 @@ def map_loss(
             start,
             end,
             actor.encoder(t.obs).cond,
-            pairs.diagonal(len(noise)),
+            ranks.own(pairs.diagonal(ranks.whole(len(noise)))),
         )
         return objective.loss(problem, t.valid, Squared(), STRAIGHT)
 

@@ -1,8 +1,8 @@
 """The optimiser step that every agent takes, and its options.
 
 One gradient step is the same everywhere: backward, clip, learning rate of this update, AdamW, averaged weights. What
-belongs to *every* step of *every* agent is written here once; a gradient that is averaged over machines or unscaled
-after half precision would go between ``backward`` and the clipping of :meth:`Stepper.step`.
+belongs to *every* step of *every* agent is written here once. Gradients are averaged over the processes that train
+together (:mod:`flowpolicy.core.ranks`) between backward and clipping, where those of half precision would be unscaled.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.agents.base.compiled_loss import explained
+from flowpolicy.core import ranks
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Decay, Natural, NonNegative, Positive, require_ranges
 from flowpolicy.nets.ema import EMA
@@ -132,6 +133,9 @@ class Stepper:
             optimizer.zero_grad(set_to_none=True)
         with explained("the gradient of the loss"):  # compiled when it is first asked for
             loss.backward()
+        if group := ranks.current():
+            parameters = (p for _, each in self.groups.values() for p in each.values())
+            group.average_gradients([p.grad for p in parameters if p.grad is not None])
 
     def apply(self, rows: int) -> Metrics:
         """The step down the gradients that the parameters have; arguments and result of :meth:`step`."""

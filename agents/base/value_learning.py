@@ -15,11 +15,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from flowpolicy.agents.base.agent import TrainedAgent
 from flowpolicy.agents.base.optimizer import Adam, Group, parameters_of
-from flowpolicy.core import keys
+from flowpolicy.core import keys, ranks
 from flowpolicy.core.columns import plain
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, Decay, Few, Share, SomeShare, require_ranges
@@ -180,7 +181,8 @@ class ValueAgent(TrainedAgent):
         """
         members = self.config.critic.members
         values = self.critic(t.obs, t.action)
-        error = ((values - target).square() * t.exact).sum(1) / t.exact.sum().clamp(min=1)
+        square, count = ranks.totals(((values - target).square() * t.exact).sum(1), t.exact.sum())
+        error = square / count.clamp(min=1)
         metrics = {"q_mean": values[:members].mean().detach(), "target_mean": target.mean()}
         if self.config.critic.held_out:
             metrics["q_held_out"] = values[members:].mean().detach()
@@ -193,6 +195,16 @@ class ValueAgent(TrainedAgent):
     @override
     def arguments(self, batch: Mapping[str, Any], generator: torch.Generator) -> tuple[Any, ...]:
         return plain(batch), self.draw(batch[keys.ACTION], generator)
+
+    @override
+    def own(self, arguments: tuple[Any, ...], rows: int, mine: slice) -> tuple[Any, ...]:
+        def part(value: Any) -> Any:
+            if not isinstance(value, Tensor) or len(value) < rows:
+                return value
+            return value.unflatten(0, (rows, -1))[mine].flatten(0, 1)  # several draws for a row are neighbours
+
+        found: tuple[Any, ...] = pytree.tree_map(part, arguments)
+        return found
 
     @override
     def advance(self, loss: Tensor, metrics: Metrics, rows: int, **switches: bool) -> Metrics:

@@ -21,7 +21,7 @@ from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.bricks import DERIVATIVE
 from flowpolicy.agents.base.imitation import ImitationAgent, ImitationConfig
 from flowpolicy.agents.students.teacher import Teacher, load_teacher, start_from
-from flowpolicy.core import keys
+from flowpolicy.core import keys, ranks
 from flowpolicy.core.devices import exactly
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.keys import ACTION, KNOWN, OBS, PREVIOUS
@@ -153,6 +153,20 @@ class FlowAgent(ImitationAgent):
         return DERIVATIVE if self.spec.consistency.forward_mode else ""
 
     @property
+    @override
+    def indivisible(self) -> str:
+        if self._teacher:
+            return "every process would ask the teacher for the whole batch"
+        return ""
+
+    @override
+    def own(self, arguments: tuple[Any, ...], rows: int, mine: slice) -> tuple[Any, ...]:
+        *parts, draws = super().own(arguments, rows, mine)
+        if "near" in draws:  # of pairs of the whole batch: features that repel each other are gathered
+            draws["near"] = arguments[-1]["near"]
+        return (*parts, draws)
+
+    @property
     def progress(self) -> float:
         """Share of the planned updates that is done."""
         return self.updates / max(self.steps, 1)
@@ -276,7 +290,7 @@ class FlowAgent(ImitationAgent):
             loss = loss + cast(Mixed, spec.source).beta * divergence
             metrics["divergence"] = divergence.detach()
         if self.config.dispersive.weight:
-            repelled = self._repelled(features, cond)
+            repelled = [ranks.gathered(rows) for rows in self._repelled(features, cond)]
             each = [dispersive_loss(rows, self.config.dispersive, d.get("near")) for rows in repelled]
             repulsion = torch.stack(each).mean()
             loss = loss + self.config.dispersive.weight * repulsion
@@ -318,7 +332,7 @@ class FlowAgent(ImitationAgent):
             s,
             d["t"],
             cond,
-            spec.consistency.leading(spec.time, len(x)),
+            ranks.own(spec.consistency.leading(spec.time, ranks.whole(len(x)))),
             d.get("fraction"),
         )
         return spec.consistency.loss(problem, valid, spec.loss, path)

@@ -27,6 +27,7 @@ from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.bricks import DERIVATIVE, flow_loss, flow_of, flow_sample, jump_to_action, map_loss, q_term
 from flowpolicy.agents.base.optimizer import Adam
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
+from flowpolicy.core import ranks
 from flowpolicy.core.devices import exactly
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative, Positive
@@ -113,7 +114,7 @@ class FisherDraws(NamedTuple):
     """Where they end."""
     blur: Float[Tensor, "b h a"] | None = None
     """Noise of the blurred base chunks, where curvature or divergence are taken."""
-    probes: Float[Tensor, "2 b d"] | None = None
+    probes: Float[Tensor, "b 2 d"] | None = None
     """Signs of Hutchinson's estimate of the divergence."""
     score_blur: Float[Tensor, "n h a"] | None = None
     """Noise of the blurred behaviour actions whose scores are taken, some for every row."""
@@ -167,7 +168,7 @@ class FisherAgent(ValueAgent):
         if metric.mode == "kl2":
             shape = (2, batch, math.prod(size))
             signs = torch.randint(0, 2, shape, generator=generator, device=action.device)
-            draws = draws._replace(probes=2.0 * signs - 1)
+            draws = draws._replace(probes=(2.0 * signs - 1).transpose(0, 1))
         elif metric.mode != "iso":
             draws = draws._replace(score_blur=normal(batch * max(1, self._drawn), *size))
             if self._drawn:
@@ -198,13 +199,13 @@ class FisherAgent(ValueAgent):
         climb, metrics = q_term(self.critic, t.obs, self.normalizer.within(chunk), normalize=config.normalize_q)
         with exactly(base.device):
             charge = self.charge(t, cond.float(), base.float(), shift.float(), draws)
-        spent, beyond = charge.divergence.mean(), fisher.overflow(chunk)
+        spent, beyond = ranks.mean(charge.divergence), fisher.overflow(chunk)
         loss = climb + dual.log_weight.exp().detach() * spent + config.overflow * beyond
         metrics |= {
             "charge": spent.detach(),
             "weight": dual.log_weight.exp().detach(),
             "overflow": beyond.detach(),
-            "shift_rms": shift.detach().square().mean().sqrt(),
+            "shift_rms": ranks.mean(shift.detach().square()).sqrt(),
             "precision": charge.scale.detach(),
         }
         return loss, fisher.dual_loss(dual.log_weight, spent, config.budget), metrics
@@ -228,7 +229,7 @@ class FisherAgent(ValueAgent):
         moved, divergences = fisher.shift_and_divergence(
             lambda a: self.shift(a.view(shift.shape), cond).flatten(1),
             (x / metric.time).flatten(1),
-            _given(draws.probes),
+            _given(draws.probes).transpose(0, 1),
         )
         return fisher.Charge(fisher.charge_kl(metric, moved, score, divergences), one)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.bricks import SolverName, flow_loss, flow_of, flow_sample, q_term, require_steps
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
+from flowpolicy.core import ranks
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Few, NonNegative
 from flowpolicy.core.references import Reference
@@ -107,7 +108,8 @@ class FQLAgent(ValueAgent):
         """``alpha |mu(s, z) - ODE(s, z)|^2 - Q(s, mu(s, z))``, a mean over entries and one over rows."""
         config = self.config
         chunk = one_step(self.actor, t.obs, z)
-        distill = (chunk - flow_sample(self.flow, t.obs, z, config.flow_steps, config.solver)).square().mean()
+        behaviour = flow_sample(self.flow, t.obs, z, config.flow_steps, config.solver)
+        distill = ranks.mean((chunk - behaviour).square())
         climb, metrics = q_term(self.critic, t.obs, self.normalizer.within(chunk), normalize=config.normalize_q)
         return config.alpha * distill + climb, {"distill": distill.detach(), **metrics}
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
+from flowpolicy.core import ranks
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Inside, NonNegative, Share
 from flowpolicy.core.references import Reference
@@ -55,7 +56,8 @@ class ImplicitAgent(ValueAgent):
         """Losses of critic and value network, the advantages of the data's actions, and metrics."""
         q = self.target.value(t.obs, t.action).detach()
         v = self.value(t.obs)[0]
-        value = (expectile_loss(q - v, self.config.expectile) * t.exact).sum() / t.exact.sum().clamp(min=1)
+        total, count = ranks.totals((expectile_loss(q - v, self.config.expectile) * t.exact).sum(), t.exact.sum())
+        value = total / count.clamp(min=1)
         target = self.bootstrap(t, self.value.value(t.next_obs))
         critic, metrics = self.critic_loss(t, target)
         return {"critic": critic, "value": value}, (q - v).detach(), {**metrics, "v_mean": v.mean().detach()}
@@ -100,7 +102,7 @@ class IQLAgent(ImplicitAgent):
         weight = awr_weight(advantage, self.config.alpha)
         mean = self.actor.net(torch.zeros_like(t.action), torch.zeros_like(t.returns), self.actor.encoder(t.obs).cond)
         error = ((mean.value - t.action).square() * t.valid.unsqueeze(2)).sum((1, 2))
-        losses["actor"] = 0.5 * (weight * error).mean()
+        losses["actor"] = 0.5 * ranks.mean(weight * error)
         return losses, {**metrics, "awr_weight": weight.mean()}
 
 

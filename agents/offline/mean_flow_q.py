@@ -75,7 +75,7 @@ class MeanFlowQ(ValueConfig):
 class MeanFlowQDraws(NamedTuple):
     """Everything random in one update."""
 
-    next_noise: Float[Tensor, "k b h a"]
+    next_noise: Float[Tensor, "b k h a"]
     """Of the candidates of the next chunk."""
     z: Float[Tensor, "b h a"]
     """What the actor starts from where it climbs."""
@@ -108,13 +108,14 @@ class MeanFlowQAgent(ValueAgent):
         count = self.config.target_candidates
         noises = torch.randn((count + 2, *action.shape), generator=generator, device=action.device)
         ends = self.config.pairs.intervals(len(action), generator)
-        return MeanFlowQDraws(noises[:count], noises[count], noises[count + 1], *ends)
+        return MeanFlowQDraws(noises[:count].transpose(0, 1), noises[count], noises[count + 1], *ends)
 
     def losses(self, t: Transition, draws: MeanFlowQDraws, **switches: bool) -> tuple[dict[str, Tensor], Metrics]:
         """Temporal difference; MeanFlow minus Q."""
         config = self.config
         with torch.no_grad():
-            chunks = [self.normalizer.within(jump_to_action(self.actor, t.next_obs, n)) for n in draws.next_noise]
+            noises = draws.next_noise.unbind(1)
+            chunks = [self.normalizer.within(jump_to_action(self.actor, t.next_obs, n)) for n in noises]
             values = [self.target.value(t.next_obs, chunk) for chunk in chunks]
             target = self.bootstrap(t, torch.stack(values).amax(0))
         critic, metrics = self.critic_loss(t, target)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flowpolicy.agents.base.agent_tags import register_config
 from flowpolicy.agents.base.bricks import q_term
 from flowpolicy.agents.base.value_learning import Transition, ValueAgent, ValueConfig
+from flowpolicy.core import ranks
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.ranges import Count, NonNegative
@@ -113,7 +114,7 @@ class ReBRACAgent(ValueAgent):
     def actor_loss(self, t: Transition) -> tuple[Float[Tensor, ""], Metrics]:
         """``alpha |pi(s) - a|^2 - Q(s, pi(s)) / mean |Q|``, the distance summed over dimensions."""
         action = self.normalizer.within(squashed(self.actor, t.obs, t.action))
-        distance = (action - t.action).square().sum((1, 2)).mean()
+        distance = ranks.mean((action - t.action).square().sum((1, 2)))
         climb, metrics = q_term(self.critic, t.obs, action, normalize=True, aggregate=self.config.critic.aggregate)
         return self.config.alpha_actor * distance + climb, {"distance": distance.detach(), **metrics}
 

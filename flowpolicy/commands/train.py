@@ -18,6 +18,7 @@ from flowpolicy.core.config import changed, nested
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.ranges import Count
 from flowpolicy.core.remote_run import address_of
+from flowpolicy.core.torchrun import rank_place, require_alone
 from flowpolicy.flows.axes.flow_spec import FlowSpec
 from flowpolicy.nets.backbones import BACKBONES
 from flowpolicy.nets.vision import ENCODERS
@@ -88,6 +89,7 @@ def run(argv: Sequence[str]) -> int:
         many = "--sweep" if command.sweep else "--seeds"
         raise ConfigError(f"--verify-resume with {many}: it proves one run", fix=f"leave {many} out for the proof")
     if command.verify_resume:
+        require_alone("--verify-resume", "it starts processes of its own", "leave --verify-resume out")
         from flowpolicy.train.verify import verify_resume
 
         # The rehearsal is shorter, and must do what the run will.
@@ -183,7 +185,9 @@ def _picked(values: dict[str, Any], path: Sequence[str], value: Any) -> dict[str
 
 
 def report(run: Run) -> None:
-    """Say where a finished run and its pictures lie."""
+    """Say where a finished run and its pictures lie; rank 0 does."""
+    if (place := rank_place()) and place.rank:
+        return
     lines = [f"checkpoint {run.checkpoint}"]
     if stored := address_of(run.path):
         lines.append(f"stored     {stored.url}")

@@ -11,7 +11,7 @@ from jaxtyping import Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowpolicy.core import keys
+from flowpolicy.core import keys, ranks
 from flowpolicy.core.columns import Columns
 from flowpolicy.core.devices import has_room
 from flowpolicy.core.errors import DataError
@@ -169,12 +169,16 @@ class WindowSampler(BatchSource):
         return obs
 
     def _pictures(self, name: str, rows: NDArray[np.int64], crops: np.random.Generator | None) -> Tensor:
-        """(b, o, h, w, 3) uint8 of the rows (b, o)."""
+        """(b, o, h, w, 3) uint8 of the rows (b, o); of their own rows where processes train together."""
         store, crop, corners = self._frames[name], self._crops.get(name), None
+        # Of all that is read only pictures are large: processes that train together read those of their own rows.
+        group = ranks.current()
+        mine = group.rows if group and group.proven else slice(None)
         if crop is not None and crops is not None:
             places = crop.places(*store.shape[1:3])
             corner = np.stack([crops.integers(count, size=len(rows)) for count in places], axis=1)
-            corners = corner.repeat(rows.shape[1], axis=0)
+            corners = corner[mine].repeat(rows.shape[1], axis=0)
+        rows = rows[mine]
         found = store.take(rows.reshape(-1), crop, corners)
         return torch.from_numpy(found).view(*rows.shape, *found.shape[1:])
 

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowpolicy.core import ranks
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.ranges import Inside, Natural, NonNegative, Share, require_ranges
 from flowpolicy.flows.straight import Field, MeanField, rows, velocity_to_score
@@ -164,7 +165,7 @@ def charge(
         cost = cost / running.clamp(min=1e-6)
     else:
         cost = 0.5 * cost
-    return Charge(cost, precision.mean())
+    return Charge(cost, ranks.mean(precision))
 
 
 def derivative(
@@ -263,7 +264,7 @@ def charge_kl(
 
 def overflow(action: Float[Tensor, "b *d"], limit: float = 1.0) -> Float[Tensor, ""]:
     """Mean square of what lies beyond the box: there, clamping stops the gradient of Q, and drift would be free."""
-    return (action.abs() - limit).clamp(min=0).square().mean()
+    return ranks.mean((action.abs() - limit).clamp(min=0).square())
 
 
 def dual_loss(log_weight: Float[Tensor, ""], divergence: Float[Tensor, ""], budget: float) -> Float[Tensor, ""]:

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from flowpolicy.agents.base.agent import TrainedAgent
 from flowpolicy.agents.base.captured_update import CapturedUpdate
-from flowpolicy.core import checkpoint
+from flowpolicy.core import checkpoint, ranks
 from flowpolicy.core.config import encode
 from flowpolicy.core.devices import Precision, find_device, multiplying, settle
 from flowpolicy.core.errors import ConfigError, DataWarning, TrainingError
-from flowpolicy.core.files import read_json, write_json, write_tensors, write_text
+from flowpolicy.core.files import digest, read_json, write_json, write_tensors, write_text
 from flowpolicy.core.protocols import Agent, BatchSource, Metrics, VecEnv
 from flowpolicy.core.run_upload import Published
 from flowpolicy.core.seed import derive, torch_generator
@@ -84,17 +85,20 @@ class Trainer:
     ) -> None:
         find_device(experiment.device)
         torch.set_num_threads(experiment.threads)
-        self.run, self.published = run, published
+        self.run, self.published, self.ranks = run, published, ranks.current()
+        if self.ranks:
+            _require_equal_parts(experiment, self.ranks.count)
         newest = checkpoint.resolve(run) if resume else None
         if not resume and run.exists() and any(run.glob(f"{checkpoint.FOLDER}/step_*")):
             raise ConfigError(
                 f"{run} already holds a run", fix=f"flowpolicy resume {run}, or choose another --out folder"
             )
         stored = load_contract(newest / "contract.json") if newest else None
-        if beside is None:
-            start = find_start(decided(experiment), run, env, stored, slot)
-        else:
+        if beside is not None:
             start = beside.start.again(decided(experiment), stored)
+        else:
+            with self.ranks.leader_first() if self.ranks else contextlib.nullcontext():
+                start = find_start(decided(experiment), run, env, stored, slot)
         self.start: Start = start
         self.experiment, self.contract = start.experiment, start.contract
         self.agent = start.agent()
@@ -113,15 +117,28 @@ class Trainer:
         self._captured: CapturedUpdate | None = None  # made when the first update is due, with all state in its place
         self.step = 0
         self.seconds = 0.0
+        self._shares = [[0, self.ranks.count if self.ranks else 1]]
+        """From which update on how many processes have shared the run."""
         self._unread: list[Metrics] = []
         if newest:
             self._restore(newest)
+        if self.ranks:
+            _require_divisible(self.agent, start)
+            same = {"the training file": self.contract.dataset_sha256, "PyTorch": torch.__version__}
+            self.ranks.require_equal({**self._hashes(), **same}, "before the training")
+            self.ranks.proven = False
 
     def train(self, report: Report = lambda step, row: None) -> Path:
         """Train to the end and return the last checkpoint."""
         with self.keeping(report) as keep:
             while not self.finished:
                 keep(*self._update())
+                if self.ranks and not self.finished and self.ranks.stopping(self.step):
+                    self.save()
+                    self.ranks.wait()
+                    raise KeyboardInterrupt
+        if self.ranks:
+            self.ranks.wait()  # for the last checkpoint
         return checkpoint.resolve(self.run)
 
     @contextlib.contextmanager
@@ -129,9 +146,11 @@ class Trainer:
         """Yields what is told of every update: writes the rows of the loggers and the checkpoints that are due."""
         experiment, clock, due = self.experiment, UpdateClock(), False
         self.run.mkdir(parents=True, exist_ok=True)
-        loggers = make_loggers(
-            self.run, tensorboard=experiment.tensorboard, wandb=experiment.wandb, resume_at=self.step
-        )
+        loggers = []
+        if ranks.leads():
+            loggers = make_loggers(
+                self.run, tensorboard=experiment.tensorboard, wandb=experiment.wandb, resume_at=self.step
+            )
 
         def keep(metrics: Metrics, drawing: float, updating: float) -> None:
             nonlocal due
@@ -187,7 +206,8 @@ class Trainer:
         clock.update += waited
         self.seconds += waited
         start += waited
-        row = {name: float(value) for name, value in metrics.items()} | clock.row()
+        values = {name: float(value) for name, value in metrics.items()}
+        row = (self.ranks.averaged(values) if self.ranks else values) | clock.row()
         self._require_finite_losses()
         for logger in loggers:
             logger.log(self.step, row)
@@ -221,7 +241,11 @@ class Trainer:
             )
 
     def save(self) -> Path:
-        """Write a checkpoint and make it the newest."""
+        """Write a checkpoint and make it the newest; of processes that train together, rank 0 does."""
+        if self.ranks:
+            self.ranks.require_equal(self._hashes(), f"after update {self.step}")
+            if not self.ranks.leads:
+                return self.run / checkpoint.FOLDER
 
         def write(folder: Path) -> None:
             for name, tensors in self.agent.state_dict().items():
@@ -251,6 +275,16 @@ class Trainer:
                     stacklevel=2,
                 )
         self.step, self.seconds = state["step"], state["train_seconds"]
+        now, self._shares = self._shares[0][1], state.get("shares", [[0, 1]])
+        if (before := self._shares[-1][1]) != now:
+            self._shares = [*self._shares, [self.step, now]]
+            warnings.warn(
+                f"{self.run} was trained by {before} process{'es' if before > 1 else ''} up to update {self.step} and "
+                f"goes on with {now}: the same batches and draws, summed in another order, so that it equals the "
+                "uninterrupted run to round-off and not bit for bit; the checkpoints say so",
+                DataWarning,
+                stacklevel=2,
+            )
         # Runs from before every source had a state hold that of environment steps alone.
         self.source.restore(state.get("source", state.get("online", {})))
 
@@ -262,6 +296,13 @@ class Trainer:
             "train_seconds": self.seconds,
             "generators": {name: state.decode() for name, state in streams.items()},
             "source": self.source.state(),
+            **({} if self._shares == [[0, 1]] else {"shares": self._shares}),
+        }
+
+    def _hashes(self) -> dict[str, str]:
+        """What must be the same in all processes that train together, by its name in errors."""
+        return {f"{name}.safetensors": digest(tensors) for name, tensors in self.agent.state_dict().items()} | {
+            "state.json": str(self._state() | {"train_seconds": 0})
         }
 
     def _config(self) -> dict[str, Any]:
@@ -285,6 +326,7 @@ class Trainer:
                 f"- updates: {self.step} of {self.experiment.steps}, seed {self.experiment.seed}",
                 f"- data: {contract.dataset_id}, SHA-256 {contract.dataset_sha256}",
                 *(start if contract.base else []),
+                *([] if self._shares == [[0, 1]] else [f"- rows of each update shared by: {_shared_by(self._shares)}"]),
                 f"- acts in {contract.nfe} network evaluation(s) per chunk of {contract.chunk} actions, "
                 f"{contract.execute} of which are executed",
                 f"- action: {contract.spec.action.convention}, {contract.spec.action.units}, "
@@ -293,6 +335,40 @@ class Trainer:
                 "Load with `flowpolicy.policy.Policy.load(folder)`; `contract.json` says what it may be used for.",
                 "",
             ]
+        )
+
+
+def _shared_by(shares: list[list[int]]) -> str:
+    parts = [f"{count} process{'es' if count > 1 else ''} from update {after + 1} on" for after, count in shares]
+    return ", ".join(parts)
+
+
+def _require_equal_parts(experiment: Experiment, count: int) -> None:
+    """Refuse what several processes cannot share, before a file is read."""
+    rows = experiment.batch_size
+    if rows % count:
+        fitting = [number for number in range(1, count) if rows % number == 0]
+        raise ConfigError(
+            f"--batch-size {rows} cannot be shared equally by {count} processes",
+            expected="a batch size that the number of processes divides",
+            fix=f"--batch-size {rows - rows % count or count} or {rows - rows % count + count}, or "
+            f"torchrun --nproc-per-node {fitting[-1]}",
+        )
+    if experiment.capture:
+        raise ConfigError(
+            f"--capture with {count} processes: a CUDA graph of messages between them is not tried",
+            fix="leave --capture out",
+        )
+
+
+def _require_divisible(agent: Agent, start: Start) -> None:
+    reason = start.whole
+    if not reason and (not isinstance(agent, TrainedAgent) or type(agent).update is not TrainedAgent.update):
+        reason = f"{type(agent).__name__} takes its updates in a way of its own"
+    if reason := reason or getattr(agent, "indivisible", ""):
+        raise ConfigError(
+            f"several processes cannot share the updates of this run: {reason}",
+            fix="train it in one process, without torchrun",
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from typing_extensions import override
 
 from flowpolicy.agents.groups.group_file import Groups, GroupSampler
-from flowpolicy.core import checkpoint
+from flowpolicy.core import checkpoint, ranks
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.files import read_tensors
 from flowpolicy.core.protocols import Agent, BatchSource, VecEnv
@@ -50,6 +50,8 @@ class Start:
     """Of the policy to be; the stored one where a run is resumed."""
     alone: ClassVar[str] = ""
     """Why such runs cannot be trained in company; empty where they can."""
+    whole: ClassVar[str] = ""
+    """Why processes cannot share the updates of such a run; empty where they can."""
 
     def agent(self) -> Agent:
         """The agent before its first update."""
@@ -101,6 +103,7 @@ class PostTrainingStart(Start):
     base: Policy
     groups: Groups
     alone: ClassVar[str] = "post-training on groups cannot be done in company: it assesses its policy between updates"
+    whole: ClassVar[str] = "post-training draws groups as a whole, and assesses its policy between updates"
 
     @override
     def agent(self) -> Agent:
@@ -120,6 +123,7 @@ class OnlineStart(Start):
     slot: VecEnv
     """One environment to step in."""
     alone: ClassVar[str] = "online training cannot be done in company: every run steps in an environment of its own"
+    whole: ClassVar[str] = "online training steps in one environment between updates, and batches hold its episodes"
 
     @override
     def source(self, agent: Agent) -> BatchSource:
@@ -196,7 +200,7 @@ def _data(experiment: Experiment, run: Path) -> DataConfig:
                 fix=f"make one with: flowpolicy data make {experiment.env} --episodes 200 --out FILE",
             )
         path = str(run / "toy.hdf5")
-        if not checkpoint.newest(run):  # what an earlier attempt left there may be of another seed
+        if ranks.leads() and not checkpoint.newest(run):  # what an earlier attempt left there may be of another seed
             from flowpolicy.envs.demonstrators import make_demonstrations
 
             make_demonstrations("toy", Path(path), episodes=50, seed=experiment.seed, quality="expert", workers=1)

@@ -21,6 +21,7 @@ from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import Metrics
 from flowpolicy.core.remote_run import begin, take_over
 from flowpolicy.core.run_upload import uploading
+from flowpolicy.core.torchrun import require_alone
 from flowpolicy.train.compiling import operators
 from flowpolicy.train.experiment import Experiment
 from flowpolicy.train.loop import Keep, Trainer
@@ -62,6 +63,9 @@ def train_together(
             f"{len(experiments)} experiments for the folders {', '.join(map(str, places)) or 'none'}",
             expected="a folder of its own for each",
         )
+    require_alone(
+        "runs in company", "they share one update already", "train one run at a time, without --seeds or --sweep"
+    )
     keep_freed_memory()
     if not resume:
         places = [begin(folder) for folder in folders]

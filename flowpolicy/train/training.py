@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -14,10 +15,13 @@ from flowpolicy.core.config import TAG, encode
 from flowpolicy.core.errors import FlowPolicyError, from_system
 from flowpolicy.core.files import held_alone
 from flowpolicy.core.memory import keep_freed_memory
+from flowpolicy.core.object_store import find_address
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import VecEnv
+from flowpolicy.core.ranks import leads, shared
 from flowpolicy.core.remote_run import begin
 from flowpolicy.core.run_upload import Published, uploading
+from flowpolicy.core.torchrun import require_alone
 from flowpolicy.envs import find_env
 from flowpolicy.train.compiling import told
 from flowpolicy.train.experiment import Experiment
@@ -46,6 +50,8 @@ def train(experiment: Experiment, out: str | os.PathLike[str] | None = None, *, 
         StoreError: checkpoints could not be stored; they are kept here.
 
     """
+    if find_address(out) is not None:
+        require_alone("--out in a store", "each process would begin a run of its own there", "train in --out FOLDER")
     return _train(experiment, begin(out) if out is not None else default_folder(experiment), progress)
 
 
@@ -62,12 +68,17 @@ def default_folder(experiment: Experiment) -> Path:
 
 def _train(experiment: Experiment, folder: Path, progress: bool, *, resume: bool = False) -> Run:
     keep_freed_memory()
-    with (
-        held_alone(folder, f"flowpolicy {'resume' if resume else 'train'}"),
-        uploading(folder, experiment.keep_checkpoints) as published,
-    ):
-        _train_alone(experiment, folder, progress, resume, published)
-    return Run.load(folder)
+    with shared(experiment.device), contextlib.ExitStack() as stack:
+        published: Published = _nobody
+        if leads():
+            stack.enter_context(held_alone(folder, f"flowpolicy {'resume' if resume else 'train'}"))
+            published = stack.enter_context(uploading(folder, experiment.keep_checkpoints))
+        _train_alone(experiment, folder, progress and leads(), resume, published)
+        return Run.load(folder)
+
+
+def _nobody(checkpoint: Path) -> None:
+    """Is told of a checkpoint, and does nothing."""
 
 
 def _train_alone(experiment: Experiment, folder: Path, progress: bool, resume: bool, published: Published) -> None:
@@ -77,6 +88,8 @@ def _train_alone(experiment: Experiment, folder: Path, progress: bool, resume: b
         trainer = Trainer(experiment, folder, resume=resume, slot=slot, published=published)
         with _shown(trainer, folder, progress) as report:
             _trained(trainer, report)
+    if not leads():
+        return
     from flowpolicy.evaluate.curves import draw_curves  # matplotlib: a second that a run need not begin with
 
     draw_curves(folder / "metrics.csv", folder / "curves.png")
@@ -91,7 +104,8 @@ def _train_alone(experiment: Experiment, folder: Path, progress: bool, resume: b
 def _trained(trainer: Trainer, report: Report) -> None:
     """Train to the end; whoever has to stop it is told how to go on from what there is."""
     try:
-        trainer.train(report)
+        with trainer.ranks.training() if trainer.ranks else contextlib.nullcontext():
+            trainer.train(report)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_go_on(trainer)) from None
     except (OSError, FlowPolicyError) as error:
@@ -104,7 +118,8 @@ def _trained(trainer: Trainer, report: Report) -> None:
 
 def _how_to_go_on(trainer: Trainer) -> str:
     if newest(trainer.run):
-        return f"go on from {newest(trainer.run)} with: flowpolicy resume {shlex.quote(str(trainer.run))}"
+        command = f"torchrun --nproc-per-node {trainer.ranks.count} -m flowpolicy" if trainer.ranks else "flowpolicy"
+        return f"go on from {newest(trainer.run)} with: {command} resume {shlex.quote(str(trainer.run))}"
     return (
         f"there is no checkpoint yet (the first is written after {trainer.experiment.checkpoint_every} updates: "
         "--checkpoint-every); the same command starts anew"

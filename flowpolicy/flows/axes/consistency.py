@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
+from flowpolicy.core import ranks
 from flowpolicy.core.ranges import Few, Positive, Share, SomeShare
 from flowpolicy.flows.axes.interpolants import Interpolant
 from flowpolicy.flows.axes.losses import Loss
@@ -127,7 +128,8 @@ class Consistency(Value):
         metrics = {"on_diagonal": on.detach(), "off_diagonal": plain.detach()}
         if e.separate:
             return on + off, metrics
-        share = valid[:n].sum().to(on.dtype) / valid.sum().clamp(min=1)
+        leading, every = ranks.totals(valid[:n].sum(), valid.sum())
+        share = leading.to(on.dtype) / every.clamp(min=1)
         return share * on + (1 - share) * off, metrics
 
 

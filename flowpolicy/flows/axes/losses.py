@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
+from flowpolicy.core import ranks
 from flowpolicy.core.ranges import NonNegative, Positive
 from flowpolicy.flows.axes.interpolants import Interpolant
 from flowpolicy.flows.axes.registry import Conflict, Reference, Value, register
@@ -69,7 +70,8 @@ class Loss(Value):
         for factor in (self.time_weight(t, path), weight):
             if factor is not None:
                 value = value * factor
-        return value.sum() / entries.sum().clamp(min=1)
+        total, count = ranks.totals(value.sum(), entries.sum())
+        return total / count.clamp(min=1)
 
     def balance(self, loss: Float[Tensor, ""], diagonal: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The loss off the diagonal, rescaled where the shape compares it with the loss on the diagonal."""
@@ -95,7 +97,8 @@ def matching_loss(
 ) -> Float[Tensor, ""]:
     """Mean squared error over the valid entries; 0 without any. Pass the target detached."""
     square, entries = squares(prediction - target, valid)
-    return square.sum() / entries.sum().clamp(min=1)
+    total, count = ranks.totals(square.sum(), entries.sum())
+    return total / count.clamp(min=1)
 
 
 def adaptive_weight(error: Float[Tensor, " b"], power: float = 0.0, constant: float = 1e-3) -> Float[Tensor, " b"]:

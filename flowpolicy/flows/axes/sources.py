@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from flowpolicy.core import ranks
 from flowpolicy.core.errors import ConfigError
 from flowpolicy.core.noise import NoiseLaw
 from flowpolicy.core.ranges import NonNegative, Positive, Range
@@ -241,4 +242,4 @@ def mix(
 def divergence(mean: Float[Tensor, "b *d"], log_variance: Float[Tensor, "b *d"]) -> Float[Tensor, ""]:
     """``KL(N(mu, s^2) | N(0, I))``, summed over the dimensions, mean over the rows."""
     value = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
-    return value.flatten(1).sum(1).mean()
+    return ranks.mean(value.flatten(1).sum(1))

@@ -107,9 +107,8 @@ def test_normalised_q_does_not_depend_on_the_scale_of_the_critic(demonstrations)
 def test_the_target_takes_the_best_of_its_candidates(demonstrations):
     agent, t, draws = prepared(dataclasses.replace(SMALL, target_candidates=3), demonstrations)
     with torch.no_grad():
-        values = [
-            agent.target.value(t.next_obs, jump_from(agent.actor, t.next_obs, n).clamp(-1, 1)) for n in draws.next_noise
-        ]
+        noises = draws.next_noise.unbind(1)
+        values = [agent.target.value(t.next_obs, jump_from(agent.actor, t.next_obs, n).clamp(-1, 1)) for n in noises]
     expected = t.returns + t.discount * torch.stack(values).amax(0)
     torch.testing.assert_close(agent.losses(t, draws)[1]["target_mean"], expected.mean())
 
