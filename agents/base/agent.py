@@ -220,11 +220,11 @@ class TrainedAgent(nn.Module):
 
 def _require_same(loss: Tensor, metrics: Metrics, whole: Tensor, expected: Metrics, name: str) -> None:
     """Raise TrainingError unless what processes compute together is what one computes alone."""
-    pairs = {"loss": (loss, whole)}
-    pairs |= {key: (value, expected[key]) for key, value in metrics.items() if key.endswith("loss")}
+    pairs = {"loss": (loss.detach(), whole)}
+    pairs |= {key: (value.detach(), expected[key]) for key, value in metrics.items() if key.endswith("loss")}
     scale = max(float(alone.abs()) for _, alone in pairs.values())
     for key, (shared, alone) in pairs.items():
-        if bool((shared.detach() - alone).abs() > TOLERANCE * scale):  # what is not finite is the trainer's business
+        if bool((shared - alone).abs() > TOLERANCE * scale):  # what is not finite is the trainer's business
             raise TrainingError(
                 f"the {key} of {name} is {float(shared):.6g} by rows of several processes and {float(alone):.6g} whole",
                 expected="means and sums over rows by flowpolicy.core.ranks: ranks.mean(x) for x.mean()",

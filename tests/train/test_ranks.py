@@ -61,7 +61,8 @@ def test_two_processes_come_to_what_one_comes_to(runs, name):
     alone, shared = tensors(runs / "alone" / name), tensors(runs / "shared" / name)
     assert alone.keys() == shared.keys()
     for key, value in alone.items():
-        if "exp_avg" not in key:
+        # The bias before a softmax over places has no gradient but round-off, which Adam makes steps of.
+        if "exp_avg" not in key and not ("sees" in name and key.endswith(".4.bias")):
             torch.testing.assert_close(
                 shared[key], value, rtol=1e-5, atol=2e-6, msg=lambda text, key=key: f"{key}: {text}"
             )
