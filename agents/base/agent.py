@@ -132,7 +132,7 @@ class TrainedAgent(nn.Module):
 
         """
         found: tuple[Any, ...] = pytree.tree_map(
-            lambda value: value[mine] if isinstance(value, Tensor) and len(value) >= rows else value, arguments
+            lambda value: value[mine] if has_rows(value, rows) else value, arguments
         )
         return found
 
@@ -216,6 +216,11 @@ class TrainedAgent(nn.Module):
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optim"])
+
+
+def has_rows(value: Any, rows: int) -> bool:
+    """Whether it is a tensor with so many rows or more: no number for all of them, and no part of them."""
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) >= rows
 
 
 def _require_same(loss: Tensor, metrics: Metrics, whole: Tensor, expected: Metrics, name: str) -> None:

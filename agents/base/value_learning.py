@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from flowpolicy.agents.base.agent import TrainedAgent
+from flowpolicy.agents.base.agent import TrainedAgent, has_rows
 from flowpolicy.agents.base.optimizer import Adam, Group, parameters_of
 from flowpolicy.core import keys, ranks
 from flowpolicy.core.columns import plain
@@ -199,7 +199,7 @@ class ValueAgent(TrainedAgent):
     @override
     def own(self, arguments: tuple[Any, ...], rows: int, mine: slice) -> tuple[Any, ...]:
         def part(value: Any) -> Any:
-            if not isinstance(value, Tensor) or len(value) < rows:
+            if not has_rows(value, rows):
                 return value
             return value.unflatten(0, (rows, -1))[mine].flatten(0, 1)  # several draws for a row are neighbours
 

@@ -312,11 +312,6 @@ class _Sum(torch.autograd.Function):
     @override
     def forward(ctx: Any, values: Tensor) -> Tensor:
         assert _current is not None
-        if torch.compiler.is_compiling():
-            from torch.distributed import _functional_collectives as traceable
-
-            summed: Tensor = traceable.all_reduce(values, "sum", dist.group.WORLD)
-            return summed
         found = values.clone()
         _current.sum(found)
         return found
@@ -334,11 +329,6 @@ class _Gather(torch.autograd.Function):
     @override
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         assert _current is not None
-        if torch.compiler.is_compiling():
-            from torch.distributed import _functional_collectives as traceable
-
-            found: Tensor = traceable.all_gather_tensor(rows.unsqueeze(0), 0, dist.group.WORLD)
-            return found.transpose(0, 1).flatten(0, 1)
         return _current.gather(rows.contiguous())
 
     @staticmethod

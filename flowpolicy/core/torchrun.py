@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from flowpolicy.core.errors import ConfigError
 
 
-class RankPlace(NamedTuple):
+@dataclass(frozen=True)
+class RankPlace:
     """One of several processes that train together."""
 
     rank: int

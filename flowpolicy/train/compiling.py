@@ -9,6 +9,7 @@ import shutil
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from flowpolicy.core import ranks
 from flowpolicy.nets.layers import whole_operators
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def told(experiment: Experiment) -> str:
     if experiment.compile != "auto":
         return f"compile: {experiment.compile}, as asked"
     if reason := _reason_against(experiment):
-        return f"compile: off, because {reason}; --compile on does it nevertheless"
+        return f"compile: off, because {reason}" + ("" if ranks.current() else "; --compile on does it nevertheless")
     where = "on a CUDA device" if _on_gpu(experiment) else f"{experiment.steps:,} updates are planned"
     return f"compile: on, because {where}: the first update takes up to minutes; --compile off does without"
 
@@ -50,6 +51,8 @@ def operators(choice: Compile) -> AbstractContextManager[None]:
 
 
 def _reason_against(experiment: Experiment) -> str:
+    if ranks.current():
+        return "several processes share it, whose messages no graph holds"
     if _on_gpu(experiment):
         return ""
     name, pays = type(experiment.agent).__name__, getattr(experiment.agent, "compile_from", USUALLY)

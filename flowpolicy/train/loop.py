@@ -354,10 +354,12 @@ def _require_equal_parts(experiment: Experiment, count: int) -> None:
             fix=f"--batch-size {rows - rows % count or count} or {rows - rows % count + count}, or "
             f"torchrun --nproc-per-node {fitting[-1]}",
         )
-    if experiment.capture:
+    if experiment.capture or experiment.compile == "on":
+        flag = "--capture" if experiment.capture else "--compile on"
         raise ConfigError(
-            f"--capture with {count} processes: a CUDA graph of messages between them is not tried",
-            fix="leave --capture out",
+            f"{flag} with {count} processes: messages between them in a graph are not tried",
+            expected="updates of single operators",
+            fix="leave it out; a run that was begun so goes on in one process",
         )
 
 
