@@ -50,7 +50,7 @@ def train(experiment: Experiment, out: str | os.PathLike[str] | None = None, *, 
         StoreError: checkpoints could not be stored; they are kept here.
 
     """
-    if find_address(out) is not None:
+    if out is not None and find_address(out) is not None:
         require_alone("--out in a store", "each process would begin a run of its own there", "train in --out FOLDER")
     return _train(experiment, begin(out) if out is not None else default_folder(experiment), progress)
 
