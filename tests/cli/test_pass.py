@@ -184,7 +184,9 @@ ROWS = (
 )
 NO_PATHS = {
     ("train", "--data.filter-key"),
+    ("train", "--dataset"),
     ("online", "--data.filter-key"),
+    ("online", "--dataset"),
     ("features", "--data.filter-key"),
     ("features", "--object"),
     ("data download", "--sha256"),
