@@ -19,6 +19,7 @@ import math
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ from typing import Any, Literal
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ConfigError, FlowPolicyError, TrainingError
 from flowpolicy.core.files import held_alone, read_object, write_json
-from flowpolicy.core.progress import progress_bar
 from flowpolicy.evaluate.plan import EPISODES_PER_SEED, make_plan
 from flowpolicy.evaluate.report import Evaluation, load_evaluation
 from flowpolicy.evaluate.sheets import Sheet
@@ -214,33 +214,37 @@ def _tune(ray: Any, sweep: DevelopmentSweep, out: Path, cpus: float, gpus: float
         "updates", max_t=sweep.steps, grace_period=sweep.first_rung, reduction_factor=sweep.keep, stop_last_trials=False
     )
     order = {"out": str(out), "here": str(Path.cwd())}
-    with progress_bar("sweep", total) as move:
-        ended = itertools.count(1)
 
-        class Told(tune.Callback):
-            def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-                last = trial.last_result or {}
-                move(next(ended), f"{last.get('label', '')} {last.get('updates', 0)} updates")
+    class Told(tune.Callback):
+        """Tells of trials that ended. Ray Tune stores its callbacks, so that they may hold nothing but values."""
 
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(play_trial, order=order), {"CPU": cpus, "GPU": gpus}),
-            param_space={axis.name: _domain(tune, axis, sweep.search) for axis in sweep.axes},
-            tune_config=tune.TuneConfig(
-                metric="score",
-                mode="max",
-                scheduler=scheduler,
-                search_alg=algorithm,
-                num_samples=1 if sweep.search == "grid" else sweep.trials,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(out),
-                verbose=0,
-                callbacks=[Told()],
-                failure_config=tune.FailureConfig(max_failures=3),
-            ),
-        )
-        results = tuner.fit()
+        ended = 0
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.ended += 1
+            last = trial.last_result or {}
+            told = f"{last.get('label', '')} {last.get('updates', 0):,} updates, score {last.get('score', 0):.4g}"
+            sys.stderr.write(f"sweep {self.ended}/{total} {told}\n")
+
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(play_trial, order=order), {"CPU": cpus, "GPU": gpus}),
+        param_space={axis.name: _domain(tune, axis, sweep.search) for axis in sweep.axes},
+        tune_config=tune.TuneConfig(
+            metric="score",
+            mode="max",
+            scheduler=scheduler,
+            search_alg=algorithm,
+            num_samples=1 if sweep.search == "grid" else sweep.trials,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(out),
+            verbose=0,
+            callbacks=[Told()],
+            failure_config=tune.FailureConfig(max_failures=3),
+        ),
+    )
+    results = tuner.fit()
     if len(results.errors) == len(results):
         raise TrainingError(f"no trial came to its end: {results.errors[0]}", fix=f"read {out}/*.log")
 
