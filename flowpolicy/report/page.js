@@ -280,7 +280,10 @@
       node.textContent = "–";
       return node;
     }
-    if (column.kind === "number") node.textContent = fixed(value, column.digits);
+    if (column.kind === "number") {
+      const least = 10 ** -column.digits;
+      node.textContent = column.name === "p" && value < least ? `< ${least}` : fixed(value, column.digits);
+    }
     else if (column.kind === "interval") {
       const [mean, low, high] = value;
       const digits = column.digits;
@@ -313,7 +316,7 @@
       const mark = column.kind === "verdict" ? grade(value) : "";
       if (mark) node.classList.add(mark);
       if (String(value).length > 60) node.classList.add("wide");
-      if (String(value).length < 30) node.classList.add("brief");
+      if (String(value).length < 48) node.classList.add("brief");
       node.textContent = value;
     }
     return node;
@@ -593,7 +596,7 @@
         stage.classList.remove("alone");
       }
       const said = [];
-      if (trace?.decisions.length > 1) said.push("Dashed lines are seams of chunks: the policy decided anew. Click a trace to go there.");
+      if (trace?.decisions.length > 1) said.push("Dashed lines are seams of chunks, where the policy decided anew; too many are not drawn. Click a trace to go there.");
       for (const [where, what] of (trace?.flags || []).slice(0, 3)) said.push(`${what} at step ${where}.`);
       seamNote.textContent = said.join(" ");
       move(at ?? 0);
@@ -708,7 +711,8 @@
     ctx.lineWidth = devicePixelRatio;
     ctx.strokeStyle = colour("--seam");
     ctx.setLineDash([3 * devicePixelRatio, 3 * devicePixelRatio]);
-    if (trace.decisions.length > 1) for (const at of trace.decisions) stroke(at);
+    const dense = (u.bbox.width / devicePixelRatio) / trace.decisions.length < 5;
+    if (trace.decisions.length > 1 && !dense) for (const at of trace.decisions) stroke(at);
     ctx.setLineDash([]);
     ctx.lineWidth = 2 * devicePixelRatio;
     ctx.strokeStyle = colour("--warn");

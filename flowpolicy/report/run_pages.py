@@ -131,7 +131,7 @@ def _results(found: Gathered) -> list[Block]:
         return [notes("No evaluation is there yet: flowpolicy eval RUN makes one.")]
     blocks: list[Block] = []
     if len({record.label for record in records}) == 1:
-        blocks.append(_headline(records[0].evaluation))
+        blocks.append(_headline(min(records, key=_unusual).evaluation))
     score = "success" if any(record.evaluation.success for record in records) else "return"
     columns = [
         column("run"),
@@ -139,6 +139,7 @@ def _results(found: Gathered) -> list[Block]:
         column("agent"),
         column("update", "number", help="gradient step of the checkpoint that acted"),
         column("NFE", "number", help="network evaluations per chunk"),
+        column("played by", help="engine, noise scale and pictures, where they are not the usual"),
         column("episodes", "number"),
         column("success", "interval", digits=1, unit=" %", help="Wilson's 95 % interval"),
         column("return", "interval", digits=2, help="mean with its bootstrap 95 % interval"),
@@ -147,15 +148,21 @@ def _results(found: Gathered) -> list[Block]:
         column("p99, ms", "number", digits=2, help="99th percentile of it"),
         column("training, min", "number", digits=1),
         column("parameters", "number"),
-        column("played by", help="engine, noise scale and pictures, where they are not the usual"),
     ]
     rows = [_result(record) for record in records]
     if all(record.evaluation.success and _rewarded_once(record.evaluation) for record in records):
-        rows = [[*row[:7], None, *row[8:]] for row in rows]  # the return says the same as the success
+        rows = [[*row[:8], None, *row[9:]] for row in rows]  # the return says the same as the success
     blocks.append(table(columns, rows, caption=f"Every evaluation; {score} counts."))
     if older := [record for record in records if not record.current]:
         blocks.append(notes(f"{len(older)} of the evaluations are of older checkpoints: the column 'update' tells."))
     return blocks
+
+
+def _unusual(record: PlayedRecord) -> tuple[bool, ...]:
+    """In what a record is not what a run is judged by; the newest of those that are alike comes first."""
+    e, contract = record.evaluation, None if record.run is None else record.run.contract
+    other = contract is not None and e.nfe != contract.nfe
+    return not record.current, e.noise_scale != 1, bool(e.mismatch), other
 
 
 def _rewarded_once(e: Evaluation) -> bool:
@@ -196,6 +203,7 @@ def _result(record: PlayedRecord) -> list[Any]:
         agent.get("class"),
         e.step or None,
         e.nfe,
+        _way(e) or None,
         len(e.episodes),
         interval(e.success, 100),
         interval(e.return_),
@@ -204,7 +212,6 @@ def _result(record: PlayedRecord) -> list[Any]:
         e.latency and e.latency.p99_us / 1000,
         training["seconds"] / 60 if "seconds" in training else None,
         training.get("parameters"),
-        _way(e) or None,
     ]
 
 
@@ -307,16 +314,22 @@ def _differences(records: Sequence[PlayedRecord]) -> list[Block]:
 
 
 def _card(found: Gathered) -> list[Block]:
-    groups: dict[tuple[str, str, str], dict[int, Evaluation]] = {}
+    groups: dict[tuple[str, ...], dict[int, Evaluation]] = {}
     carded = [(label, e) for label, run in found.runs.items() for e in run.cards]
     played = [(record.label, record.evaluation) for record in found.records if record.current]
     for label, e in [*carded, *played]:
         if e.noise_scale == 1 and not e.mismatch and e.latency:
-            groups.setdefault((label, e.plan.digest, e.checkpoint_sha256), {}).setdefault(e.nfe, e)
+            alike = (
+                label,
+                e.plan.digest,
+                e.checkpoint_sha256,
+                e.engine,
+            )  # engines differ in time, and draw other noise
+            groups.setdefault(alike, {}).setdefault(e.nfe, e)
     if not groups:
         return []
     largest: dict[str, dict[int, Evaluation]] = {}
-    for (label, _, _), by_nfe in groups.items():
+    for (label, *_), by_nfe in groups.items():
         if len(by_nfe) > len(largest.get(label, ())):
             largest[label] = dict(sorted(by_nfe.items()))
     rows = [

@@ -33,7 +33,7 @@ def test_a_report_says_what_the_records_say(runs, tmp_path):
     assert len(rows) == len(records) == 3
     assert {(row[0], row[4]) for row in rows} == {("a", 1), ("a", 4), (runs[1].name, 1)}
     found = records[0].success
-    shown = next(row for row in rows if row[0] == "a" and row[4] == records[0].nfe)[6]
+    shown = next(row for row in rows if row[0] == "a" and row[4] == records[0].nfe)[7]
     assert shown == pytest.approx([100 * found.mean, 100 * found.low, 100 * found.high])
     pairs = section(facts, "differences")["blocks"][0]["rows"]
     assert len(pairs) == 3  # every pair of three records on one plan
