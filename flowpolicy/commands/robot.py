@@ -177,10 +177,11 @@ def deploy(
     for one in policies:
         _, warnings = check_policy(one, setup)
         sys.stderr.write("".join(f"warning: {line}\n" for line in warnings))
-        if (told := one.told()) and not instruction:
-            sys.stderr.write(f"instruction '{told}', the only one that {one.run} knows\n")
-    told = policies[0].told()
-    tasks = {task_of(one.contract()) for one in policies}
+    contracts = [one.contract() for one in policies]
+    told = [one.told(contract) for one, contract in zip(policies, contracts, strict=True)]
+    if told[0] and not instruction:
+        sys.stderr.write(f"instruction '{told[0]}', the only one that {runs[0]} knows\n")
+    tasks = {task_of(contract) for contract in contracts}
     if len(tasks) > 1:
         raise ConfigError(f"the two policies were trained for {' and '.join(sorted(tasks))}", expected="one task")
     folder = out or (Path("robot-runs") if blind or "://" in run else Path(run) / "robot")
@@ -205,8 +206,7 @@ def deploy(
     def keep(known: Trials) -> None:  # after every episode: nothing is lost with the session
         keep_records(known, runs, folder, simulation, command)
 
-    contracts = [one.contract() for one in policies]
-    trials = Trials(contracts, episodes, seed, ask_person if ask else None, keep, instruction=told)
+    trials = Trials(contracts, episodes, seed, ask_person if ask else None, keep, instruction=told[0])
     tell = _tell_less if blind else _tell_operator
     task, others = tasks.pop(), policies[1:]
     played = play(setup, task, folder, 0, seed, policies[0], patience, tell=tell, trials=trials, others=others)

@@ -77,14 +77,17 @@ class PolicyAt:
         way = {"engine": self.engine, "device": self.device, "instruction": self.instruction}
         return {"run": run, "seed": seed, "token_file": token_file, **way}
 
-    def told(self) -> str:
+    def told(self, contract: Contract) -> str:
         """What it is going to do; empty for a policy that takes no instruction.
+
+        Args:
+            contract: what it was trained for.
 
         Raises:
             ConfigError: it knows no such instruction, or several and none is given.
 
         """
-        return require_followed(self.instruction, self.contract().spec)
+        return require_followed(self.instruction, contract.spec)
 
     def contract(self) -> Contract:
         """What it was trained for; a server is asked."""
@@ -171,7 +174,7 @@ def play(
             for warning in check_cameras(policy.contract(), seen, running):
                 tell(f"warning: {warning}")
         meta = recording_meta(config, config.env_args(_spoken(config, contracts)), seen, setup)
-        if policy is not None and (told := policy.told()):
+        if policy is not None and (told := policy.told(contracts[0])):
             meta["instruction"] = told
         if (out / INDEX).exists():  # refused before anything moves
             require_same_robot(out / INDEX, read_env_args(out / INDEX), meta["env_args"], "this session's")

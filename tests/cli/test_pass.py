@@ -190,6 +190,7 @@ NO_PATHS = {
     ("features", "--data.filter-key"),
     ("features", "--object"),
     ("data download", "--sha256"),
+    ("data download", "NAME"),
     ("data make", "--cameras"),
     ("data filter", "--filter-key"),
     ("doctor", "--env"),

@@ -29,6 +29,7 @@ FOREIGN = {
     "--no-deps",
     "--target",
     "--local-dir",
+    "--nproc-per-node",
 }
 """Flags of other programs."""
 TOLD = {
