@@ -285,7 +285,7 @@ def totals(*sums: Tensor) -> tuple[Tensor, ...]:
     if _current is None:
         return sums
     flat = torch.cat([part.reshape(-1) for part in sums])
-    parts = _Sum.apply(flat).split([part.numel() for part in sums])
+    parts = _Sum.apply(flat).split([part.numel() for part in sums])  # type: ignore[no-untyped-call]
     return tuple(part.view(own.shape) for part, own in zip(parts, sums, strict=True))
 
 
@@ -293,7 +293,7 @@ def gathered(rows: Tensor) -> Tensor:
     """The rows (b, ...) of all ranks, in the order of the batch; a gradient goes back to each one's own."""
     if _current is None:
         return rows
-    found: Tensor = _Gather.apply(rows)
+    found: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
     return found
 
 

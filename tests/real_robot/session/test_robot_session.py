@@ -23,7 +23,6 @@ from flowpolicy.policy.samplers import Direct
 from flowpolicy.real_robot.arm.arm_model import Gains
 from flowpolicy.real_robot.arm.envelope_limits import policy_limits
 from flowpolicy.real_robot.arm.models.franka import FR3
-from flowpolicy.real_robot.arm.models.ur5e import UR5E
 from flowpolicy.real_robot.bridge.ring_records import tick_type
 from flowpolicy.real_robot.bridge.states import State
 from flowpolicy.real_robot.drivers.client_errors import classify, within
@@ -203,7 +202,7 @@ def test_mistakes_exit_with_2_and_a_hint(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arm", "other"), [(FR3, "fer"), (UR5E, "fr3")], ids=lambda arm: getattr(arm, "name", arm))
+@pytest.mark.parametrize(("arm", "other"), [(FR3, "fer")], ids=lambda arm: getattr(arm, "name", arm))
 def test_record_train_check_run_replay_on_the_fake_arm(flowpolicy, tmp_path, arm, other):
     this = ("--arm", arm.name.lower())
     done = flowpolicy("record", *this, "--out", "demos", "--episodes", 2)
