@@ -78,7 +78,7 @@ second: .venv-gpu/.done
 	touch $@
 
 # The documentation as a site in build/docs; a link that leads nowhere is an error. Its version 2 will not come: no need to warn.
-docs: $(VENV)/.dev
+docs: build/lint
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build -q
 
 # The robot's twin lives apart: it pins numpy 1.26 and mujoco below 3.3.
@@ -93,7 +93,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Types and imports are read from the unpacked wheel: an editable mapping is invisible to both tools.
+# Types, imports and docstrings are read from the unpacked wheel: an editable mapping is invisible to these tools.
 build/lint: $(VENV)/.dev FORCE
 	rm -rf build && mkdir -p build/lint
 	$(BIN)/python -m build --quiet --wheel --no-isolation --outdir build/wheel .
