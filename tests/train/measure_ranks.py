@@ -58,8 +58,12 @@ def measure(path):
             if group.leads:
                 shared_runs.write_data(folder)
         agent, _ = shared_runs.agents()["dm1-sees"]
-        sees = shared_runs.experiment_on(folder, agent, sees=True).with_(**TOY, steps=300)
-        for name, experiment in {**experiments(), "dm1 from two small pictures": sees}.items():
+        repelling = shared_runs.experiment_on(folder, agent, sees=True).with_(**TOY, steps=300)
+        seeing = {
+            "dm1 from two small pictures": repelling.with_(agent={"dispersive": Dispersive(weight=0.0)}),
+            "dm1 from two small pictures, repelled": repelling,
+        }
+        for name, experiment in {**experiments(), **seeing}.items():
             env = shared_runs.BLOBS if experiment.env == "blobs" else None
             alone = folder / f"alone-{len(found)}"
             with group.leader_first():
@@ -68,6 +72,10 @@ def measure(path):
                         before = time.process_time()
                         Trainer(experiment, alone, env).train()
                         seconds = time.process_time() - before
+                        if name in seeing:
+                            other = Trainer(experiment, folder / f"rounded-{len(found)}", env)
+                            round_off(other)
+                            other.train()
             shared = folder / f"shared-{len(found)}"
             group.messages = group.bytes = 0
             before = time.process_time()
@@ -83,9 +91,20 @@ def measure(path):
                     "cpu_ms_per_update_alone": 1e3 * seconds / experiment.steps,
                     "cpu_ms_per_update_and_rank": 1e3 * (time.process_time() - before) / experiment.steps,
                 }
+                if name in seeing:
+                    control = differences(alone, folder / f"rounded-{len(found) - 1}")
+                    found[name] |= {f"{key}_of_one_process_rounded": value for key, value in control.items()}
                 sys.stderr.write(f"{name}: {found[name]}\n")
         if group.leads:
             write_json(path, {"ranks": group.count, "torch": torch.__version__, "backend": "gloo", "runs": found})
+
+
+def round_off(trainer):
+    """Change the first weights by what rounding changes: the control for runs that enlarge any difference."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in trainer.agent.actor.parameters():
+            weight.mul_(1 + 6e-8 * torch.randn(weight.shape, generator=generator).sign())
 
 
 def differences(alone, shared):
