@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import re
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.core.errors import ConfigError, MissingExtraError, StoreError
-from flowpolicy.core.files import SPARE, naming_full_disk, require_space
+from flowpolicy.core.files import SPARE, naming_full_disk, require_space, sha256
 
 SCHEMES = {"s3": "s3fs", "gs": "gcsfs", "https": "aiohttp", "http": "aiohttp"}
 """Scheme -> package that speaks it."""
@@ -119,22 +118,21 @@ def read_object_bytes(address: Address) -> bytes:
 
 def list_names(address: Address) -> list[str]:
     """Names of objects directly below a place, sorted; none where nothing is."""
-    with _asking(address, "list"):
-        try:
-            found = _system(address).ls(_key(address), detail=True)
-        except FileNotFoundError:
-            return []
-    return sorted(each["name"].rpartition("/")[2] for each in found if each["type"] == "file")
+    return _below(address, "file")
 
 
 def list_folders(address: Address) -> list[str]:
     """Names directly below a place that something lies below, sorted; none where nothing is."""
+    return _below(address, "directory")
+
+
+def _below(address: Address, kind: str) -> list[str]:
     with _asking(address, "list"):
         try:
             found = _system(address).ls(_key(address), detail=True)
         except FileNotFoundError:
             return []
-    return sorted(each["name"].rstrip("/").rpartition("/")[2] for each in found if each["type"] == "directory")
+    return sorted(each["name"].rstrip("/").rpartition("/")[2] for each in found if each["type"] == kind)
 
 
 def list_objects(address: Address) -> dict[str, StoredObject]:
@@ -240,11 +238,7 @@ def download_object(
         part.unlink()
         raise StoreError(f"{address.url} was changed while it was read", fix="run the command again")
     mark.unlink()
-    digest = hashlib.sha256()
-    with part.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256(part)
 
 
 def _blocks(address: Address, have: int, size: int) -> list[bytes]:

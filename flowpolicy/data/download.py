@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import time
 import urllib.error
 import urllib.request
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.core.errors import DataError
-from flowpolicy.core.files import flush, sha256
+from flowpolicy.core.files import cache_root, flush, sha256
 from flowpolicy.data.catalogue import Published
 
 Progress = Callable[[int, int], None]
@@ -24,8 +23,7 @@ _BROKEN = (OSError, http.client.HTTPException)
 
 def cache_folder() -> Path:
     """``$XDG_CACHE_HOME/flowpolicy/datasets``, or the same under ``~/.cache``."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "flowpolicy" / "datasets"
+    return cache_root() / "datasets"
 
 
 def fetch(

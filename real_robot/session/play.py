@@ -171,7 +171,7 @@ def play(
     with start_session(setup) as running, reading_keys(running.session) as keys:
         task, seen = session_task(task_name, running), start_cameras(running)
         if policy is not None and seen:
-            for warning in check_cameras(policy.contract(), seen, running):
+            for warning in check_cameras(contracts[0], seen, running):
                 tell(f"warning: {warning}")
         meta = recording_meta(config, config.env_args(_spoken(config, contracts)), seen, setup)
         if policy is not None and (told := policy.told(contracts[0])):
