@@ -84,7 +84,7 @@ def resolve(path: Path) -> Path:
     path = local_run(path)
     if (path / MANIFEST).exists() or (path / "contract.json").exists():
         folder = path
-    elif (path / FOLDER / LATEST).exists():
+    elif (path / FOLDER / LATEST).exists() or newest(path):
         folder = path / FOLDER / newest(path)
         if folder == path / FOLDER or not folder.is_dir():
             there = ", ".join(sorted(step.name for step in (path / FOLDER).glob("step_*"))) or "none"
@@ -112,9 +112,20 @@ def run_of(folder: Path) -> Path:
 
 
 def newest(path: Path) -> str:
-    """Name of the checkpoint that :func:`resolve` would take, not verified; empty where there is none."""
+    """Name of the checkpoint that :func:`resolve` would take, not verified; empty where there is none.
+
+    Of a run that was killed after its first checkpoint was in place and before ``LATEST`` was, that checkpoint.
+    """
     latest = path / FOLDER / LATEST
-    return latest.read_text(encoding="utf-8", errors="replace").strip() if latest.exists() else ""
+    if latest.exists():
+        return latest.read_text(encoding="utf-8", errors="replace").strip()
+    return max((folder.name for folder in (path / FOLDER).glob("step_*") if _has_all(folder)), default="")
+
+
+def _has_all(folder: Path) -> bool:
+    """Whether all files of a checkpoint are there: those of one that is sent from elsewhere come one by one."""
+    manifest = folder / MANIFEST
+    return manifest.exists() and all((folder / name).exists() for name in read_object(manifest))
 
 
 def fingerprint(folder: Path) -> str:

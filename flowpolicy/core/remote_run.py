@@ -203,12 +203,21 @@ def pull(address: Address) -> Path:
             for line in passed:
                 warnings.warn(f"{address.url}: passed over {line}", StoreWarning, stacklevel=2)
             return folder
+    if not there and (ours := _only_here(address)):
+        return ours
     listed = "; ".join(passed)
     raise CheckpointError(
         f"{address.url} holds no {'whole ' if listed else ''}checkpoint{': ' if listed else ''}{listed}",
         expected="a run that was trained with --out and this name, and stored at least one checkpoint",
         fix=f"check the name, or train: flowpolicy train PRESET --out {address.url}",
     )
+
+
+def _only_here(address: Address) -> Path | None:
+    """The newest checkpoint of a run of this machine that was killed before its first was stored."""
+    home = _home(address, _last_writer(address))
+    mark = _mark_of(home)
+    return checkpoint.resolve(home) if mark and mark["mine"] and checkpoint.newest(home) else None
 
 
 def push_beside(home: Path, *paths: Path) -> None:

@@ -291,7 +291,8 @@ def _needed(name: str) -> Iterator[Piece]:
     for file in sorted(path.rglob("*")):
         if file.is_file() and file.name != ".lock" and not old & {file, *file.parents}:
             yield from pieces_of(file)
-    yield from pieces_of(latest)
+    if latest.exists():
+        yield from pieces_of(latest)
 
 
 def _wait_until_free(run: Path) -> None:

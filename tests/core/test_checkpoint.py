@@ -49,6 +49,21 @@ def test_killed_between_rename_and_latest_is_repeated_without_loss(tmp_path):
     assert checkpoint.resolve(tmp_path).name == "step_00000020"
 
 
+def test_killed_before_latest_was_ever_written_the_first_checkpoint_is_taken_once_all_of_it_is_there(tmp_path):
+    folder = checkpoint.publish(tmp_path, 10, fill)
+    (tmp_path / "checkpoints" / "LATEST").unlink()
+    assert checkpoint.newest(tmp_path) == "step_00000010" and checkpoint.resolve(tmp_path) == folder
+    arriving = tmp_path / "checkpoints" / "step_00000020"  # as a node sends one, file by file
+    for name in sorted(path.name for path in folder.iterdir()):
+        assert checkpoint.resolve(tmp_path) == folder
+        arriving.mkdir(exist_ok=True)
+        (arriving / name).write_bytes((folder / name).read_bytes())
+    assert checkpoint.resolve(tmp_path) == arriving
+    (tmp_path / "checkpoints" / "LATEST").write_text("")
+    with pytest.raises(CheckpointError, match="names the checkpoint ''"):
+        checkpoint.resolve(tmp_path)
+
+
 def test_keep_removes_the_oldest_only(tmp_path):
     for step in (10, 20, 30, 40):
         checkpoint.publish(tmp_path, step, fill, keep=2)

@@ -88,6 +88,20 @@ def test_a_server_that_dies_at_any_byte_never_shows_half_a_checkpoint(url, wire,
     assert not [name for name in store().find(url) if "step_00000010" in name]
 
 
+def test_killed_before_the_first_pointer_its_own_machine_goes_on_and_stores_it(url, tmp_path, monkeypatch):
+    home = begin(url)
+    name = send(home, 10)
+    (home / "checkpoints" / "LATEST").unlink()
+    store().rm(f"{url}/checkpoints/{name}.json")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        seen(url, tmp_path / "b", monkeypatch)
+    ours = checkpoint.resolve(files.Path(url))
+    assert ours == home / "checkpoints" / "step_00000010" and take_over(home) == home
+    with uploading(home, 5):
+        pass
+    assert seen(url, tmp_path / "b", monkeypatch).name == "step_00000010"
+
+
 def test_the_pointer_comes_last(url, tmp_path, monkeypatch):
     home = begin(url)
     send(home, 10)
