@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ConfigError
-from flowpolicy.core.object_store import find_address
+from flowpolicy.core.run_places import lies_here
 from flowpolicy.core.seed import first_planned
 from flowpolicy.core.spec import ImageSpec, ObservationSpec, load_contract
 from flowpolicy.envs import ENVS, SuiteConfig, find_env, single_env
@@ -151,7 +151,7 @@ def make_env(
 
 
 def _is_run(env: str | os.PathLike[str]) -> bool:
-    return not isinstance(env, str) or (env not in ENVS and (find_address(env) is not None or Path(env).exists()))
+    return not isinstance(env, str) or (env not in ENVS and (not lies_here(env) or Path(env).exists()))
 
 
 # Importing this module registers them: Gymnasium asks no other package for environments of its own accord.

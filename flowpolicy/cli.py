@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "serve a run to robots: deadlines, batching, reload"),
     "features": ("features", "how far what a policy sees is from collapse, per camera and of the trunk"),
     "report": ("report", "one HTML file about runs, suites or trials: results, videos, traces, curves"),
+    "push": ("push", "send a run to the Hugging Face hub, with contract, card, records and videos"),
+    "pull": ("pull", "fetch a run from the hub into a folder, and verify it"),
     "card": ("card", "success against network evaluations against latency, table and picture"),
     "suite": ("suite", "run | table: several arms on several tasks under one budget, with IQM and intervals"),
     "sweep": ("preset_sweep", "search for options of PRESET on Ray, the worse trials stopped early"),

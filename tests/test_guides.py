@@ -25,7 +25,8 @@ BLOCKS = [
     (kind, block.replace("\\\n", " ")) for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", GUIDES, re.S | re.M)
 ]
 SPANS = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```", "", GUIDES, flags=re.S | re.M))
-LINES = [line.split("#")[0].strip() for language, block in BLOCKS if not language for line in block.splitlines()]
+SHELL = [block for language, block in BLOCKS if language in ("", "bash")]
+LINES = [line.split("#")[0].strip() for block in SHELL for line in block.splitlines()]
 COMPLETE = [line for line in LINES if line.startswith("flowpolicy ") and "..." not in line]
 MENTIONED = [span for span in SPANS if span.startswith("flowpolicy ") and "..." not in span and "my-preset" not in span]
 

@@ -477,10 +477,11 @@ def bridge(
 def _checkpoint(run: Path) -> dict[str, Any]:
     """Which checkpoint was measured."""
     from flowpolicy.core.checkpoint import resolve
+    from flowpolicy.core.run_places import run_name
     from flowpolicy.evaluate.records import identity
 
     measured = identity(resolve(run))
-    return {"run": str(run), "step": measured.step, "checkpoint_sha256": measured.sha256}
+    return {"run": run_name(run), "step": measured.step, "checkpoint_sha256": measured.sha256}
 
 
 def _require_free(json: Path | None, overwrite: bool) -> None:

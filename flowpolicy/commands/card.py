@@ -52,8 +52,8 @@ def card(
 
     """
     from flowpolicy.core import checkpoint
-    from flowpolicy.core.object_store import place_name
     from flowpolicy.core.remote_run import push_beside
+    from flowpolicy.core.run_places import run_name
     from flowpolicy.evaluate.evaluation import loaded
     from flowpolicy.evaluate.plan import make_plan
     from flowpolicy.evaluate.policy_card import NFES, supported
@@ -63,7 +63,7 @@ def card(
     with loaded(run, device) as (policy, env, folder):
         plan = make_plan(env.spec.env_id, episodes, seed)
         done = 0
-        with progress_bar(f"card {place_name(run)}", episodes * len(supported(policy, NFES, device))) as move:
+        with progress_bar(f"card {run_name(run)}", episodes * len(supported(policy, NFES, device))) as move:
 
             def progress(_: object) -> None:
                 nonlocal done
@@ -77,9 +77,9 @@ def card(
                 make_way(place, name)
             else:
                 place = place / name
-            draw(policy, env, plan, place, run=place_name(run), progress=progress, device=device, **about)
+            draw(policy, env, plan, place, run=run_name(run), progress=progress, device=device, **about)
             training = about.pop("training")
-            record: dict[str, Any] = {"run": place_name(run), **about, "training": training["experiment"]}
+            record: dict[str, Any] = {"run": run_name(run), **about, "training": training["experiment"]}
             record["dataset_sha256"] = training["dataset_sha256"]
         if delay:
             _delay(policy, env, plan, place, delays_ms, {**record, "jitter": jitter, "dropped": dropped})

@@ -44,11 +44,11 @@ def export(
 
     """
     from flowpolicy.core.checkpoint import resolve
-    from flowpolicy.core.object_store import place_name
+    from flowpolicy.core.run_places import run_name
     from flowpolicy.policy import Policy
     from flowpolicy.policy import exporting as exporting
 
-    source = f"{place_name(run)} ({resolve(run).name})"
+    source = f"{run_name(run)} ({resolve(run).name})"
     sizes: dict[str, Any] = {"nfe": nfe, "batches": batches, "threads": threads}
     difference = exporting.export(Policy.load(run), to, out, **sizes, source=source, overwrite=overwrite)
     sys.stdout.write(f"{out}: {to}, differs from the policy by at most {difference:.1e} of a normalised action\n")

@@ -13,6 +13,7 @@ from flowpolicy.commands.arguments import call, typed
 from flowpolicy.core.errors import ConfigError, FlowPolicyError
 from flowpolicy.core.files import require_free
 from flowpolicy.core.ranges import NonNegative
+from flowpolicy.core.run_places import local_run
 
 
 def run(argv: Sequence[str]) -> int:
@@ -55,6 +56,7 @@ def write_and_tell(runs: Sequence[Path], out: Path, videos_mb: float = 64.0, sui
     from flowpolicy.lab.suite_report import suites_among
     from flowpolicy.report.run_pages import write_report
 
+    runs = [local_run(path) for path in runs]
     written = write_report(runs, out, videos_mb=videos_mb, command=typed(), suites=suites_among(runs, suite))
     for line in written.left_out:
         sys.stdout.write(f"{line}\n")

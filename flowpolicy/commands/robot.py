@@ -166,6 +166,7 @@ def deploy(
 
     """
     from flowpolicy.real_robot.session.play import PolicyAt, check_policy, play, task_of
+    from flowpolicy.real_robot.session.policy_process import is_address
 
     if bool(run) == bool(blind):
         raise ConfigError(
@@ -184,7 +185,7 @@ def deploy(
     tasks = {task_of(contract) for contract in contracts}
     if len(tasks) > 1:
         raise ConfigError(f"the two policies were trained for {' and '.join(sorted(tasks))}", expected="one task")
-    folder = out or (Path("robot-runs") if blind or "://" in run else Path(run) / "robot")
+    folder = out or (Path("robot-runs") if blind or is_address(run) else _home(run) / "robot")
     if not ask and not blind and json is None:
         played = play(setup, tasks.pop(), folder, episodes, seed, policies[0], patience, tell=_tell_operator)
         sys.stdout.write("\n".join(played.lines) + "\n")
@@ -220,6 +221,14 @@ def deploy(
     if blind:
         sys.stdout.write(f"flowpolicy compare {folder}/trials-{seed}-a.json {folder}/trials-{seed}-b.json\n")
     return 0
+
+
+def _home(run: str) -> Path:
+    """The folder named, or that of a copy of a run from elsewhere."""
+    from flowpolicy.core.checkpoint import run_of
+    from flowpolicy.core.run_places import lies_here, local_run
+
+    return Path(run) if lies_here(run) else run_of(local_run(Path(run)))
 
 
 def _tell_less(line: str) -> None:

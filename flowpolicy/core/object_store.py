@@ -100,7 +100,12 @@ def place_name(place: str | os.PathLike[str]) -> str:
 
 
 def refuse_address(place: Path) -> None:
-    """Refuse a place in a store where only a folder of this machine will do."""
+    """Refuse a place in a store or on the hub where only a folder of this machine will do."""
+    if str(place).startswith("hf:/"):
+        raise ConfigError(
+            f"hf://{str(place)[3:].strip('/')} is a place on the hub, and this is written to a folder of this machine",
+            fix="name a folder, and send a run with flowpolicy push RUN hf://USER/NAME",
+        )
     address = find_address(place)
     if address is not None:
         raise ConfigError(

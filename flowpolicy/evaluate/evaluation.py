@@ -13,10 +13,10 @@ import torch
 from flowpolicy.core.checkpoint import resolve, run_of
 from flowpolicy.core.errors import ConfigError, DataWarning
 from flowpolicy.core.files import require_free
-from flowpolicy.core.object_store import place_name
 from flowpolicy.core.progress import progress_bar
 from flowpolicy.core.protocols import VecEnv
 from flowpolicy.core.remote_run import push_beside
+from flowpolicy.core.run_places import run_name
 from flowpolicy.envs import find_env, normalized_score
 from flowpolicy.envs.camera_renderer import RENDERERS
 from flowpolicy.envs.robosuite import RobosuiteConfig
@@ -52,7 +52,8 @@ def evaluate(
     """Success and return of a run on an evaluation plan, with intervals; every episode is kept in RUN/eval.
 
     Args:
-        run: a run or its folder (the newest checkpoint), or a checkpoint folder.
+        run: a run or its folder (the newest checkpoint), a checkpoint folder, or a run elsewhere: s3://BUCKET/NAME,
+            hf://USER/NAME@REVISION.
         episodes: number of planned initial states.
         seed: of the plan; the plans of two seeds share no initial state, and none is in generated data.
         plan: an evaluation plan or its file, instead of ``episodes`` and ``seed``.
@@ -107,7 +108,7 @@ def evaluate(
     evaluation = make_evaluation(
         todo,
         outcomes,
-        run=place_name(run),
+        run=run_name(run),
         **acted(folder, policy.contract, command, policy.parameters_count),
         simulation=simulation,
         noise_scale=noise_scale,
@@ -179,7 +180,7 @@ def counting(
 ) -> Iterator[Callable[[Episode], None]]:
     """Progress of a rollout: episodes done, and successes or the mean return so far."""
     done, successes, returns = 0, 0, 0.0
-    with progress_bar(f"eval {place_name(run)}", len(plan.indices), shown=shown) as move:
+    with progress_bar(f"eval {run_name(run)}", len(plan.indices), shown=shown) as move:
 
         def progress(episode: Episode) -> None:
             nonlocal done, successes, returns

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flowpolicy.core.checkpoint import newest
+from flowpolicy.core.run_places import run_name
 from flowpolicy.serve.arrival import PollClock
 from flowpolicy.serve.model import Model
 from flowpolicy.serve.server import PolicyServer
@@ -41,7 +42,7 @@ async def _serve(run: Path, load: Callable[[], Model], config: ServerConfig, tok
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, reload.set)
         sys.stdout.write(
-            f"serving {run} ({server.model.checkpoint}, engine {server.model.any_engine.name}) "
+            f"serving {run_name(run)} ({server.model.checkpoint}, engine {server.model.any_engine.name}) "
             f"at ws://{config.host}:{port}\n"
             f"latency, ms by evaluations and robots: {server.model.table.to_json()}\n{_told(server.model)}"
         )

@@ -15,6 +15,7 @@ from flowpolicy.core import checkpoint, keys
 from flowpolicy.core.config import decode
 from flowpolicy.core.errors import CheckpointError, ConfigError
 from flowpolicy.core.files import read_json, read_object
+from flowpolicy.core.hub_run import refuse_cached
 from flowpolicy.core.object_store import place_name
 from flowpolicy.core.remote_run import take_over
 from flowpolicy.core.seed import torch_generator
@@ -47,7 +48,8 @@ class Run:
         """The run in a folder.
 
         Args:
-            path: run folder (its newest checkpoint), checkpoint folder, or a run in a store: s3://BUCKET/NAME.
+            path: run folder (its newest checkpoint), checkpoint folder, or a run elsewhere: s3://BUCKET/NAME,
+                hf://USER/NAME@REVISION.
 
         Raises:
             CheckpointError: no checkpoint is there, or a file of it is missing or altered.
@@ -194,6 +196,7 @@ class Run:
                 f"{self.checkpoint} is a checkpoint, and a run goes on from its newest one",
                 fix=f"flowpolicy resume {self.path}",
             )
+        refuse_cached(self.path)
         place = self.experiment.device if device is None else device
         experiment = dataclasses.replace(self.experiment, data=self.data(data), device=place)
         return go_on(experiment, take_over(self.path), progress=progress)

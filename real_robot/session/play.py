@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError, ContractError
 from flowpolicy.core.files import read_tensors
+from flowpolicy.core.run_places import local_run
 from flowpolicy.core.seed import numpy_generator
 from flowpolicy.core.spec import ActionSpec, Contract, ImageSpec, image_json, load_contract
 from flowpolicy.data.hdf5_frames import SUFFIX
@@ -72,7 +73,7 @@ class PolicyAt:
 
     def options(self, seed: int) -> dict[str, Any]:
         """What the policy process is told."""
-        run = self.run if is_address(self.run) else str(Path(self.run).absolute())
+        run = self.run if is_address(self.run) else str(local_run(Path(self.run)).absolute())
         token_file = str(self.token_file.absolute()) if self.token_file else None
         way = {"engine": self.engine, "device": self.device, "instruction": self.instruction}
         return {"run": run, "seed": seed, "token_file": token_file, **way}

@@ -17,6 +17,7 @@ import numpy as np
 
 from flowpolicy.core.checkpoint import resolve
 from flowpolicy.core.errors import ConfigError, MissingExtraError
+from flowpolicy.core.run_places import run_name
 from flowpolicy.core.seed import derive, first_planned, numpy_generator
 from flowpolicy.core.spec import Contract
 from flowpolicy.data.hdf5 import open_hdf5
@@ -26,6 +27,7 @@ from flowpolicy.evaluate.report import Evaluation, make_evaluation, save_evaluat
 from flowpolicy.evaluate.rollout import Episode
 from flowpolicy.evaluate.video import save_video
 from flowpolicy.real_robot.session.operate import EpisodeOutcome
+from flowpolicy.real_robot.session.policy_process import is_address
 from flowpolicy.real_robot.session.turns import Trial
 
 QUESTION = "did it succeed? y yes, n no, d discard the episode and play it again"
@@ -129,10 +131,11 @@ def record_of(trials: Trials, policy: int, run: str, simulation: str, command: s
 
     """
     contract = trials.contracts[policy]
-    made = {"command": command} if "://" in run else acted(resolve(Path(run)), contract, command)
+    made = {"command": command} if is_address(run) else acted(resolve(Path(run)), contract, command)
+    named = run if is_address(run) else run_name(run)
     episodes = [one for _, one in trials.episodes(policy)]
     said = {**made, "instruction": trials.instruction}
-    return make_evaluation(trials.plan(policy), episodes, run=run, simulation=simulation, **said)
+    return make_evaluation(trials.plan(policy), episodes, run=named, simulation=simulation, **said)
 
 
 def keep_records(

@@ -123,6 +123,8 @@ ROWS = (
     out("features", "--figure", f"features {RUN} --figure PATH", right=(), skip=NEW),
     Row("report", "RUNS", "report PATH --out @new"),
     out("report", "--out", f"report {RUN} --out PATH", right=("missing", "unicode")),
+    Row("push", "RUN", "push PATH ann/x"),
+    out("pull", "--out", "pull ann/x --out PATH", right=(), skip=NEW),
     Row("card", "RUN", "card PATH --episodes 1"),
     Row("suite run", "--data", f"{SUITE} --data PATH --out @new"),
     out(
