@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from flowpolicy.commands.arguments import call, pick
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.commands.arguments import call, pick, typed
+from flowpolicy.core.errors import ConfigError, FlowPolicyError
 from flowpolicy.core.ranges import Count, NonNegative, Positive, Seed
 from flowpolicy.real_robot.arm.arm_model import ArmAction
 from flowpolicy.real_robot.session.launch import Setup
@@ -23,6 +23,7 @@ Robot = Annotated[Setup, tyro.conf.arg(name="")]
 Teacher = Annotated[DeviceConfig, tyro.conf.arg(name="")]
 """The same of a teaching device."""
 DEFAULT, SCRIPTED = Setup(), DeviceConfig()
+Format = Literal["robomimic", "lerobot"]
 
 
 def run(argv: Sequence[str]) -> int:
@@ -256,6 +257,7 @@ def record(
     horizon: Positive | None = None,
     success: str = "",
     operator: str = "",
+    format: Format = "robomimic",  # noqa: A002
 ) -> int:
     """Record demonstrations through the bridge, after those that OUT holds; OUT/demos.hdf5 then trains a policy.
 
@@ -280,19 +282,42 @@ def record(
         horizon: seconds of motion after which an episode is over; 30, and 12 for built-in tasks, unless given.
         success: MODULE:FUNCTION that says from an observation whether the task is done; by a key unless given.
         operator: who teaches; stored with the episodes if given.
+        format: lerobot writes OUT/lerobot, a LeRobot v3.0 folder, from all episodes too, when the session ends.
 
     """
+    from flowpolicy.real_robot.session.lerobot_copy import require_copying
     from flowpolicy.real_robot.session.play import play
     from flowpolicy.real_robot.session.teach import TaughtLesson, next_lesson, teach
 
     sheet = next_lesson(out, device.teach, task, instruction, reset, start, horizon, success, scatter)
-    if device.teach == "scripted":
-        played = play(setup, task, out, episodes, seed, None, patience, tell=_tell_operator, action=action)
-    else:
-        lesson = TaughtLesson(sheet, device, operator, action)
-        played = teach(setup, lesson, out, episodes, seed, patience, tell=_tell_operator)
-    sys.stdout.write("\n".join([*played.lines, f"demonstrations {out / 'demos.hdf5'}"]) + "\n")
-    return 0 if all(outcome.success for outcome in played.outcomes) else 1
+    if format == "lerobot":  # refused before anything moves
+        require_copying(out)
+    try:
+        if device.teach == "scripted":
+            played = play(setup, task, out, episodes, seed, None, patience, tell=_tell_operator, action=action)
+        else:
+            lesson = TaughtLesson(sheet, device, operator, action)
+            played = teach(setup, lesson, out, episodes, seed, patience, tell=_tell_operator)
+        sys.stdout.write("\n".join([*played.lines, f"demonstrations {out / 'demos.hdf5'}"]) + "\n")
+    finally:  # however the session ended: what was recorded is there
+        copied = _copy(out, format)
+    return 0 if copied and all(outcome.success for outcome in played.outcomes) else 1
+
+
+def _copy(folder: Path, format: Format = "robomimic") -> bool:  # noqa: A002
+    """Write the LeRobot folder of recordings if it is asked for or stands there; False where that failed."""
+    from flowpolicy.real_robot.session.lerobot_copy import COPY, write_lerobot_copy
+
+    if format != "lerobot" and not (folder / COPY).exists():
+        return True
+    try:
+        sys.stdout.write(f"{write_lerobot_copy(folder, typed())}\n")
+    except (FlowPolicyError, OSError) as error:
+        again = f"flowpolicy robot salvage {folder} --format lerobot"
+        sys.stderr.write(f"warning: {folder / COPY} was not written, the recordings are whole; try again: {again}\n")
+        sys.stderr.write(f"warning: {error}\n")
+        return False
+    return True
 
 
 def demos(
@@ -302,11 +327,11 @@ def demos(
     /,
     label: Literal["", "success", "failure", "unlabelled"] = "",
     out: Path | None = None,
-) -> None:
+) -> int:
     """List the episodes of a folder, drop some, label them anew, or show one as a film.
 
     Dropped episodes are moved to FOLDER/dropped. Move them back and run `flowpolicy robot salvage FOLDER` to have them
-    again.
+    again. FOLDER/lerobot, if it is there, is written anew.
 
     Args:
         action: what to do.
@@ -324,13 +349,16 @@ def demos(
         sys.stdout.write("".join(f"{one.line()}\n" for one in lines) + f"{len(lines)} episodes, {won} successes\n")
     elif action == "drop":
         sys.stdout.write("".join(f"{path}\n" for path in drop_demos(folder, episodes)))
+        return not _copy(folder)
     elif action == "relabel":
         relabel_demos(folder, episodes, label)
         sys.stdout.write(f"{len(set(episodes))} episodes are now '{label}'\n")
+        return not _copy(folder)
     else:
         if len(episodes) != 1:
             raise ConfigError(f"{len(episodes)} episodes to show", expected="the number of one, as `list` shows it")
         sys.stdout.write(f"{show_demo(folder, episodes[0], out)}\n")
+    return 0
 
 
 def pose(
@@ -414,11 +442,12 @@ def replay(file: Annotated[Path, tyro.conf.Positional], /, setup: Robot = DEFAUL
     return 0 if replayed.complete else 1
 
 
-def salvage(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
+def salvage(folder: Annotated[Path, tyro.conf.Positional], /, format: Format = "robomimic") -> int:  # noqa: A002
     """Turn what a crashed session left behind into episode files, and write OUT/demos.hdf5 anew from what is there.
 
     Args:
         folder: of the recordings.
+        format: lerobot writes FOLDER/lerobot too, a LeRobot v3.0 folder; one that is there is written anew unasked.
 
     """
     from flowpolicy.real_robot.session.episodes import INDEX, told_gaps
@@ -438,6 +467,7 @@ def salvage(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
     if (folder / INDEX).exists():
         files = len(list(folder.glob("episode_*.hdf5")))
         sys.stdout.write(f"{folder / INDEX} shows the {files} episodes that are there now\n")
+    return not _copy(folder, format)
 
 
 def twin(venv: Path = Path(".venv-twin")) -> int:

@@ -76,6 +76,7 @@ FORMATS: dict[str, FormatTraits] = {
         goals="observations",
         text=True,
         contract=True,
+        filters=True,
         ends=True,
     ),
     "zarr": FormatTraits(

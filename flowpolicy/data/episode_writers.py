@@ -346,6 +346,7 @@ class _LeRobotFolder:
         self._lengths: list[int] = []
         self._names: list[str] = []
         self._texts: dict[str, int] = {}
+        self._splits: dict[str, list[int]] = {}
 
     def add(self, episode: StoredEpisode) -> None:
         for key, value in episode.obs.items():
@@ -359,6 +360,8 @@ class _LeRobotFolder:
         for key, pictures in episode.pictures.items():
             for block in pictures.blocks():
                 self._append(f"pictures.{key}", block)
+        for key in episode.filters:
+            self._splits.setdefault(key, []).append(len(self._lengths))
         self._lengths.append(episode.steps)
         self._names.append(episode.name)
 
@@ -396,7 +399,7 @@ class _LeRobotFolder:
         )
         options = LeRobotOptions(fps=header.fps, instruction=header.instruction)
         provenance = json.dumps(header.provenance, sort_keys=True)
-        write_lerobot(dataset, out, options, overwrite=True, provenance=provenance)
+        write_lerobot(dataset, out, options, overwrite=True, provenance=provenance, splits=self._splits)
 
     def _append(self, name: str, rows: NDArray[Any]) -> None:
         if name not in self._files:

@@ -153,7 +153,7 @@ class LeRobotFolder:
         self.episodes = self._read_episodes()
         """All of them, by number."""
         self.splits = self._read_splits(info.get("splits"))
-        """Name of a split -> first episode, and the one after the last."""
+        """Name of a split -> spans: first episode, and the one after the last."""
         self._compare(info)
 
     @property
@@ -242,8 +242,8 @@ class LeRobotFolder:
 
     def within(self, split: str) -> list[EpisodePlace]:
         """The episodes of a split."""
-        first, end = self.splits[split]
-        return [episode for episode in self.episodes if first <= episode.number < end]
+        spans = self.splits[split]
+        return [one for one in self.episodes if any(first <= one.number < end for first, end in spans)]
 
     def _numbered(self, words: str) -> list[EpisodePlace]:
         spans = [re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", part.strip()) for part in words.split(",")]
@@ -472,12 +472,13 @@ class LeRobotFolder:
             videos,
         )
 
-    def _read_splits(self, stated: Any) -> dict[str, tuple[int, int]]:
+    def _read_splits(self, stated: Any) -> dict[str, list[tuple[int, int]]]:
         found = {}
         for name, span in stated.items() if isinstance(stated, dict) else ():
-            match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", span) if isinstance(span, str) else None
-            if match:
-                found[str(name)] = (int(match[1]), int(match[2]))
+            parts = span.split(",") if isinstance(span, str) else [""]
+            matches = [re.fullmatch(r"(\d{1,9}):(\d{1,9})", part) for part in parts]
+            if all(matches):
+                found[str(name)] = [(int(match[1]), int(match[2])) for match in matches if match]
             else:
                 self.remarks.append(f"has a split {str(name)[:40]!r} that is no span of episodes: {str(span)[:40]!r}")
         return found

@@ -81,7 +81,10 @@ class LeRobotRecording:
         self._chosen = self.folder.select(filter_key)
         self.names = tuple(episode.name for episode in self._chosen)
         self.lengths = tuple(episode.length for episode in self._chosen)
-        self.filters = {name: len(self.folder.within(name)) for name in self.folder.splits}
+        members = {name: {one.number for one in self.folder.within(name)} for name in self.folder.splits}
+        self.filters = {name: len(numbers) for name, numbers in members.items()}
+        # Every folder calls all of its episodes 'train': that says nothing of any of them.
+        self._splits = {k: v for k, v in members.items() if k != "train" or len(v) < len(self.folder.episodes)}
         self._own = read_own(self.folder)
         self._action = self._find_action()
         self._streams = self._find_streams()
@@ -209,6 +212,7 @@ class LeRobotRecording:
             },
             success=success,
             text=texts[0] if texts else "",
+            filters=tuple(name for name, numbers in self._splits.items() if episode.number in numbers),
             aside={"task": task} if task is not None and len(texts) > 1 else {},
         )
 

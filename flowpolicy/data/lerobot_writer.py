@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +62,7 @@ def write_lerobot(
     *,
     overwrite: bool = False,
     provenance: str = "",
+    splits: Mapping[str, Sequence[int]] = {},
 ) -> None:
     """Write all episodes of a dataset, with the pictures that it was loaded with, as a LeRobot v3.0 folder.
 
@@ -75,6 +76,7 @@ def write_lerobot(
         options: how.
         overwrite: replace a LeRobot folder that stands there.
         provenance: where the episodes come from, JSON.
+        splits: name -> numbers of episodes, as filter keys name them; 'train' is all of them unless given.
 
     Raises:
         FlowPolicyError: something stands at ``folder``, or the disk is full.
@@ -96,7 +98,7 @@ def write_lerobot(
         require_av()
     _require_room(dataset, folder)
     with replacing_folder(folder) as partial:
-        _Writing(dataset, partial, options, fps).write(provenance)
+        _Writing(dataset, partial, options, fps).write(provenance, splits)
 
 
 def require_replaceable(folder: Path, overwrite: bool) -> None:
@@ -138,7 +140,7 @@ class _Writing:
         self.histograms = {name: np.zeros((3, 256), np.int64) for name in self.cameras}
         self.seen = dict.fromkeys(self.cameras, 0)
 
-    def write(self, provenance: str) -> None:
+    def write(self, provenance: str, splits: Mapping[str, Sequence[int]]) -> None:
         """Everything, episode by episode, and the meta files last."""
         episodes: list[dict[str, Any]] = []
         starts, lengths = self.dataset.starts.tolist(), self.dataset.lengths.tolist()
@@ -177,7 +179,7 @@ class _Writing:
                 entry |= {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
                 episodes.append(entry)
                 move(number + 1)
-        self._meta(episodes, provenance, {name: each.pixel_format for name, each in videos.items()})
+        self._meta(episodes, provenance, splits, {name: each.pixel_format for name, each in videos.items()})
 
     def _texts(self) -> list[str]:
         if self.dataset.instructions and keys.TASK in self.dataset.steps:
@@ -262,7 +264,13 @@ class _Writing:
         self.histograms[name] += counts
         self.seen[name] += len(counted)
 
-    def _meta(self, episodes: list[dict[str, Any]], provenance: str, formats: dict[str, str]) -> None:
+    def _meta(
+        self,
+        episodes: list[dict[str, Any]],
+        provenance: str,
+        splits: Mapping[str, Sequence[int]],
+        formats: dict[str, str],
+    ) -> None:
         dataset, pq = self.dataset, require_pyarrow()
         for name, entry in self.features.items():
             if name in self.cameras:
@@ -289,7 +297,7 @@ class _Writing:
                 "data_files_size_in_mb": _plain(self.options.data_mb),
                 "video_files_size_in_mb": _plain(self.options.video_mb),
                 "fps": _plain(self.fps),
-                "splits": {"train": f"0:{len(episodes)}"},
+                "splits": {"train": f"0:{len(episodes)}", **{name: spans_of(each) for name, each in splits.items()}},
                 "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
                 "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
                 "features": self.features,
@@ -444,6 +452,15 @@ def statistics_of_pictures(counts: NDArray[np.int64], frames: int) -> dict[str, 
     for name, share in _QUANTILES.items():
         found[name] = levels[np.argmax(below >= share * total[:, None], axis=1)]
     return {name: value.reshape(3, 1, 1).tolist() for name, value in found.items()} | {"count": [frames]}
+
+
+def spans_of(numbers: Sequence[int]) -> str:
+    """Numbers of episodes in the format's words: '0:3,7:8' for 0, 1, 2 and 7."""
+    known = set(numbers)
+    every = sorted(known)
+    begins = [n for n in every if n - 1 not in known]
+    ends = [n + 1 for n in every if n + 1 not in known]
+    return ",".join(f"{begin}:{end}" for begin, end in zip(begins, ends, strict=True))
 
 
 def _as_table(rows: list[dict[str, Any]]) -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 from flowpolicy.core.errors import ConfigError, DataError, FlowPolicyError
 from flowpolicy.data.conversion import FORMATS, losses, require_lossless, require_replaceable, survey, write_all
-from flowpolicy.data.dataset import DataConfig, load_dataset
+from flowpolicy.data.dataset import DataConfig, load_dataset, open_recording
 from flowpolicy.data.episode_edits import Edits, Selection, edited, merged, of_file, select, shares_of
 from flowpolicy.data.episode_file import open_episodes
 from flowpolicy.data.episode_writers import WRITERS
@@ -374,7 +374,8 @@ def test_lerobot_and_back_with_pictures_and_text(tmp_path):
             writer.add(
                 dataclasses.replace(
                     one, obs={**one.obs, "front_image": pictures}, notes={"instruction": f"task {index % 2}"}
-                )
+                ),
+                ("better", "train") if index != 1 else ("valid",),
             )
     away = rewritten(path, tmp_path / "away", "lerobot")
     some = rewritten(away, tmp_path / "some", "lerobot", lambda file: of_file(file, [2, 1]))
@@ -383,12 +384,17 @@ def test_lerobot_and_back_with_pictures_and_text(tmp_path):
     with open_episodes(back) as file:
         assert [file.read(number).text for number in (0, 1)] == ["task 0", "task 1"]
         assert file.env_args == ENV_ARGS and file.read(1).success is True
+        assert [file.read(number).filters for number in (0, 1)] == [("better", "train"), ("valid",)]
+    with open_recording(DataConfig(str(away), filter_key="better")) as better:
+        assert better.names == ("episode_000000", "episode_000002")
+    assert json.loads((away / "meta/info.json").read_text())["splits"]["better"] == "0:1,2:3"
     for one, two in zip((before[2], before[1]), after, strict=True):
         for place in ("obs", "action", "reward"):
             np.testing.assert_array_equal(np.float32(one[place]), two[place])
         noise = np.mean((one["front_image"].astype(float) - two["front_image"]) ** 2)
         assert 10 * np.log10(255**2 / noise) > 35
     assert "pictures bit for bit" in said(path, "lerobot") and "numbers beyond float32" in said(path, "lerobot")
+    assert "filter keys" not in said(path, "lerobot") and "filter keys: " in said(away, "minari")
     assert "text" not in said(away, "robomimic") and "instructions of 3 of 3" in said(away, "minari")
     minari = rewritten(write_flat(tmp_path / "d4rl", ogbench=False), tmp_path / "m", "d4rl")
     with pytest.raises(ConfigError, match="--fps N"):

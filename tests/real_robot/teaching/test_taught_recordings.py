@@ -8,12 +8,15 @@ import msgpack
 import numpy as np
 import pytest
 
-from flowpolicy.core.errors import ConfigError
+from flowpolicy.cli import main
+from flowpolicy.core.errors import ConfigError, DataError
+from flowpolicy.data.dataset import load_dataset
 from flowpolicy.envs.arm_tasks import ArmTaskConfig
 from flowpolicy.real_robot.arm.models.franka import FR3
 from flowpolicy.real_robot.bridge.hand_guide import WALL, HandGuide
 from flowpolicy.real_robot.session.demos import drop_demos, list_demos, relabel_demos
 from flowpolicy.real_robot.session.episodes import next_number
+from flowpolicy.real_robot.session.lerobot_copy import COPY, require_copying, write_lerobot_copy
 from flowpolicy.real_robot.session.recorder import Recorder
 from flowpolicy.real_robot.tasks.task_sheet import BUILT_IN, TaskSheet, keep_sheet, save_pose, sheet_in, start_pose
 from flowpolicy.real_robot.tasks.tasks import scattered
@@ -76,6 +79,43 @@ def test_pauses_leave_no_rows_and_labels_are_kept_dropped_and_changed(tmp_path, 
     for wrong in (lambda: drop_demos(out, [9]), lambda: drop_demos(out, []), lambda: relabel_demos(out, [1], "good")):
         with pytest.raises(ConfigError):
             wrong()
+
+
+def robot(*words):
+    """Exit code of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main(["robot", *map(str, words)])
+    return ended.value.code
+
+
+def test_a_lerobot_folder_holds_every_episode_and_follows_the_recordings(tmp_path, monkeypatch):
+    pytest.importorskip("av", reason="writing LeRobot folders")
+    pytest.importorskip("pyarrow", reason="writing LeRobot folders")
+    out = tmp_path / "out"
+    sim = Taught(tmp_path / "shm", monkeypatch)
+    recorder = Recorder(sim.session, out, META)
+    sim.run(2 * DT).command("start")
+    for number, label in ((1, 1), (2, 0)):
+        taught(sim, recorder, number, label, parts=1)
+    sim.session.command("begin", 3, [0.0] * 3)
+    sim.hold(0.6, held=True)
+    recorder.drain()  # and is killed
+    assert "2 demonstrations" in write_lerobot_copy(out, "test")
+    assert robot("salvage", out) == 0
+    assert robot("demos", "relabel", out, 3, "--label", "success") == 0
+    for key, count in (("", 3), ("successful", 2), ("failed", 1)):
+        rows = load_dataset(str(out / "demos.hdf5"), filter_key=key).steps
+        copied = load_dataset(str(out / COPY), filter_key=key)
+        assert len(copied.lengths) == count and (copied.steps["action"] == rows["action"]).all()
+        assert all((copied.steps["obs"][name] == rows["obs"][name]).all() for name in rows["obs"])
+        assert copied.instructions == ("lift the cup",)
+    made = (out / COPY / "meta/info.json").stat().st_ino
+    write_lerobot_copy(out, "test")  # nothing is new
+    assert (out / COPY / "meta/info.json").stat().st_ino == made
+    (out / COPY / "meta/flowpolicy.json").unlink()
+    with pytest.raises(DataError, match="was not written from these recordings"):
+        require_copying(out)
+    assert robot("salvage", out) == 1
 
 
 def test_a_sheet_is_remembered_and_a_pose_is_of_its_arm(tmp_path, monkeypatch):
