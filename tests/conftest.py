@@ -1,8 +1,13 @@
 import contextlib
+import gc
 import io
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import jaxtyping
@@ -16,6 +21,14 @@ from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 
 torch.set_num_threads(1)
+# Otherwise whatever imports PyTorch's code generator starts processes that import torch and wait for work.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+
+
+def pytest_collection_finish():
+    """What was imported stays: robosuite looks through all of it, a second each time, whenever an environment ends."""
+    gc.freeze()
+
 
 DEVICES = (
     "cpu",
@@ -72,12 +85,12 @@ def read(path: Path):
     return json.loads(path.read_text())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def compiler_cache(tmp_path_factory):
-    """Environment with a cache of this session: that of another must not decide whether the compiler works."""
+    """PyTorch's for this session: that of another must not decide whether the compiler works."""
     base = tmp_path_factory.getbasetemp()
     home = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(home / "inductor")}
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(home / "inductor")
 
 
 @contextlib.contextmanager
@@ -107,3 +120,39 @@ def flowpolicy(*words, cwd: Path) -> subprocess.CompletedProcess:
         except SystemExit as end:
             code = end.code or 0
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+class ForkedCommand:
+    """A command in a process of its own that has torch already, a copy of this one: for signals and for death."""
+
+    def __init__(self, *words, cwd, **environment):
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        arguments = [*map(str, words)], cwd, environment
+        self._process = multiprocessing.get_context("fork").Process(target=self._run, args=arguments, daemon=True)
+        self._process.start()
+
+    def _run(self, words, cwd, environment):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        for number in (1, 2):
+            os.dup2(self._said.fileno(), number)
+        sys.stdout = os.fdopen(1, "w", 1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", 1, closefd=False)
+        os.environ.update(environment)
+        os.chdir(cwd)
+        multiprocessing.current_process().daemon = False  # it may have children
+        main(words)
+
+    def poll(self):
+        """Its exit code, the negative number of the signal that killed it, or None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self._process.pid, number)
+
+    def ended(self, timeout=240):
+        """Its exit code and all that it said, once it has ended."""
+        self._process.join(timeout)
+        assert self.poll() is not None, f"no end within {timeout} s"
+        self._said.seek(0)
+        return self.poll(), self._said.read()

@@ -17,7 +17,7 @@ from flowpolicy.configs.presets import PRESETS
 from flowpolicy.core import checkpoint
 from flowpolicy.train.verify import compare
 
-from ..conftest import flowpolicy
+from ..conftest import ForkedCommand, flowpolicy
 
 COMMAND = [sys.executable, "-m", "flowpolicy"]
 QUICK = ["--steps", "40", "--checkpoint-every", "10", "--no-tensorboard"]
@@ -184,24 +184,23 @@ def test_the_same_plan_gives_the_same_outcomes(debug_run):
 
 
 def test_killed_and_resumed_equals_uninterrupted(debug_run, tmp_path):
-    process = subprocess.Popen(
-        [*COMMAND, "train", "debug", *QUICK, "--out", "killed"], cwd=tmp_path, stderr=subprocess.DEVNULL
-    )
+    process = ForkedCommand("train", "debug", *QUICK, "--out", "killed", cwd=tmp_path)
     latest = tmp_path / "killed" / "checkpoints" / "LATEST"
     while process.poll() is None and not latest.exists():
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.ended()
     done = flowpolicy("resume", "killed", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     compare(checkpoint.resolve(debug_run), checkpoint.resolve(tmp_path / "killed"))
 
 
 @pytest.mark.slow
-def test_verify_resume_with_the_compiled_update(tmp_path, compiler_cache):
-    flags = ["--compile", "--steps", "30", "--agent.net.width", "32", "--out", "run", "--verify-resume"]
+def test_verify_resume_with_the_compiled_update(tmp_path):
+    small = ["--agent.net.width", "16", "--agent.net.depth", "1", "--batch-size", "16", "--no-tensorboard"]
+    flags = ["--compile", "--steps", "30", *small, "--out", "run", "--verify-resume"]
     command = [*COMMAND, "train", "debug", *flags]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=compiler_cache)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "equal bit for bit" in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "LATEST").exists()

@@ -3,8 +3,6 @@
 import fcntl
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,8 @@ from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import CheckpointError
 from flowpolicy.core.spec import load_contract
 from flowpolicy.data.dataset import DataConfig, load_dataset
+
+from ..conftest import ForkedCommand
 
 TRAIN = ("--steps", 40, "--checkpoint-every", 20, "--keep-checkpoints", 0, "--no-compile", "--no-tensorboard")
 
@@ -56,13 +56,8 @@ def refused(capsys, *words):
 def test_of_two_trainings_in_one_folder_one_is_refused_and_the_other_untouched(home, tmp_path):
     words = ["train", "debug", "--data.path", home / "toy.hdf5", "--steps", 300, "--checkpoint-every", 100]
     words = [*words, "--no-compile", "--no-tensorboard", "--log-every", 10, "--out", tmp_path / "both"]
-    command = [sys.executable, "-m", "flowpolicy", *map(str, words)]
-    both = [
-        subprocess.Popen([*command, "--seed", str(seed)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for seed in (1, 2)
-    ]
-    told = [process.communicate(timeout=250)[0] for process in both]
-    codes = [process.returncode for process in both]
+    both = [ForkedCommand(*words, "--seed", seed, cwd=tmp_path) for seed in (1, 2)]
+    codes, told = zip(*(process.ended() for process in both), strict=True)
     assert sorted(codes) == [0, 2], told
     loser = told[codes.index(2)]
     assert "one process at a time" in loser or "already holds a run" in loser

@@ -1,7 +1,5 @@
 import errno
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -10,6 +8,8 @@ import torch
 from flowpolicy.cli import main
 from flowpolicy.core.devices import find_device
 from flowpolicy.core.errors import ConfigError, from_system
+
+from ..conftest import ForkedCommand
 
 
 def test_an_error_of_the_system_has_path_reason_and_remedy():
@@ -52,33 +52,23 @@ def test_a_fault_of_ours_keeps_its_traceback_and_asks_for_a_report(monkeypatch):
 
 
 def interrupted(run, *words, when):
-    words = [sys.executable, "-m", "flowpolicy", *map(str, words)]
-    process = subprocess.Popen(
-        words,
-        cwd=run.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # What a shell starts in the background ignores interrupts, and hands that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 120
+    process, deadline = ForkedCommand(*words, cwd=run.parent), time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None and not when():
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    return process.communicate(timeout=120)[0], process.returncode
+    return process.ended(120)
 
 
 def test_what_ctrl_c_advises_can_be_followed(tmp_path, capsys):
     run = tmp_path / "run"
     train = ("train", "debug", "--steps", 100000, "--log-every", 10, "--no-compile", "--no-tensorboard", "--out", run)
     rows = lambda: (run / "metrics.csv").exists() and len((run / "metrics.csv").read_text().splitlines()) > 2  # noqa: E731
-    told, code = interrupted(run, *train, "--checkpoint-every", 90000, when=rows)
+    code, told = interrupted(run, *train, "--checkpoint-every", 90000, when=rows)
     assert code == 130 and "starts anew" in told and "flowpolicy resume" not in told and "Traceback" not in told
-    told, code = interrupted(run, *train, "--checkpoint-every", 20, when=(run / "checkpoints" / "LATEST").exists)
+    code, told = interrupted(run, *train, "--checkpoint-every", 20, when=(run / "checkpoints" / "LATEST").exists)
     assert code == 130, told  # the same command started anew
     assert told.strip().endswith(f"flowpolicy resume {run}")
     before = len((run / "metrics.csv").read_text().splitlines())
     more = lambda: len((run / "metrics.csv").read_text().splitlines()) > before  # noqa: E731
-    told, code = interrupted(run, "resume", run, when=more)
+    code, told = interrupted(run, "resume", run, when=more)
     assert code == 130 and "Traceback" not in told, told

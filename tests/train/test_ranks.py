@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from flowpolicy.core import checkpoint, ranks
 from flowpolicy.core.errors import ConfigError, DataWarning, TrainingError
 from flowpolicy.core.files import read_json, read_tensors
 from flowpolicy.train.verify import compare
+from tests.conftest import ForkedCommand
 from tests.train import shared_runs
 
 ROOT = Path(__file__).parents[2]
@@ -93,28 +95,19 @@ def test_a_run_goes_on_with_another_number_of_processes_and_says_so(runs):
         torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=2e-6)
 
 
-def launch(*words, **more):
+def launch(*words, cwd, **more):
     """Two processes as torchrun starts them, with nobody who ends one when the other dies."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", **more}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "flowpolicy", *words],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    return [ForkedCommand(*words, cwd=cwd, **common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
 
 
 def ended(processes):
     """Exit statuses, and what all of them said."""
-    said = [process.communicate(timeout=300) for process in processes]
-    return [process.returncode for process in processes], "".join(out + errors for out, errors in said)
+    codes, said = zip(*(process.ended() for process in processes), strict=True)
+    return [*codes], "".join(said)
 
 
 def wait_for_rows(run, processes, more=0):
@@ -130,9 +123,9 @@ def wait_for_rows(run, processes, more=0):
 def test_a_request_to_stop_ends_all_with_a_checkpoint_and_a_rank_that_dies_ends_the_others(tmp_path):
     run = tmp_path / "run"
     steps = ["--steps", "1000000", "--checkpoint-every", "1000000", "--log-every", "2", "--no-tensorboard"]
-    processes = launch("train", "debug", *steps, "--out", str(run))
+    processes = launch("train", "debug", *steps, "--out", run, cwd=tmp_path)
     rows = wait_for_rows(run, processes)
-    processes[1].terminate()
+    processes[1].send_signal(signal.SIGTERM)
     codes, said = ended(processes)
     assert codes == [130, 130], said
     stored = checkpoint.resolve(run)
@@ -140,9 +133,9 @@ def test_a_request_to_stop_ends_all_with_a_checkpoint_and_a_rank_that_dies_ends_
     assert f"go on from {stored.name} with: torchrun --nproc-per-node 2 -m flowpolicy resume {run}" in said
     assert read_json(stored / "state.json")["step"] >= 2 * (rows - 1)
 
-    processes = launch("resume", str(run), FLOWPOLICY_RANK_TIMEOUT="60")
+    processes = launch("resume", run, cwd=tmp_path, FLOWPOLICY_RANK_TIMEOUT="60")
     wait_for_rows(run, processes, more=rows + 2)
-    processes[1].kill()
+    processes[1].send_signal(signal.SIGKILL)
     codes, said = ended(processes)
     assert codes == [2, -9], said
     assert said.count("error: ") == 1

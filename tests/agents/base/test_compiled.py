@@ -1,17 +1,12 @@
 """The compiled update through the real agent and code generator, without the type-checking import hook.
 
-The U-Net and the transformer pass the same program (``python -c PROGRAM unet``), but their code takes minutes to
-generate: tests/nets/test_compile.py traces and differentiates them, which is where layers fail.
+The code of a U-Net or a transformer takes minutes to generate: tests/nets/test_compile.py traces and differentiates
+them, which is where layers fail.
 """
 
-import subprocess
-import sys
-
 import pytest
-
-PROGRAM = """
-import sys
 import torch
+
 from flowpolicy.agents.cloning.dm1 import DM1
 from flowpolicy.core.keys import ACTION, OBS, VALID
 from flowpolicy.core.seed import torch_generator
@@ -19,36 +14,29 @@ from flowpolicy.core.spec import ActionSpec, Contract, ObservationSpec, Spec
 from flowpolicy.data.normalize import Normalizer
 from flowpolicy.nets.encoder import StateEncoder
 from flowpolicy.nets.mlp import MLP
-from flowpolicy.nets.transformer import Transformer
-from flowpolicy.nets.unet import UNet
 
-torch.set_num_threads(1)
-trunk = {"mlp": MLP(16, 2), "unet": UNet(8, 2), "transformer": Transformer(8, 1, 2)}[sys.argv[1]]
-config = DM1(net=trunk, encoder=StateEncoder(8), chunk=3, execute=3)
-contract = Contract(Spec({"state": ObservationSpec((4,))}, ActionSpec(2)), 1, 3, 3, 1)
-random = torch_generator(0, "batch")
-batch = {
-    OBS: {"state": torch.randn(16, 1, 4, generator=random)},
-    ACTION: torch.rand(16, 3, 2, generator=random) * 2 - 1,
-    VALID: torch.rand(16, 3, generator=random) < 0.8,
-}
-
-
-def losses(compile):
-    agent = config.build(contract, Normalizer({"state": 4}, 2), steps=3, seed=0, compile=compile)
-    weights, noise = torch_generator(0, "weights"), torch_generator(0, "noise")
-    with torch.no_grad():
-        for value in agent.actor.parameters():  # the outputs start at zero, which would hide everything before
-            value += 0.1 * torch.randn(value.shape, generator=weights)
-    updates = [agent.update(batch, noise) for _ in range(3)]
-    return [[float(metrics[name]) for name in ("loss", "grad_norm")] for metrics in updates]
-
-
-torch.testing.assert_close(torch.tensor(losses(True)), torch.tensor(losses(False)), rtol=1e-4, atol=1e-4)
-"""
+from ..uninstrumented import uninstrumented
 
 
 @pytest.mark.slow
-def test_compiled_updates_equal_the_eager_ones(compiler_cache):
-    done = subprocess.run([sys.executable, "-c", PROGRAM, "mlp"], capture_output=True, text=True, env=compiler_cache)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_compiled_updates_equal_the_eager_ones():
+    config = DM1(net=MLP(16, 1), encoder=StateEncoder(8), chunk=3, execute=3)
+    contract = Contract(Spec({"state": ObservationSpec((4,))}, ActionSpec(2)), 1, 3, 3, 1)
+    random = torch_generator(0, "batch")
+    batch = {
+        OBS: {"state": torch.randn(16, 1, 4, generator=random)},
+        ACTION: torch.rand(16, 3, 2, generator=random) * 2 - 1,
+        VALID: torch.rand(16, 3, generator=random) < 0.8,
+    }
+
+    def losses(compile):
+        agent = config.build(contract, Normalizer({"state": 4}, 2), steps=3, seed=0, compile=compile)
+        weights, noise = torch_generator(0, "weights"), torch_generator(0, "noise")
+        with torch.no_grad():
+            for value in agent.actor.parameters():  # the outputs start at zero, which would hide everything before
+                value += 0.1 * torch.randn(value.shape, generator=weights)
+        updates = [agent.update(batch, noise) for _ in range(3)]
+        return torch.tensor([[float(metrics[name]) for name in ("loss", "grad_norm")] for metrics in updates])
+
+    with uninstrumented():
+        torch.testing.assert_close(losses(True), losses(False), rtol=1e-4, atol=1e-4)
