@@ -1,13 +1,12 @@
 """Agents that take their updates together come out as they would alone."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from flowpolicy.agents.base import compiled_loss
 from flowpolicy.agents.base.company import Company
 from flowpolicy.agents.offline.fql import FQLAgent
 from flowpolicy.core.errors import ConfigError, TrainingError
@@ -15,6 +14,7 @@ from flowpolicy.core.seed import torch_generator
 
 from ...conftest import unchecked
 from ..every import OFFLINE, flat, make
+from ..uninstrumented import uninstrumented
 
 TOGETHER = ["fql", "iql", "ifql", "rebrac", "qc", "mean_flow_q", "fisher", "dm1", "flow_bc_prefix", "mip"]
 
@@ -58,43 +58,26 @@ def test_seeds_in_company_equal_seeds_alone(name, tmp_path):
     assert len(metrics) == 3 and all(value.numel() == 1 for value in metrics[0].values())
 
 
-COMPILED = """
-import dataclasses, pathlib, sys
-import torch
-from flowpolicy.agents.base import compiled_loss
-from flowpolicy.agents.base.company import Company
-from flowpolicy.core.seed import torch_generator
-from tests.agents.every import flat, make
-
-compiled_loss.BACKEND = sys.argv[1]
-torch.set_num_threads(1)
-
-
-def trained(name, compile):
-    template, batches = make(name, pathlib.Path("nowhere"))
-    configs = [template.config, dataclasses.replace(template.config, **({"alpha": 30.0} if name == "fql" else {}))]
-    options = {"steps": 10, "compile": False}
-    agents = [c.build(template.contract, template.normalizer, seed=n, **options) for n, c in enumerate(configs)]
-    company, noise = Company(agents, compile=compile), [torch_generator(n) for n in range(2)]
-    for _ in range(4):
-        company.update([batches(stream) for stream in noise], noise)
-    return [flat(agent) for agent in agents]
-
-
-for name in sys.argv[2:]:
-    for one, other in zip(trained(name, True), trained(name, False), strict=True):
-        for key, value in one.items():
-            torch.testing.assert_close(value, other[key], rtol=1e-4, atol=1e-5)
-"""
-
-
 @pytest.mark.slow
-def test_losses_of_a_company_are_compiled_as_one(compiler_cache):
+@pytest.mark.parametrize("name", ["fql", "dm1"])
+def test_losses_of_a_company_are_compiled_as_one(name, monkeypatch):
     """Into one graph, in which the numbers that differ are tensors; without the type-checking import hook."""
-    words = [sys.executable, "-c", COMPILED, "aot_eager", "fql", "dm1"]
-    environment = {**compiler_cache, "PYTHONPATH": str(Path(__file__).parents[3])}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setattr(compiled_loss, "BACKEND", "aot_eager")
+
+    def trained(compile):
+        template, batches = make(name, Path("nowhere"))
+        configs = [template.config, dataclasses.replace(template.config, **({"alpha": 30.0} if name == "fql" else {}))]
+        options = {"steps": 10, "compile": False}
+        agents = [c.build(template.contract, template.normalizer, seed=n, **options) for n, c in enumerate(configs)]
+        company, noise = Company(agents, compile=compile), [torch_generator(n) for n in range(2)]
+        for _ in range(4):
+            company.update([batches(stream) for stream in noise], noise)
+        return [flat(agent) for agent in agents]
+
+    with uninstrumented():
+        for one, other in zip(trained(True), trained(False), strict=True):
+            for key, value in one.items():
+                torch.testing.assert_close(value, other[key], rtol=1e-4, atol=1e-5)
 
 
 def test_a_number_that_decides_the_course_of_a_loss_may_not_differ(tmp_path):
