@@ -53,7 +53,7 @@ def check_compiled(config, path):
 def check_agent(config, path, *, compiled=True):
     """Learns, compiled as well as not, acts, is reproducible by seed and resumes bit for bit.
 
-    ``compiled``: off where compiled_losses.py compares the agent already.
+    ``compiled``: off where test_compiled_losses.py compares the agent already.
     """
     if compiled:
         check_compiled(config, path)

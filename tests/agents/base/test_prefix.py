@@ -30,7 +30,7 @@ AGENTS = {"dm1": DM1(**SMALL), "flow_bc": FlowBC(**SMALL, nfe=4), "regression": 
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_suite(name, demonstrations):
-    check_agent(AGENTS[name], demonstrations, compiled=False)  # compiled_losses.py has them with a prefix
+    check_agent(AGENTS[name], demonstrations, compiled=False)  # test_compiled_losses.py has them with a prefix
 
 
 def bind(lengths, chunk=4, action=2, seed=0):

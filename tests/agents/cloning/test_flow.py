@@ -87,7 +87,7 @@ def test_suite(name, demonstrations):
     check_agent(
         Flow(net=MLP(width=16, depth=2), encoder=StateEncoder(width=8), chunk=4, execute=4, flow=chosen, nfe=nfe),
         demonstrations,
-        compiled=False,  # every value is compared in compiled_losses.py
+        compiled=False,  # every value is compared in test_compiled_losses.py
     )
 
 
