@@ -234,10 +234,11 @@ def losses(stream: EpisodeStream, found: Survey, target: str) -> list[str]:
     keys = [key for key in found.shapes if key in _state_keys(stream)]
     names = found.named
     lost(
-        not holds.names and (len(keys) > 1 or keys != ["state"]),
+        not holds.names and keys and keys != ["state"],
         f"names of observations: {', '.join(keys)} become one vector, side by side in this order",
     )
-    lost(names["pictures"] and not holds.pictures, f"pictures: {', '.join(names['pictures'])}")
+    left_out = list(names["pictures"])[1 if target == "ogbench" and not keys else 0 :]
+    lost(left_out and not holds.pictures, f"pictures: {', '.join(left_out)}")
     lost(
         names["pictures"] and target == "lerobot",
         f"pictures bit for bit: {', '.join(names['pictures'])} become video, at 35 dB or more",
@@ -330,9 +331,14 @@ def require_lossless(stream: EpisodeStream, found: Survey, target: str, *, lossy
     """The :func:`losses`, accepted.
 
     Raises:
-        DataError: there are some, and ``lossy`` is False.
+        DataError: there are some, and ``lossy`` is False; or nothing that could be observed would be left.
 
     """
+    if target in ("d4rl", "minari") and not _state_keys(stream):
+        raise DataError(
+            f"{stream.files[0].path} holds nothing but pictures to observe, and {FORMATS[target].title} has none",
+            fix="write another format: robomimic, lerobot or ogbench",
+        )
     lost = losses(stream, found, target)
     if lost and not lossy:
         named = _listed(str(file.path) for file in stream.files)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowpolicy.core.spec import Spec
 from flowpolicy.data.dataset import DataConfig, open_recording, sha256_of
+from flowpolicy.data.frame_conversion import FrameSource
 from flowpolicy.data.hdf5 import Recording
 from flowpolicy.data.robomimic import states_success, success_reward
 from flowpolicy.data.stored_episode import StoredEpisode, StoredReader, from_columns, pictures_of_episode
@@ -45,6 +46,12 @@ class EpisodeFile:
         return self.recording.env_args
 
     @property
+    def pictures(self) -> Mapping[str, FrameSource]:
+        """Its pictures by camera, whatever the format; empty where it has none."""
+        found: Mapping[str, FrameSource] = getattr(self.recording, "frames", {})
+        return found
+
+    @property
     def sha256(self) -> str:
         """Hash of its content."""
         return sha256_of(self.recording, self.path)
@@ -64,8 +71,7 @@ class EpisodeFile:
         if isinstance(self.recording, StoredReader):
             return self.recording.stored(index)
         name, rows = self.recording.names[index], self.recording.lengths[index]
-        sources = getattr(self.recording, "frames", {})
-        pictures = {key: pictures_of_episode(source, name, rows) for key, source in sources.items()}
+        pictures = {key: pictures_of_episode(source, name, rows) for key, source in self.pictures.items()}
         return from_columns(name, self.recording.episode(index), pictures)
 
     def number(self, name: str) -> int:

@@ -22,7 +22,7 @@ from flowpolicy.core.spec import INSTRUCTION, UNSTATED, Spec
 from flowpolicy.data.d4rl import STATE
 from flowpolicy.data.hdf5 import streamed_whole
 from flowpolicy.data.minari import MAIN_FILE, read_metadata
-from flowpolicy.data.ogbench import ColumnFiles
+from flowpolicy.data.ogbench import ColumnFiles, pixels_json
 from flowpolicy.data.robomimic import TERMINALS, success_reward
 from flowpolicy.data.robomimic_writer import RecordedEpisode, RobomimicWriter
 from flowpolicy.data.stored_episode import DONES, INFOS, StoredEpisode
@@ -184,7 +184,7 @@ class _OGBenchFile:
         self._columns, self._header = columns, header
 
     def add(self, episode: StoredEpisode) -> None:
-        for rows in flat_blocks(episode):
+        for rows in flat_blocks(episode) if episode.obs else next(iter(episode.pictures.values())).blocks():
             self._columns.append("observations", rows)
         self._columns.append("actions", episode.action)
         self._columns.append("terminals", np.arange(episode.steps) == episode.steps - 1)
@@ -200,6 +200,9 @@ def _ogbench(out: Path, header: FileHeader) -> Iterator[EpisodeWriter]:
     texts = {"provenance": json.dumps(header.provenance, sort_keys=True)}
     if header.spec.env_id != UNSTATED:
         texts["env_id"] = header.spec.env_id
+    images = header.spec.images
+    if images and len(images) == len(header.spec.observation):
+        texts |= {name: str(text) for name, text in pixels_json(next(iter(images.values()))).items()}
     with replacing(out) as temporary, tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         columns = ColumnFiles(Path(folder))
         yield _OGBenchFile(columns, header)

@@ -138,10 +138,6 @@ class LeRobotRecording:
                 found[key] = self._seen(key, feature.size)
         return found
 
-    def pictures_in(self, key: str, rows: Sequence[int]) -> LeRobotFrames:
-        """The pictures of a camera in some of the episodes, by their places among :attr:`names`."""
-        return LeRobotFrames(self.folder, self._streams[key], [self._chosen[row] for row in rows])
-
     def feature(self, key: str) -> LeRobotFeature:
         """The feature that an observation is read from."""
         return self._streams[key]
@@ -278,8 +274,10 @@ class LeRobotRecording:
         if not obs_keys:
             several = texts if len(self.instructions) > 1 else []
             chosen = [*usual, *(several if len(self.instructions) <= _MOST_WORDS else []), *chosen]
+        if not chosen:  # pictures are all that it observes
+            chosen = [key for key in pictures if not self._streams[key].why_unread]
         if not chosen:
-            raise self.folder.error("it holds no observation of numbers", fix="name pictures: --data.cameras NAME ...")
+            raise self.folder.error("it holds no observation of numbers", fix="name others: --data.obs-keys")
         return list(dict.fromkeys(chosen))
 
     def _unreadable(self) -> dict[str, str]:

@@ -46,7 +46,7 @@ from flowpolicy.core.spec import (
 from flowpolicy.data.d4rl import STATE
 from flowpolicy.data.hdf5 import EpisodeColumns, require_flags, require_steps
 from flowpolicy.data.hdf5_frames import picture_size
-from flowpolicy.data.stored_episode import INFOS, StoredEpisode
+from flowpolicy.data.stored_episode import INFOS, StoredEpisode, pictures_of_episode
 
 PIXELS = "pixels"
 """The observation of the visual files and environments, of which it is the only one."""
@@ -135,10 +135,13 @@ class OGBenchRecording:
         start, end = int(self.starts[index]), int(self.ends[index])
         return StoredEpisode(
             name=self.names[index],
-            obs={next(iter(self.spec.observation)): self._wide["observations"].read(start, end)},
+            obs={} if self.frames else {STATE: self._wide["observations"].read(start, end)},
             action=self._wide["actions"].read(start, end),
             reward=self._narrow["rewards"][start:end],
             terminated=self._narrow["masks"][start:end] == 0,
+            pictures={
+                key: pictures_of_episode(source, self.names[index], end - start) for key, source in self.frames.items()
+            },
             aside={INFOS + name: column.read(start, end) for name, column in self._beside.items()},
         )
 

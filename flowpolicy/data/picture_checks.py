@@ -8,17 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.core.errors import DataError, DataWarning
 from flowpolicy.core.spec import ImageSpec
 from flowpolicy.data.dataset_checks import Finding
+from flowpolicy.data.episode_file import EpisodeFile, open_episodes
 from flowpolicy.data.hdf5 import open_hdf5
 from flowpolicy.data.hdf5_frames import pictures_of
-from flowpolicy.data.lerobot_meta import is_lerobot
-from flowpolicy.data.lerobot_recording import LeRobotRecording
 
 Redraw = Callable[[Path, Mapping[str, ImageSpec], str, Sequence[int]], dict[str, NDArray[np.uint8]]]
 """Draws steps of an episode again from its stored states: file, pictures, episode, steps -> key -> (n, h, w, 3)."""
@@ -48,75 +46,47 @@ class _Seen:
 
 
 def check_pictures(path: Path, redraw: Redraw | None = None) -> list[Finding]:
-    """What is found of each camera of a file; nothing for a file without pictures.
+    """What is found of each camera of a dataset in any format; nothing where there are no pictures.
 
     Args:
-        path: the file.
+        path: the dataset.
         redraw: draws stored states again, where a simulator is at hand: whether pictures are upside-down or late is
             then seen, and not guessed.
 
     """
     try:
-        images = pictures_of(path)
-        if is_lerobot(path):
-            return _check_folder(path, images)
+        pictures_of(path)  # of what has the dimensions of pictures and is none, the reader takes no note
+        with open_episodes(path) as file:
+            return list(_check(file, redraw))
     except DataError as error:
         return [Finding("error", "pictures", error.what, error.fix)]
-    if not images:
-        return []
-    seen = {key: _Seen() for key in images}
-    with open_hdf5(path) as file:
-        names = [name for name, node in file["data"].items() if isinstance(node, h5py.Group)] if images else []
-        rows = np.linspace(0, len(names) - 1, min(_EPISODES, len(names))).astype(int)
-        chosen = [names[row] for row in rows]
-        for name in chosen:
-            for key in images:
-                if problem := _look(file["data"][name], name, key, images[key], seen[key]):
-                    return [Finding("error", "pictures", f"{path}: {problem}", "draw or record the pictures anew")]
-    redrawn = _redrawn(path, images, chosen, redraw) if redraw and images else {}
+
+
+def _check(file: EpisodeFile, redraw: Redraw | None) -> Iterator[Finding]:
+    """:func:`check_pictures` of some episodes, read in the order in which the file holds them."""
+    names, images = file.names, file.spec.images
+    rows = np.linspace(0, len(names) - 1, min(_EPISODES, len(names))).astype(int)
+    chosen = {names[row]: int(row) for row in rows}
+    redrawn = {}
+    if redraw and images and file.format == "robomimic":
+        redrawn = _redrawn(file.path, images, list(chosen), redraw)
     looked = f"{len(chosen)} of {len(names)} episodes"
-    found: list[Finding] = []
-    for key in images:
-        wrong = list(_judge(f"pictures {key}", seen[key], redrawn.get(key), looked))
-        found += wrong or [Finding("ok", f"pictures {key}", f"{seen[key].frames} frames of {looked} looked at")]
-    return found
-
-
-def _check_folder(path: Path, images: Mapping[str, ImageSpec]) -> list[Finding]:
-    """:func:`check_pictures` of a LeRobot folder, its videos decoded for it from the first chosen frame to the last."""
-    recording, found = LeRobotRecording(path), []
-    names = recording.names
-    rows = np.linspace(0, len(names) - 1, min(_EPISODES, len(names))).astype(int).tolist()
-    looked = f"{len(rows)} of {len(names)} episodes"
-    states = [recording.episode(row).obs for row in rows] if images else []
-    for key in images:
+    states = {name: list(file.recording.episode(row).obs.values()) for name, row in chosen.items()} if images else {}
+    for key, source in file.pictures.items():
         seen, check = _Seen(), f"pictures {key}"
-        source = recording.pictures_in(key, rows)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DataWarning)  # of what was mended, which is a finding of its own
                 for number in source.reading_order():
-                    values = [value.astype(np.float64) for value in states[number].values()]
-                    frames = (frame for block in source.blocks(number, _AT_ONCE) for frame in block)
-                    _tally(frames, source.lengths[number], source.names[number], values, seen)
+                    if (name := source.names[number]) in chosen:
+                        values = [value.astype(np.float64) for value in states[name]]
+                        frames = (frame for block in source.blocks(number, _AT_ONCE) for frame in block)
+                        _tally(frames, source.lengths[number], name, values, seen)
         except DataError as error:
-            found.append(Finding("error", check, error.what, error.fix))
+            yield Finding("error", check, error.what, error.fix)
             continue
-        wrong = list(_judge(check, seen, None, looked))
-        found += wrong or [Finding("ok", check, f"{seen.frames} frames of {looked} looked at")]
-    return found
-
-
-def _look(demo: h5py.Group, name: str, key: str, image: ImageSpec, seen: _Seen) -> str:
-    """Tally the frames of one episode; returns what keeps them from being read."""
-    node = demo.get(f"obs/{key}")
-    steps = len(demo["actions"])
-    if not isinstance(node, h5py.Dataset) or node.shape != (steps, *image.shape) or node.dtype != np.uint8:
-        found = f"{node.dtype} {node.shape}" if isinstance(node, h5py.Dataset) else "missing"
-        return f"data/{name}/obs/{key} is {found}, expected: uint8 {(steps, *image.shape)}"
-    states = [np.asarray(each[()], dtype=np.float64).reshape(steps, -1) for each in _states(demo["obs"], steps)]
-    _tally((node[row] for row in range(steps)), steps, name, states, seen)
-    return ""
+        wrong = list(_judge(check, seen, redrawn.get(key), looked))
+        yield from wrong or [Finding("ok", check, f"{seen.frames} frames of {looked} looked at")]
 
 
 def _tally(
@@ -141,12 +111,6 @@ def _tally(
         before = frame.astype(np.int16)
     if steps > 4 * _LAGS:
         seen.motion.append((changes, moved))
-
-
-def _states(obs: h5py.Group, steps: int) -> Iterator[h5py.Dataset]:
-    for node in obs.values():
-        if isinstance(node, h5py.Dataset) and node.dtype.kind == "f" and node.ndim in (1, 2) and len(node) == steps:
-            yield node
 
 
 def _redrawn(

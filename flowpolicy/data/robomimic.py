@@ -31,6 +31,7 @@ from flowpolicy.data.hdf5 import (
     arrays_below,
     choose_keys,
     json_attribute,
+    low_dim_keys,
     open_hdf5,
     read_array,
     read_attribute,
@@ -85,7 +86,10 @@ class RobomimicRecording:
         pictures = [key for key in obs_keys if holds_pictures(first["obs"].get(key))]
         pictures += [key for key in find_cameras(first["obs"], cameras, path) if key not in pictures]
         states = [key for key in obs_keys if key not in pictures and not (told and key == INSTRUCTION)]
-        alone = bool(pictures or told) and bool(obs_keys) and not states
+        seeing = not low_dim_keys(first["obs"])  # pictures are all that it observes
+        if seeing and not obs_keys:
+            pictures = pictures or readable_cameras(first["obs"], path)
+        alone = bool(pictures or told) and not states and (seeing or bool(obs_keys))
         self.obs_keys = [] if alone else choose_keys(first["obs"], states, path)
         self._texts = [self._text(name) for name in self.names] if told else []
         self.instructions = tuple(dict.fromkeys(self._texts))

@@ -171,8 +171,9 @@ class ZarrRecording:
         if not self._reward:
             yield "has no rewards: all are read as 0, and every end as cut off"
         for name in (_ACTION, *self._states, *self.frames):
-            node = self._group[f"data/{name}"]
-            absent = int(node.nchunks) - int(node.nchunks_initialized)
+            with self._reading(f"data/{name}", "cannot be opened"):
+                node = self._group[f"data/{name}"]
+                absent = int(node.nchunks) - int(node.nchunks_initialized)
             if absent:
                 yield (
                     f"lacks {absent} of {node.nchunks} pieces of data/{name}, which are read as {node.fill_value}: "
@@ -184,12 +185,18 @@ class ZarrRecording:
 
     def rows(self, place: str, start: int, end: int) -> NDArray[Any]:
         """Rows of an array as they are stored."""
-        try:
+        with self._reading(place, f"cannot be read from row {start} to {end}"):
             return np.asarray(self._group[place][start:end])
-        except Exception as error:  # codecs and stores raise a dozen kinds for damaged pieces
+
+    @contextlib.contextmanager
+    def _reading(self, place: str, told: str) -> Iterator[None]:
+        """Whatever the library raises inside is an error that names the array."""
+        try:
+            yield
+        except Exception as error:  # codecs, stores and metadata raise a dozen kinds where they are damaged
+            line = (str(error).splitlines() or [""])[0][:200]
             raise DataError(
-                f"{self.path}: {place} cannot be read from row {start} to {end}: {type(error).__name__}: {error}",
-                fix="copy or download the data again",
+                f"{self.path}: {place} {told}: {type(error).__name__}: {line}", fix="copy or download the data again"
             ) from error
 
     def episode(self, index: int) -> EpisodeColumns:
@@ -261,7 +268,9 @@ class _Array:
         self.shape = self._sizes(said.get("shape"), "shape")
         grid = said.get("chunk_grid") if modern else None
         inner = grid.get("configuration") if isinstance(grid, Mapping) else None
-        stated_chunks = (inner or {}).get("chunk_shape") if modern else said.get("chunks")
+        stated_chunks = (
+            (inner if isinstance(inner, Mapping) else {}).get("chunk_shape") if modern else said.get("chunks")
+        )
         self.chunks = self._sizes(stated_chunks, "chunks")
         size = math.prod(self.chunks) * self.dtype.itemsize
         if len(self.chunks) != len(self.shape) or 0 in self.chunks or size > _LARGEST_CHUNK:

@@ -37,6 +37,7 @@ def sound(tmp_path):
             position = np.cumsum(speed * random.normal(size=(STEPS, 2)), axis=0)
             demo = data.create_group(f"demo_{number}")
             demo["actions"], demo["obs/point"] = np.zeros((STEPS, 2)), position
+            demo["rewards"], demo["dones"] = np.zeros(STEPS), np.arange(STEPS) == STEPS - 1
             demo[f"obs/{KEY}"] = np.stack([scene(each) for each in position])
     return path
 

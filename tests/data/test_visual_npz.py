@@ -8,8 +8,11 @@ import torch
 
 from flowpolicy.core import keys
 from flowpolicy.core.errors import DataError
+from flowpolicy.data.conversion import losses, require_lossless, survey, write_all
 from flowpolicy.data.dataset import DataConfig, load_dataset, load_unchecked
 from flowpolicy.data.dataset_checks import describe, diagnose, failed
+from flowpolicy.data.episode_edits import of_file
+from flowpolicy.data.episode_file import open_episodes
 from flowpolicy.data.ogbench import PIXELS, pixels_json, pixels_spec, write_npz
 from flowpolicy.data.picture_checks import check_pictures
 from flowpolicy.data.transitions import TransitionSampler
@@ -87,7 +90,26 @@ def test_a_visual_file_is_described(tmp_path):
     found = describe(tmp_path / "visual.npz")
     assert found.pictures == {PIXELS: pixels_spec((64, 64, 3))} and not found.observations
     dataset = load_unchecked(DataConfig(path=str(tmp_path / "visual.npz")))
-    assert not failed(diagnose(dataset)) and check_pictures(tmp_path / "visual.npz") == []
+    (finding,) = check_pictures(tmp_path / "visual.npz")
+    assert not failed(diagnose(dataset)) and finding.check == f"pictures {PIXELS}"
+
+
+@pytest.mark.parametrize("target", ["ogbench", "robomimic"])
+def test_episodes_that_observe_nothing_but_pictures_keep_them(target, tmp_path):
+    visual(tmp_path / "visual.npz")
+    stored = np.load(tmp_path / "visual.npz")["observations"]
+    with open_episodes(tmp_path / "visual.npz") as file:
+        passing = of_file(file, [0])
+        found = survey(passing)
+        assert not any("pictures" in lost or "names" in lost for lost in losses(passing, found, target))
+        write_all([(passing, tmp_path / "some")], target, [found], command="", lost=[[]])
+        with pytest.raises(DataError, match="nothing but pictures"):
+            require_lossless(passing, found, "d4rl", lossy=True)
+    with open_episodes(tmp_path / "some") as file:
+        one = file.read(0)
+        (pictures,) = one.pictures.values()
+        assert (np.concatenate(list(pictures.blocks())) == stored[: one.steps]).all() and not one.obs
+    assert [each.level for each in check_pictures(tmp_path / "some")] == ["ok"]
 
 
 def test_a_file_of_states_has_no_cameras(tmp_path):

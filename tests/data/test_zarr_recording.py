@@ -2,19 +2,24 @@
 
 import itertools
 import json
+import random
 import shutil
+import warnings
 import zipfile
 
 import numpy as np
 import pytest
 
 import flowpolicy as fp
-from flowpolicy.core.errors import DataError
+from flowpolicy.core.errors import DataError, FlowPolicyError
+from flowpolicy.data.contact_sheet import draw_contact_sheet
 from flowpolicy.data.conversion import survey, write_all
-from flowpolicy.data.dataset import DataConfig, load_dataset
-from flowpolicy.data.dataset_checks import describe
+from flowpolicy.data.dataset import DataConfig, load_dataset, load_unchecked
+from flowpolicy.data.dataset_checks import describe, diagnose
 from flowpolicy.data.episode_edits import of_file
 from flowpolicy.data.episode_file import open_episodes
+from flowpolicy.data.picture_checks import check_pictures
+from tests.data.test_lerobot_damage import changed_bytes, damage
 
 zarr = pytest.importorskip("zarr", reason="the extra 'zarr'")
 
@@ -157,3 +162,46 @@ def test_a_run_knows_its_folder_again_and_another_one(folder, tmp_path):
         run.data(tmp_path / "other.zarr")
     with pytest.raises(DataError, match="is not there"):
         run.data(tmp_path / "nowhere.zarr")
+
+
+def try_all(count, root, seed=0):
+    """What went wrong in so many folders with one damaged file, of which the doctor is asked too."""
+    wrong, rng = [], random.Random(seed)
+    for version in (2, 3):
+        write(root / str(version), version)
+    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    for turn in range(count):
+        # A piece is damaged as seldom as its like: what is said of the arrays is what misleads.
+        path = rng.choice([each for each in files if (each.name[0] == "." or each.suffix == ".json") == (turn % 4 > 0)])
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole, f"{path.name}.json", rng) if turn % 4 else changed_bytes(whole, rng))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                folder = root / path.relative_to(root).parts[0]
+                diagnose(load_unchecked(DataConfig(path=str(folder))))
+                check_pictures(folder)
+        except FlowPolicyError as error:
+            if not str(error).strip() or "\n\n" in str(error):
+                wrong.append(f"{turn} {path}: {error!r}")
+        except Exception as error:  # which is what is looked for
+            wrong.append(f"{turn} {path}: {type(error).__name__}: {error}"[:300])
+        path.write_bytes(whole)
+    return wrong
+
+
+def test_damaged_folders_are_read_or_refused_in_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert not try_all(25, tmp_path / "sets")
+
+
+def test_the_doctor_looks_at_its_pictures(folder, tmp_path):
+    (finding,) = check_pictures(folder)
+    assert (finding.level, finding.check) == ("ok", "pictures img")
+    draw_contact_sheet(folder, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").read_bytes()[:4] == b"\x89PNG"
+    pieces = (path for path in sorted((folder / "data/img").rglob("*")) if path.is_file() and path.name[0] != ".")
+    piece = next(path for path in pieces if path.suffix != ".json")
+    piece.write_bytes(piece.read_bytes()[:20])
+    (finding,) = check_pictures(folder)
+    assert finding.level == "error" and "data/img cannot be read from row" in finding.message
