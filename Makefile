@@ -100,7 +100,8 @@ build/lint: $(VENV)/.dev FORCE
 	cd build/lint && unzip -q ../wheel/*.whl && cp ../../pyproject.toml .
 
 types: build/lint
-	cd build/lint && PYTHONSAFEPATH= ../../$(BIN)/mypy -p flowpolicy
+	cp tests/typed_program.py build/lint
+	cd build/lint && PYTHONSAFEPATH= ../../$(BIN)/mypy -p flowpolicy -m typed_program
 
 imports: build/lint
 	cd build/lint && PYTHONPATH=. ../../$(BIN)/lint-imports

@@ -458,6 +458,7 @@ def view(
     out: Path = Path("view.html"),
     films: Natural = 12,
     videos_mb: NonNegative = 32.0,
+    rerun: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write one HTML file that shows a dataset and opens offline in any browser.
@@ -470,13 +471,20 @@ def view(
         films: episodes that can be played, where there are pictures: the first, those that the doctor flags, and others
             evenly spread.
         videos_mb: megabytes of films that the file holds at most; what is left out is told.
-        overwrite: replace an existing file at --out.
+        rerun: also write those episodes to this file for the viewer of rerun (extra rerun): rerun FILE.rrd.
+        overwrite: replace existing files at --out and --rerun.
 
     """
     require_free(out, overwrite)
+    if rerun is not None:
+        require_free(rerun, overwrite)
+        if rerun.absolute() == out.absolute():
+            raise ConfigError(f"--out and --rerun are both {out}", expected="two files")
     from flowpolicy.report.dataset_pages import write_dataset_view
 
-    written = write_dataset_view(file, out, films=films, videos_mb=videos_mb, command=typed())
+    written = write_dataset_view(file, out, films=films, videos_mb=videos_mb, command=typed(), rerun=rerun)
+    if rerun is not None:
+        sys.stdout.write(f"rerun {rerun} ({rerun.stat().st_size / 1e6:.1f} MB), to open with: rerun {rerun}\n")
     for line in written.left_out:
         sys.stdout.write(f"{line}\n")
     sys.stdout.write(f"view {out} ({written.size / 1e6:.1f} MB), to open in a browser\n")

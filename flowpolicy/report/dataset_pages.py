@@ -42,6 +42,7 @@ from flowpolicy.report.blocks import (
 from flowpolicy.report.filmed import Traces
 from flowpolicy.report.gathering import ReportedRun
 from flowpolicy.report.page import write_page
+from flowpolicy.report.rerun_file import require_rerun, write_rerun
 
 SUMMED_UP = 500
 """Episodes of training data that a report reads, evenly spread."""
@@ -165,7 +166,7 @@ class WrittenView:
 
 
 def write_dataset_view(
-    path: Path, out: Path, *, films: int = 12, videos_mb: float = 32.0, command: str = ""
+    path: Path, out: Path, *, films: int = 12, videos_mb: float = 32.0, command: str = "", rerun: Path | None = None
 ) -> WrittenView:
     """Write the page about a dataset in any format.
 
@@ -176,11 +177,15 @@ def write_dataset_view(
             spread.
         videos_mb: megabytes of their films at most.
         command: command line that asked.
+        rerun: also write the episodes that can be played, or as many without pictures, to a file of rerun.
 
     Raises:
         DataError: the file cannot be read.
+        MissingExtraError: the extra 'rerun' is asked for and not installed.
 
     """
+    if rerun is not None:
+        require_rerun()
     dataset = load_unchecked(DataConfig(path=str(path)))
     findings = diagnose(dataset) + check_pictures(path)
     if dataset.format == "lerobot":
@@ -190,6 +195,9 @@ def write_dataset_view(
     with open_episodes(path) as file:
         shown = _shown(dataset.names, flags, films)
         filmed, left_out = _films(file, shown, int(videos_mb * 1e6), attachments)
+        if rerun is not None:
+            rate = file.spec.action.rate_hz or _RATE
+            write_rerun(dataset, file, shown or [0], rate, rerun)
         strips = _strips(file)
         succeeds = file.success_reward
     left_out += _traces(dataset, flags, shown, attachments)

@@ -83,6 +83,7 @@ ROWS = (
     out("data info", "--pictures", f"data info {DATA} --pictures PATH", right=(), skip=NEW),
     Row("data view", "FILE", "data view PATH --out @new"),
     out("data view", "--out", f"data view {DATA} --out PATH", right=("missing", "unicode"), skip=("folder",)),
+    out("data view", "--rerun", f"data view {DATA} --out @new --rerun PATH", right=(), skip=NEW),
     Row("data convert", "FILE", "data convert PATH @new --format robomimic"),
     out("data convert", "OUT", f"data convert {DATA} PATH --format robomimic", right=("missing", "unicode")),
     Row("data merge", "FILES", f"data merge {DATA} PATH --out @new"),

@@ -1,8 +1,12 @@
 """The page about a dataset: episodes, what the doctor points at, and what does not fit."""
 
+import sys
+
 import h5py
 import numpy as np
+import pytest
 
+from flowpolicy.core.errors import MissingExtraError
 from flowpolicy.data.dataset import DataConfig, load_unchecked
 from flowpolicy.data.dataset_checks import diagnose
 from flowpolicy.report import dataset_pages
@@ -65,3 +69,19 @@ def test_pictures_become_films_and_strips(tmp_path):
 
 def test_spread_has_both_ends():
     assert spread(3, 5) == [0, 2, 4] and spread(9, 3) == [0, 1, 2] and spread(1, 7) == [0] and spread(0, 4) == []
+
+
+def test_a_file_of_rerun_holds_every_number_and_is_asked_for_before_any_work(tmp_path, monkeypatch):
+    file = write_demonstrations(tmp_path / "d.hdf5", lengths=(30, 12))
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "rerun", None)
+        with pytest.raises(MissingExtraError, match="'rerun' is needed"):
+            write_dataset_view(file, tmp_path / "a.html", rerun=tmp_path / "a.rrd")
+    assert {path.name for path in tmp_path.iterdir()} == {"d.hdf5"}
+    rerun = pytest.importorskip("rerun", reason="the extra 'rerun'")
+    write_dataset_view(file, tmp_path / "a.html", rerun=tmp_path / "a.rrd")
+    stored = rerun.dataframe.load_recording(str(tmp_path / "a.rrd"))
+    table = stored.view(index="step", contents="/demo_0/action/**").select().read_all()
+    data = load_unchecked(DataConfig(path=str(file)))
+    found = [row[0] for row in table["/demo_0/action/1:Scalar"].to_pylist() if row]
+    assert found == pytest.approx(data.steps["action"][: int(data.lengths[0]), 1].tolist())
