@@ -90,7 +90,7 @@ def fetch_data(
         raise DataError(
             f"{address.url} holds {'nothing' if not objects else f'{len(objects):,} objects'}",
             expected=f"one object, or a folder of at most {_MOST:,}",
-            fix="check the name: aws s3 ls",
+            fix="check the name, with the store's own tools: aws s3 ls, gcloud storage ls, curl -I",
         )
     version = {name: [each.size, each.version] for name, each in sorted(objects.items())}
     key = hashlib.sha256(json.dumps([address.url, version]).encode()).hexdigest()[:16]

@@ -102,9 +102,8 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, confiden
 
 def _resampled_means(data: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """(RESAMPLES,) means of samples drawn with replacement, in blocks that bound the memory."""
-    block = max(1, _DRAWS_AT_ONCE // data.size)
-    sizes = [min(block, RESAMPLES - start) for start in range(0, RESAMPLES, block)]
-    return np.concatenate([data[generator.integers(0, data.size, (rows, data.size))].mean(axis=1) for rows in sizes])
+    draws = [data[generator.integers(0, data.size, (rows, data.size))].mean(axis=1) for rows in _blocks(data.size)]
+    return np.concatenate(draws)
 
 
 def tango(only_a: int, only_b: int, n: int, confidence: float = CONFIDENCE) -> Interval:
@@ -234,11 +233,25 @@ def _hierarchical_draws(values: np.ndarray, seed: int, side: str = "a") -> np.nd
     if not values.size or not np.isfinite(values).all():
         raise EvaluationError("an interval of no values, or of values that are not finite", expected="finite numbers")
     # How often each seed and each episode is drawn; the mean of a resample is then a product of three matrices.
-    rows = numpy_generator(seed, f"bootstrap seeds {side}").multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
-    columns = numpy_generator(seed, "bootstrap episodes").multinomial(
-        episodes, np.full(episodes, 1 / episodes), RESAMPLES
+    draws = []
+    drawn_seeds, drawn_episodes = (
+        numpy_generator(seed, name) for name in (f"bootstrap seeds {side}", "bootstrap episodes")
     )
-    return np.einsum("rs,se,re->r", rows, values, columns) / values.size
+    for block in _blocks(seeds + episodes):
+        rows, columns = _counts(drawn_seeds, seeds, block), _counts(drawn_episodes, episodes, block)
+        draws.append(((rows.astype(np.float64) @ values) * columns).sum(axis=1))
+    return np.concatenate(draws) / values.size
+
+
+def _counts(generator: np.random.Generator, n: int, resamples: int) -> np.ndarray:
+    """(resamples, n): how often each of ``n`` is drawn in ``n`` draws with replacement."""
+    return generator.multinomial(n, np.full(n, 1 / n), resamples)
+
+
+def _blocks(width: int) -> list[int]:
+    """Numbers of resamples, RESAMPLES together, whose rows of ``width`` numbers fit in a few megabytes."""
+    block = max(1, _DRAWS_AT_ONCE // width)
+    return [min(block, RESAMPLES - start) for start in range(0, RESAMPLES, block)]
 
 
 def interquartile_mean(scores: Sequence[np.ndarray], seed: int = 0, confidence: float = CONFIDENCE) -> Interval:
@@ -281,8 +294,14 @@ def probability_of_improvement(
     generator = numpy_generator(seed, "bootstrap")
     means, draws = [], []
     for x, y in zip(a, b, strict=True):
-        wins = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])
-        means.append(wins.mean())
-        rows, columns = (generator.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in (len(x), len(y)))
-        draws.append(np.einsum("ri,ij,rj->r", rows, wins, columns))
+        # Of sorted others, those before the left place are worse and those before the right one no better: linear in
+        # the runs, where a matrix of pairs would be quadratic.
+        order = np.argsort(y, kind="stable")
+        worse, no_better = (np.searchsorted(y[order], x, side) for side in ("left", "right"))
+        means.append((worse + no_better).mean() / (2 * len(y)))
+        rows, columns = (_counts(generator, len(runs), RESAMPLES) for runs in (x, y))
+        before = np.zeros((RESAMPLES, len(y) + 1), columns.dtype)
+        columns[:, order].cumsum(axis=1, out=before[:, 1:])
+        wins = sum(np.einsum("ri,ri->r", rows, before[:, place]) for place in (worse, no_better))
+        draws.append(wins / (2 * len(x) * len(y)))
     return _interval(float(np.mean(means)), np.mean(draws, axis=0), sum(s.size for s in (*a, *b)), confidence)

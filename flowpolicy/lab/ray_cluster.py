@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import sys
@@ -91,6 +92,5 @@ def require_address(on: str) -> str:
 
 def versions() -> dict[str, str]:
     """What decides the bits of a result, and must be the same on every node."""
-    import torch
-
-    return {"flowpolicy": __version__, "torch": torch.__version__, "Python": sys.version.split()[0]}
+    torch = importlib.metadata.version("torch")  # importing it takes a worker, which only starts processes, seconds
+    return {"flowpolicy": __version__, "torch": torch, "Python": sys.version.split()[0]}

@@ -1,4 +1,7 @@
-"""Runs of a suite: what is to be trained and evaluated, which of it is done, and doing the rest in processes."""
+"""Runs of a suite: what is to be trained and evaluated, which of it is done, and doing the rest in processes.
+
+Imports no torch: a worker of a cluster that only starts processes would spend five seconds on it.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from flowpolicy.configs.benchmark_presets import benchmark_files, published_agents
-from flowpolicy.configs.preset_table import find_preset
 from flowpolicy.configs.suites import SUITES, Arm, Suite
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import read_object, write_json
 from flowpolicy.core.progress import progress_bar
-from flowpolicy.evaluate.records import identity
-from flowpolicy.evaluate.report import load_evaluation
 from flowpolicy.lab.tied_process import run_tied
 
 Words = tuple[str, ...]
@@ -168,6 +167,8 @@ def plan_jobs(
 
 def data_file(task: str, folder: Path) -> Path:
     """Where a suite looks for the training file of a task: RoboMimic and D4RL data are HDF5, OGBench's npz."""
+    from flowpolicy.configs.benchmark_presets import benchmark_files
+
     if task in benchmark_files():
         known = benchmark_files()[task]
         return folder / f"{known.file}{'.npz' if known.table == 'ogbench' else '.hdf5'}"
@@ -176,6 +177,9 @@ def data_file(task: str, folder: Path) -> Path:
 
 def require_data(suite: Suite, task: str, folder: Path) -> None:
     """Generate the training file of a task that is missing; raise ConfigError where it cannot be generated."""
+    from flowpolicy.configs.benchmark_presets import benchmark_files
+    from flowpolicy.configs.preset_table import find_preset
+
     file, episodes = data_file(task, folder), suite.tasks[task]
     if file.exists():
         return
@@ -236,11 +240,15 @@ def with_added(suite: Suite, records: Path, more: Sequence[str] = ()) -> Suite:
 
 def published_scores(suite: Suite) -> dict[str, dict[str, tuple[float, str]]]:
     """What others have published on the suite's tasks, by task and arm."""
+    from flowpolicy.configs.benchmark_presets import published_agents
+
     return {task: found for task in suite.tasks if (found := published_agents(task))}
 
 
 def require_budget(done: Iterable[SuiteJob], steps: int) -> None:
     """Refuse records of another number of updates than is asked for."""
+    from flowpolicy.evaluate.report import load_evaluation
+
     for job in done:
         if (found := load_evaluation(job.record).training["experiment"]["steps"]) != steps:
             raise ConfigError(
@@ -251,6 +259,9 @@ def require_budget(done: Iterable[SuiteJob], steps: int) -> None:
 
 def require_current(done: Iterable[SuiteJob]) -> None:
     """Refuse a record whose run has gone on, or was trained anew, since it was evaluated."""
+    from flowpolicy.evaluate.records import identity
+    from flowpolicy.evaluate.report import load_evaluation
+
     for job in done:
         if not (newest := checkpoint.newest(job.run)):
             continue  # the record alone is there, which is enough
