@@ -14,6 +14,8 @@ class Arm:
     """First part of the preset's name; the task is the second."""
     flags: tuple[str, ...] = ()
     """Further flags of ``flowpolicy train``."""
+    peer: str = ""
+    """Public implementation that is trained in the preset's place; empty for our own agent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,12 @@ _PROXY = (
     *("--agent.metric.mode", "proxy", "--agent.metric.normalise", "state", "--agent.metric.samples", "8"),
     *("--agent.metric.damping", "1e-3", "--agent.budget", "0.001"),
 )
+
+PEER_ARMS = {
+    "fql": Arm("fql", peer="fql"),
+    "fisher": Arm("fisher", ("--agent.base", "euler", *_PROXY), peer="fisher"),
+}
+"""Peer -> its arm, which ``suite run --peer`` adds to any suite as PEER-official."""
 
 OFFLINE_RL_ARMS = {
     "flow-bc": Arm("flow-bc"),

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pull": ("pull", "fetch a run from the hub into a folder, and verify it"),
     "card": ("card", "success against network evaluations against latency, table and picture"),
     "suite": ("suite", "run | table: several arms on several tasks under one budget, with IQM and intervals"),
+    "peer": ("peer", "train | eval: a public implementation on the same file, under the same plan"),
     "sweep": ("preset_sweep", "search for options of PRESET on Ray, the worse trials stopped early"),
     "export": ("export", "write a run's policy for ONNX Runtime, AOTInductor or NumPy"),
     "demo": ("demo", "demonstrations to comparison table on Lift: what 'make demo' runs"),

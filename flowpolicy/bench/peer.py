@@ -25,6 +25,7 @@ import torch
 from rich.table import Table
 
 from flowpolicy.agents.offline.fql import FQL
+from flowpolicy.agents.offline.peer_options import fql_options
 from flowpolicy.bench.timing import spread
 from flowpolicy.bench.update import make_agent, random_batch
 from flowpolicy.core.errors import ConfigError, TrainingError
@@ -125,29 +126,12 @@ def resized(config: Any, width: int, depth: int) -> Any:
 
 def peer_settings(config: Any, spec: Spec, threads: int) -> dict[str, Any]:
     """What makes the peer do the same work. ConfigError where it cannot."""
-    same = isinstance(config, FQL) and isinstance(config.net, Plain) and config.encoder.width == 0
-    if not same or (config.solver, config.chunk, config.history, config.critic.members) != ("euler", 1, 1, 2):
-        raise ConfigError(
-            "the peer cannot run this preset",
-            expected="FQL with the net 'plain', no encoder, Euler steps, single actions and two critics",
-        )
     return {
         "threads": threads,
         "batch_size": 256,
         "obs": sum(int(torch.Size(value.shape).numel()) for value in spec.observation.values()),
         "action": spec.action.size,
-        "config": {
-            "actor_hidden_dims": [config.net.width] * config.net.depth,
-            "value_hidden_dims": [config.critic.width] * config.critic.depth,
-            "layer_norm": config.critic.layer_norm,
-            "q_agg": config.critic.aggregate,
-            "lr": config.critic_optimizer.lr,
-            "discount": config.discount,
-            "tau": config.tau,
-            "alpha": config.alpha,
-            "flow_steps": config.flow_steps,
-            "normalize_q_loss": config.normalize_q,
-        },
+        "config": fql_options(config),
     }
 
 

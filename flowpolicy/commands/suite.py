@@ -46,6 +46,8 @@ def run_suite(
     tasks: tuple[str, ...] = (),
     seeds: tuple[Seed, ...] = (),
     add: tuple[str, ...] = (),
+    peer: tuple[str, ...] = (),
+    peer_python: str = "",
     steps: Count | None = None,
     jobs: Threads | None = None,
     batch_seeds: bool = False,
@@ -71,6 +73,10 @@ def run_suite(
         seeds: these training seeds instead of the suite's, e.g. 3 4 to add two to a table of three.
         add: further arms, each NAME=PRESET FLAG ..., e.g. 'iql-greedy=iql --agent.alpha 10'. They stay with the
             records: later commands know them.
+        peer: public implementations to train on the same files, played on the same plan: fql=PATH, a checkout of
+            github.com/seohongpark/fql; fisher=PATH, one of github.com/ARC0127/Fisher-Decorator. Each is an arm
+            NAME-official. Their code is run: name only what you would run yourself.
+        peer_python: Python that has their packages; this one unless given. docs/benchmarks.md says how to make it.
         steps: updates of every run; those of the suite or of the presets unless given.
         jobs: runs side by side, one thread each; at most, elsewhere than on this machine. 1 here unless given; on Ray
             and SLURM as many as there is room for.
@@ -100,11 +106,12 @@ def run_suite(
     home = records or out / "records"
     _require_gpus(device, gpus_per_run, on)
     place = _place(on, out, cpus_per_run, gpus_per_run, partition, hours, jobs)
-    suite = with_added(find_suite(name), home, add)
+    peers = _peers(peer, peer_python, on)
+    suite = with_added(find_suite(name), home, add, peers)
     more: Words = () if device == "cpu" else ("--device", device)
     more += () if precision == "fp32" else ("--precision", precision)
     more += () if steps is None else ("--steps", str(steps))
-    every = plan_jobs(suite, data, out, home, arms=arms, tasks=tasks, seeds=seeds, more=more)
+    every = plan_jobs(suite, data, out, home, arms=arms, tasks=tasks, seeds=seeds, more=more, peers=peers)
     todo = [job for job in every if not job.record.exists()]
     with held_alone(out, "flowpolicy suite"):
         require_current(job for job in every if job.record.exists())
@@ -136,6 +143,20 @@ def _place(on: str, out: Path, cpus: float, gpus: float, partition: str, hours: 
     from flowpolicy.lab.ray_place import OnRay
 
     return OnRay(require_address(on), out, cpus, gpus, jobs)
+
+
+def _peers(given: Sequence[str], python: str, on: str) -> dict[str, Words]:
+    """Peer -> the words that say where it lies."""
+    if not given:
+        if python:
+            raise ConfigError("--peer-python without --peer", fix="add --peer NAME=PATH, or leave it out")
+        return {}
+    if on != "local":
+        raise ConfigError(f"--peer with --on {on}: peers run on this machine", fix="leave --on or --peer out")
+    from flowpolicy.lab.peer_run import find_checkout
+
+    found = {each.name: each for each in (find_checkout(text, python) for text in given)}
+    return {name: ("--peer", f"{name}={each.path}", "--peer-python", each.python) for name, each in found.items()}
 
 
 def _require_gpus(device: str, gpus: float, on: str) -> None:

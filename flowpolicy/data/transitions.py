@@ -73,7 +73,8 @@ class TransitionSampler(WindowSampler):
                 f"{dataset.path}: no row has a successor: every episode is one row that is not a termination",
                 fix="record whole episodes",
             )
-        self._drawable = torch.from_numpy(drawable).to(self.place)
+        self.drawable = torch.from_numpy(drawable).to(self.place)
+        """(N,) rows that a return can be estimated from, in order."""
         stop, horizon = _terminations(mask, row, last), min(self._horizon, self.rows)
         terminated = stop < row + horizon
         steps = np.where(terminated, stop + 1 - row, np.minimum(last - row, horizon))
@@ -98,8 +99,8 @@ class TransitionSampler(WindowSampler):
 
     @override
     def _index(self, count: int, generator: torch.Generator) -> Int[Tensor, " count"]:
-        place = torch.randint(len(self._drawable), (count,), generator=generator, device=generator.device)
-        return self._drawable.index_select(0, place.to(self.place))
+        place = torch.randint(len(self.drawable), (count,), generator=generator, device=generator.device)
+        return self.drawable.index_select(0, place.to(self.place))
 
     def at(self, index: Int[Tensor, " b"], crops: np.random.Generator | None = None) -> Columns:
         """The transitions that start at rows ``index``, which must be rows that are drawn; pictures as of windows."""

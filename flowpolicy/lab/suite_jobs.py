@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from flowpolicy.configs.suites import SUITES, Arm, Suite
+from flowpolicy.configs.suites import PEER_ARMS, SUITES, Arm, Suite
 from flowpolicy.core import checkpoint
 from flowpolicy.core.errors import ConfigError, nearest
 from flowpolicy.core.files import read_object, write_json
@@ -132,24 +132,37 @@ def plan_jobs(
     tasks: Sequence[str] = (),
     seeds: Sequence[int] = (),
     more: Words = (),
+    peers: Mapping[str, Words] | None = None,
 ) -> list[SuiteJob]:
     """The runs of a suite: seed by seed, so that an unfinished suite has all arms before it has a second seed.
 
-    ``more`` are further flags of every training, such as ``--device cuda``.
+    ``more`` are further flags of every training, such as ``--device cuda``. ``peers`` are the words that say where the
+    code of a peer lies; arms of other peers are left out.
     """
     for chosen, known, noun in ((arms, suite.arms, "arm"), (tasks, suite.tasks, "task")):
         for word in chosen:
             if word not in known:
                 raise ConfigError(f"the suite has no {noun} '{word}'", expected=nearest(word, known))
+    peers = peers or {}
+    for arm in arms:
+        if (peer := suite.arms[arm].peer) and peer not in peers:
+            raise ConfigError(f"the arm '{arm}' is the code of others", fix=f"say where it lies: --peer {peer}=PATH")
+    there = [name for name, arm in suite.arms.items() if not arm.peer or arm.peer in peers]
     jobs = []
-    for seed, arm, task in itertools.product(seeds or range(suite.seeds), arms or suite.arms, tasks or suite.tasks):
+    for seed, arm, task in itertools.product(seeds or range(suite.seeds), arms or there, tasks or suite.tasks):
         file, folder = data_file(task, data), out / task / f"{arm}-seed{seed}"
         record = records / task / f"{arm}-seed{seed}.json"
         preset = f"{suite.arms[arm].preset}-{task}"
         words = ("train", preset, "--data.path", str(file), *suite.flags, *suite.arms[arm].flags, *more)
-        train = (*words, "--seed", str(seed), "--out", str(folder))
-        together = (*words, "--out", str(folder.with_name(arm)))
+        train: Words = (*words, "--seed", str(seed), "--out", str(folder))
+        together: Words = (*words, "--out", str(folder.with_name(arm)))
         episodes = ("--episodes", str(suite.episodes), "--seed", "0")
+        evaluate: Words = ("eval", str(folder), *episodes, "--json", str(record))
+        if peer := suite.arms[arm].peer:
+            options = shlex.join((*suite.flags, *suite.arms[arm].flags, *more, "--seed", str(seed)))
+            place = ("--data", str(file), "--out", str(folder), *peers[peer])
+            train = ("peer", "train", preset, *place, f"--options={options}")
+            together, evaluate = train, ("peer", *evaluate)
         jobs.append(
             SuiteJob(
                 task,
@@ -158,7 +171,7 @@ def plan_jobs(
                 folder,
                 record,
                 train,
-                ("eval", str(folder), *episodes, "--json", str(record)),
+                evaluate,
                 together,
             )
         )
@@ -206,13 +219,14 @@ ADDED = "arms.json"
 _ARM = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9_.-]*)\s*=\s*(\S.*)")
 
 
-def with_added(suite: Suite, records: Path, more: Sequence[str] = ()) -> Suite:
+def with_added(suite: Suite, records: Path, more: Sequence[str] = (), peers: Iterable[str] = ()) -> Suite:
     """The suite with the arms that were added to its records, and with ``more``, which are kept beside them.
 
     Args:
         suite: as it is defined.
         records: folder of the records.
         more: arms as they are typed, NAME=PRESET FLAG ..., such as ``iql-greedy=iql --agent.alpha 10``.
+        peers: public implementations, each with an arm PEER-official.
 
     Raises:
         ConfigError: an arm is not understood, or another one has its name.
@@ -231,11 +245,25 @@ def with_added(suite: Suite, records: Path, more: Sequence[str] = ()) -> Suite:
         if name in suite.arms or stored.get(name, words) != words:
             raise ConfigError(f"--add '{text}': the suite has another arm '{name}'", fix="choose another name")
         new[name] = words
+    new |= {f"{peer}-official": [f"{_PEER}{peer}"] for peer in peers}
     if new and new.keys() - stored.keys():
         records.mkdir(parents=True, exist_ok=True)
         write_json(path, stored | new)
-    added = {name: Arm(words[0], tuple(words[1:])) for name, words in (stored | new).items()}
+    added = {name: _arm(words, path) for name, words in (stored | new).items()}
     return dataclasses.replace(suite, arms=suite.arms | added)
+
+
+_PEER = "peer:"
+
+
+def _arm(words: Sequence[str], path: Path) -> Arm:
+    """An arm as it is stored: its preset and flags, or the peer that it is."""
+    if not words[0].startswith(_PEER):
+        return Arm(words[0], tuple(words[1:]))
+    peer = words[0].removeprefix(_PEER)
+    if peer not in PEER_ARMS:
+        raise ConfigError(f"{path} names the peer '{peer}'", expected=nearest(peer, PEER_ARMS))
+    return PEER_ARMS[peer]
 
 
 def published_scores(suite: Suite) -> dict[str, dict[str, tuple[float, str]]]:

@@ -37,8 +37,9 @@ def good(tmp_path_factory):
     ):
         assert run(words.split()) == 0
     (home / "folder").mkdir()
-    (home / "peer" / "agents").mkdir(parents=True)
-    (home / "peer" / "agents" / "fql.py").write_text("")
+    for file in ("agents/fql.py", "utils/datasets.py"):
+        (home / "peer" / file).parent.mkdir(parents=True)
+        (home / "peer" / file).write_text("")
     np.savez(home / "cube.npz", observations=np.zeros((4, 3)))
     config, spec = PRESETS["dm1-franka-reach"][1].agent, find_env("franka-reach").spec()
     config = dataclasses.replace(config, net=MLP(width=8, depth=1))

@@ -44,6 +44,7 @@ def out(command, option, words, right=NEW, skip=()):
 RUN, Q, DATA, FRANKA = "@/run", "@/q", "@/data.hdf5", "@/franka"
 SUITE = "suite run offline-rl --tasks door-human --arms fql"
 LEADER = "robot record --out @new --teach leader --calibration @/calibration.json --episodes 1 --listen 0.0.0.0:0"
+PEER = "peer train fql-cube-single --peer fql=@/peer"
 ONLY_OVERWRITES = ("text",)
 JSON = {"skip": NEW}
 """Records: written where nothing stands, after the minutes of a measurement."""
@@ -132,6 +133,14 @@ ROWS = (
         "suite run", "--out", "suite run offline-rl --tasks door-human --arms fql --data @/folder --out PATH", right=()
     ),
     out("suite run", "--records", f"{SUITE} --data @/folder --out @new --records PATH", right=()),
+    Row("suite run", "--peer-python", f"{SUITE} --data @/folder --out @new --peer fql=@/peer --peer-python PATH"),
+    Row("suite run", "--peer", f"{SUITE} --data @/folder --out @new --peer fql=PATH"),
+    Row("peer train", "--peer", f"peer train fql-cube-single --peer fql=PATH --data {DATA} --out @new"),
+    Row("peer train", "--data", "peer train fql-toy --peer fql=@/peer --data PATH --out @new"),
+    Row("peer train", "--peer-python", f"{PEER} --data {DATA} --out @new --peer-python PATH"),
+    out("peer train", "--out", f"{PEER} --data {DATA} --out PATH", right=(), skip=NEW),
+    Row("peer eval", "RUN", "peer eval PATH"),
+    out("peer eval", "--json", f"peer eval {RUN} --json PATH", right=(), skip=NEW),
     out("sweep", "--out", "sweep fql-toy --over agent.alpha=1,2 --out PATH", right=(), skip=NEW),
     Row("suite table", "--records", "suite table offline-rl --records PATH"),
     out("suite table", "--picture", "suite table offline-rl --records @/folder --picture PATH", right=()),

@@ -41,6 +41,7 @@ TOLD = {
     "flowpolicy/lab/slurm_place.py": ("suite run",),
     "flowpolicy/lab/development_sweep.py": ("sweep", "train"),
     "flowpolicy/lab/suite_jobs.py": ("suite run", "train", "eval", "data make"),
+    "flowpolicy/lab/peer_run.py": ("peer train", "train"),
     "flowpolicy/lab/": ("lab",),
     "flowpolicy/serve/protocol.py": ("train",),
     "flowpolicy/serve/": ("serve",),
