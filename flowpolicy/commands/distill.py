@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
 def distill(
     run: Annotated[Path, tyro.conf.Positional],
     /,
-    method: str = "k-step",
+    method: str = "reflow",
     order: Annotated[Order, tyro.conf.arg(name="")] = ORDER,
     steps: Count = 2_500,
     seed: Seed = 0,
