@@ -155,6 +155,7 @@ def test_a_hub_that_does_not_answer_or_refuses_is_told(pushed, trained, tmp_path
         code, said = told(words.split(), capsys)
         assert code == 2 and sentence in said, (words, said)
     commits = len(pushed.repos["ann/toy"])
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its attempts
     for broken, token, words, sentence in (
         ("", "other", ["pull", "ann/toy"], "log in with a token: HF_TOKEN"),
         ("", "other", ["push", str(trained), "ann/new"], "a token that may write"),
@@ -165,7 +166,6 @@ def test_a_hub_that_does_not_answer_or_refuses_is_told(pushed, trained, tmp_path
         code, said = told(words, capsys)
         assert code == 2 and sentence in said, (words, said)
     assert len(pushed.repos["ann/toy"]) == commits and "ann/new" not in pushed.repos
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its attempts
     pushed.reach("http://127.0.0.1:9")  # where nobody listens
     code, said = told(["pull", "ann/toy"], capsys)
     assert code == 2 and "cannot be fetched" in said and "Traceback" not in said
