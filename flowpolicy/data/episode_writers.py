@@ -352,6 +352,9 @@ class _LeRobotFolder:
         self._splits: dict[str, list[int]] = {}
 
     def add(self, episode: StoredEpisode) -> None:
+        for key in episode.filters:
+            self._splits.setdefault(key, []).append(len(self._names))
+        self._names.append(episode.name)
         for key, value in episode.obs.items():
             self._append(f"{keys.OBS}.{key}", value.reshape(episode.steps, -1).astype(np.float32))
         self._append(keys.ACTION, episode.action.astype(np.float32))
@@ -363,10 +366,7 @@ class _LeRobotFolder:
         for key, pictures in episode.pictures.items():
             for block in pictures.blocks():
                 self._append(f"pictures.{key}", block)
-        for key in episode.filters:
-            self._splits.setdefault(key, []).append(len(self._lengths))
         self._lengths.append(episode.steps)
-        self._names.append(episode.name)
 
     def write(self, out: Path, header: FileHeader) -> None:
         """Make the folder."""
@@ -405,6 +405,13 @@ class _LeRobotFolder:
         write_lerobot(dataset, out, options, overwrite=True, provenance=provenance, splits=self._splits)
 
     def _append(self, name: str, rows: NDArray[Any]) -> None:
+        if rows.dtype.kind == "f" and not (whole := np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)).all():
+            step, episode = int(np.flatnonzero(~whole)[0]), self._names[-1]
+            raise DataError(
+                f"{name.removeprefix(f'{keys.OBS}.')} of {episode} is no number of float32 in step {step}",
+                expected="finite numbers: LeRobot's statistics have no word for others",
+                fix=f"leave the episode out: flowpolicy data edit FILE --drop {episode} --out OUT",
+            )
         if name not in self._files:
             path = self._place / f"{len(self._files)}.bin"
             self._files[name] = self._streams.enter_context(path.open("wb"))

@@ -399,6 +399,11 @@ def test_lerobot_and_back_with_pictures_and_text(tmp_path):
     minari = rewritten(write_flat(tmp_path / "d4rl", ogbench=False), tmp_path / "m", "d4rl")
     with pytest.raises(ConfigError, match="--fps N"):
         rewritten(minari, tmp_path / "no", "lerobot")
+    odd = dataclasses.replace(make_episodes(1)[0], actions=np.full_like(make_episodes(1)[0].actions, np.nan))
+    with RobomimicWriter(tmp_path / "nan", ENV_ARGS) as writer:
+        writer.add(odd)
+    with pytest.raises(DataError, match="action of demo_0 is no number of float32 in step 0"):
+        rewritten(tmp_path / "nan", tmp_path / "no", "lerobot")
     assert not (tmp_path / "no").exists()
 
 
