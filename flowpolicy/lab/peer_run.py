@@ -19,6 +19,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -117,7 +118,10 @@ def find_checkout(text: str, python: str = "") -> Checkout:
         raise ConfigError(f"--peer '{text}'", expected=f"NAME=PATH, with a NAME among {', '.join(PEERS)}")
     if name not in PEERS:
         raise ConfigError(f"--peer '{text}': no peer is called '{name}'", expected=nearest(name, PEERS))
-    found = Checkout(name, Path(path).expanduser().absolute(), python or sys.executable)
+    # The process works in the peer's folder, from which a relative path would mean something else. Links stay: what one
+    # in an environment leads to is another Python.
+    program = str(Path(there).absolute()) if (there := shutil.which(python or sys.executable)) else python
+    found = Checkout(name, Path(path).expanduser().absolute(), program)
     if not found.file.is_file() or not (found.path / "utils" / "datasets.py").is_file():
         raise ConfigError(
             f"--peer {text}: no {found.file.relative_to(found.path)} and utils/datasets.py there",

@@ -131,7 +131,8 @@ def test_a_suite_trains_plays_and_tabulates_a_peer_beside_ours(peer, here, tmp_p
 
 def test_the_same_seed_makes_the_same_peer_and_the_same_episodes(peer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # paths are typed from there, and the peer works elsewhere
-    checkout = find_checkout("fql=peer")
+    Path("python").symlink_to(sys.executable)
+    checkout = find_checkout("fql=peer", "./python")
     for name in ("a", "b"):
         train_peer(checkout, toy(seed=3), Path(name), progress=False)
         train_peer(checkout, toy(seed=3), Path(name), progress=False)  # is trained already
